@@ -1,0 +1,40 @@
+# New here? `make demo` shows the whole thing on one machine; `make test` passes the tests. Both set everything up.
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+BIN := .venv/bin
+ARGS ?=
+
+help: ## show this text
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
+
+# torch goes first and alone: where a CPU build of this version is on offer pip takes it only when asked by exact
+# version, and everything after it is then satisfied (the default Linux wheel pulls several GB of CUDA libraries).
+.venv/installed: pyproject.toml deploy/constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Freshet needs Python 3.11 or newer; set PYTHON=/path/to/python3.11"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q --disable-pip-version-check torch==2.13.0
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c deploy/constraints.txt -e '.[dev]'
+	@touch $@
+
+setup: .venv/installed ## install pinned dependencies into .venv
+
+demo: setup ## run the main job on the embedded stack (ARGS='--help' teaches)
+	$(BIN)/freshet demo $(ARGS)
+
+test: setup ## all tests: unit, property, system, fault
+	$(BIN)/python -m pytest $(ARGS)
+
+test-quick: setup ## the tests that need neither broker nor LLM, under 2 minutes
+	$(BIN)/python -m pytest -m 'not slow' $(ARGS)
+
+lint: setup ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench-ingest: setup ## events/s of the profile stage beside idiomatic Faust, Quix Streams and Bytewax
+	$(BIN)/python -m benchmarks.ingest $(ARGS)
+
+clean: ## remove the environment, caches and fitted models
+	rm -rf .venv .freshet runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+.PHONY: help setup demo test test-quick lint bench-ingest clean

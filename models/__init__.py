@@ -1,0 +1,1 @@
+"""Tensors in, tensors out: backbones, instructions, the LLM, experts, fusion, constraint, training, evaluation."""

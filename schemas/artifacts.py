@@ -1,0 +1,155 @@
+"""Fitted models on disk: versioned folders with a hashed card, published whole or not at all.
+
+A folder holds `card.json`, `calibration.json`, `items.json` (item ids in row order), `interest.safetensors` (the item
+vectors user interests are averages of) and the models' own `*.safetensors`. There is no pickle anywhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from schemas.calibration import Calibration
+from schemas.errors import ArtifactError
+from schemas.events import describe
+
+
+class Card(BaseModel):
+    """What a model folder says of itself."""
+
+    model_config = ConfigDict(frozen=True, protected_namespaces=())
+
+    schema_version: int = 1
+    model_version: str
+    created_at: float
+    data_hash: str = Field(description="of the events and items it was fitted on")
+    settings: dict[str, Any] = Field(description="the settings it was fitted with, secrets excluded")
+    metrics: dict[str, float] = Field(default_factory=dict)
+    revision: str = Field(default="", description="git revision of the code, if known")
+    split_time: float = Field(description="event time of the last event fitted on")
+    files: dict[str, str] = Field(description="name → SHA-256")
+
+
+class Artifact:
+    """A published model folder whose files have been checked against their hashes."""
+
+    def __init__(self, folder: Path, card: Card) -> None:
+        self.folder = folder
+        self.card = card
+
+    @property
+    def model_version(self) -> str:
+        """Name of the version, equal to the folder's."""
+        return self.card.model_version
+
+    def path(self, name: str) -> Path:
+        """Return the path of a file of the artifact.
+
+        Raises:
+            ArtifactError: the card does not list it.
+        """
+        if name not in self.card.files:
+            raise ArtifactError(f"model {self.model_version} has no {name}; fit it anew with `freshet fit`")
+        return self.folder / name
+
+    def calibration(self) -> Calibration:
+        """Return the thresholds fitted with this model."""
+        return Calibration.model_validate_json(self.path("calibration.json").read_bytes())
+
+    def items(self) -> list[str]:
+        """Return the item ids in row order."""
+        return list(orjson.loads(self.path("items.json").read_bytes()))
+
+
+class Registry:
+    """The folder of all model versions, and the file that names the current one."""
+
+    def __init__(self, home: Path) -> None:
+        self.folder = home / "models"
+
+    def versions(self) -> list[str]:
+        """Return the published versions, oldest first."""
+        cards = sorted(self.folder.glob("*/card.json"), key=lambda path: path.stat().st_mtime)
+        return [path.parent.name for path in cards if not path.parent.name.startswith(".")]
+
+    def current(self) -> str:
+        """Return the version in use.
+
+        Raises:
+            ArtifactError: nothing was fitted yet.
+        """
+        pointer = self.folder / "CURRENT"
+        if not pointer.is_file():
+            raise ArtifactError(f"no fitted model under {self.folder}; run `freshet fit --data DIR` or `make demo` first")
+        return pointer.read_text().strip()
+
+    def select(self, version: str) -> None:
+        """Make `version` the current one, atomically."""
+        if not (self.folder / version / "card.json").is_file():
+            raise ArtifactError(f"no model version {version!r} under {self.folder}; there are: {self.versions()}")
+        handle, name = tempfile.mkstemp(dir=self.folder)
+        with os.fdopen(handle, "w") as out:
+            out.write(version)
+        Path(name).replace(self.folder / "CURRENT")
+
+    def open(self, version: str | None = None) -> Artifact:
+        """Return a version (None = the current one) after checking every file's hash.
+
+        Raises:
+            ArtifactError: it is absent, or a file is missing or changed.
+        """
+        version = version or self.current()
+        folder = self.folder / version
+        try:
+            card = Card.model_validate_json((folder / "card.json").read_bytes())
+        except FileNotFoundError as error:
+            raise ArtifactError(f"no model version {version!r} under {self.folder}") from error
+        except ValidationError as error:
+            raise ArtifactError(f"{folder}/card.json: {describe(error)}") from error
+        for name, digest in card.files.items():
+            path = folder / name
+            if not path.is_file() or file_hash(path) != digest:
+                raise ArtifactError(f"{path} is missing or does not match its hash; fit anew with `freshet fit`")
+        return Artifact(folder, card)
+
+    @contextmanager
+    def publish(self, version: str) -> Iterator[Path]:
+        """Yield a scratch folder that becomes `version` when the block ends without an error.
+
+        The block writes its files and calls `write_card` last.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=".", dir=self.folder))
+        try:
+            yield scratch
+            if not (scratch / "card.json").is_file():
+                raise ArtifactError(f"model {version} was given no card")
+            target = self.folder / version
+            if target.exists():
+                shutil.rmtree(target)
+            scratch.rename(target)
+        except BaseException:
+            shutil.rmtree(scratch, ignore_errors=True)
+            raise
+
+
+def write_card(folder: Path, card: Card) -> None:
+    """Write `card` into `folder` with the hashes of every file there."""
+    hashes = {path.name: file_hash(path) for path in sorted(folder.iterdir()) if path.is_file() and path.name != "card.json"}
+    filled = card.model_copy(update={"files": hashes})
+    (folder / "card.json").write_bytes(orjson.dumps(filled.model_dump(), option=orjson.OPT_INDENT_2))
+
+
+def file_hash(path: Path) -> str:
+    """Return the SHA-256 of a file, hexadecimal."""
+    with path.open("rb") as source:
+        return hashlib.file_digest(source, "sha256").hexdigest()

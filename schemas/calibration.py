@@ -1,0 +1,24 @@
+"""What `freshet fit` learned about *when* to act: written beside the models, read by streams and ranking."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Calibration(BaseModel):
+    """Thresholds calibrated on the training part of the timeline, each with the evidence it was chosen on."""
+
+    model_config = ConfigDict(frozen=True)
+
+    schema_version: int = 1
+    min_history: int = Field(ge=1, description="events before knowledge is generated for the first time")
+    ttl_s: float = Field(gt=0, description="age in event time at which knowledge is stale")
+    drift_mean: float = Field(description="population mean of d = 1 − cos(short, anchor)")
+    drift_sd: float = Field(gt=0, description="population standard deviation of d")
+    drift_prior: float = Field(ge=0, description="events' worth of weight of the population in a user's own mean and sd")
+    drift_slack: float = Field(ge=0, description="CUSUM allowance, in standard deviations")
+    drift_threshold: float = Field(gt=0, description="CUSUM threshold h")
+    drift_false_alarm_every: float = Field(gt=0, description="events per false alarm on user-shuffled histories")
+    margin_bound: float = Field(gt=0, description="B: margins are clipped to [−B, B], nats")
+    epsilon: float = Field(ge=0, description="full trust radius, nats")
+    evidence: dict[str, float] = Field(default_factory=dict, description="the figures the choices rest on")

@@ -1,0 +1,1 @@
+"""The Faust app and the pure folds it calls: profile, drift, trust, refresh."""
