@@ -89,7 +89,8 @@ class Registry:
         """
         pointer = self.folder / "CURRENT"
         if not pointer.is_file():
-            raise ArtifactError(f"no fitted model under {self.folder}; run `freshet fit --data DIR` or `make demo` first")
+            raise ArtifactError(
+                f"no fitted model under {self.folder}; run `freshet fit --data DIR` or `make demo` first")
         return pointer.read_text().strip()
 
     def select(self, version: str) -> None:
@@ -144,7 +145,8 @@ class Registry:
 
 def write_card(folder: Path, card: Card) -> None:
     """Write `card` into `folder` with the hashes of every file there."""
-    hashes = {path.name: file_hash(path) for path in sorted(folder.iterdir()) if path.is_file() and path.name != "card.json"}
+    files = [path for path in sorted(folder.iterdir()) if path.is_file() and path.name != "card.json"]
+    hashes = {path.name: file_hash(path) for path in files}
     filled = card.model_copy(update={"files": hashes})
     (folder / "card.json").write_bytes(orjson.dumps(filled.model_dump(), option=orjson.OPT_INDENT_2))
 

@@ -15,7 +15,7 @@ class Calibration(BaseModel):
     ttl_s: float = Field(gt=0, description="age in event time at which knowledge is stale")
     drift_mean: float = Field(description="population mean of d = 1 − cos(short, anchor)")
     drift_sd: float = Field(gt=0, description="population standard deviation of d")
-    drift_prior: float = Field(ge=0, description="events' worth of weight of the population in a user's own mean and sd")
+    drift_prior: float = Field(ge=0, description="the population's weight in a user's own mean and sd, in events")
     drift_slack: float = Field(ge=0, description="CUSUM allowance, in standard deviations")
     drift_threshold: float = Field(gt=0, description="CUSUM threshold h")
     drift_false_alarm_every: float = Field(gt=0, description="events per false alarm on user-shuffled histories")

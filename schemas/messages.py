@@ -152,7 +152,7 @@ class ModelUpdate(Message):
     """alignment or an operator → workers: load this artifact or LoRA adapter."""
 
     model_version: str
-    adapter: str | None = Field(default=None, description="folder of a peft LoRA adapter under the registry; null: none")
+    adapter: str | None = Field(default=None, description="folder of a peft LoRA adapter in the registry; null: none")
     published_at: float
 
 

@@ -1,0 +1,47 @@
+import base64
+
+import pytest
+
+from schemas.codec import dead_letter, decode, encode
+from schemas.errors import PoisonError
+from schemas.messages import DeadLetter, KnowledgeRequest, Margin
+from schemas.topics import TOPICS
+
+REQUEST = KnowledgeRequest(
+    user_id="u", version=3, reason="drift", history=["a", "b"], count=9, event_id="e", event_time=5.0,
+    caused_at=6.0, requested_at=7.0,
+)
+
+
+def test_a_message_survives_the_wire_with_fields_of_newer_versions():
+    newer = encode(REQUEST)[:-1] + b',"new_field":[1,2]}'
+    back = decode(KnowledgeRequest, newer)
+    assert back.version == 3
+    assert back.model_extra == {"new_field": [1, 2]}
+    assert decode(KnowledgeRequest, encode(back)) == back
+
+
+@pytest.mark.parametrize("value", [None, b"", b"nope", b"{}", encode(REQUEST).replace(b'"drift"', b'"boredom"')])
+def test_what_is_no_such_message_is_poison(value):
+    with pytest.raises(PoisonError):
+        decode(KnowledgeRequest, value)
+
+
+def test_a_margin_must_be_finite():
+    with pytest.raises(PoisonError, match="value"):
+        decode(Margin, b'{"event_id":"e","item_id":"i","count":1,"value":1e999,"knowledge_version":1}')
+
+
+def test_a_dead_letter_keeps_the_original_bytes_exactly():
+    poison = bytes(range(256))
+    letter = dead_letter("t", 2, 41, "bad", value=poison, key=None, role="streams", failed_at=1.0)
+    back = decode(DeadLetter, encode(letter))
+    assert (back.topic, back.partition, back.offset, back.reason, back.key) == ("t", 2, 41, "bad", None)
+    assert base64.b64decode(back.value) == poison
+
+
+def test_topics_folded_into_user_states_are_co_partitioned():
+    # A user's events, judgements and updates must meet in the process that owns the user's state.
+    for name in ("behaviour-events", "judgements", "knowledge-updates"):
+        assert TOPICS[name].partitions is None
+        assert TOPICS[name].key == "user_id"
