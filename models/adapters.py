@@ -1,0 +1,102 @@
+"""LoRA adapters (peft) put into a decoder in place: checked before they are let in, swapped while it runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftConfig, inject_adapter_in_model, set_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from schemas.errors import FreshetError
+
+
+def load(decoder: nn.Module, path: Path, name: str) -> None:
+    """Put the adapter stored in `path` into the decoder under `name`, replacing one of that name once it is sound.
+
+    Raises:
+        FreshetError: it is damaged or fits another model; the decoder's other adapters are untouched.
+    """
+    config, weights = read(path)
+    trial = f"{name}__trial"  # peft drops what does not fit without a word, so it is tried under another name first
+    try:
+        _insert(decoder, config, weights, trial)
+        if name in names(decoder):
+            _delete(decoder, name)
+        _insert(decoder, config, weights, name)
+    except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        text = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
+        raise FreshetError(f"the LoRA adapter {path} does not fit this language model: {text}") from error
+    finally:
+        _delete(decoder, trial)
+
+
+def read(path: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
+    """Return configuration and weights of a peft folder; pickled weights are refused.
+
+    Raises:
+        FreshetError: a file is missing, damaged, not LoRA, or holds numbers that are not finite.
+    """
+    try:
+        config = PeftConfig.from_pretrained(str(path))
+        weights = load_file(path / "adapter_model.safetensors")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        raise FreshetError(
+            f"the LoRA adapter {path} cannot be read ({type(error).__name__}: {str(error).splitlines()[0][:200]}); "
+            "it must be a peft folder with adapter_config.json and adapter_model.safetensors") from error
+    if not isinstance(config, LoraConfig):
+        raise FreshetError(f"{path} is a {config.peft_type} adapter; only LoRA is supported")
+    if not weights or not all(bool(torch.isfinite(weight).all()) for weight in weights.values()):
+        raise FreshetError(f"the LoRA adapter {path} is empty or holds numbers that are not finite; train it anew")
+    return config, weights
+
+
+def names(decoder: nn.Module) -> set[str]:
+    """Return the names of the adapters in a decoder."""
+    return {name for layer in _tuned(decoder) for name in layer.lora_A}
+
+
+def choose(decoder: nn.Module, name: str | None) -> None:
+    """Make one adapter the active one, frozen; None = none.
+
+    Raises:
+        FreshetError: there is none of that name.
+    """
+    if name is not None and name not in names(decoder):
+        raise FreshetError(f"no LoRA adapter named {name!r} was loaded; there are: {sorted(names(decoder))}")
+    for layer in _tuned(decoder):
+        if name is not None and name in layer.lora_A:
+            layer.set_adapter(name)
+        layer.enable_adapters(name is not None and name in layer.lora_A)
+    decoder.requires_grad_(False)
+
+
+def enable(decoder: nn.Module, on: bool) -> None:
+    """Let the active adapter act, or not, from the next forward pass on."""
+    for layer in _tuned(decoder):
+        layer._disable_adapters = not on  # enable_adapters() would also flip requires_grad of every weight
+
+
+def _tuned(decoder: nn.Module) -> list[Any]:
+    return [module for module in decoder.modules() if isinstance(module, BaseTunerLayer)]
+
+
+def _insert(decoder: nn.Module, config: LoraConfig, weights: dict[str, Tensor], name: str) -> None:
+    inject_adapter_in_model(config, decoder, name)
+    # saved from the causal LM the names start with base_model.model.model., from the bare decoder without the last one
+    cut = {key.removeprefix("base_model.model.").removeprefix("model."): value for key, value in weights.items()}
+    result = set_peft_model_state_dict(decoder, cut, adapter_name=name)
+    missing = [key for key in result.missing_keys if f".{name}." in key]
+    if missing or result.unexpected_keys:
+        raise ValueError(f"{len(missing)} weights are missing, {len(result.unexpected_keys)} are unknown")
+    decoder.eval()
+
+
+def _delete(decoder: nn.Module, name: str) -> None:
+    for layer in _tuned(decoder):
+        if name in layer.lora_A:
+            layer.delete_adapter(name)
