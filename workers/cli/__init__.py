@@ -1,0 +1,37 @@
+"""The command line, `freshet`. Exit codes: 0 done, 1 something a person can mend, 2 wrong usage, 130 Ctrl-C."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from schemas.errors import FreshetError
+from workers.cli import data, doctor, documents, service, stream, user, versions
+
+app = typer.Typer(
+    name="freshet", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="Keeps a recommender's LLM knowledge about its users fresh while behaviour streams in.\n\n"
+         "New here? `freshet demo` shows all of it on this machine; `freshet up` runs it as a service.")
+app.command()(data.demo)
+app.command()(data.fit)
+app.command()(service.up)
+app.command(hidden=True)(service.role)
+app.command()(service.health)
+app.command()(stream.produce)
+app.command()(stream.tail)
+app.command()(stream.topics)
+app.command()(user.user)
+app.command()(doctor.doctor)
+app.command()(versions.models)
+app.command()(documents.schema)
+
+
+def main() -> None:
+    """Run the command line."""
+    try:
+        app()
+    except FreshetError as error:
+        typer.secho(f"freshet: {error}", fg=typer.colors.RED, err=True)
+        sys.exit(1)

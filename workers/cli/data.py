@@ -1,0 +1,55 @@
+"""`freshet fit` and `freshet demo`: models out of a data set, and the main job shown on one machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from schemas.settings import load
+
+DataFolder = Annotated[
+    Path | None, typer.Option(help="Folder with events.csv and items.jsonl; without it MovieLens-100K is downloaded.")]
+
+
+def fit(data: DataFolder = None) -> None:
+    """Fit reference and knowledge models on the first part of the timeline, and calibrate when to refresh.
+
+    Stages whose data and settings did not change are taken from the last time. `events.csv` has the columns user_id,
+    item_id, timestamp and, if you like, event_type; `items.jsonl` has item_id, title and attributes (a list).
+
+    Example: `freshet fit --data my-shop`
+    """
+    from workers import movielens
+    from workers.fit import Reporter, run
+
+    settings = load()
+    folder = data or movielens.fetch(settings.home, typer.echo)
+    with Reporter() as reporter:
+        artifact = run(settings, folder, reporter)
+    typer.echo(f"fitted {artifact.model_version} in {artifact.folder}")
+
+
+def demo(
+    data: DataFolder = None,
+    speed: Annotated[float, typer.Option(help="Seconds of event time per second; 0 = as fast as answers come.")] = 0.0,
+    events: Annotated[int, typer.Option(help="Events to produce, from the split on; 0 = all.")] = 0,
+    window: Annotated[int, typer.Option(help="Events without an answer at a time, at most.")] = 256,
+    out: Annotated[Path, typer.Option(help="Where the folder with the report goes.")] = Path("runs"),
+) -> None:
+    """Show the main job on this machine: fit, start everything, stream, recommend, report.
+
+    Models are fitted on the first part of the timeline; the rest is produced in time order, each event predicted from
+    what was recommended before it. Ends with runs/TIME/report.html and report.json. Ctrl-C ends it cleanly and still
+    writes the report.
+
+    Examples:
+
+    `freshet demo --events 2000`
+
+    `freshet demo --data my-shop --speed 3600`
+    """
+    from workers.demo.run import Demo
+
+    Demo(load(), data, speed=speed, events=events, window=window, out=out).run()

@@ -1,0 +1,21 @@
+"""`freshet schema`: the contracts as documents."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def schema(
+    out: Annotated[Path, typer.Option(help="Folder to write into.")] = Path("docs"),
+) -> None:
+    """Write JSON Schema per topic, an AsyncAPI 3 document and the table of settings.
+
+    Example: `freshet schema --out docs`
+    """
+    from schemas import documents
+
+    changed = documents.write(out)
+    typer.echo("\n".join(str(path) for path in changed) or f"{out} is current")

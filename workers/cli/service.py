@@ -1,0 +1,97 @@
+"""`freshet up`, `freshet health`, and the hidden `freshet role` that runs one process of a stack."""
+
+from __future__ import annotations
+
+import signal
+import time
+from dataclasses import replace
+from importlib import import_module
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+from schemas.artifacts import Registry
+from schemas.errors import FreshetError
+from schemas.settings import load
+from workers import running
+
+# Role → module whose `main(settings)` runs it until SIGTERM.
+ROLE_MODULES = {
+    "store": "workers.store.server",
+    "streams": "streams.app",
+    "knowledge": "workers.knowledge",
+    "ranking": "workers.ranking",
+}
+
+
+def up(
+    roles: Annotated[str, typer.Option(help="Comma-separated: streams, knowledge, ranking.")] = "",
+    port: Annotated[int | None, typer.Option(help="Port of the embedded broker; 0 = any free one.")] = None,
+) -> None:
+    """Run Freshet as a service with the newest fitted models, until Ctrl-C.
+
+    With no broker set, a broker and a vector store are started beside the roles, and other `freshet` commands on the
+    same home find them by themselves.
+
+    Examples:
+
+    `freshet up --port 9092`, then in another terminal `freshet tail recommendations`
+
+    `FRESHET_KAFKA_BOOTSTRAP=kafka:9092 FRESHET_QDRANT_URL=http://qdrant:6333 freshet up --roles knowledge`
+    """
+    from workers.supervisor import ROLES, Stack
+
+    settings = load()
+    if port is not None:
+        settings = replace(settings, kafka=replace(settings.kafka, port=port))
+    names = [name.strip() for name in roles.split(",") if name.strip()] or list(ROLES)
+    version = Registry(settings.home.absolute()).current()
+    asked_to_stop: list[int] = []
+
+    def _stop(number: int, _: FrameType | None) -> None:
+        asked_to_stop.append(number)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, _stop)
+    typer.echo(f"starting {', '.join(names)} with model {version}")
+    try:
+        with Stack(settings, names, say=typer.echo) as stack:
+            typer.echo(f"broker: {stack.settings.kafka.bootstrap}")
+            if stack.settings.qdrant.url:
+                typer.echo(f"store: {stack.settings.qdrant.url}")
+            typer.echo(f"logs: {running.run_folder(stack.settings.home)}")
+            typer.echo("ready")
+            while True:
+                stack.check()
+                time.sleep(0.5)
+    except KeyboardInterrupt:
+        typer.echo("stopped")
+        if not asked_to_stop:  # Ctrl-C; a service manager's SIGTERM is an ordinary end
+            raise typer.Exit(130) from None
+
+
+def role(name: Annotated[str, typer.Argument(help=f"One of {', '.join(ROLE_MODULES)}.")]) -> None:
+    """Run one role in this process; `freshet up` starts these. Example: `freshet role ranking`."""
+    if name not in ROLE_MODULES:
+        raise FreshetError(f"unknown role {name!r}; roles are {', '.join(ROLE_MODULES)}")
+    settings = load()
+    import_module(ROLE_MODULES[name]).main(settings)
+
+
+def health() -> None:
+    """Exit 0 if the stack on this home is up and every role is ready, else 1. Example: `freshet health && echo ok`."""
+    import psutil
+
+    settings = load()
+    stack = running.find(settings.home)
+    if stack is None:
+        raise FreshetError(f"nothing runs on {settings.home}")
+    if not stack.ready:
+        raise FreshetError("starting")
+    for name, pid in stack.pids.items():
+        ready = name == "broker" or (running.run_folder(settings.home) / f"{name}.ready").exists()
+        if not ready or not psutil.pid_exists(pid):
+            raise FreshetError(f"{name} is not ready")
+    typer.echo(f"healthy: {', '.join(stack.pids)}")
+

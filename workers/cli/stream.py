@@ -1,0 +1,134 @@
+"""`freshet produce`, `freshet tail`, `freshet topics`: what goes in and what comes out."""
+
+from __future__ import annotations
+
+import sys
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated
+
+import orjson
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from schemas.errors import DataError, FreshetError
+from schemas.settings import load
+from schemas.topics import TOPICS
+
+
+def produce(
+    file: Annotated[str, typer.Argument(help="CSV with a header, or JSON lines; - reads standard input.")],
+    backfill: Annotated[bool, typer.Option(help="History: folded into user states, nothing is recommended.")] = False,
+    speed: Annotated[float, typer.Option(help="Seconds of event time per second; 0 = as fast as possible.")] = 0.0,
+) -> None:
+    """Send behaviour events.
+
+    Needed per event: `user_id`, `item_id`, `event_time` (or `timestamp`). Lines that are no events are counted, not
+    sent.
+
+    Examples:
+
+    `freshet produce events.csv --backfill`
+
+    `echo '{"user_id": "7", "item_id": "50", "event_time": 893286638}' | freshet produce -`
+    """
+    from workers.produce import EventProducer, Pacer, Rejected, read_events
+    from workers.running import connected
+
+    settings = connected(load())
+    rejected = Rejected()
+    producer = EventProducer(settings.kafka, backfill=backfill, stall_s=settings.watchdog.stall_s)
+    pacer = Pacer(speed, time.monotonic())
+    try:
+        with nullcontext(sys.stdin) if file == "-" else Path(file).open(encoding="utf-8-sig", newline="") as source:
+            for event in read_events(source, rejected):
+                while (wait := pacer.due(event.event_time) - time.monotonic()) > 0:
+                    producer.poll(min(wait, 0.5))
+                producer.send(event)
+    except FileNotFoundError:
+        raise DataError(f"there is no file {file}") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file} is not UTF-8 text: {error}") from None
+    finally:
+        producer.flush()
+    typer.echo(f"produced {producer.delivered:,} events to behaviour-events")
+    if rejected.count:
+        raise FreshetError(f"{rejected.count:,} lines are no events and were not sent; " + "; ".join(rejected.first))
+
+
+def tail(
+    topic: Annotated[str, typer.Argument(help="A topic; `freshet topics` lists them.")],
+    from_beginning: Annotated[bool, typer.Option(help="Everything the topic holds, then what comes.")] = False,
+    n: Annotated[int, typer.Option("-n", help="Stop after this many; 0 = never.")] = 0,
+) -> None:
+    """Print the records of a topic as JSON lines, as they come, until Ctrl-C.
+
+    Examples:
+
+    `freshet tail recommendations`
+
+    `freshet tail dead-letters --from-beginning -n 10`
+    """
+    from workers.running import connected
+    from workers.topic_reader import TopicReader
+
+    if topic not in TOPICS:
+        raise FreshetError(f"unknown topic {topic!r}; topics are {', '.join(TOPICS)}")
+    settings = connected(load())
+    shown = 0
+    with TopicReader(settings.kafka, [topic], from_beginning=from_beginning) as reader:
+        while not n or shown < n:
+            for message in reader.poll(0.5):
+                sys.stdout.write(_line(message.value()) + "\n")
+                shown += 1
+                if n and shown >= n:
+                    break
+            sys.stdout.flush()
+
+
+def _line(value: bytes | None) -> str:
+    try:
+        return orjson.dumps(orjson.loads(value or b"")).decode()
+    except orjson.JSONDecodeError:
+        return repr(value)
+
+
+def topics(
+    create: Annotated[bool, typer.Option("--create", help="Create the missing ones first.")] = False,
+) -> None:
+    """Show the table of topics, with how many records each holds where a broker answers.
+
+    Example: `FRESHET_KAFKA_BOOTSTRAP=kafka:9092 freshet topics --create`
+    """
+    from workers import kafka
+    from workers.running import connected
+    from workers.topic_reader import watermarks
+
+    settings = load()
+    live: dict[str, list[tuple[int, int]]] = {}
+    try:
+        settings = connected(settings)
+    except FreshetError:
+        if create:
+            raise
+    if settings.kafka.bootstrap:
+        kafka.check_reachable(settings.kafka)
+        if create:
+            kafka.create_topics(settings.kafka)
+        live = watermarks(settings.kafka, list(TOPICS))
+    console = Console()
+    wide = console.width >= 120
+    title = f"topics at {settings.kafka.bootstrap}" if live else "topics (no broker running)"
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for column in ("topic", "key", "partitions", "cleanup", "kept", "records", *(("flow",) if wide else ())):
+        table.add_column(column, justify="right" if column in ("partitions", "records") else "left")
+    for topic in TOPICS.values():
+        marks = live.get(topic.name)
+        kept = "for ever" if topic.retention_ms < 0 else f"{topic.retention_ms // 86_400_000} d"
+        records = "" if not live else "missing" if marks is None else f"{sum(high - low for low, high in marks):,}"
+        partitions = topic.partitions or settings.kafka.partitions if marks is None else len(marks)
+        table.add_row(topic.name, topic.key, str(partitions), topic.cleanup, kept, records,
+                      *((f"{topic.writer} → {topic.readers}",) if wide else ()))
+    console.print(table)

@@ -1,0 +1,113 @@
+"""`freshet user`: what is known of one user, and why they were last recommended what they were."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from schemas.codec import decode
+from schemas.errors import PoisonError
+from schemas.messages import KnowledgeRequest, KnowledgeUpdate, RankingRequest, Recommendation
+from schemas.settings import Settings, load
+from schemas.topics import KNOWLEDGE_REQUESTS, KNOWLEDGE_UPDATES, RANKING_REQUESTS, RECOMMENDATIONS, TOPICS
+
+
+def user(
+    user_id: Annotated[str, typer.Argument(metavar="ID", help="The user's id, as producers send it.")],
+    last: Annotated[int, typer.Option(help="Newest records per topic to look through.")] = 100_000,
+) -> None:
+    """Show a user's state, the knowledge held about them, and their last recommendation with its reason.
+
+    Example: `freshet user 42`
+    """
+    from workers.running import connected
+    from workers.topic_reader import read_all
+
+    settings = connected(load())
+    names = [topic.name for topic in (RANKING_REQUESTS, KNOWLEDGE_REQUESTS, KNOWLEDGE_UPDATES, RECOMMENDATIONS)]
+    newest = {}
+    for message in read_all(settings.kafka, names, key=user_id.encode(), last=last):
+        if message.key() == user_id.encode() and message.value():
+            newest[message.topic()] = message.value()
+    found = {}
+    for name, value in newest.items():
+        try:
+            found[name] = decode(TOPICS[name].model, value)
+        except PoisonError:
+            continue
+    now = time.time()
+    console = Console(highlight=False)
+    console.print(f"[bold]user {user_id}[/bold]")
+    _state(console, found.get(RANKING_REQUESTS.name), now)  # type: ignore[arg-type]
+    _knowledge(console, settings, user_id, found.get(KNOWLEDGE_REQUESTS.name),  # type: ignore[arg-type]
+               found.get(KNOWLEDGE_UPDATES.name), now)  # type: ignore[arg-type]
+    _recommendation(console, found.get(RECOMMENDATIONS.name), now)  # type: ignore[arg-type]
+    if not found:
+        console.print("Nothing is known: no event of this user has come since the broker started, only history was "
+                      "folded, or the id is another one.")
+        raise typer.Exit(1)
+
+
+def _state(console: Console, state: RankingRequest | None, now: float) -> None:
+    if state is None:
+        return
+    history = ", ".join(state.history[-8:])
+    console.print(
+        f"state: {state.count:,} events, {len(state.history)} kept, {len(state.seen)} older items not recommended "
+        f"again, trust {state.trust:.2f}, updated {_ago(now, state.requested_at)}\n"
+        f"  newest items: {history}")
+
+
+def _knowledge(console: Console, settings: Settings, user_id: str, request: KnowledgeRequest | None,
+               update: KnowledgeUpdate | None, now: float) -> None:
+    if update is None:
+        console.print("knowledge: none yet")
+    else:
+        console.print(
+            f"knowledge: version {update.version} by model {update.model_version}, generated "
+            f"{_ago(now, update.generated_at)} because of {update.reason}, includes {update.count:,} events")
+    if request is not None and (update is None or request.version > update.version):
+        console.print(f"  asked for: version {request.version} because of {request.reason}, "
+                      f"{_ago(now, request.requested_at)}")
+    if settings.qdrant.url:
+        console.print("  in the store: " + _stored(settings, user_id, now))
+
+
+def _stored(settings: Settings, user_id: str, now: float) -> str:
+    from schemas.errors import StoreUnavailableError
+    from workers.store.qdrant import QdrantStore
+
+    store = QdrantStore(settings.qdrant.url, settings.fit.dim, settings.qdrant)
+    try:
+        point = store.read([user_id]).get(user_id)
+    except StoreUnavailableError as error:
+        return f"the store does not answer ({error})"
+    finally:
+        store.close()
+    if point is None:
+        return "nothing"
+    vectors, width = point.vectors.shape
+    return f"version {point.version}, {vectors} vectors of {width}, {_ago(now, point.generated_at)}"
+
+
+def _recommendation(console: Console, last: Recommendation | None, now: float) -> None:
+    if last is None:
+        return
+    used = f"knowledge version {last.knowledge_version}, {last.knowledge_behind} events behind, λ {last.lagrange:.3g}" \
+        if last.source == "fused" and last.lagrange is not None else f"behaviour only ({last.fallback})"
+    console.print(
+        f"last recommendation: {_ago(now, last.ranked_at)}, because of a new {last.reason}, includes "
+        f"{last.count:,} events; {used}; KL {last.kl:.3g} of {last.epsilon:.3g} nats\n"
+        f"  items: {', '.join(item.item_id for item in last.items)}\n"
+        f"  behaviour alone: {', '.join(last.reference)}")
+
+
+def _ago(now: float, then: float) -> str:
+    seconds = max(0.0, now - then)
+    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit} ago"
+    return f"{seconds:.1f} s ago"
