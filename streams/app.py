@@ -1,0 +1,143 @@
+"""The streams role: a Faust app around the stage. `main` runs it in the foreground."""
+
+from __future__ import annotations
+
+import logging
+import ssl
+from pathlib import Path
+from typing import Any
+
+import faust
+from faust.types.auth import AuthProtocol, SASLMechanism
+
+from schemas.artifacts import Registry
+from schemas.settings import KafkaSettings, Settings
+from streams.batching import BatchTransport
+from streams.catalogue import ItemVectors
+from streams.outbox import Outbox
+from streams.planner import Planner
+from streams.stage import SOURCES, Stage
+from streams.table import UserTable
+from streams.watchdog import Watchdog
+
+log = logging.getLogger("freshet.streams")
+
+GROUP = "freshet-streams"
+TABLE = "user-state"
+# Two batches wait while one is processed: enough to keep the fetcher busy, few enough to bound memory.
+BUFFERED_BATCHES = 2
+# Kafka takes batches of up to max.message.bytes, 1 MiB unless raised.
+MAX_BATCH_BYTES = 900_000
+
+
+class StreamsApp(faust.App):
+    """A Faust app whose source topics are delivered in batches."""
+
+    batched_topics: frozenset[str] = frozenset()
+
+
+def credentials(settings: KafkaSettings) -> Any:
+    """Return Faust's credentials for the settings, None for PLAINTEXT."""
+    if settings.security_protocol == "PLAINTEXT":
+        return None
+    context = None
+    if settings.security_protocol in {"SSL", "SASL_SSL"}:
+        context = ssl.create_default_context(cafile=settings.ssl_cafile or None)
+    if settings.security_protocol == "SSL":
+        return faust.SSLCredentials(context)
+    credentials = faust.SASLCredentials(
+        username=settings.sasl_username, password=settings.sasl_password,
+        mechanism=SASLMechanism(settings.sasl_mechanism), ssl_context=context)
+    credentials.protocol = AuthProtocol(settings.security_protocol)
+    return credentials
+
+
+def build(settings: Settings, planner: Planner) -> StreamsApp:
+    """Return the app; `settings.kafka.bootstrap` says where the broker is."""
+    kafka = settings.kafka
+    folder = settings.home / "streams"
+    folder.mkdir(parents=True, exist_ok=True)
+    session_s = kafka.session_timeout_s
+    app = StreamsApp(
+        GROUP,
+        broker=[f"kafka://{server.strip()}" for server in kafka.bootstrap.split(",")],
+        broker_credentials=credentials(kafka),
+        broker_session_timeout=session_s, broker_heartbeat_interval=session_s / 5,
+        broker_request_timeout=max(30.0, 1.5 * session_s), broker_commit_interval=1.0,
+        store="rocksdb://", datadir=str(folder), web_enabled=False,
+        topic_partitions=kafka.partitions, topic_replication_factor=kafka.replication, topic_disable_leader=True,
+        table_standby_replicas=0, stream_buffer_maxsize=BUFFERED_BATCHES, stream_wait_empty=True,
+        stream_recovery_delay=0.0, producer_max_batch_size=MAX_BATCH_BYTES, producer_request_timeout=30.0)
+    app.batched_topics = frozenset(SOURCES)
+    app.transport = BatchTransport(app.conf.broker_consumer, app)
+    sources = app.topic(*SOURCES, key_serializer="raw", value_serializer="raw")
+    store = app.Table(TABLE, key_type=bytes, value_type=bytes, partitions=kafka.partitions)
+    ready = settings.home / "run" / "streams.ready"
+    stage: Stage | None = None
+
+    def the_stage() -> Stage:
+        nonlocal stage
+        if stage is None:
+            outbox = Outbox(app.producer._ensure_producer())
+            stage = Stage(planner, UserTable(store, outbox), outbox, settings)
+        return stage
+
+    @app.agent(sources)
+    async def states(stream: Any) -> None:
+        # Acknowledged by hand: Faust takes an exception that leaves the loop for an acknowledgement.
+        async for event in stream.noack().events():
+            message = event.message
+            try:
+                await the_stage().handle(message.topic, message.partition, event.value)
+            except Exception as error:
+                # Neither a bad record nor a broker that is away comes here; a full disk does. Nothing was committed.
+                log.exception("cannot process %s[%d] up to offset %d", message.topic, message.partition,
+                              message.offset)
+                await app.crash(error)
+                raise
+            app.consumer.settle(message)
+
+    @app.on_partitions_revoked.connect
+    async def on_revoked(*args: Any, **kwargs: Any) -> None:
+        the_stage().table.clear()
+
+    @app.on_partitions_assigned.connect
+    async def on_assigned(*args: Any, **kwargs: Any) -> None:
+        the_stage().table.clear()
+
+    @app.task
+    async def watch() -> None:
+        watchdog = Watchdog(settings.watchdog.stall_s)
+        await watchdog.run(app, ready)
+
+    return app
+
+
+def load_planner(settings: Settings) -> Planner:
+    """Return the planner of the newest fitted model.
+
+    Raises:
+        ArtifactError: nothing was fitted, or it is damaged.
+    """
+    artifact = Registry(settings.home).open()
+    return Planner(ItemVectors.load(artifact), artifact.calibration(), settings, artifact.model_version)
+
+
+def main(settings: Settings) -> None:
+    """Run the role until SIGTERM or SIGINT; a stall or a crash exits non-zero.
+
+    Writes `run/streams.ready` under the home folder once partitions are assigned and their states recovered.
+    """
+    ready: Path = settings.home / "run" / "streams.ready"
+    ready.parent.mkdir(parents=True, exist_ok=True)
+    ready.unlink(missing_ok=True)
+    app = build(settings, load_planner(settings))
+    for name in ("faust", "mode", "aiokafka", "streams.app", "streams.batching"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    worker = faust.Worker(app, override_logging=False, redirect_stdouts=False, quiet=True)
+    try:
+        worker.execute_from_commandline()
+    finally:
+        ready.unlink(missing_ok=True)
+
+

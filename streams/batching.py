@@ -1,0 +1,118 @@
+"""A Kafka transport for Faust that hands an agent whole batches instead of single events.
+
+Faust spends about 70 µs on every event it delivers, which caps an agent that does nothing at 15,000 events/s. Here
+each partition's fetched records become *one* message whose value is the list of records and whose offset is the last
+one's, so that cost is paid once per fetch. A batch is therefore the unit of acknowledgement: its offsets are committed
+together once everything it caused is durable.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from faust.transport.drivers.aiokafka import Consumer, Transport
+from faust.types import TP, ConsumerMessage, Message
+
+
+@dataclass(slots=True)
+class Batch:
+    """Consecutive records of one partition in the shape of a single aiokafka record; `value` is the list of them."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp: int | None
+    timestamp_type: int | None
+    value: list[Any]
+    key: bytes | None = None
+    headers: tuple[()] = ()
+    checksum: int | None = None
+    serialized_key_size: int = 0
+    serialized_value_size: int = 0
+
+
+def fold_records(records: Mapping[TP, list[Any]], source_topics: frozenset[str]) -> dict[TP, list[Any]]:
+    """Return fetched records with each source partition's folded into one `Batch`; other topics' pass unchanged.
+
+    Changelogs must pass record by record: Faust's recovery counts their offsets one by one.
+    """
+    out: dict[TP, list[Any]] = {}
+    for tp, group in records.items():
+        if tp.topic in source_topics and group:
+            last = group[-1]
+            out[tp] = [Batch(tp.topic, tp.partition, last.offset, last.timestamp, last.timestamp_type, group)]
+        else:
+            out[tp] = group
+    return out
+
+
+class BatchConsumer(Consumer):
+    """The aiokafka consumer, delivering a partition's fetched records as one message.
+
+    It keeps its own account of what may be committed: an offset is, once every message delivered before it is settled.
+    Faust's own commits past an unacknowledged message when acknowledgements arrive out of order (faust-streaming #606),
+    acknowledges messages it skips during a rebalance, and would spell out a batch's offsets to look for gaps.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._delivered: defaultdict[TP, deque[int]] = defaultdict(deque)
+        self._settled: defaultdict[TP, set[int]] = defaultdict(set)
+        self.settled = 0  # batches, since the start
+
+    @property
+    def unsettled(self) -> int:
+        """Batches handed out that are still to be processed."""
+        return sum(offset not in self._settled[tp] for tp, offsets in self._delivered.items() for offset in offsets)
+
+    def settle(self, message: Message) -> None:
+        """Note that everything the message caused is durable: its offset may be committed in its turn."""
+        self.settled += 1
+        self._settled[message.tp].add(message.offset)
+        self._acked.setdefault(message.tp, [])  # the commit loop visits the partitions named here
+        message.ack(self)  # what a rebalance waits for before it gives a partition up
+
+    async def _getmany(self, active_partitions: set[TP] | None, timeout: float) -> dict[TP, list[Any]]:
+        return fold_records(await super()._getmany(active_partitions, timeout), self.app.batched_topics)
+
+    def _to_message(self, tp: TP, record: Any) -> ConsumerMessage:
+        if tp.topic in self.app.batched_topics:
+            self._delivered[tp].append(record.offset)
+        return super()._to_message(tp, record)
+
+    async def _add_gap(self, tp: TP, offset_from: int, offset_to: int) -> None:
+        """Do nothing: holes in a partition lie between delivered messages and need no bookkeeping here."""
+
+    def _new_offset(self, tp: TP) -> int | None:
+        """Return the offset to commit (last settled + 1) or None."""
+        delivered, settled = self._delivered[tp], self._settled[tp]
+        self._acked[tp] = []
+        self._acked_index[tp].clear()
+        last: int | None = None
+        while delivered and delivered[0] in settled:
+            last = delivered.popleft()
+        if last is None:
+            return None
+        self._settled[tp] = {offset for offset in settled if offset > last}
+        return last + 1
+
+    async def perform_seek(self) -> None:
+        """Seek to the committed offsets; what was delivered after them will be delivered again."""
+        await super().perform_seek()
+        self._delivered.clear()
+
+    async def on_partitions_revoked(self, revoked: set[TP]) -> None:
+        """Commit what is settled, then forget the partitions."""
+        await super().on_partitions_revoked(revoked)
+        for tp in revoked:
+            self._delivered.pop(tp, None)
+            self._settled.pop(tp, None)
+
+
+class BatchTransport(Transport):
+    """Faust's aiokafka transport with the batching consumer."""
+
+    Consumer = BatchConsumer

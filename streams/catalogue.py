@@ -1,0 +1,45 @@
+"""Item vectors: what user interests are averages of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file
+
+from schemas.artifacts import Artifact
+from schemas.errors import ArtifactError
+
+
+class ItemVectors:
+    """Item ids and their unit vectors.
+
+    Every row is scaled to length 1, so that each event weighs the same in an interest; a zero row stays zero. The last
+    row of `vectors`, number `unknown`, is zero and stands for every item the catalogue does not have.
+
+    Args:
+        items: n item ids.
+        vectors: (n, d) floats, finite, rows in the order of `items`.
+    """
+
+    def __init__(self, items: Sequence[str], vectors: NDArray[np.floating]) -> None:
+        if vectors.ndim != 2 or len(items) != len(vectors) or not np.isfinite(vectors).all():
+            raise ArtifactError(f"item vectors of shape {vectors.shape} do not fit {len(items)} items, or are not "
+                                "finite; fit anew with `freshet fit`")
+        norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+        unit = np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 0)
+        self.vectors: NDArray[np.float32] = np.concatenate([unit, np.zeros_like(unit[:1], shape=(1, unit.shape[1]))]
+                                                           ).astype(np.float32)
+        self.rows: dict[str, int] = {item: row for row, item in enumerate(items)}
+        self.unknown = len(items)
+        self.dim = int(vectors.shape[1])
+
+    @classmethod
+    def load(cls, artifact: Artifact) -> ItemVectors:
+        """Return the vectors of a fitted model: key "items" of its interest.safetensors."""
+        tensors = load_file(artifact.path("interest.safetensors"))
+        if "items" not in tensors:
+            raise ArtifactError(f"model {artifact.model_version}: interest.safetensors has no tensor 'items'; "
+                                "fit anew with `freshet fit`")
+        return cls(artifact.items(), tensors["items"].astype(np.float32))

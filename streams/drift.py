@@ -1,0 +1,92 @@
+"""Has a user's interest moved away from what their knowledge was built on?
+
+d_t = 1 − cos(short_t, anchor) after each event. A one-sided CUSUM (Page, "Continuous inspection schemes", Biometrika
+1954) sums how far d exceeds the user's usual level: S_t = max(0, S_{t−1} + (d_t − μ)/σ − slack), alarm when S_t > h.
+μ and σ² are the user's own running mean and variance, shrunk towards the population by a prior worth `drift_prior`
+events, and taken from before d_t. A user is in alarm until new knowledge resets S.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from schemas.calibration import Calibration
+from schemas.settings import RefreshSettings
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Detector:
+    """The constants of the CUSUM; see Calibration for their meaning and units."""
+
+    mean: float
+    sd: float
+    prior: float
+    slack: float
+    threshold: float
+
+    @classmethod
+    def of(cls, calibration: Calibration, settings: RefreshSettings) -> Detector:
+        """Return the detector as calibrated, with the threshold of the settings if they give one."""
+        threshold = settings.drift_threshold
+        return cls(calibration.drift_mean, calibration.drift_sd, calibration.drift_prior, calibration.drift_slack,
+                   calibration.drift_threshold if threshold is None else threshold)
+
+
+@dataclass(slots=True)
+class DriftColumns:
+    """Drift statistics of n users as columns, each (n,): cusum, number, mean and summed squared deviations of d."""
+
+    cusum: Floats
+    n: Floats
+    mean: Floats
+    m2: Floats
+    drifted: NDArray[np.bool_]
+
+    @classmethod
+    def zeros(cls, n: int) -> DriftColumns:
+        """Return the statistics of n users without an observation."""
+        return cls(np.zeros(n), np.zeros(n), np.zeros(n), np.zeros(n), np.zeros(n, dtype=bool))
+
+
+def distance(short: NDArray[np.float32], anchor: NDArray[np.float32]) -> Floats:
+    """Return 1 − cos of the rows of two (n, d) arrays, (n,) in [0, 2]; NaN where a row is zero."""
+    dot = np.einsum("ij,ij->i", short, anchor).astype(np.float64)
+    square = (np.einsum("ij,ij->i", short, short).astype(np.float64)
+              * np.einsum("ij,ij->i", anchor, anchor).astype(np.float64))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.clip(1.0 - dot / np.sqrt(square), 0.0, 2.0)
+
+
+def update(columns: DriftColumns, d: Floats, detector: Detector, count: int | None = None) -> None:
+    """Take one observation of each of the first `count` users (None = all) into `columns`, in place.
+
+    Args:
+        d: (count,) distances; NaN = no observation for that user.
+    """
+    m = len(d) if count is None else count
+    n, mean, m2, cusum = columns.n[:m], columns.mean[:m], columns.m2[:m], columns.cusum[:m]
+    seen = ~np.isnan(d)
+    value = np.where(seen, d, 0.0)
+    weight = detector.prior + n
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mu = np.where(weight > 0, (detector.prior * detector.mean + n * mean) / weight, detector.mean)
+        # The prior's squared deviations, the user's, and what separates their means (Chan et al., 1979).
+        spread = (detector.prior * detector.sd**2 + m2
+                  + np.where(weight > 0, detector.prior * n / weight, 0.0) * (mean - detector.mean) ** 2)
+        variance = np.where(weight > 0, spread / weight, detector.sd**2)
+    # A user whose d hardly varies must not alarm on a trifle: their σ counts as at least a quarter of the population's.
+    sigma = np.maximum(np.sqrt(variance), 0.25 * detector.sd)
+    stepped = np.maximum(0.0, cusum + (value - mu) / sigma - detector.slack)
+    np.copyto(cusum, stepped, where=seen)
+    columns.drifted[:m] |= seen & (stepped > detector.threshold)
+    delta = value - mean
+    number = n + 1.0
+    moved = mean + delta / number
+    np.copyto(m2, m2 + delta * (value - moved), where=seen)
+    np.copyto(mean, moved, where=seen)
+    np.copyto(n, number, where=seen)

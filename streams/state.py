@@ -1,0 +1,102 @@
+"""What is remembered of a user: bounded, a few kB, and the same bytes in RocksDB and in the changelog topic."""
+
+from __future__ import annotations
+
+import msgspec
+
+from schemas.errors import FreshetError
+from schemas.messages import RefreshReason
+
+LAYOUT = 1
+
+
+class Pending(msgspec.Struct, array_like=True):
+    """A knowledge request that has no update yet."""
+
+    version: int
+    reason: RefreshReason
+    anchor: bytes  # long interest when it was asked for, (d,) float32
+    count: int
+    event_id: str
+    event_time: float
+    caused_at: float
+    requested_at: float
+    priority: float
+
+
+class UserState(msgspec.Struct, array_like=True):
+    """One user's state. Vectors are (d,) float32 as bytes; b"" = none yet.
+
+    The history columns `items`, `times`, `types`, `counts` are aligned and ordered by event time, oldest first.
+    Fields are stored by position: new ones go to the end, with a default.
+    """
+
+    layout: int = LAYOUT
+    items: list[str] = msgspec.field(default_factory=list)
+    times: list[float] = msgspec.field(default_factory=list)
+    types: list[str] = msgspec.field(default_factory=list)
+    counts: list[int] = msgspec.field(default_factory=list)  # the event's number in order of arrival
+    seen: dict[str, None] = msgspec.field(default_factory=dict)  # items that left the history, oldest first
+    event_ids: dict[str, int] = msgspec.field(default_factory=dict)  # recent event id → its count, oldest first
+    count: int = 0  # events applied
+    offset: int = -1  # source offset of the newest applied event
+    duplicates: int = 0
+    late: int = 0  # placed into the history before newer events
+    too_late: int = 0  # older than the full history: not applied
+    unknown_items: int = 0
+
+    short: bytes = b""
+    long: bytes = b""
+    anchor: bytes = b""  # long interest the current knowledge was asked for with
+
+    cusum: float = 0.0
+    drifted: bool = False  # the CUSUM has crossed its threshold since the last knowledge
+    drift_n: int = 0  # the user's own d: number, mean, sum of squared deviations (Welford)
+    drift_mean: float = 0.0
+    drift_m2: float = 0.0
+
+    log_wealth: list[float] = msgspec.field(default_factory=list)  # one per κ of trust.KAPPAS; [] = all 0
+    trust: float = 1.0
+    judged_count: int = 0  # margins up to this count have been bet on
+    contradicted_at: int = 0  # count of the event that crossed 1/α; 0 = not contradicted
+
+    knowledge_version: int = 0
+    knowledge_count: int = 0
+    knowledge_event_time: float = 0.0
+    model_version: str = ""
+    pending: Pending | None = None
+    last_refresh_count: int = 0
+
+    event_id: str = ""  # of the newest applied event, and its record's broker timestamp
+    caused_at: float = 0.0
+
+    @property
+    def event_time(self) -> float:
+        """Event time of the newest event, 0 for an empty history."""
+        return self.times[-1] if self.times else 0.0
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(UserState)
+
+
+def dumps(state: UserState) -> bytes:
+    """Return the state as MessagePack bytes; equal states give equal bytes."""
+    return _encoder.encode(state)
+
+
+def loads(data: bytes) -> UserState:
+    """Return the state in `data`.
+
+    Raises:
+        FreshetError: the bytes are no state, or one of a newer layout.
+    """
+    try:
+        state = _decoder.decode(data)
+    except msgspec.MsgspecError as error:
+        raise FreshetError(f"a stored user state cannot be read ({error}); remove the state folder to rebuild it "
+                           "from the changelog topic") from error
+    if state.layout > LAYOUT:
+        raise FreshetError(f"a stored user state has layout {state.layout}, newer than this program's {LAYOUT}; "
+                           "run the newer version")
+    return state
