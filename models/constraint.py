@@ -19,7 +19,7 @@ def trust_region(ref_logp: Tensor, delta: Tensor, epsilon: Tensor) -> tuple[Tens
     """Return the best distribution within ε nats of the reference, for a batch of users.
 
     Args:
-        ref_logp: (B, n) log p_ref; −inf masks an item, at least one item of a row is not masked.
+        ref_logp: (B, n) log p_ref; −inf masks an item. A row with every item masked comes back as it is.
         delta: (B, n) Δ, finite where not masked. A constant per row changes nothing.
         epsilon: (B,) ≥ 0, nats.
 
@@ -29,7 +29,8 @@ def trust_region(ref_logp: Tensor, delta: Tensor, epsilon: Tensor) -> tuple[Tens
     """
     given = ref_logp.double()
     masked = given == -torch.inf
-    ref = given.log_softmax(-1)
+    empty = masked.all(-1)
+    ref = given.masked_fill(empty[:, None], 0.0).log_softmax(-1)
     prob = ref.exp()
     # Centred under p_ref: A(β) is then of the order of the KL itself and loses no digits to cancellation.
     d = delta.double().masked_fill(masked, 0.0)
@@ -37,8 +38,8 @@ def trust_region(ref_logp: Tensor, delta: Tensor, epsilon: Tensor) -> tuple[Tens
     epsilon = epsilon.double()
     beta = torch.ones_like(epsilon)
     kl = _divergence(ref, d, beta)[0]
-    beta[epsilon == 0] = 0.0
-    open_ = torch.nonzero((kl > epsilon) & (epsilon > 0)).squeeze(-1)
+    beta[(epsilon == 0) | empty] = 0.0
+    open_ = torch.nonzero((kl > epsilon) & (beta > 0)).squeeze(-1)
     if len(open_):
         beta[open_] = _solve(ref[open_], d[open_], epsilon[open_])
     kl = torch.where(beta == 0, 0.0, _divergence(ref, d, beta)[0])

@@ -97,3 +97,9 @@ def test_masked_scores_may_be_anything():
     spoiled = delta.masked_fill(mask, torch.nan)
     radius = torch.full((3,), 0.1)
     assert torch.equal(trust_region(ref, spoiled, radius)[0], trust_region(ref, delta, radius)[0])
+
+
+def test_a_user_who_has_seen_everything_gets_nothing():
+    logp, beta, kl = trust_region(torch.full((1, 4), -torch.inf), torch.zeros(1, 4), torch.ones(1))
+    assert (logp == -torch.inf).all()
+    assert (beta.item(), kl.item()) == (0, 0)

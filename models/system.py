@@ -1,0 +1,218 @@
+"""A fitted ranking model as a whole: what is saved, how it is loaded, and the batch call the ranking worker makes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from models.backbone import Backbone, pad
+from models.fusion import FusedScorer
+from models.knowledge import KnowledgeModel
+from models.llm import LanguageModel
+from schemas.artifacts import Artifact
+from schemas.errors import ArtifactError
+
+REFERENCE, FUSION, TEXT, KNOWLEDGE, INTEREST = (
+    "reference.safetensors", "fusion.safetensors", "text.safetensors", "knowledge.safetensors", "interest.safetensors")
+CONFIG, ITEMS, TEXTS = "config.json", "items.json", "texts.json"
+
+
+@dataclass(frozen=True, slots=True)
+class RankBatch:
+    """Requests of B users, as item rows; −1 is an item the model does not know.
+
+    Args:
+        histories: B lists, oldest first.
+        seen: B lists of further items not to recommend.
+        knowledge: B arrays (K, d), None where a user has none.
+        judged: B lists of (position, item row): history[:position] came before the item.
+    """
+
+    histories: Sequence[Sequence[int]]
+    seen: Sequence[Sequence[int]]
+    knowledge: Sequence[np.ndarray | Tensor | None]
+    judged: Sequence[Sequence[tuple[int, int]]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class RankResult:
+    """What to rank by, and what knowledge was worth.
+
+    Args:
+        ref_logp: (B, n) float32 log-probabilities of the next item by behaviour alone; −inf = seen.
+        fused_logp: (B, n) the same with knowledge; equal to `ref_logp` where a user has none.
+        margins: B lists, per judged event log p_fused − log p_ref over the whole catalogue (nats), None where the item
+            is unknown, the position is no longer in the history read, or the user has no knowledge.
+    """
+
+    ref_logp: Tensor
+    fused_logp: Tensor
+    margins: list[list[float | None]]
+
+
+class RankingModel:
+    """Reference and fused scorer of one model version."""
+
+    def __init__(self, reference: Backbone, fused: FusedScorer, config: dict[str, Any]) -> None:
+        """Join trained parts; `config` is what `save` writes beside them."""
+        self.reference, self.fused, self.config = reference.eval(), fused.eval(), config
+        with torch.no_grad():
+            self._items = tuple(part.contiguous() for part in fused.item_side())  # constant once trained
+
+    @property
+    def n_items(self) -> int:
+        """Size of the catalogue."""
+        return self.reference.n_items
+
+    @property
+    def max_len(self) -> int:
+        """Items of a history that are read, the newest ones."""
+        return self.reference.max_len
+
+    @torch.inference_mode()
+    def rank(self, batch: RankBatch) -> RankResult:
+        """Score a batch of requests both ways."""
+        histories, positions = _known(batch.histories, self.max_len)
+        tokens, lengths = pad(histories, self.max_len)
+        hidden = self.reference(tokens)
+        have = [row for row, vectors in enumerate(batch.knowledge) if vectors is not None]
+        fused = hidden.clone()
+        if have:
+            stacked = torch.stack([torch.as_tensor(batch.knowledge[row]).float() for row in have])
+            fused[have] = self.fused.fuse(hidden[have], stacked)
+        rows = torch.arange(len(histories))
+        last = (rows, lengths)
+        seen = _mask(batch.histories, batch.seen, self.n_items)
+        ref_logp = self.reference.scores(hidden[last]).masked_fill_(seen, -torch.inf).log_softmax(-1)
+        fused_logp = ref_logp.clone()
+        if have:
+            scores = torch.addmm(self._items[1], fused[last][have], self._items[0].T)
+            fused_logp[have] = scores.masked_fill_(seen[have], -torch.inf).log_softmax(-1)
+        return RankResult(ref_logp, fused_logp, self._margins(batch, positions, hidden, fused, set(have)))
+
+    def _margins(
+        self, batch: RankBatch, positions: list[dict[int, int]], hidden: Tensor, fused: Tensor, have: set[int],
+    ) -> list[list[float | None]]:
+        out: list[list[float | None]] = [[None] * len(judged) for judged in batch.judged]
+        places: list[tuple[int, int]] = []
+        where: list[tuple[int, int, int]] = []
+        for row, judged in enumerate(batch.judged):
+            for at, (position, item) in enumerate(judged):
+                slot = positions[row].get(position)
+                if row in have and slot is not None and 0 <= item < self.n_items:
+                    places.append((row, at))
+                    where.append((row, slot, item))
+        for begin in range(0, len(where), 1024):  # 1,024 × 12,000 float32 scores are 50 MB
+            index = torch.tensor(where[begin : begin + 1024])
+            users, slots, items = index.unbind(1)
+            each = torch.arange(len(index))
+            ref = self.reference.scores(hidden[users, slots]).log_softmax(-1)[each, items]
+            with_knowledge = torch.addmm(self._items[1], fused[users, slots], self._items[0].T)
+            margin = with_knowledge.log_softmax(-1)[each, items] - ref
+            for (r, at), value in zip(places[begin : begin + 1024], margin.tolist(), strict=True):
+                out[r][at] = value
+        return out
+
+    @torch.no_grad()
+    def user_hidden(self, histories: Sequence[Sequence[int]]) -> Tensor:
+        """Return what behaviour says of users, (B, d): the hidden state after their whole history of item rows."""
+        known, _ = _known(histories, self.max_len)
+        tokens, lengths = pad(known, self.max_len)
+        return self.reference(tokens)[torch.arange(len(known)), lengths]
+
+    def save(
+        self, folder: Path, items: Sequence[str], texts: Sequence[str], knowledge: nn.Module | None = None,
+    ) -> None:
+        """Write every file of the model (not the artifact's card and calibration) into `folder`.
+
+        Args:
+            items, texts: ids and catalogue texts of the items in row order.
+            knowledge: the `KnowledgeModel` trained with it.
+        """
+        save_file(_state(self.reference), folder / REFERENCE)
+        save_file(_state(self.fused), folder / FUSION)
+        save_file({"text": self.fused.text.half().contiguous()}, folder / TEXT)
+        # Centred: item vectors share a direction, and cosines between averages of them would all be near 1.
+        vectors = self._items[0] - self._items[0].mean(0)
+        unit = nn.functional.normalize(vectors, dim=1)
+        save_file({"items": unit.float().contiguous()}, folder / INTEREST)
+        (folder / ITEMS).write_bytes(orjson.dumps(list(items)))
+        (folder / TEXTS).write_bytes(orjson.dumps(list(texts)))
+        if knowledge is not None:
+            save_file(_state(knowledge), folder / KNOWLEDGE)
+        (folder / CONFIG).write_bytes(orjson.dumps(self.config, option=orjson.OPT_INDENT_2))
+
+    @classmethod
+    def load(cls, artifact: Artifact) -> RankingModel:
+        """Return the ranking model of an artifact.
+
+        Raises:
+            ArtifactError: its files do not fit together.
+        """
+        config = orjson.loads(artifact.path(CONFIG).read_bytes())
+        try:
+            reference = Backbone(**config["backbone"])
+            reference.load_state_dict(load_file(artifact.path(REFERENCE)))
+            text = load_file(artifact.path(TEXT))["text"].float()
+            weights = load_file(artifact.path(FUSION))
+            fused = FusedScorer(reference, text, weights["fresh"], config["fusion"]["heads"])
+            fused.load_state_dict(weights)
+        except (KeyError, TypeError, RuntimeError) as error:
+            raise ArtifactError(f"model {artifact.model_version} is not of this release: {error}") from error
+        return cls(reference, fused, config)
+
+
+def load_knowledge(artifact: Artifact, llm: LanguageModel) -> KnowledgeModel:
+    """Return the knowledge model of an artifact, for the language model it was trained with.
+
+    Raises:
+        ArtifactError: it was trained with a language model of another name or width.
+    """
+    config = orjson.loads(artifact.path(CONFIG).read_bytes()).get("knowledge", {})
+    if config.get("hidden") != llm.hidden_size or config.get("llm") != llm.model_id:
+        raise ArtifactError(
+            f"model {artifact.model_version} was fitted with the language model {config.get('llm')!r}, the settings "
+            f"name {llm.model_id!r}; set FRESHET_LLM_NAME to the former or run `freshet fit` again")
+    model = KnowledgeModel(config["dim"], config["hidden"], config["instructions"], config["codes"])
+    model.load_state_dict(load_file(artifact.path(KNOWLEDGE)))
+    return model.eval()
+
+
+def _state(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
+
+
+def _known(histories: Sequence[Sequence[int]], max_len: int) -> tuple[list[list[int]], list[dict[int, int]]]:
+    """Return histories without unknown items, newest `max_len`, and where each position of the original now is."""
+    out, positions = [], []
+    for history in histories:
+        known: list[int] = []
+        before = []  # number of known items before each position
+        for item in history:
+            before.append(len(known))
+            if item >= 0:
+                known.append(item)
+        before.append(len(known))
+        cut = max(0, len(known) - max_len)
+        positions.append({place: count - cut for place, count in enumerate(before) if count >= cut})
+        out.append(known[cut:])
+    return out, positions
+
+
+def _mask(
+    histories: Sequence[Sequence[int]], seen: Sequence[Sequence[int]], n_items: int,
+) -> Tensor:
+    """Return (B, n) bool, True = not to recommend."""
+    mask = torch.zeros(len(histories), n_items, dtype=torch.bool)
+    lists = [[item for item in (*a, *b) if item >= 0] for a, b in zip(histories, seen, strict=True)]
+    rows = np.repeat(np.arange(len(lists)), [len(items) for items in lists])
+    mask[torch.from_numpy(rows), torch.tensor([item for items in lists for item in items], dtype=torch.int64)] = True
+    return mask

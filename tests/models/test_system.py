@@ -1,0 +1,138 @@
+import numpy as np
+import orjson
+import pytest
+import torch
+
+from models.backbone import Backbone
+from models.fusion import FusedScorer, condense
+from models.system import RankBatch, RankingModel
+from schemas.artifacts import Card, Registry, write_card
+from schemas.errors import ArtifactError
+
+torch.set_num_threads(1)
+N, D = 40, 16
+
+
+def build(trained=True):
+    torch.manual_seed(0)
+    shape = {"n_items": N, "dim": D, "layers": 1, "heads": 2, "max_len": 6, "dropout": 0.1}
+    reference = Backbone(**shape)
+    torch.nn.init.normal_(reference.items.weight, std=0.5)
+    fresh = torch.arange(N) >= N - 4
+    fused = FusedScorer(reference, condense(torch.randn(N, 24), 8).half().float(), fresh, 2)
+    if trained:
+        for weight in fused.parameters():
+            torch.nn.init.normal_(weight, std=0.3)
+    return RankingModel(reference, fused, {"backbone": shape, "fusion": {"heads": 2}})
+
+
+def knowledge(seed=0):
+    return np.random.default_rng(seed).normal(size=(3, D)).astype(np.float16)
+
+
+def batch():
+    return RankBatch(
+        histories=[[1, 2, 3], [], [4, -1, 5, 6, 7, 8, 9, 10], [11]], seen=[[20], [], [21, -1], []],
+        knowledge=[knowledge(1), knowledge(2), knowledge(3), None],
+        judged=[[(0, 1), (2, 3), (2, -1)], [], [(0, 4), (2, 5), (3, 6), (8, 12)], [(0, 11)]],
+    )
+
+
+def test_training_starts_exactly_at_the_reference():
+    model = build(trained=False)
+    result = model.rank(batch())
+    torch.testing.assert_close(result.fused_logp, result.ref_logp)
+    values = [value for row in result.margins for value in row if value is not None]
+    assert values == pytest.approx([0] * 5, abs=1e-5)
+
+
+def test_seen_items_are_excluded_and_the_rest_is_a_distribution():
+    result = build().rank(batch())
+    for logp in (result.ref_logp, result.fused_logp):
+        assert logp.shape == (4, N)
+        torch.testing.assert_close(logp.logsumexp(1), torch.zeros(4))
+        excluded = [set(np.flatnonzero(row == -np.inf).tolist()) for row in logp.numpy()]
+        assert excluded == [{1, 2, 3, 20}, set(), {4, 5, 6, 7, 8, 9, 10, 21}, {11}]
+
+
+def test_without_knowledge_it_is_the_reference():
+    result = build().rank(batch())
+    assert torch.equal(result.fused_logp[3], result.ref_logp[3])
+    assert not torch.equal(result.fused_logp[0], result.ref_logp[0])
+    assert result.margins[3] == [None]
+
+
+def test_margins_are_of_the_judged_positions():
+    model = build()
+    margins = model.rank(batch()).margins
+    assert margins[0][2] is None  # unknown item
+    # Seven known items, six are read: position 0 came before the oldest of them, position 2 (one known item) is slot 0.
+    assert margins[2][0] is None
+    assert [value is None for value in margins[2]] == [True, False, False, False]
+    for row, prefix, item, at in ((0, [], 1, 0), (0, [1, 2], 3, 1)):
+        alone = model.rank(RankBatch([prefix], [[]], [batch().knowledge[row]], [[(len(prefix), item)]]))
+        assert margins[row][at] == pytest.approx(alone.margins[0][0], abs=1e-5)
+        hidden = model.user_hidden([prefix])[:, None]
+        with torch.no_grad():
+            fused = model.fused.scores(model.fused.fuse(hidden, torch.tensor(batch().knowledge[row])[None].float()))
+            expected = fused.log_softmax(-1) - model.reference.scores(hidden).log_softmax(-1)
+        assert margins[row][at] == pytest.approx(expected[0, 0, item].item(), abs=1e-5)
+
+
+def test_a_batch_equals_its_rows_one_by_one():
+    model, whole = build(), batch()
+    together = model.rank(whole)
+    for row in range(4):
+        alone = model.rank(RankBatch(*([column[row]] for column in (
+            whole.histories, whole.seen, whole.knowledge, whole.judged))))
+        torch.testing.assert_close(alone.fused_logp[0], together.fused_logp[row], rtol=1e-4, atol=1e-5)
+
+
+def publish(registry, model):
+    with registry.publish("v1") as folder:
+        model.save(folder, [str(row) for row in range(N)], ["text"] * N)
+        (folder / "calibration.json").write_text("{}")
+        write_card(folder, Card(model_version="v1", created_at=0, data_hash="", settings={}, split_time=0, files={}))
+
+
+def test_a_saved_model_ranks_the_same(tmp_path):
+    model, registry = build(), Registry(tmp_path)
+    publish(registry, model)
+    artifact = registry.open("v1")
+    assert artifact.items()[5] == "5"
+    loaded = RankingModel.load(artifact)
+    torch.testing.assert_close(loaded.rank(batch()).fused_logp, model.rank(batch()).fused_logp)
+    assert not any(path.suffix in {".pkl", ".pt", ".bin"} for path in artifact.folder.iterdir())
+
+
+def test_a_model_of_another_shape_is_refused(tmp_path):
+    model, registry = build(), Registry(tmp_path)
+    model.config = {**model.config, "backbone": {**model.config["backbone"], "dim": 8}}
+    publish(registry, model)
+    with pytest.raises(ArtifactError, match="not of this release"):
+        RankingModel.load(registry.open("v1"))
+    (tmp_path / "models" / "v1" / "config.json").write_bytes(orjson.dumps({}))
+    with pytest.raises(ArtifactError, match="hash"):
+        registry.open("v1")
+
+
+def test_dropped_items_are_scored_by_their_text_alone():
+    model = build()
+    dropped = torch.arange(N) == 7
+    vectors, bias = model.fused.item_side(dropped)
+    plain, plain_bias = model.fused.item_side()
+    expected = model.fused.typical[:-1] + model.fused.text_out(model.fused.text[7]) + model.fused.fresh_vector
+    torch.testing.assert_close(vectors[7], expected)
+    assert torch.equal(vectors[:7], plain[:7])
+    assert bias[7] != plain_bias[7]
+
+
+def test_condensed_texts_are_white_and_lack_of_text_is_zero():
+    raw = torch.randn(500, 32) * torch.logspace(0, 2, 32) + 5
+    raw[3] = 0
+    out = condense(raw, 8)
+    assert (out[3] == 0).all()
+    rest = out[torch.arange(500) != 3]
+    torch.testing.assert_close(rest.T @ rest / 499, torch.eye(8), rtol=0, atol=0.1)
+    assert torch.isfinite(condense(torch.randn(3, 32), 8)).all()
+    assert (condense(torch.zeros(4, 32), 8) == 0).all()
