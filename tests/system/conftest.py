@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.models import tiny
+from tests.system.stack import Stack, command
+from tests.system.world import write_data
+from tests.workers.brokers import kafka_home, kill_broker, start_broker
+
+KAFKA = pytest.param("kafka", marks=[
+    pytest.mark.kafka,
+    pytest.mark.skipif(kafka_home() is None, reason="no Apache Kafka here: set KAFKA_HOME to a folder with `start`"),
+])
+BROKERS = ["embedded", KAFKA]
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_data(tmp_path_factory.mktemp("world") / "data")
+
+
+@pytest.fixture(scope="session")
+def fitted(tmp_path_factory: pytest.TempPathFactory, data: Path) -> tuple[Path, dict[str, str]]:
+    """A home with models fitted by `freshet fit` itself, and the settings it was fitted with."""
+    folder = tmp_path_factory.mktemp("fitted")
+    settings = {
+        "FRESHET_LLM_NAME": str(tiny.save(folder / "llm")), "FRESHET_LLM_DEVICE": "cpu", "FRESHET_FIT_DIM": "16",
+        "FRESHET_FIT_EPOCHS": "8", "FRESHET_FIT_KNOWLEDGE_EPOCHS": "2", "FRESHET_FIT_INSTRUCTIONS": "3",
+        "FRESHET_FIT_CODES": "8",
+    }
+    environ = {key: value for key, value in os.environ.items() if not key.startswith("FRESHET_")}
+    done = subprocess.run(
+        command("fit", "--data", str(data)), capture_output=True, text=True, timeout=240, check=False,
+        env=environ | settings | {"FRESHET_HOME": str(folder / "home"), "OMP_NUM_THREADS": "2"})
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return folder / "home", settings
+
+
+@pytest.fixture
+def home(fitted: tuple[Path, dict[str, str]], tmp_path: Path) -> Path:
+    """A home of the test's own with the fitted models in it."""
+    return Path(shutil.copytree(fitted[0], tmp_path / "home", ignore=shutil.ignore_patterns("run", "streams", "store")))
+
+
+@pytest.fixture(params=BROKERS)
+def stack(request: pytest.FixtureRequest, fitted: tuple[Path, dict[str, str]], home: Path, tmp_path: Path
+          ) -> Iterator[Stack]:
+    """A running stack, on the embedded broker it starts itself and on Apache Kafka."""
+    settings = fitted[1]
+    if request.param == "embedded":
+        with Stack(home, **settings) as running:
+            yield running
+        return
+    broker = start_broker("kafka", tmp_path)
+    try:
+        with Stack(home, broker.bootstrap, **settings) as running:
+            yield running
+    finally:
+        kill_broker(broker)

@@ -1,0 +1,178 @@
+"""The main job seen from outside, the same on both brokers: events in, fresh knowledge, recommendations out."""
+
+from __future__ import annotations
+
+import base64
+import random
+import time
+
+import numpy as np
+import orjson
+import pytest
+
+from schemas.artifacts import Registry
+from schemas.settings import load
+from streams.app import load_planner
+from streams.profile import Event
+from tests.system.stack import Stack, plain_consumer, wait_for
+from workers.topic_reader import read_all
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+BASE = 1_700_000_000
+
+
+def sessions(items: list[str], users: int, per_user: int, seed: int = 3) -> list[dict]:
+    """Users' events, interleaved as they would arrive; each user changes taste halfway."""
+    rng = random.Random(seed)
+    rows = []
+    for n in range(users):
+        for k in range(per_user):
+            pool = items[n % 5::5] if k < per_user // 2 else items[(n + 2) % 5::5]
+            rows.append({"user_id": f"n{n}", "item_id": rng.choice(pool), "event_time": BASE + 60 * k + n,
+                         "event_id": f"{n}-{k}"})
+    rows.sort(key=lambda row: row["event_time"])
+    return rows
+
+
+def catalogue(stack: Stack) -> list[str]:
+    return Registry(stack.home).open().items()
+
+
+def fully_answered(stack: Stack, events: list[dict]) -> bool:
+    wanted: dict[str, set] = {}
+    for event in events:
+        wanted.setdefault(event["user_id"], set()).add(event["event_id"])
+    counts = stack.answered()
+    return all(counts.get(user, 0) >= len(ids) for user, ids in wanted.items())
+
+
+def replayed(stack: Stack, events: list[dict]) -> dict:
+    """Fold the events one at a time in one thread, with nothing else going on: what the states must say."""
+    settings = load({"FRESHET_HOME": str(stack.home)}, None)
+    planner = load_planner(settings)
+    states: dict = {}
+    for offset, event in enumerate(events):
+        planner.events(states, [Event(event["user_id"], event["item_id"], float(event["event_time"]), "interaction",
+                                      event["event_id"], offset, 0.0)], now=BASE)
+    return states
+
+
+def assert_states_equal_replay(stack: Stack, events: list[dict], *, in_order: bool = True) -> None:
+    """`in_order`: a user's events arrived in order of time; then interests are equal to the bit, else to rounding."""
+    states, expected = stack.states(), replayed(stack, events)
+    assert expected.keys() <= states.keys()
+    for user, want in expected.items():
+        have = states[user]
+        assert (have.items, have.times, have.count) == (want.items, want.times, want.count), user
+        for mine, theirs in ((have.short, want.short), (have.long, want.long)):
+            assert np.allclose(np.frombuffer(mine, "<f4"), np.frombuffer(theirs, "<f4"), atol=0 if in_order else 1e-5,
+                               rtol=0), f"interest of {user}"
+
+
+def test_plain_clients_send_events_and_read_recommendations(stack: Stack):
+    events = sessions(catalogue(stack), users=12, per_user=16)
+    consumer = plain_consumer(stack.kafka.bootstrap, "a-service")
+    consumer.subscribe(["recommendations"])
+    answers: list[dict] = []
+
+    def covered() -> bool:
+        for message in consumer.consume(500, 0.2):
+            assert message.error() is None
+            assert message.key().decode() == orjson.loads(message.value())["user_id"]
+            answers.append(orjson.loads(message.value()))
+        newest = {answer["user_id"]: answer for answer in sorted(answers, key=lambda a: a["count"])}
+        return len(newest) == 12 and all(answer["count"] == 16 for answer in newest.values())
+
+    # without keys, so that the producer's own partitioner scatters a user's events over all partitions, slowly enough
+    # for knowledge to arrive in between
+    for start in range(0, len(events), 24):
+        stack.produce(events[start:start + 24], keyed=False)
+        time.sleep(0.5)
+    wait_for(covered, 90, stack.story)
+    consumer.close()
+    seen: dict[str, set[str]] = {}
+    for event in events:
+        seen.setdefault(event["user_id"], set()).add(event["item_id"])
+    for answer in answers:
+        assert len(answer["items"]) == 10
+        assert len({item["item_id"] for item in answer["items"]}) == 10
+        assert answer["fallback"] is None if answer["source"] == "fused" else answer["fallback"]
+        assert answer["kl"] <= answer["epsilon"] + 1e-6
+        if answer["count"] == 16:
+            assert not seen[answer["user_id"]] & {item["item_id"] for item in answer["items"]}
+    stack.until(lambda: {update["user_id"] for update in stack.records("knowledge-updates")} == set(seen))
+    stack.until(lambda: any(answer["source"] == "fused" for answer in stack.records("recommendations")))
+    versions: dict[str, int] = {}
+    for update in stack.records("knowledge-updates"):
+        assert update["version"] > versions.get(update["user_id"], 0), "versions of a user only rise"
+        versions[update["user_id"]] = update["version"]
+    assert stack.records("dead-letters") == []
+    assert_states_equal_replay(stack, events, in_order=False)
+
+
+POISON = [
+    b"not json", b"\xff\xfe\x00", b"{}", b"[]", b'{"user_id":"u"}', b'{"user_id":7,"item_id":"i","event_time":1}',
+    b'{"user_id":"u","item_id":"i","event_time":"soon"}', b'{"user_id":"u","item_id":"i","event_time":NaN}',
+    b'{"user_id":"u","item_id":"i","event_time":99999999999}', b"", None, b'{"user_id":"' + b"x" * 1000 + b'"}',
+]
+
+
+def test_poison_goes_to_dead_letters_and_the_stream_goes_on(stack: Stack):
+    good = sessions(catalogue(stack), users=6, per_user=4)
+    mixed: list = []
+    for n, event in enumerate(good):
+        mixed += [POISON[n % len(POISON)], event]
+    stack.produce(mixed, keyed=False)
+    stack.until(lambda: fully_answered(stack, good) and len(stack.records("dead-letters")) >= len(good))
+    letters = stack.records("dead-letters")
+    assert len(letters) == len(good)
+    originals = {(m.topic(), m.partition(), m.offset()): m.value() or b""
+                 for m in read_all(stack.kafka, ["behaviour-events"])}
+    for letter in letters:
+        assert letter["reason"]
+        assert base64.b64decode(letter["value"]) == originals[letter["topic"], letter["partition"], letter["offset"]]
+    assert_states_equal_replay(stack, good, in_order=False)
+
+
+@pytest.mark.parametrize("role", ["streams", "ranking", "knowledge", "store"])
+def test_kill_9_of_a_role_loses_nothing(stack: Stack, role: str):
+    events = sessions(catalogue(stack), users=10, per_user=24, seed=len(role))
+    third = len(events) // 3
+    stack.produce(events[:third])
+    time.sleep(1.0)
+    stack.produce(events[third:2 * third])
+    stack.kill(role)  # mid-load: the last batch was produced a moment ago
+    stack.produce(events[2 * third:])
+    stack.produce(events[third:third + 40])  # a producer that resends after its own crash
+    stack.until(lambda: fully_answered(stack, events), 90)
+    users = {event["user_id"] for event in events}
+    stack.until(lambda: {update["user_id"] for update in stack.records("knowledge-updates")} >= users, 60)
+    assert stack.records("dead-letters") == []
+    assert_states_equal_replay(stack, events)
+    newest: dict[str, int] = {}
+    for update in stack.records("knowledge-updates"):
+        assert update["version"] >= newest.get(update["user_id"], 0)
+        newest[update["user_id"]] = update["version"]
+
+
+def test_commands_beside_a_running_service(stack: Stack):
+    lines = "".join(orjson.dumps(event).decode() + "\n" for event in sessions(catalogue(stack), users=3, per_user=12))
+    produced = stack.run("produce", "-", stdin=lines)
+    assert produced.returncode == 0, produced.stderr
+    stack.until(lambda: stack.answered().get("n1", 0) == 12)
+    shown = stack.run("user", "n1")
+    assert shown.returncode == 0, shown.stderr
+    assert "12" in shown.stdout
+    nobody = stack.run("user", "nobody")
+    assert nobody.returncode == 1
+    assert "nobody" in nobody.stderr
+    assert "Traceback" not in nobody.stderr
+    tail = stack.run("tail", "recommendations", "--from-beginning", "-n", "1")
+    assert tail.returncode == 0, tail.stderr
+    assert "user_id" in tail.stdout
+    listed = stack.run("topics")
+    assert listed.returncode == 0, listed.stderr
+    assert "behaviour-events" in listed.stdout
+    doctor = stack.run("doctor")
+    assert doctor.returncode == 0, doctor.stdout + doctor.stderr
+    assert stack.run("health").returncode == 0
