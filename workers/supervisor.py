@@ -61,7 +61,7 @@ def role_environ(settings: Settings, role: str, environ: Mapping[str, str]) -> d
     out |= to_environ(settings) | {"PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
     if role in ("streams", "store"):
         out |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-    elif "OMP_NUM_THREADS" not in out:
+    elif role in ("knowledge", "ranking") and "OMP_NUM_THREADS" not in out:
         # Knowledge and ranking work at the same time: each gets half of the cores.
         out["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 2) // 2))
     return out
@@ -74,6 +74,7 @@ class Stack:
         settings: where `kafka.bootstrap` (or `qdrant.url`) is empty, an embedded broker (or store) is started.
         roles: to run, of `ROLES`.
         command: what started it, told to other commands.
+        fresh: start from no user states and no knowledge, also where the broker is not embedded.
         say: gets a line per thing worth knowing.
 
     Embedded, a stack starts from nothing: the broker keeps records in memory only, and user states or knowledge
@@ -82,7 +83,7 @@ class Stack:
 
     def __init__(
         self, settings: Settings, roles: Sequence[str] = ROLES, *, command: str = "up",
-        say: Callable[[str], None] = print,
+        fresh: bool = False, say: Callable[[str], None] = print,
     ) -> None:
         unknown = sorted(set(roles) - set(ROLES))
         if unknown or not roles:
@@ -90,6 +91,7 @@ class Stack:
         self.settings = replace(settings, home=settings.home.absolute())
         self.roles = tuple(role for role in ROLES if role in roles)
         self.command = command
+        self.fresh = fresh
         self.say = say
         self.children: dict[str, Child] = {}
         self.restarts: dict[str, Restarts] = {}
@@ -118,13 +120,14 @@ class Stack:
         """
         home = self.settings.home
         embedded = not self.settings.kafka.bootstrap
-        for name in ("up",) if embedded else self.roles:
+        for name in ("up",) if embedded or self.fresh else self.roles:
             self._locks.enter_context(lock(home, name))
         for name in ("broker", "store", *self.roles):
             (run_folder(home) / f"{name}.log").unlink(missing_ok=True)
-        if embedded:
+        if embedded or self.fresh:
             for name in ("streams", "store"):
                 shutil.rmtree(home / name, ignore_errors=True)
+        if embedded:
             self._start_broker()
         kafka.create_topics(self.settings.kafka)
         if not self.settings.qdrant.url and {"knowledge", "ranking"} & set(self.roles):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import time
 from dataclasses import replace
 from importlib import import_module
 from types import FrameType
 from typing import Annotated
+from urllib.parse import urlsplit
 
 import typer
 
@@ -76,7 +78,13 @@ def role(name: Annotated[str, typer.Argument(help=f"One of {', '.join(ROLE_MODUL
     if name not in ROLE_MODULES:
         raise FreshetError(f"unknown role {name!r}; roles are {', '.join(ROLE_MODULES)}")
     settings = load()
-    import_module(ROLE_MODULES[name]).main(settings)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    module = import_module(ROLE_MODULES[name])
+    if name == "store":
+        # The address is fixed by whoever starts the stack: after a restart of the store the others find it again.
+        module.main(settings, port=urlsplit(settings.qdrant.url).port or 0)
+    else:
+        module.main(settings)
 
 
 def health() -> None:

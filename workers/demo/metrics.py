@@ -1,0 +1,145 @@
+"""What is measured during a demo: messages and samples in, the report's figures out. Pure: times are passed in."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from schemas.messages import DeadLetter, KnowledgeRequest, KnowledgeUpdate, Recommendation
+from workers.quality import Offer, Prequential
+
+REASONS = ("cold_start", "drift", "contradiction", "stale")
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One moment of the stream, about once a second.
+
+    Args:
+        at: seconds since the stream began.
+        lag: records that the roles' consumer groups have not committed, by group.
+    """
+
+    at: float
+    events: int
+    recommendations: int
+    unanswered: int
+    lag: dict[str, int]
+    refreshes: dict[str, int]
+    reference_ndcg: float
+    fused_ndcg: float
+
+
+@dataclass
+class Metrics:
+    """Everything counted during the stream."""
+
+    quality: Prequential = field(default_factory=Prequential)
+    offers: dict[str, Offer] = field(default_factory=dict)
+    users: set[str] = field(default_factory=set)
+    events: int = 0
+    recommendations: int = 0
+    recommendation_reasons: Counter[str] = field(default_factory=Counter)
+    fallbacks: Counter[str] = field(default_factory=Counter)
+    dead_letters: Counter[str] = field(default_factory=Counter)
+    refreshes: Counter[str] = field(default_factory=Counter)
+    requested: Counter[str] = field(default_factory=Counter)
+    llm_calls: int = 0
+    freshness: list[float] = field(default_factory=list)
+    response: list[float] = field(default_factory=list)
+    lagrange: list[float] = field(default_factory=list)
+    kl: list[float] = field(default_factory=list)
+    epsilon: list[float] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
+    asked: dict[str, int] = field(default_factory=dict)  # newest version asked for, per user
+    made: dict[str, int] = field(default_factory=dict)  # newest version made, per user
+
+    def produced(self, user: str, item: str, count: int, now: float) -> None:
+        """Note an event about to be sent, the user's number `count`: it is predicted from what they were offered."""
+        self.quality.judge(user, item, count, self.offers.get(user), now)
+        self.users.add(user)
+        self.events += 1
+
+    def recommended(self, message: Recommendation) -> None:
+        """Note a recommendation; it is the user's offer unless it includes fewer events than the one before."""
+        self.recommendations += 1
+        self.recommendation_reasons[message.reason] += 1
+        if message.fallback:
+            self.fallbacks[message.fallback] += 1
+        if message.source == "fused" and message.lagrange is not None:
+            self.lagrange.append(message.lagrange)
+            self.kl.append(message.kl)
+            self.epsilon.append(message.epsilon)
+        held = self.offers.get(message.user_id)
+        if held is None or message.count >= held.count:
+            behind = message.knowledge_behind
+            self.offers[message.user_id] = Offer(
+                served=[item.item_id for item in message.items[:10]], reference=message.reference[:10],
+                fused=message.source == "fused", count=message.count,
+                knowledge_count=None if behind is None or message.source != "fused" else message.count - behind)
+
+    def answered(self, seconds: float) -> None:
+        """Note how long an event waited for the first recommendation that includes it."""
+        self.response.append(seconds)
+
+    def refresh_requested(self, message: KnowledgeRequest) -> None:
+        """Note that new knowledge was asked for."""
+        if message.version > self.asked.get(message.user_id, 0):
+            self.asked[message.user_id] = message.version
+            self.requested[message.reason] += 1
+
+    def refreshed(self, message: KnowledgeUpdate) -> None:
+        """Note that new knowledge is readable."""
+        self.llm_calls += 1
+        self.made[message.user_id] = max(message.version, self.made.get(message.user_id, 0))
+        if message.written:
+            self.refreshes[message.reason] += 1
+            self.freshness.append(message.generated_at - message.caused_at)
+
+    def buried(self, message: DeadLetter) -> None:
+        """Note a dead letter."""
+        self.dead_letters[message.topic] += 1
+
+    @property
+    def refreshes_waiting(self) -> int:
+        """Users whose newest request has no knowledge yet."""
+        return sum(version > self.made.get(user, 0) for user, version in self.asked.items())
+
+    def sample(self, at: float, unanswered: int, lag: dict[str, int]) -> None:
+        """Keep one moment for the plots."""
+        running = self.quality.running()
+        self.samples.append(Sample(
+            at, self.events, self.recommendations, unanswered, dict(lag), dict(self.refreshes),
+            running["reference"]["ndcg_at_10"], running["fused"]["ndcg_at_10"]))
+
+    def figures(self, stream_s: float, seed: int = 0) -> dict[str, Any]:
+        """Return the report's figures of the stream, which took `stream_s` seconds."""
+        return {
+            "events": self.events,
+            "events_per_s": self.events / stream_s if stream_s > 0 else 0.0,
+            "users": len(self.users),
+            "recommendations": self.recommendations,
+            "recommendations_by_reason": dict(self.recommendation_reasons),
+            "fallbacks": dict(self.fallbacks),
+            "dead_letters": sum(self.dead_letters.values()),
+            "refreshes": {reason: self.refreshes[reason] for reason in REASONS},
+            "refreshes_requested": {reason: self.requested[reason] for reason in REASONS},
+            "llm_calls": self.llm_calls,
+            "llm_calls_per_1000_events": 1000 * self.llm_calls / max(1, self.events),
+            "freshness_s": percentiles(self.freshness),
+            "event_to_recommendation_s": percentiles(self.response),
+            "lambda": percentiles(self.lagrange),
+            "kl": percentiles(self.kl),
+            "quality": self.quality.summary(seed),
+        }
+
+
+def percentiles(values: list[float]) -> dict[str, float | None]:
+    """Return p50 and p99 of `values` and their number; null where there are none."""
+    if not values:
+        return {"p50": None, "p99": None, "n": 0}
+    p50, p99 = np.percentile(np.array(values), (50, 99))
+    return {"p50": float(p50), "p99": float(p99), "n": len(values)}

