@@ -1,0 +1,72 @@
+"""The systems compared, and the environment the peers live in."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PEERS = ROOT / "benchmarks" / "peers.txt"
+VENV = ROOT / ".bench-venv"
+
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """One competitor.
+
+    Args:
+        module: what `python -m` runs.
+        own: runs in Freshet's environment, not the peers'.
+        commits: commits offsets to its consumer group; otherwise the meter's count says when it is done.
+        prefix: it is slow, a rate over the workload's `prefix` events suffices.
+    """
+
+    name: str
+    title: str
+    module: str
+    state: str
+    own: bool = False
+    commits: bool = True
+    prefix: bool = False
+
+
+SYSTEMS = (
+    System("freshet", "Freshet, profile stage", "benchmarks.freshet_profile", "RocksDB, changelog", own=True),
+    System("faust", "Faust, idiomatic", "benchmarks.peers.faust_agent", "RocksDB, changelog", prefix=True),
+    System("quix", "Quix Streams", "benchmarks.peers.quix", "RocksDB, changelog"),
+    System("bytewax", "Bytewax", "benchmarks.peers.bytewax_flow", "memory, no changelog", commits=False),
+    System("bare", "bare consumer (ceiling)", "benchmarks.peers.bare", "memory, no changelog"),
+)
+
+
+def python_of(system: System) -> Path:
+    """Return the interpreter a system runs in."""
+    return Path(sys.executable) if system.own else VENV / "bin" / "python"
+
+
+def set_up_peers() -> None:
+    """Install the peers' pinned versions into their own environment unless they are there."""
+    digest = hashlib.sha256(PEERS.read_bytes()).hexdigest()
+    stamp = VENV / "installed"
+    if stamp.is_file() and stamp.read_text() == digest:
+        return
+    print(f"installing the peers into {VENV.name} …", flush=True)
+    if not (VENV / "bin" / "python").exists():
+        subprocess.run([sys.executable, "-m", "venv", str(VENV)], check=True)
+    subprocess.run(
+        [str(VENV / "bin" / "python"), "-m", "pip", "install", "-q", "--disable-pip-version-check", "-r", str(PEERS)],
+        check=True)
+    stamp.write_text(digest)
+
+
+def versions() -> dict[str, str]:
+    """Return the peers' installed versions."""
+    names = [line.partition("==")[0] for line in PEERS.read_text().splitlines() if "==" in line and line[0] != "#"]
+    code = f"import importlib.metadata as m, json; print(json.dumps({{n: m.version(n) for n in {names!r}}}))"
+    found = subprocess.run([str(VENV / "bin" / "python"), "-c", code], check=True, capture_output=True, text=True)
+    import json
+
+    return dict(json.loads(found.stdout))
