@@ -30,6 +30,13 @@ class Output(NamedTuple):
     message: BaseModel
 
 
+class Rejected(NamedTuple):
+    """A message that cannot be used: its record goes to the dead letters for this reason, the rest goes on."""
+
+    message: BaseModel
+    reason: str
+
+
 class _Pending(NamedTuple):
     topic: str
     key: bytes | None

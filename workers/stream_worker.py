@@ -24,14 +24,15 @@ from schemas.errors import FreshetError, PoisonError, StoreUnavailableError
 from schemas.settings import Settings
 from schemas.topics import Topic
 from workers.kafka import consumer, create_topics
-from workers.outbox import Outbox, Output
+from workers.outbox import Outbox, Output, Rejected
 from workers.progress import Progress
 from workers.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 M = TypeVar("M", bound=BaseModel)
-Process = Callable[[Sequence[M]], Iterable[Sequence[Output]]]
-"""Turns messages into outputs, a part at a time; each part is on the broker before the next is asked for."""
+Process = Callable[[Sequence[M]], Iterable[Sequence[Output | Rejected]]]
+"""Turns messages into outputs, a part at a time; each part is on the broker before the next is asked for. A message
+that it cannot use it returns as `Rejected`, the very object it was given."""
 
 _IDLE_POLL_S = 0.2  # how late a stop signal or a hot reload is noticed while nothing comes in
 # Above this the partitions are paused and the consumer polled while the batch goes on, so that neither a slow model nor
@@ -169,7 +170,7 @@ class StreamWorker(Generic[M]):
     def _handle(self, records: Sequence[Record[M]]) -> bool:
         """Process `records`, all at once or, after an exception, one by one; return False if stopped before the end."""
         try:
-            if not self._attempt([record.message for record in records]):
+            if not self._attempt(records):
                 return False
             self._failures = 0
             return True
@@ -191,16 +192,21 @@ class StreamWorker(Generic[M]):
         self._bury(records[0].source, _reason(failure))
         return True
 
-    def _attempt(self, messages: Sequence[M]) -> bool:
+    def _attempt(self, records: Sequence[Record[M]]) -> bool:
         """Run `process` until the store lets it; return False if stopped while waiting for the store."""
         pause = _BACKOFF_S[0]
+        sources = {id(record.message): record.source for record in records}
         while True:
+            rejected: list[Rejected] = []
             try:
-                for part in self._parts(messages):
-                    self._progress.produced(self._outbox.send(part))
+                for part in self._parts([record.message for record in records]):
+                    rejected += [one for one in part if isinstance(one, Rejected)]
+                    self._progress.produced(self._outbox.send([one for one in part if isinstance(one, Output)]))
+                for message, reason in rejected:
+                    self._bury(sources[id(message)], reason)
                 return True
             except StoreUnavailableError as error:
-                log.warning("%s: %s; holding %d records, next try in %.1f s", self._role, error, len(messages), pause)
+                log.warning("%s: %s; holding %d records, next try in %.1f s", self._role, error, len(records), pause)
                 self._progress.waiting("store", self._behind())
                 self._wait_for(self._thread.submit(self._stopping.wait, pause))
                 if self._stopping.is_set():
@@ -209,7 +215,7 @@ class StreamWorker(Generic[M]):
             finally:
                 self._progress.waiting("", None)
 
-    def _parts(self, messages: Sequence[M]) -> Iterator[Sequence[Output]]:
+    def _parts(self, messages: Sequence[M]) -> Iterator[Sequence[Output | Rejected]]:
         parts = self._wait_for(self._thread.submit(lambda: iter(self._process(messages))))
         while (part := self._wait_for(self._thread.submit(next, parts, None))) is not None:
             yield part

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
@@ -16,7 +17,7 @@ from qdrant_client import models as qm
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
 from schemas.errors import FreshetError, StoreUnavailableError
-from schemas.settings import QdrantSettings
+from schemas.settings import QdrantSettings, Settings
 from workers.store.base import (
     COLLECTION,
     POOLED,
@@ -33,6 +34,7 @@ from workers.store.base import (
     wrong_width,
 )
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 # A point of 5×64 is some 8 kB of JSON and a server takes 32 MB per request: far below, and the time of one request
 # stays far below the time-out.
@@ -62,6 +64,24 @@ class QdrantStore:
                 url=location, api_key=settings.api_key or None, prefer_grpc=settings.prefer_grpc,
                 timeout=math.ceil(settings.timeout_s), check_compatibility=False,
                 limits=httpx.Limits(max_connections=16, max_keepalive_connections=8))
+
+    @classmethod
+    def of(cls, settings: Settings, dim: int) -> QdrantStore:
+        """Return the store the settings name, made ready if it answers; it may also come later.
+
+        Raises:
+            FreshetError: none is named, or it was made for another width.
+        """
+        if not settings.qdrant.url:
+            raise FreshetError(
+                "no knowledge store: set FRESHET_QDRANT_URL=http://host:6333, or let `freshet up` start the embedded "
+                "one")
+        store = cls(settings.qdrant.url, dim, settings.qdrant)
+        try:
+            store.ensure()
+        except StoreUnavailableError as error:
+            log.warning("%s; going on, it may come back", error)
+        return store
 
     def ensure(self) -> None:
         """See `KnowledgeStore.ensure`."""

@@ -1,0 +1,78 @@
+"""Real brokers for tests: the embedded one, and Apache Kafka where it is at hand."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from pathlib import Path
+
+from schemas.errors import FreshetError
+from schemas.settings import KafkaSettings
+from workers.broker import Broker, free_port
+from workers.kafka import check_reachable
+from workers.process import Child
+
+ROOT = Path(__file__).parents[2]
+# A broker refuses sessions below 6 s by default.
+_FAST = ["group.min.session.timeout.ms=1000"]
+
+
+def kafka_home() -> Path | None:
+    """Return the folder with a Kafka `start` script, None if there is none or no Java."""
+    for place in (os.environ.get("KAFKA_HOME"), ROOT.parent / "shared" / "kafka"):
+        if place and (Path(place) / "start").is_file() and shutil.which("java"):
+            return Path(place)
+    return None
+
+
+class KafkaNode:
+    """One Apache Kafka node whose data outlives a kill."""
+
+    def __init__(self, folder: Path, home: Path) -> None:
+        self.port = free_port()
+        command = [str(home / "start"), str(folder / "kafka"), str(self.port), *_FAST]
+        self._child = Child("kafka", command, folder / "kafka.log")
+        self.start()
+
+    def start(self) -> None:
+        self._child.start()
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                check_reachable(KafkaSettings(bootstrap=self.bootstrap), 2.0)
+                return
+            except FreshetError:
+                assert time.monotonic() < deadline, self._child.tail()
+                assert self._child.exit_code() is None, self._child.tail()
+
+    def kill(self) -> None:
+        self._child.kill()
+
+    @property
+    def bootstrap(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+
+def start_broker(kind: str, folder: Path) -> Broker | KafkaNode:
+    """Return a running broker, "embedded" or "kafka"."""
+    if kind == "kafka":
+        home = kafka_home()
+        assert home is not None
+        return KafkaNode(folder, home)
+    broker = Broker(0, folder / "broker.log")
+    broker.start()
+    return broker
+
+
+def kill_broker(broker: Broker | KafkaNode) -> None:
+    """End it at once."""
+    if isinstance(broker, KafkaNode):
+        broker.kill()
+    elif broker.child is not None:
+        broker.child.kill()
+
+
+def settings_for(broker: Broker | KafkaNode) -> KafkaSettings:
+    """Return settings with short waits: the embedded broker's first join takes half the session time-out."""
+    return KafkaSettings(bootstrap=broker.bootstrap, session_timeout_s=3.0)

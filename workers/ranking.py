@@ -1,0 +1,248 @@
+"""The ranking worker: a user's state has changed, so recommend again, and judge knowledge by what the user just did."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.constraint import trust_region
+from models.system import RankBatch, RankResult
+from schemas.messages import (
+    Fallback,
+    Judgement,
+    Margin,
+    RankingRequest,
+    Recommendation,
+    ScoredItem,
+)
+from schemas.settings import Settings
+from schemas.topics import JUDGEMENTS, RANKING_REQUESTS, RECOMMENDATIONS
+from workers.kafka import RANKING_GROUP
+from workers.model_updates import ModelUpdates
+from workers.outbox import Output
+from workers.ranker import Ranker
+from workers.store.base import KnowledgePoint
+from workers.store.cached import CachedReader
+from workers.store.qdrant import QdrantStore
+from workers.stream_worker import StreamWorker
+
+log = logging.getLogger(__name__)
+ROLE = "ranking"
+
+
+class Merged:
+    """All requests of one user in a batch.
+
+    The newest (highest count, the last of equals) is answered. Requests for the same count belong to the same answer:
+    it was caused by the first of them, and it is an event's answer if any of them was. Every request's events are
+    judged, each with its own history.
+    """
+
+    def __init__(self, requests: Sequence[RankingRequest]) -> None:
+        self.newest = max(enumerate(requests), key=lambda pair: (pair[1].count, pair[0]))[1]
+        same = [request for request in requests if request.count == self.newest.count]
+        self.caused_at = min(request.caused_at for request in same)
+        self.reason = "event" if any(request.reason == "event" for request in same) else self.newest.reason
+        # The newest first; an event asked about twice is judged once.
+        self.rows = [self.newest, *(r for r in requests if r is not self.newest and r.judged)]
+        self.wanted_version = max(request.knowledge_version for request in requests)
+
+
+def merge(requests: Sequence[RankingRequest]) -> list[Merged]:
+    """Return the requests by user, in order of their first one."""
+    users: dict[str, list[RankingRequest]] = {}
+    for request in requests:
+        users.setdefault(request.user_id, []).append(request)
+    return [Merged(group) for group in users.values()]
+
+
+class RankingProcessor:
+    """Requests to recommendations and judgements.
+
+    Args:
+        ranker: model and item names.
+        reader: knowledge.
+        epsilon: full trust radius, nats; None = as calibrated with the model.
+    """
+
+    def __init__(
+        self, ranker: Ranker, reader: CachedReader, top: int, epsilon: float | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._ranker = ranker
+        self._reader = reader
+        self._top = top
+        self._epsilon = epsilon
+        self._clock = clock
+        self._counts = {
+            "requests": 0, "superseded": 0, "recommendations": 0, "fused": 0, "margins": 0, "unknown_items": 0,
+            "no_knowledge": 0, "store_unavailable": 0, "old_knowledge": 0, "no_trust": 0}
+        self._rank_s = 0.0
+
+    def counters(self) -> dict[str, Any]:
+        """Return what was done so far, for the role's progress file."""
+        return self._counts | {
+            "rank_s": round(self._rank_s, 3), "cache_hits": self._reader.hits, "cache_misses": self._reader.misses,
+            "store_available": self._reader.available, "model_version": self._ranker.model_version}
+
+    def __call__(self, requests: Sequence[RankingRequest]) -> list[list[Output]]:
+        """Return the outputs, all in one part."""
+        started = time.perf_counter()
+        users = merge(requests)
+        points, fallbacks = self._knowledge(users)
+        rows = [(user, request) for user in users for request in user.rows]
+        rank = self._ranker.model.rank(RankBatch(
+            histories=[self._rows(request.history) for _, request in rows],
+            seen=[self._rows(request.seen) for _, request in rows],
+            knowledge=[point.vectors if (point := points.get(user.newest.user_id)) else None for user, _ in rows],
+            judged=[[(j.position, self._ranker.row(j.item_id)) for j in request.judged] for _, request in rows]))
+        judgements = self._judge(users, rows, rank, points)
+        recommendations = self._recommend(users, rows, rank, points, fallbacks)
+        self._counts["requests"] += len(requests)
+        self._counts["superseded"] += len(requests) - len(users)
+        self._rank_s += time.perf_counter() - started
+        return [[*recommendations, *judgements]]
+
+    def _knowledge(self, users: Sequence[Merged]) -> tuple[dict[str, KnowledgePoint], dict[str, Fallback]]:
+        """Return the usable knowledge of users, and why the others have none."""
+        wanted = {user.newest.user_id: user.wanted_version for user in users if user.wanted_version > 0}
+        found = self._reader.read(wanted)
+        points: dict[str, KnowledgePoint] = {}
+        fallbacks: dict[str, Fallback] = {}
+        for user in users:
+            name = user.newest.user_id
+            point = found.points.get(name)
+            if point is None:
+                fallbacks[name] = "store_unavailable" if name in found.unavailable else "no_knowledge"
+            elif not self._ranker.compatible(point.model_version):
+                fallbacks[name] = "old_knowledge"
+            else:
+                points[name] = point
+        return points, fallbacks
+
+    def _rows(self, items: Sequence[str]) -> list[int]:
+        rows = [self._ranker.row(item) for item in items]
+        self._counts["unknown_items"] += rows.count(-1)
+        return rows
+
+    def _judge(
+        self, users: Sequence[Merged], rows: Sequence[tuple[Merged, RankingRequest]], rank: RankResult,
+        points: dict[str, KnowledgePoint],
+    ) -> list[Output]:
+        """Return a judgement per user with margins: events that came after what the user's knowledge includes."""
+        margins: dict[str, dict[str, Margin]] = {}
+        for (user, request), values in zip(rows, rank.margins, strict=True):
+            point = points.get(user.newest.user_id)
+            for event, value in zip(request.judged, values, strict=True):
+                if point is not None and value is not None and abs(value) < float("inf") and event.count > point.count:
+                    margins.setdefault(request.user_id, {}).setdefault(event.event_id, Margin(
+                        event_id=event.event_id, item_id=event.item_id, count=event.count, value=value,
+                        knowledge_version=point.version))
+        now = self._clock()
+        newest = {user.newest.user_id: user.newest for user in users}
+        self._counts["margins"] += sum(len(events) for events in margins.values())
+        return [
+            Output(JUDGEMENTS, name, Judgement(
+                user_id=name, margins=sorted(events.values(), key=lambda margin: margin.count),
+                model_version=self._ranker.model_version, event_time=newest[name].event_time, judged_at=now))
+            for name, events in margins.items()]
+
+    def _recommend(
+        self, users: Sequence[Merged], rows: Sequence[tuple[Merged, RankingRequest]], rank: RankResult,
+        points: dict[str, KnowledgePoint], fallbacks: dict[str, Fallback],
+    ) -> list[Output]:
+        answered = [at for at, (user, request) in enumerate(rows) if request is user.newest]
+        reference, fused = rank.ref_logp[answered], rank.fused_logp[answered]
+        nothing_left = torch.isnan(reference).any(1) | (reference == -torch.inf).all(1)  # every item is seen
+        reference[nothing_left] = -torch.inf
+        full = self._ranker.epsilon if self._epsilon is None else self._epsilon
+        epsilon = [full * user.newest.trust for user in users]
+        for user, radius in zip(users, epsilon, strict=True):
+            if radius <= 0 and user.newest.user_id in points:
+                fallbacks[user.newest.user_id] = "no_trust"
+        served = [at for at, user in enumerate(users)
+                  if user.newest.user_id not in fallbacks and not bool(nothing_left[at])]
+        logp, inverse, kl = self._constrain(reference, fused, served, epsilon)
+        items = self._top_items(logp)
+        behaviour = self._top_items(reference)
+        now = self._clock()
+        out = []
+        for at, user in enumerate(users):
+            fallback = fallbacks.get(user.newest.user_id)
+            out.append(Output(RECOMMENDATIONS, user.newest.user_id, self._answer(
+                user, items[at], [item.item_id for item in behaviour[at]], fallback,
+                points.get(user.newest.user_id) if fallback is None else None,
+                lagrange=1 / inverse[at] if inverse[at] > 0 else None, kl=kl[at], epsilon=epsilon[at], now=now)))
+            self._counts["fused" if fallback is None else fallback] += 1
+        self._counts["recommendations"] += len(users)
+        return out
+
+    @staticmethod
+    def _constrain(
+        reference: Tensor, fused: Tensor, served: Sequence[int], epsilon: Sequence[float],
+    ) -> tuple[Tensor, list[float], list[float]]:
+        """Return served log-probabilities (B, n), 1/λ and KL of each user; the reference where knowledge is unused."""
+        inverse, kl = [0.0] * len(reference), [0.0] * len(reference)
+        if not served:
+            return reference, inverse, kl
+        ref, with_knowledge = reference[served], fused[served]
+        delta = torch.where(ref == -torch.inf, 0.0, with_knowledge - ref)
+        radius = torch.tensor([epsilon[at] for at in served], dtype=torch.float64)
+        moved, one_over_lambda, spent = trust_region(ref, delta, radius)
+        logp = reference.double()
+        logp[served] = moved
+        for at, inv, nats in zip(served, one_over_lambda.tolist(), spent.tolist(), strict=True):
+            inverse[at], kl[at] = inv, max(0.0, nats)
+        return logp, inverse, kl
+
+    def _top_items(self, logp: Tensor) -> list[list[ScoredItem]]:
+        """Return each row's best items, best first; seen items (−inf) are left out."""
+        scores, best = logp.topk(min(self._top, logp.shape[1]), dim=1)
+        names = self._ranker.items
+        return [
+            [ScoredItem(item_id=names[row], score=score) for score, row in zip(some, rows, strict=True)
+             if score > -float("inf")]
+            for some, rows in zip(scores.tolist(), best.tolist(), strict=True)]
+
+    def _answer(
+        self, user: Merged, items: list[ScoredItem], reference: list[str], fallback: Fallback | None,
+        point: KnowledgePoint | None, *, lagrange: float | None, kl: float, epsilon: float, now: float,
+    ) -> Recommendation:
+        newest = user.newest
+        return Recommendation(
+            user_id=newest.user_id, items=items, reference=reference, source="reference" if fallback else "fused",
+            fallback=fallback, reason=user.reason, lagrange=lagrange, kl=kl, epsilon=epsilon,
+            knowledge_version=point.version if point else 0,
+            knowledge_age_s=newest.event_time - point.event_time if point else None,
+            # Below 0 only where the user's state was lost and the store was not.
+            knowledge_behind=max(0, newest.count - point.count) if point else None,
+            model_version=self._ranker.model_version, event_time=newest.event_time, count=newest.count,
+            caused_at=user.caused_at, requested_at=newest.requested_at, ranked_at=now)
+
+
+def main(settings: Settings) -> None:
+    """Run the worker until SIGTERM.
+
+    Raises:
+        FreshetError: there is no model, or the broker cannot be used. The store may be away.
+    """
+    torch.set_num_threads(1)  # batches of small matrices: more threads only take cores from the other roles
+    ranker = Ranker.load(settings)
+    store = QdrantStore.of(settings, ranker.dim)
+    reader = CachedReader(store)
+    processor = RankingProcessor(ranker, reader, settings.ranking.top, settings.ranking.epsilon)
+    updates = ModelUpdates(settings, ROLE, ranker.created_at, ranker.apply)
+    worker = StreamWorker(
+        settings, ROLE, RANKING_GROUP, RANKING_REQUESTS, processor, batch=settings.ranking.batch,
+        between=updates.poll, counters=processor.counters)
+    try:
+        worker.run()
+    finally:
+        updates.close()
+        reader.close()
+        store.close()
