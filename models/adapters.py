@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,9 @@ def _tuned(decoder: nn.Module) -> list[Any]:
 
 
 def _insert(decoder: nn.Module, config: LoraConfig, weights: dict[str, Tensor], name: str) -> None:
-    inject_adapter_in_model(config, decoder, name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # peft wonders at a second adapter
+        inject_adapter_in_model(config, decoder, name)
     # saved from the causal LM the names start with base_model.model.model., from the bare decoder without the last one
     cut = {key.removeprefix("base_model.model.").removeprefix("model."): value for key, value in weights.items()}
     result = set_peft_model_state_dict(decoder, cut, adapter_name=name)
@@ -97,6 +100,8 @@ def _insert(decoder: nn.Module, config: LoraConfig, weights: dict[str, Tensor], 
 
 
 def _delete(decoder: nn.Module, name: str) -> None:
-    for layer in _tuned(decoder):
-        if name in layer.lora_A:
-            layer.delete_adapter(name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # and at the end of one that was active
+        for layer in _tuned(decoder):
+            if name in layer.lora_A:
+                layer.delete_adapter(name)

@@ -2,6 +2,10 @@
 
 Towers share some experts and have some of their own; each tower's gate is softmax(Linear(x)) over both kinds, and its
 output the gated sum. KAR's towers are user and item knowledge, here they are the K instructions.
+
+States are first standardised per tower and dimension with running moments. Of Gemma 3 270M's last states after a layer
+norm only 5% of the variance lies between users (1% half-way up its layers), the rest is the same for everyone: left in,
+it drowns what the experts are to learn.
 """
 
 from __future__ import annotations
@@ -11,14 +15,27 @@ from torch import Tensor, nn
 
 
 class HybridExperts(nn.Module):
-    """One adaptor of `towers` towers from width `inner` to width `outer`, ReLU experts of one hidden layer."""
+    """One adaptor of `towers` towers from width `inner` to width `outer`, ReLU experts of one hidden layer.
+
+    Attributes:
+        shape: (towers, outer).
+        mean: (towers, inner) running mean of the states, learnt in training.
+        variance: (towers, inner) running variance.
+    """
+
+    mean: Tensor
+    variance: Tensor
+    steps: Tensor
 
     def __init__(
         self, towers: int, inner: int, outer: int, shared: int = 2, specific: int = 2, width: int = 128,
     ) -> None:
         """Make random experts: `shared` ones for all towers, `specific` ones for each."""
         super().__init__()
-        self.norm = nn.LayerNorm(inner)  # hidden states of a language model have a few huge dimensions
+        self.shape = (towers, outer)
+        self.register_buffer("mean", torch.zeros(towers, inner))
+        self.register_buffer("variance", torch.ones(towers, inner))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self.shared_in = nn.Parameter(torch.randn(shared, inner, width) * (2 / inner) ** 0.5)
         self.shared_out = nn.Parameter(torch.randn(shared, width, outer) * width**-0.5)
         self.own_in = nn.Parameter(torch.randn(towers, specific, inner, width) * (2 / inner) ** 0.5)
@@ -27,7 +44,7 @@ class HybridExperts(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         """Return (B, towers, outer) of states (B, towers, inner)."""
-        x = self.norm(states.to(self.gate.dtype))
+        x = self.standardise(states.to(self.gate.dtype))
         gate = torch.softmax(torch.einsum("bti,tie->bte", x, self.gate), dim=-1)
         common = torch.relu(torch.einsum("bti,eiw->btew", x, self.shared_in))
         own = torch.relu(torch.einsum("bti,teiw->btew", x, self.own_in))
@@ -35,3 +52,18 @@ class HybridExperts(nn.Module):
         return (
             torch.einsum("btew,ewo,bte->bto", common, self.shared_out, gate[..., :split])
             + torch.einsum("btew,tewo,bte->bto", own, self.own_out, gate[..., split:]))
+
+    def standardise(self, states: Tensor) -> Tensor:
+        """Return states (B, towers, inner) less their running mean, over their running deviation.
+
+        Running moments in training too, not the batch's own: a user's vectors do not depend on who shares the batch.
+        """
+        if self.training and len(states) > 1:
+            with torch.no_grad():
+                self.steps += 1
+                rate = max(1 / float(self.steps), 0.01)  # a plain average of the first 100 batches, then the last 100
+                self.mean.lerp_(states.mean(dim=0), rate)
+                self.variance.lerp_((states - self.mean).square().mean(dim=0), rate)
+        # the floor keeps dimensions that hardly vary from being blown up into noise
+        floor = 0.01 * self.variance.mean(dim=-1, keepdim=True) + 1e-12
+        return (states - self.mean) * torch.rsqrt(self.variance + floor)

@@ -143,7 +143,9 @@ def bpe_tokenizer(pieces: list[str], scores: list[float], types: list[int]) -> T
     """
     vocabulary = {piece: index for index, piece in enumerate(pieces)}
     merges = []
-    for piece in sorted(vocabulary, key=lambda piece: (-scores[vocabulary[piece]], vocabulary[piece])):
+    # a control token is never the result of merges: "<eos>" in a text stays text
+    plain = [piece for piece, kind in zip(pieces, types, strict=True) if kind != _CONTROL]
+    for piece in sorted(plain, key=lambda piece: (-scores[vocabulary[piece]], vocabulary[piece])):
         splits = [(piece[:at], piece[at:]) for at in range(1, len(piece))]
         known = [pair for pair in splits if pair[0] in vocabulary and pair[1] in vocabulary]
         merges += sorted(known, key=lambda pair: (vocabulary[pair[0]], vocabulary[pair[1]]))

@@ -98,7 +98,7 @@ class KnowledgeModel(nn.Module):
         """
         training = self.training
         self.eval()
-        rows = np.asarray(histories, dtype=np.int64).reshape(len(user_hidden), -1)
+        rows = np.asarray(histories, dtype=np.int64).reshape(len(user_hidden), -1 if len(user_hidden) else 0)
         parts: list[Tensor] = []
         done = 0
         try:
@@ -116,6 +116,6 @@ class KnowledgeModel(nn.Module):
             codes = self.codes(user_hidden).cpu().numpy()
         finally:
             self.train(training)
-        vectors = torch.cat(parts).numpy() if parts else np.zeros((0, codes.shape[1], 0), np.float32)
-        finite: np.ndarray = np.isfinite(vectors).all(axis=(1, 2))
+        vectors = torch.cat(parts).numpy() if parts else np.zeros((0, *self.experts.shape), np.float32)
+        finite = np.asarray(np.isfinite(vectors).all(axis=(1, 2)))
         return Generation(np.where(finite[:, None, None], vectors, 0).astype(np.float32), codes, finite)

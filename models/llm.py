@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
@@ -71,11 +72,11 @@ class LanguageModel:
         logging.disable_progress_bar()
         device = _device(settings.device)
         name = settings.name
-        source = str(packaged_gemma(cache_dir / PACKAGED)) if name == PACKAGED else name
+        source = str(packaged_gemma(cache_dir / f"{PACKAGED}-converted-1")) if name == PACKAGED else name
         try:
             tokenizer = AutoTokenizer.from_pretrained(source)
             causal = AutoModelForCausalLM.from_pretrained(source, dtype=_dtype(device)).to(device)
-        except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
             raise FreshetError(
                 f"the language model {name!r} cannot be loaded: {_first_line(error)}. FRESHET_LLM_NAME takes a folder, "
                 f"a Hugging Face id (which needs the network or a filled cache), or {PACKAGED!r}, which comes with "
@@ -100,16 +101,10 @@ class LanguageModel:
 
         Text is data: control characters become spaces and the names of special tokens (`<end_of_turn>`) stay text.
         """
-        backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        if backend is not None:
-            backend.encode_special_tokens = True  # special tokens in a text are spelled out, not obeyed
-        try:
-            # no token is longer than some 16 characters on average: do not tokenise a megabyte to keep 24 tokens
-            clean = [plain(text[: 64 * limit]) for text in texts]
-            encoded = self.tokenizer(clean, add_special_tokens=False).input_ids if clean else []
-        finally:
-            if backend is not None:
-                backend.encode_special_tokens = False
+        if not texts:
+            return []
+        clean = [plain(text[: 64 * limit]) for text in texts]  # do not tokenise a megabyte to keep 24 tokens
+        encoded = self.tokenizer(clean, add_special_tokens=False, split_special_tokens=True).input_ids
         return [list(ids[:limit]) for ids in encoded]
 
     def embed(self, ids: Tensor) -> Tensor:
@@ -154,8 +149,10 @@ class LanguageModel:
         Raises:
             FreshetError: it is damaged or made for another model; the model is as before.
         """
-        adapters.load(self.decoder, path, name)
-        adapters.choose(self.decoder, self.adapter)
+        try:
+            adapters.load(self.decoder, path, name)
+        finally:  # peft makes the newest adapter the active one
+            adapters.choose(self.decoder, self.adapter)
 
     def use_adapter(self, name: str | None) -> None:
         """Let a loaded adapter act from the next forward pass on; None = the base model.
