@@ -76,7 +76,7 @@ def decode_events(
     latest = now + future_s
     for record in records:
         headers = record.headers
-        backfill = bool(headers) and any(name == BACKFILL_HEADER for name, _ in headers)
+        backfill = bool(headers) and BACKFILL_HEADER in dict(headers)
         try:
             event = decode_event(record.value, record.offset, (record.timestamp or 0) / 1000.0, backfill)
         except PoisonError as error:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from schemas.codec import decode
@@ -23,7 +24,7 @@ from schemas.topics import (
 from streams.decoding import decode_events
 from streams.outbox import Outbox, Pair, partition_of, wire
 from streams.planner import Plan, Planner, States
-from streams.state import UserState, dumps, loads
+from streams.state import dumps, loads
 from streams.table import UserTable
 
 log = logging.getLogger("freshet.streams")
@@ -31,8 +32,32 @@ log = logging.getLogger("freshet.streams")
 SOURCES = (BEHAVIOUR_EVENTS.name, JUDGEMENTS.name, KNOWLEDGE_UPDATES.name)
 
 M = TypeVar("M", Judgement, KnowledgeUpdate)
-Item = tuple[str, Any, Any]  # user, what the planner takes, the record it came from
 Step = Callable[[States, list[Any], float], Plan]
+
+
+@dataclass(slots=True)
+class Work:
+    """Usable records of a batch: whose they are, what the planner takes, the records. Aligned lists."""
+
+    users: list[str]
+    inputs: list[Any]
+    records: list[Any]
+
+    def only(self, users: set[str]) -> Work:
+        """Return the part of these users."""
+        kept = [n for n, user in enumerate(self.users) if user in users]
+        return Work([self.users[n] for n in kept], [self.inputs[n] for n in kept], [self.records[n] for n in kept])
+
+
+@dataclass(slots=True)
+class Delivery:
+    """What a batch has led to and is not yet durable."""
+
+    partition: int
+    now: float
+    states: list[Pair]
+    messages: dict[tuple[str, int], list[Pair]]
+    bad: list[tuple[Any, str]]
 
 
 class Stage:
@@ -52,76 +77,80 @@ class Stage:
         self.settings = settings
         self.clock = clock
 
-    async def handle(self, topic: str, partition: int, records: Sequence[Any]) -> None:
-        """Process a batch; on return everything it caused is durable and its offsets may be committed.
+    def prepare(self, topic: str, partition: int, records: Sequence[Any]) -> Delivery:
+        """Take a batch as far as memory goes. Batches of a partition are prepared and delivered in their order.
 
-        No record is lost: what cannot be used is in the dead letters, what belongs to another partition is there.
+        No record is lost: what cannot be used goes to the dead letters, what belongs to another partition goes there.
         """
         now = self.clock()
+        messages: dict[tuple[str, int], list[Pair]] = {}
         bad: list[tuple[Any, str]] = []
-        strays: list[tuple[str, Any]] = []
-        items: list[Item] = []
         step: Step
         if topic == BEHAVIOUR_EVENTS.name:
             events, good, bad = decode_events(records, now, self.settings.state.future_s)
-            items = [(event.user_id, event, record) for event, record in zip(events, good, strict=True)]
-            items, strays = self._sort_out(partition, items)
+            work = Work([event.user_id for event in events], events, good)
+            strays = self._strays(partition, set(work.users))
+            if strays:
+                messages = _by_partition(topic, work.only(strays), self.settings.kafka.partitions)
+                work = work.only(set(work.users) - strays)
             step = self.planner.events
         elif topic == JUDGEMENTS.name:
-            items = _parse(Judgement, records, bad, lambda message, record: message)
+            work = _parse(Judgement, records, bad, lambda message, record: message)
             step = self.planner.judgements
         else:
-            items = _parse(KnowledgeUpdate, records, bad,
-                           lambda message, record: (message, (record.timestamp or 0) / 1000.0))
+            work = _parse(KnowledgeUpdate, records, bad,
+                          lambda message, record: (message, (record.timestamp or 0) / 1000.0))
             step = self.planner.updates
-        states, plans = self._plan(partition, items, step, now, bad)
+        states, plans = self._plan(partition, work, step, now, bad)
         changed = {user: states[user] for plan in plans for user in plan.changed}
-        jobs: list[Awaitable[Any]] = [self.table.save(partition, changed)]
-        for name, pairs in _messages(plans).items():
-            jobs.append(self.outbox.send(name, partition, pairs))
-        for target, group in _by_partition(strays, self.settings.kafka.partitions).items():
-            jobs.append(self.outbox.send(topic, target, group))
-        if bad:
-            jobs.append(self.outbox.send_dead_letters(bad, now))
+        for plan in plans:
+            _collect(messages, plan, partition)
+        return Delivery(partition, now, self.table.put(partition, changed), messages, bad)
+
+    async def deliver(self, delivery: Delivery) -> None:
+        """Make a batch's effects durable; on return its offsets may be committed."""
+        jobs: list[Awaitable[Any]] = [self.table.save(delivery.partition, delivery.states)]
+        jobs.extend(self.outbox.send(topic, target, pairs) for (topic, target), pairs in delivery.messages.items())
+        if delivery.bad:
+            jobs.append(self.outbox.send_dead_letters(delivery.bad, delivery.now))
         await asyncio.gather(*jobs)
 
-    def _sort_out(self, partition: int, items: list[Item]) -> tuple[list[Item], list[tuple[str, Any]]]:
-        """Return the items of users whose partition this is, and the strays.
+    def _strays(self, partition: int, users: set[str]) -> set[str]:
+        """Return the users whose state is elsewhere: a producer with another partitioner, or none, sent them here.
 
-        A producer with another partitioner, or none, puts users where their state is not. Hashing takes 5 µs, so only
-        users not in memory are checked.
+        Hashing takes 5 µs, so only users not in memory are checked.
         """
         partitions = self.settings.kafka.partitions
-        strange: set[str] = set()
-        for user in {item[0] for item in items}:
-            if not self.table.known(partition, user) and partition_of(user, partitions) != partition:
-                strange.add(user)
-        if not strange:
-            return items, []
-        return ([item for item in items if item[0] not in strange],
-                [(user, record) for user, _, record in items if user in strange])
+        return {user for user in users
+                if not self.table.known(partition, user) and partition_of(user, partitions) != partition}
 
     def _plan(
-        self, partition: int, items: list[Item], step: Step, now: float, bad: list[tuple[Any, str]],
+        self, partition: int, work: Work, step: Step, now: float, bad: list[tuple[Any, str]],
     ) -> tuple[States, list[Plan]]:
         """Return the states after the step and what it leads to.
 
         If the batch fails as a whole it is taken record by record, and the record at fault goes to `bad`.
         """
-        users = list(dict.fromkeys(item[0] for item in items))
+        users = list(dict.fromkeys(work.users))
         try:
             states = self.table.load(partition, users)
-            return states, [step(states, [item[1] for item in items], now)]
+            return states, [step(states, work.inputs, now)]
         except Exception:
-            log.exception("a batch of %d records failed; taking them one by one", len(items))
-            self.table.forget(partition, users)
-        states, plans = {}, []
-        for user, what, record in items:
+            log.exception("a batch of %d records failed; taking them one by one", len(work.inputs))
+        return self._plan_singly(partition, work, step, now, bad)
+
+    def _plan_singly(
+        self, partition: int, work: Work, step: Step, now: float, bad: list[tuple[Any, str]],
+    ) -> tuple[States, list[Plan]]:
+        states: States = {}
+        plans = []
+        for user, what, record in zip(work.users, work.inputs, work.records, strict=True):
             try:
                 if user not in states:
-                    states.update(self.table.load(partition, [user]))
+                    states.update(self.table.reload(partition, user))
                 # A copy, so that a failing record leaves nothing behind.
-                plan = step(trial := {user: _copy(states[user])} if user in states else {}, [what], now)
+                trial = {user: loads(dumps(states[user]))} if user in states else {}
+                plan = step(trial, [what], now)
             except Exception as error:
                 reason = str(error) if isinstance(error, FreshetError) else f"{type(error).__name__}: {error}"
                 bad.append((record, f"cannot be applied: {reason}"))
@@ -131,41 +160,38 @@ class Stage:
         return states, plans
 
 
-def _copy(state: UserState) -> UserState:
-    return loads(dumps(state))
-
-
 def _parse(
     model: type[M], records: Sequence[Any], bad: list[tuple[Any, str]], build: Callable[[M, Any], Any],
-) -> list[Item]:
+) -> Work:
     """Return the messages in `records` as the planner takes them; unreadable records go to `bad`."""
-    items: list[Item] = []
+    work = Work([], [], [])
     for record in records:
         try:
             message = decode(model, record.value)
         except PoisonError as error:
             bad.append((record, error.reason))
-        else:
-            items.append((message.user_id, build(message, record), record))
-    return items
+            continue
+        work.users.append(message.user_id)
+        work.inputs.append(build(message, record))
+        work.records.append(record)
+    return work
 
 
-def _messages(plans: Sequence[Plan]) -> dict[str, list[Pair]]:
-    """Return what plans want sent, by topic."""
-    out: dict[str, list[Pair]] = {}
-    for plan in plans:
-        for topic, messages in ((RANKING_REQUESTS, plan.ranking), (KNOWLEDGE_REQUESTS, plan.knowledge),
-                                (ALIGNMENT_SAMPLES, plan.alignment)):
-            if messages:
-                out.setdefault(topic.name, []).extend((_key(m.user_id), wire(m), []) for m in messages)
-    return out
+def _collect(messages: dict[tuple[str, int], list[Pair]], plan: Plan, partition: int) -> None:
+    """Add what a plan wants sent. All topics keyed by user have the same partitions, so it is the source's number."""
+    for topic, group in ((RANKING_REQUESTS, plan.ranking), (KNOWLEDGE_REQUESTS, plan.knowledge),
+                         (ALIGNMENT_SAMPLES, plan.alignment)):
+        if group:
+            pairs = messages.setdefault((topic.name, partition), [])
+            pairs.extend((_key(message.user_id), wire(message), []) for message in group)
 
 
-def _by_partition(strays: Sequence[tuple[str, Any]], partitions: int) -> dict[int, list[Pair]]:
+def _by_partition(topic: str, strays: Work, partitions: int) -> dict[tuple[str, int], list[Pair]]:
     """Return strays as they came, but keyed by user, under the partition they belong to."""
-    out: dict[int, list[Pair]] = {}
-    for user, record in strays:
-        out.setdefault(partition_of(user, partitions), []).append((_key(user), record.value, list(record.headers)))
+    out: dict[tuple[str, int], list[Pair]] = {}
+    for user, record in zip(strays.users, strays.records, strict=True):
+        pairs = out.setdefault((topic, partition_of(user, partitions)), [])
+        pairs.append((_key(user), record.value, list(record.headers)))
     return out
 
 

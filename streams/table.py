@@ -32,6 +32,7 @@ class UserTable:
         self._outbox = outbox
         self._limit = cached
         self._cache: dict[tuple[int, str], UserState] = {}
+        self._unsaved: dict[tuple[int, str], bytes] = {}
 
     def known(self, partition: int, user: str) -> bool:
         """Tell whether the user is in memory, so known to belong to the partition."""
@@ -44,22 +45,39 @@ class UserTable:
             FreshetError: stored bytes are no state.
         """
         states: dict[str, UserState] = {}
-        db = self._table.data._db_for_partition(partition)
         for user in users:
-            state = self._cache.get((partition, user))
-            if state is None:
-                data = db.get(_key(user))
-                if data is None:
-                    continue
-                state = loads(data)
-            states[user] = state
+            state = self._cache.get((partition, user)) or self._read(partition, user)
+            if state is not None:
+                states[user] = state
         return states
 
-    async def save(self, partition: int, states: Mapping[str, UserState]) -> None:
+    def reload(self, partition: int, user: str) -> dict[str, UserState]:
+        """Return the user's last good state, if any: a step that failed may have left the one in memory half changed.
+
+        Raises:
+            FreshetError: stored bytes are no state.
+        """
+        self._cache.pop((partition, user), None)
+        return self.load(partition, [user])
+
+    def put(self, partition: int, states: Mapping[str, UserState]) -> list[Pair]:
+        """Take new states: `load` returns them from now on. `save` must get what this returns, in the same order."""
+        pairs: list[Pair] = []
+        cache, unsaved = self._cache, self._unsaved
+        for user, state in states.items():
+            at = (partition, user)
+            cache.pop(at, None)  # to the young end
+            cache[at] = state
+            data = unsaved[at] = dumps(state)
+            pairs.append((_key(user), data, []))
+        while len(cache) > self._limit:
+            del cache[next(iter(cache))]
+        return pairs
+
+    async def save(self, partition: int, pairs: list[Pair]) -> None:
         """Make states durable: the changelog first, then RocksDB."""
-        if not states:
+        if not pairs:
             return
-        pairs: list[Pair] = [(_key(user), dumps(state), []) for user, state in states.items()]
         offset = await self._outbox.send(self._table.changelog_topic_name, partition, pairs)
         store = self._table.data
         batch = rocksdict.WriteBatch(raw_mode=True)
@@ -67,21 +85,25 @@ class UserTable:
             batch.put(key, value)
         batch.put(store.offset_key, str(offset).encode())
         store._db_for_partition(partition).write(batch)
-        cache = self._cache
-        for user, state in states.items():
-            cache.pop((partition, user), None)  # to the young end
-            cache[partition, user] = state
-        while len(cache) > self._limit:
-            del cache[next(iter(cache))]
-
-    def forget(self, partition: int, users: Iterable[str]) -> None:
-        """Drop decoded states, to be read anew: a fold that failed may have left them half changed."""
-        for user in users:
-            self._cache.pop((partition, user), None)
+        for key, value, _ in pairs:
+            at = (partition, _user(key))
+            if self._unsaved.get(at) is value:  # not changed again meanwhile
+                del self._unsaved[at]
 
     def clear(self) -> None:
-        """Drop all decoded states: partitions are changing hands."""
+        """Forget what is in memory: partitions are changing hands."""
         self._cache.clear()
+        self._unsaved.clear()
+
+    def _read(self, partition: int, user: str) -> UserState | None:
+        data = self._unsaved.get((partition, user))
+        if data is None:
+            data = self._table.data._db_for_partition(partition).get(_key(user))
+        return None if data is None else loads(data)
+
+
+def _user(key: bytes | None) -> str:
+    return (key or b"").decode("utf-8", "surrogatepass")
 
 
 def _key(user: str) -> bytes:
