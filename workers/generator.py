@@ -12,7 +12,7 @@ import orjson
 from models.item_cache import ItemCache
 from models.knowledge import Generation, KnowledgeModel
 from models.llm import LanguageModel
-from models.system import RankingModel, load_knowledge
+from models.system import TEXTS, RankingModel, load_knowledge
 from schemas.artifacts import Artifact, Registry
 from schemas.errors import ArtifactError
 from schemas.messages import ModelUpdate
@@ -20,7 +20,6 @@ from schemas.settings import Settings
 from workers.model_updates import adapter_folder
 
 log = logging.getLogger(__name__)
-TEXTS = "texts.json"  # of an artifact: the items' texts in row order
 
 
 class LlmGenerator:
