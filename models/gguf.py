@@ -19,9 +19,11 @@ import orjson
 import torch
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
 
 from schemas.errors import FreshetError
 
+_SPECIAL = {"bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>", "pad_token": "<pad>"}
 _CONTROL = 3  # GGUF token type of <bos>, <start_of_turn> and their like
 _LAYER_NAMES = {
     "attn_q": "self_attn.q_proj",
@@ -62,12 +64,19 @@ def packaged_gemma(folder: Path) -> Path:
             ) from error
         convert(packed, scratch)
         packed.unlink()
-        if not (folder / "config.json").is_file():  # another process may have been quicker
-            shutil.rmtree(folder, ignore_errors=True)
+        try:
             scratch.rename(folder)
+        except OSError:
+            if not (folder / "config.json").is_file():  # else another process was quicker
+                raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return folder
+
+
+def packaged_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """Return the tokenizer of a folder `packaged_gemma` filled."""
+    return PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), **_SPECIAL)
 
 
 def convert(path: Path, folder: Path) -> None:
@@ -90,9 +99,8 @@ def convert(path: Path, folder: Path) -> None:
     pieces, scores = meta["tokenizer.ggml.tokens"], meta["tokenizer.ggml.scores"]
     tokenizer = bpe_tokenizer(pieces, scores, meta["tokenizer.ggml.token_type"])
     tokenizer.save(str(folder / "tokenizer.json"))
-    named = {"bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>", "pad_token": "<pad>"}
     (folder / "tokenizer_config.json").write_bytes(
-        orjson.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "add_bos_token": True, **named}))
+        orjson.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **_SPECIAL}))
     (folder / "config.json").write_bytes(orjson.dumps(config(meta, len(pieces)), option=orjson.OPT_INDENT_2))
 
 

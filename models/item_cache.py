@@ -137,7 +137,7 @@ class ItemCache:
         """Return the states (P, L, 2, key heads, D) of the shared prefix."""
         return self._states[: self.prefix_tokens]
 
-    def history(self, histories: np.ndarray | Tensor) -> HistoryMemory:
+    def history(self, histories: np.ndarray | Tensor | list[list[int]]) -> HistoryMemory:
         """Return the states of users' histories as one padded memory.
 
         Args:
@@ -146,7 +146,8 @@ class ItemCache:
         Raises:
             FreshetError: a row is beyond the catalogue.
         """
-        rows = np.asarray(histories, dtype=np.int64).reshape(len(histories), -1)
+        plain = histories.cpu() if isinstance(histories, Tensor) else histories
+        rows = np.asarray(plain, dtype=np.int64).reshape(len(histories), -1 if len(histories) else 0)
         if rows.size and rows.max() >= len(self):
             raise FreshetError(f"item row {rows.max()} is not in the cache of {len(self)} items; add its text first")
         index, shift, mask = layout(rows, self.offsets, self.lengths, self.prefix_tokens)

@@ -98,7 +98,8 @@ class KnowledgeModel(nn.Module):
         """
         training = self.training
         self.eval()
-        rows = np.asarray(histories, dtype=np.int64).reshape(len(user_hidden), -1 if len(user_hidden) else 0)
+        plain = histories.cpu() if isinstance(histories, Tensor) else histories
+        rows = np.asarray(plain, dtype=np.int64).reshape(len(user_hidden), -1 if len(user_hidden) else 0)
         parts: list[Tensor] = []
         done = 0
         try:

@@ -41,7 +41,7 @@ def test_a_control_token_is_never_put_together_from_text() -> None:
     tokens = tokenizer()
     assert tokens.encode("<eos>", add_special_tokens=False).tokens == ["<eos>"]  # meant so
     tokens.encode_special_tokens = True
-    assert tokens.encode("<eos>", add_special_tokens=False).tokens == ["<e", "os", ">"]
+    assert tokens.encode("<eos>", add_special_tokens=False).tokens == ["<e", "os>"]
 
 
 def test_names() -> None:
@@ -97,7 +97,8 @@ def test_packaged_gemma_reads_english(gemma: LanguageModel, home: Path) -> None:
 @pytest.mark.timeout(300)
 def test_packaged_gemma_tells_users_apart(gemma: LanguageModel, tmp_path: Path) -> None:
     """Cached states identify each of a few users among the others' histories read as one text."""
-    texts = [f"{kind} {thing}" for kind in ("Children's animated film", "French horror film", "War drama", "Jazz record")
+    kinds = ("Children's animated film", "French horror film", "War drama", "Jazz record")
+    texts = [f"{kind} {thing}" for kind in kinds
              for thing in ("from 1950", "in colour", "with English subtitles", "by a famous director")]
     cache = ItemCache.build(gemma, texts, tmp_path)
     torch.manual_seed(0)

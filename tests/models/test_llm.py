@@ -65,7 +65,10 @@ def test_weights_are_frozen_and_described(tmp_path: Path) -> None:
 
 def test_same_folder_same_fingerprint_other_weights_another(tmp_path: Path) -> None:
     first = tiny.load(tmp_path)
-    assert LanguageModel.load(LlmSettings(name=str(tmp_path)), tmp_path).fingerprint == first.fingerprint
+    again = LanguageModel.load(LlmSettings(name=str(tmp_path)), tmp_path)
+    assert again.fingerprint == first.fingerprint
+    half = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)  # as on a GPU
+    assert LanguageModel(half, again.tokenizer, "elsewhere").fingerprint == first.fingerprint
     assert tiny.load(tmp_path, seed=1).fingerprint != first.fingerprint
 
 
