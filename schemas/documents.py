@@ -87,10 +87,42 @@ def settings_table() -> str:
     return "\n".join(lines) + "\n"
 
 
+def messages_page() -> str:
+    """Return every topic and the fields of its messages as Markdown."""
+    parts = ["# Topics and messages\n\nMade by `freshet schema`. Times named `*_at` are wall-clock seconds since 1970; "
+             "`event_time` is the producer's clock. Unknown fields pass through.\n"]
+    for topic in TOPICS.values():
+        number = topic.partitions or "`FRESHET_KAFKA_PARTITIONS`"
+        kept = "for ever" if topic.retention_ms < 0 else f"{topic.retention_ms / 86_400_000:g} days"
+        schema = topic.model.model_json_schema(mode="validation")
+        needed = schema.get("required", [])
+        parts.append(f"\n## {topic.name}\n\n{topic.purpose} Written by {topic.writer}, read by {topic.readers}. "
+                     f"Key: `{topic.key}`; partitions: {number}; cleanup: {topic.cleanup}; kept {kept}.\n\n"
+                     "| Field | Type | Needed | Meaning |\n|---|---|---|---|")
+        for name, spec in schema["properties"].items():
+            mark = "yes" if name in needed else ""
+            parts.append(f"| `{name}` | {_kind(spec)} | {mark} | {spec.get('description', '')} |")
+    return "\n".join(parts) + "\n"
+
+
+def _kind(spec: dict[str, Any]) -> str:
+    """Return a JSON Schema's type in words for a table cell."""
+    if "anyOf" in spec:
+        return " or ".join(_kind(option) for option in spec["anyOf"])
+    if "enum" in spec:
+        return " or ".join(f"`{value}`" for value in spec["enum"])
+    if "$ref" in spec:
+        return str(spec["$ref"].rsplit("/", 1)[-1])
+    if spec.get("type") == "array":
+        return f"list of {_kind(spec.get('items', {}))}"
+    return str(spec.get("type", "any"))
+
+
 def documents() -> dict[str, bytes]:
     """Return every generated document: path under `docs/` → content."""
     out = {f"schemas/{topic.name}.json": _pretty(json_schema(topic)) for topic in TOPICS.values()}
     out["asyncapi.json"] = _pretty(asyncapi())
+    out["messages.md"] = messages_page().encode()
     out["settings.md"] = ("# Settings\n\nMade by `freshet schema`. In `freshet.toml` a section is a table: "
                           "`FRESHET_KAFKA_BOOTSTRAP` is `bootstrap` in `[kafka]`.\n\n" + settings_table()).encode()
     return out
