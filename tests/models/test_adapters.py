@@ -10,7 +10,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from models import adapters
-from models.item_cache import ItemCache, encode_prefix
+from models.encoding import encode_prefix
+from models.item_cache import ItemCache
 from models.knowledge import KnowledgeModel
 from models.llm import LanguageModel
 from schemas.errors import FreshetError

@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.attention import Blank
-from models.item_cache import ItemCache, encode_prefix, layout, rotate
+from models.encoding import PREFIX, encode_prefix
+from models.history import layout, rotate
+from models.item_cache import ItemCache
 from models.llm import LanguageModel
 from schemas.errors import FreshetError
 from tests.models import tiny
@@ -29,7 +31,7 @@ def cache(llm: LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> ItemC
 
 def whole(llm: LanguageModel, texts: list[str]) -> tuple[Blank, int]:
     """The states of prefix and items encoded as one text, and its length."""
-    ids = llm.tokenizer("Things that one person chose, the oldest first:\n").input_ids
+    ids = llm.tokenizer(PREFIX).input_ids
     for text in texts:
         ids = ids + tokens(llm, text)
     memory = Blank(llm.device, record=[])
