@@ -231,7 +231,9 @@ async def _serve(settings: Settings, port: int) -> None:
             raise FreshetError(f"the knowledge store cannot listen on port {port}: {error}") from error
         url = f"http://{HOST}:{runner.addresses[0][1]}"
         log.info("knowledge store at %s, %s", url, shard.path)
-        ready.write_text(url)
+        scratch = ready.with_suffix(".new")
+        scratch.write_text(url)
+        scratch.replace(ready)  # whole or not at all: others read it as soon as it is there
         while not stopped.is_set():
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(stopped.wait(), _TEND_EVERY_S)
