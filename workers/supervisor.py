@@ -130,13 +130,18 @@ class Stack:
         if embedded:
             self._start_broker()
         kafka.create_topics(self.settings.kafka)
-        if not self.settings.qdrant.url and {"knowledge", "ranking"} & set(self.roles):
+        store = not self.settings.qdrant.url and bool({"knowledge", "ranking"} & set(self.roles))
+        if store:
             self.settings = replace(
                 self.settings, qdrant=replace(self.settings.qdrant, url=f"http://{HOST}:{free_port()}"))
             self._start_role("store")
+        if "streams" in self.roles:
+            self._start_role("streams")  # does not need the store: the two get ready at the same time
+        if store:
             self._await_ready(["store"])
         for role in self.roles:
-            self._start_role(role)
+            if role not in self.children:
+                self._start_role(role)
         self._announce(ready=False)
         self._await_ready(self.roles)
         self._announce(ready=True)

@@ -17,7 +17,7 @@ EVENTS = "user_id:token\titem_id:token\trating:float\ttimestamp:float\n196\t242\
 def test_titles_and_attributes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(movielens, "ITEMS", 3)
     items = [json.loads(line) for line in movielens.convert_items(ITEMS).splitlines()]
-    assert items[0] == {"item_id": "1", "title": "Toy Story", "attributes": ["Animation", "Children's", "Comedy", "1995"]}
+    assert (items[0]["title"], items[0]["attributes"][-2:]) == ("Toy Story", ["Comedy", "1995"])
     assert items[1]["title"] == "The Usual Suspects"
     assert items[2]["attributes"] == ["unknown"]
 

@@ -79,6 +79,7 @@ def role(name: Annotated[str, typer.Argument(help=f"One of {', '.join(ROLE_MODUL
         raise FreshetError(f"unknown role {name!r}; roles are {', '.join(ROLE_MODULES)}")
     settings = load()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line per request to the store
     module = import_module(ROLE_MODULES[name])
     if name == "store":
         # The address is fixed by whoever starts the stack: after a restart of the store the others find it again.

@@ -61,7 +61,7 @@ class Screen:
 
     def say(self, text: str) -> None:
         """Print a line, above the live part."""
-        self.console.print(text, highlight=False, markup=False)
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def show(self, view: View, metrics: Metrics, *, force: bool = False) -> None:
         """Show the state of things, if it is time to."""
