@@ -23,7 +23,7 @@ class Workload:
         late: share of events whose time lies before the user's newest.
     """
 
-    events: int = 300_000
+    events: int = 400_000
     users: int = 5_000
     items: int = 2_000
     partitions: int = 4

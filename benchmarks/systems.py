@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ class System:
 
     Args:
         module: what `python -m` runs.
+        package: what its environment must have; a peer whose package is not there is left out.
         own: runs in Freshet's environment, not the peers'.
         commits: commits offsets to its consumer group; otherwise the meter's count says when it is done.
         prefix: it is slow, a rate over the workload's `prefix` events suffices.
@@ -28,17 +30,21 @@ class System:
     title: str
     module: str
     state: str
+    package: str
     own: bool = False
     commits: bool = True
     prefix: bool = False
 
 
 SYSTEMS = (
-    System("freshet", "Freshet, profile stage", "benchmarks.freshet_profile", "RocksDB, changelog", own=True),
-    System("faust", "Faust, idiomatic", "benchmarks.peers.faust_agent", "RocksDB, changelog", prefix=True),
-    System("quix", "Quix Streams", "benchmarks.peers.quix", "RocksDB, changelog"),
-    System("bytewax", "Bytewax", "benchmarks.peers.bytewax_flow", "memory, no changelog", commits=False),
-    System("bare", "bare consumer (ceiling)", "benchmarks.peers.bare", "memory, no changelog"),
+    System("freshet", "Freshet, profile stage", "benchmarks.freshet_profile", "RocksDB, changelog", "freshet",
+           own=True),
+    System("faust", "Faust, idiomatic", "benchmarks.peers.faust_agent", "RocksDB, changelog", "faust-streaming",
+           prefix=True),
+    System("quix", "Quix Streams", "benchmarks.peers.quix", "RocksDB, changelog", "quixstreams"),
+    System("bytewax", "Bytewax", "benchmarks.peers.bytewax_flow", "memory, no changelog", "bytewax",
+           commits=False),
+    System("bare", "bare consumer (ceiling)", "benchmarks.peers.bare", "memory, no changelog", "confluent-kafka"),
 )
 
 
@@ -63,10 +69,9 @@ def set_up_peers() -> None:
 
 
 def versions() -> dict[str, str]:
-    """Return the peers' installed versions."""
+    """Return the versions of the peers' packages that are installed."""
     names = [line.partition("==")[0] for line in PEERS.read_text().splitlines() if "==" in line and line[0] != "#"]
-    code = f"import importlib.metadata as m, json; print(json.dumps({{n: m.version(n) for n in {names!r}}}))"
+    code = (f"import importlib.metadata as m, json; there = {{d.name for d in m.distributions()}}; "
+            f"print(json.dumps({{n: m.version(n) for n in {names!r} if n in there}}))")
     found = subprocess.run([str(VENV / "bin" / "python"), "-c", code], check=True, capture_output=True, text=True)
-    import json
-
     return dict(json.loads(found.stdout))

@@ -20,7 +20,7 @@ def main() -> None:
     world = catalogue(Path(os.environ["BENCH_VECTORS"]))
     consumer = Consumer({
         "bootstrap.servers": os.environ["BENCH_BOOTSTRAP"], "group.id": os.environ["BENCH_GROUP"],
-        "auto.offset.reset": "earliest", "enable.auto.commit": False})
+        "auto.offset.reset": "earliest", "enable.auto.commit": False, "session.timeout.ms": 10_000})
     consumer.subscribe([os.environ["BENCH_TOPIC"]])
     running = True
 

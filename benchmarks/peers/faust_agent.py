@@ -19,6 +19,7 @@ app = faust.App(
     os.environ["BENCH_GROUP"], broker=f"kafka://{os.environ['BENCH_BOOTSTRAP']}", store="rocksdb://",
     datadir=str(Path(os.environ["BENCH_FOLDER"]) / "state"), web_enabled=False,
     topic_partitions=int(os.environ["BENCH_PARTITIONS"]), consumer_auto_offset_reset="earliest",
+    broker_session_timeout=10.0, broker_heartbeat_interval=2.0,
     broker_commit_interval=float(os.environ["BENCH_COMMIT_S"]), producer_linger=0.02)
 
 
@@ -57,6 +58,4 @@ async def profile(events: faust.Stream[BehaviourEvent]) -> None:
 
 
 if __name__ == "__main__":
-    import sys
-
-    app.main() if len(sys.argv) > 1 else faust.Worker(app, loglevel="WARN").execute_from_commandline()
+    app.main()

@@ -18,7 +18,9 @@ def main() -> None:
     app = Application(
         broker_address=os.environ["BENCH_BOOTSTRAP"], consumer_group=os.environ["BENCH_GROUP"],
         auto_offset_reset="earliest", commit_interval=float(os.environ["BENCH_COMMIT_S"]),
-        state_dir=Path(os.environ["BENCH_FOLDER"]) / "state", use_changelog_topics=True, loglevel="WARNING")
+        # The embedded broker lets a group's first join wait half the session timeout.
+        consumer_extra_config={"session.timeout.ms": 10_000}, use_changelog_topics=True,
+        state_dir=Path(os.environ["BENCH_FOLDER"]) / "state", loglevel="WARNING")
 
     def profile(event: dict[str, Any], state: State) -> dict[str, Any]:
         stored = state.get_bytes("profile")
