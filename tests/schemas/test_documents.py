@@ -43,5 +43,5 @@ def test_producers_are_told_what_an_event_needs() -> None:
 
 
 def test_write_tells_what_changed(tmp_path: Path) -> None:
-    assert len(documents.write(tmp_path)) == len(TOPICS) + 2
+    assert len(documents.write(tmp_path)) == len(TOPICS) + 3
     assert documents.write(tmp_path) == []
