@@ -105,7 +105,7 @@ async def _waiting(app: Any) -> int:
         if not owned:
             return 0
         async with asyncio.timeout(ASK_S):
-            ends = await consumer.highwaters(*owned)
+            ends = await consumer.end_offsets(*owned)
             behind = [max(0, ends[tp] - (await consumer.position(tp) or 0)) for tp in owned]
     except Exception as error:
         log.warning("the broker does not say how far behind we are: %r", error)

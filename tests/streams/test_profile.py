@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from streams import profile
 from streams.drift import Detector
 from streams.profile import Event, fold
 from streams.state import UserState, dumps, loads
@@ -30,7 +32,8 @@ def streams(draw: st.DrawFn) -> list[Event]:
             out.append(again)
             continue
         late = draw(st.sampled_from([0, 0, 0, 0, 1, 3, 30]))
-        out.append(event(k, draw(st.sampled_from("abc")), item=draw(st.integers(0, 22)), time=float(max(0, k // 2 - late))))
+        time = float(max(0, k // 2 - late))
+        out.append(event(k, draw(st.sampled_from("abc")), item=draw(st.integers(0, 22)), time=time))
     return out
 
 
@@ -52,10 +55,12 @@ def frozen(states: dict[str, UserState]) -> dict[str, bytes]:
     return {user: dumps(state) for user, state in states.items()}
 
 
-@given(streams(), st.data())
-def test_a_batch_equals_its_events_one_by_one(events: list[Event], data: st.DataObject) -> None:
+@given(streams(), st.data(), st.sampled_from([0, 1, profile.FEW]))
+def test_a_batch_equals_its_events_one_by_one(events: list[Event], data: st.DataObject, few: int) -> None:
     whole, single, cut = with_knowledge(), with_knowledge(), with_knowledge()
-    run(whole, events)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(profile, "FEW", few)  # users side by side in numpy, or one after the other: the same bits
+        run(whole, events)
     for one in events:
         run(single, [one])
     at = data.draw(st.integers(0, len(events)))
