@@ -77,7 +77,7 @@ def sample_of(records: list[Record]) -> list[str]:
         tally[user] = tally.get(user, 0) + 1
     ranked = sorted(tally, key=lambda user: (-tally[user], user))
     half = SAMPLED_USERS // 2
-    return ranked[:half] + ranked[half::max(1, len(ranked) // half)][:half]
+    return ranked[:half] + ranked[half::max(1, (len(ranked) - half) // half)][:half]
 
 
 def one_run(system: System, setting: Setting, label: str) -> Run:
