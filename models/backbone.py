@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name the field uses
 
-PADDING = 0  # token; item row r is token r + 1
+ItemSide = tuple[Tensor, Tensor]
 
 
 class Block(nn.Module):
@@ -47,45 +47,46 @@ class Backbone(nn.Module):
     def __init__(self, n_items: int, dim: int, layers: int, heads: int, max_len: int, dropout: float) -> None:
         super().__init__()
         self.n_items, self.dim, self.max_len, self.dropout = n_items, dim, max_len, dropout
-        self.items = nn.Embedding(n_items + 1, dim, padding_idx=PADDING)
+        self.items = nn.Parameter(torch.empty(n_items, dim))
         self.start = nn.Parameter(torch.zeros(dim))
         self.positions = nn.Embedding(max_len + 1, dim)
         self.blocks = nn.ModuleList(Block(dim, heads, dropout) for _ in range(layers))
         self.norm = nn.LayerNorm(dim)
         self.bias = nn.Parameter(torch.zeros(n_items))
+        nn.init.normal_(self.items, std=0.02)
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):
                 nn.init.normal_(module.weight, std=0.02)
             if isinstance(module, nn.Linear):
                 nn.init.zeros_(module.bias)
-        with torch.no_grad():
-            self.items.weight[PADDING] = 0
 
-    def forward(self, history: Tensor) -> Tensor:
+    def forward(self, history: Tensor, side: ItemSide | None = None) -> Tensor:
         """Return hidden states.
 
         Args:
             history: (B, T) int64 tokens (item row + 1), oldest first, padded on the right with 0, T ≤ max_len.
                 Padding needs no mask: it comes after everything that is read.
+            side: what `item_side` returned, where it is used more than once.
 
         Returns:
             (B, T + 1, d); slot t has read history[:, :t].
         """
+        vectors = F.pad((side or self.item_side())[0], (0, 0, 1, 0))
         start = self.start.expand(history.shape[0], 1, -1)
-        x = torch.cat([start, self.items(history) * self.dim**0.5], 1)
+        x = torch.cat([start, F.embedding(history, vectors) * self.dim**0.5], 1)
         x = x + self.positions.weight[: x.shape[1]]
         x = F.dropout(x, self.dropout, self.training)
         for block in self.blocks:
             x = block(x)
         return self.norm(x)
 
-    def item_vectors(self) -> Tensor:
-        """Return the output embedding of the catalogue, (n_items, d)."""
-        return self.items.weight[1:]
+    def item_side(self, dropped: Tensor | None = None) -> ItemSide:
+        """Return vectors (n_items, d) and biases (n_items,) of the catalogue, the same for reading and scoring."""
+        return self.items, self.bias
 
-    def scores(self, hidden: Tensor) -> Tensor:
+    def scores(self, hidden: Tensor, side: ItemSide | None = None) -> Tensor:
         """Return logits over the whole catalogue, (…, n_items), for hidden (…, d)."""
-        return F.linear(hidden, self.item_vectors(), self.bias)
+        return F.linear(hidden, *(side or self.item_side()))
 
 
 def pad(histories: list[list[int]], max_len: int) -> tuple[Tensor, Tensor]:

@@ -1,8 +1,8 @@
-"""The fused scorer: the frozen reference, plus what knowledge adds to it on both sides of the dot product.
+"""The fused scorer: the reference's architecture, reading what language models know of items and of users.
 
-User side (LWGR's [BOS] fusion, residual and zero-initialised): h ← h + W_o MHA(LN h, W_p K), where the attention may
-also look at nothing. Item side: v_i = e_i + W_t x_i with x_i the item's condensed text, W_t zero at first. Training
-therefore starts exactly at the reference.
+Items: v_i = e_i + W_t x_i with x_i the condensed text embedding of the item, both where histories are read and where
+items are scored. Users (LWGR's [BOS] fusion, residual, zero-initialised): h ← h + W_o MHA(LN h, W_p K), where the
+attention may also look at nothing; training of knowledge therefore starts exactly at the scorer without it.
 
 An item that no event of the training part shows (Beauty: 3% of the catalogue, 18% of later events) has only its text
 to go by. That path is learned by dropping the id vectors of some known items (`dropped`), which stand in for new ones.
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name the field uses
 
-from models.backbone import Backbone
+from models.backbone import Backbone, ItemSide
 
 
 class KnowledgeAttention(nn.Module):
@@ -43,63 +43,47 @@ class KnowledgeAttention(nn.Module):
         return self.out(mixed.transpose(1, 2).reshape(B, T, d))
 
 
-class FusedScorer(nn.Module):
-    """Knowledge and item texts on top of a frozen reference.
+class FusedScorer(Backbone):
+    """A backbone that knows the texts of items and takes a user's knowledge.
 
     Args:
-        reference: gives item vectors and biases; never changed, not part of this module's state.
-        text: (n, x) condensed item texts (see `condense`), zero rows where there is none.
-        fresh: (n,) bool, items no training event shows.
-        heads: of the cross-attention.
+        text: (n_items, x) condensed item texts (see `condense`), zero rows where there is none.
+        fresh: (n_items,) bool, items no training event shows.
+        n_items, dim, layers, heads, max_len, dropout: of the backbone; the cross-attention has as many heads.
     """
 
     text: Tensor
     fresh: Tensor
-    typical: Tensor
 
-    def __init__(self, reference: Backbone, text: Tensor, fresh: Tensor, heads: int) -> None:
-        super().__init__()
-        self.attention = KnowledgeAttention(reference.dim, heads)
-        self.text_out = nn.Linear(text.shape[1], reference.dim, bias=False)
-        nn.init.zeros_(self.text_out.weight)
-        self.fresh_vector = nn.Parameter(torch.zeros(reference.dim))
+    def __init__(
+        self, text: Tensor, fresh: Tensor, n_items: int, dim: int, layers: int, heads: int, max_len: int,
+        dropout: float,
+    ) -> None:
+        super().__init__(n_items, dim, layers, heads, max_len, dropout)
+        self.attention = KnowledgeAttention(dim, heads)
+        self.text_vector = nn.Linear(text.shape[1], dim, bias=False)
+        self.text_bias = nn.Linear(text.shape[1], 1, bias=False)
+        # Texts have unit variance per component: id and text part start with vectors of equal length.
+        nn.init.normal_(self.text_vector.weight, std=0.02 * text.shape[1] ** -0.5)
+        nn.init.zeros_(self.text_bias.weight)
+        self.fresh_vector = nn.Parameter(torch.zeros(dim))
         self.fresh_bias = nn.Parameter(torch.zeros(()))
-        self._reference = [reference]  # in a list: not a submodule
         self.register_buffer("text", text, persistent=False)
         self.register_buffer("fresh", fresh)
-        with torch.no_grad():
-            # What an id vector and bias look like that no event has shaped; the stand-in for dropped ones.
-            like = fresh if bool(fresh.any()) else torch.ones_like(fresh)
-            typical = torch.cat([reference.item_vectors(), reference.bias[:, None]], 1)[like].mean(0)
-        self.register_buffer("typical", typical)
 
-    @property
-    def reference(self) -> Backbone:
-        """The frozen behaviour model."""
-        return self._reference[0]
+    def item_side(self, dropped: Tensor | None = None) -> ItemSide:
+        """Return item vectors (n_items, d) and biases (n_items,).
+
+        Args:
+            dropped: (n_items,) bool, items to be treated as if no event had ever shown them.
+        """
+        fresh = self.fresh if dropped is None else self.fresh | dropped
+        vectors = torch.where(fresh[:, None], self.fresh_vector, self.items) + self.text_vector(self.text)
+        return vectors, torch.where(fresh, self.fresh_bias, self.bias) + self.text_bias(self.text).squeeze(-1)
 
     def fuse(self, hidden: Tensor, knowledge: Tensor | None) -> Tensor:
         """Return fused hidden states (B, T, d) of hidden (B, T, d) and knowledge (B, K, d); None = no knowledge."""
         return hidden if knowledge is None else hidden + self.attention(hidden, knowledge)
-
-    def item_side(self, dropped: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return item vectors (n, d) and biases (n,).
-
-        Args:
-            dropped: (n,) bool, items to be treated as if no event had ever shown them.
-        """
-        vectors, bias, fresh = self.reference.item_vectors().detach(), self.reference.bias.detach(), self.fresh
-        if dropped is not None:
-            vectors = torch.where(dropped[:, None], self.typical[:-1], vectors)
-            bias = torch.where(dropped, self.typical[-1], bias)
-            fresh = fresh | dropped
-        vectors = vectors + self.text_out(self.text) + fresh[:, None] * self.fresh_vector
-        return vectors, bias + fresh * self.fresh_bias
-
-    def scores(self, fused: Tensor, dropped: Tensor | None = None) -> Tensor:
-        """Return logits over the whole catalogue, (…, n), for fused hidden states (…, d)."""
-        vectors, bias = self.item_side(dropped)
-        return F.linear(fused, vectors, bias)
 
 
 def condense(embeddings: Tensor, width: int = 128) -> Tensor:

@@ -65,7 +65,7 @@ class RankingModel:
         """Join trained parts; `config` is what `save` writes beside them."""
         self.reference, self.fused, self.config = reference.eval(), fused.eval(), config
         with torch.no_grad():
-            self._items = tuple(part.contiguous() for part in fused.item_side())  # constant once trained
+            self._side = fused.item_side()  # constant once trained
 
     @property
     def n_items(self) -> int:
@@ -84,17 +84,17 @@ class RankingModel:
         tokens, lengths = pad(histories, self.max_len)
         hidden = self.reference(tokens)
         have = [row for row, vectors in enumerate(batch.knowledge) if vectors is not None]
-        fused = hidden.clone()
+        fused = torch.zeros_like(hidden)
         if have:
             stacked = torch.stack([torch.as_tensor(batch.knowledge[row]).float() for row in have])
-            fused[have] = self.fused.fuse(hidden[have], stacked)
+            fused[have] = self.fused.fuse(self.fused(tokens[have], self._side), stacked)
         rows = torch.arange(len(histories))
         last = (rows, lengths)
         seen = _mask(batch.histories, batch.seen, self.n_items)
         ref_logp = self.reference.scores(hidden[last]).masked_fill_(seen, -torch.inf).log_softmax(-1)
         fused_logp = ref_logp.clone()
         if have:
-            scores = torch.addmm(self._items[1], fused[last][have], self._items[0].T)
+            scores = self.fused.scores(fused[last][have], self._side)
             fused_logp[have] = scores.masked_fill_(seen[have], -torch.inf).log_softmax(-1)
         return RankResult(ref_logp, fused_logp, self._margins(batch, positions, hidden, fused, set(have)))
 
@@ -115,7 +115,7 @@ class RankingModel:
             users, slots, items = index.unbind(1)
             each = torch.arange(len(index))
             ref = self.reference.scores(hidden[users, slots]).log_softmax(-1)[each, items]
-            with_knowledge = torch.addmm(self._items[1], fused[users, slots], self._items[0].T)
+            with_knowledge = self.fused.scores(fused[users, slots], self._side)
             margin = with_knowledge.log_softmax(-1)[each, items] - ref
             for (r, at), value in zip(places[begin : begin + 1024], margin.tolist(), strict=True):
                 out[r][at] = value
@@ -141,7 +141,7 @@ class RankingModel:
         save_file(_state(self.fused), folder / FUSION)
         save_file({"text": self.fused.text.half().contiguous()}, folder / TEXT)
         # Centred: item vectors share a direction, and cosines between averages of them would all be near 1.
-        vectors = self._items[0] - self._items[0].mean(0)
+        vectors = self._side[0] - self._side[0].mean(0)
         unit = nn.functional.normalize(vectors, dim=1)
         save_file({"items": unit.float().contiguous()}, folder / INTEREST)
         (folder / ITEMS).write_bytes(orjson.dumps(list(items)))
@@ -163,7 +163,7 @@ class RankingModel:
             reference.load_state_dict(load_file(artifact.path(REFERENCE)))
             text = load_file(artifact.path(TEXT))["text"].float()
             weights = load_file(artifact.path(FUSION))
-            fused = FusedScorer(reference, text, weights["fresh"], config["fusion"]["heads"])
+            fused = FusedScorer(text, weights["fresh"], **config["backbone"])
             fused.load_state_dict(weights)
         except (KeyError, TypeError, RuntimeError) as error:
             raise ArtifactError(f"model {artifact.model_version} is not of this release: {error}") from error

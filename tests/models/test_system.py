@@ -17,13 +17,11 @@ def build(trained=True):
     torch.manual_seed(0)
     shape = {"n_items": N, "dim": D, "layers": 1, "heads": 2, "max_len": 6, "dropout": 0.1}
     reference = Backbone(**shape)
-    torch.nn.init.normal_(reference.items.weight, std=0.5)
     fresh = torch.arange(N) >= N - 4
-    fused = FusedScorer(reference, condense(torch.randn(N, 24), 8).half().float(), fresh, 2)
-    if trained:
-        for weight in fused.parameters():
-            torch.nn.init.normal_(weight, std=0.3)
-    return RankingModel(reference, fused, {"backbone": shape, "fusion": {"heads": 2}})
+    fused = FusedScorer(condense(torch.randn(N, 24), 8).half().float(), fresh, **shape)
+    for weight in (*reference.parameters(), *fused.parameters()) if trained else ():
+        torch.nn.init.normal_(weight, std=0.3)
+    return RankingModel(reference, fused, {"backbone": shape})
 
 
 def knowledge(seed=0):
@@ -38,12 +36,12 @@ def batch():
     )
 
 
-def test_training_starts_exactly_at_the_reference():
-    model = build(trained=False)
-    result = model.rank(batch())
-    torch.testing.assert_close(result.fused_logp, result.ref_logp)
-    values = [value for row in result.margins for value in row if value is not None]
-    assert values == pytest.approx([0] * 5, abs=1e-5)
+def test_training_of_knowledge_starts_exactly_without_it():
+    fused = build(trained=False).fused
+    tokens = torch.randint(1, N + 1, (2, 5))
+    hidden = fused(tokens)
+    assert torch.equal(fused.fuse(hidden, torch.randn(2, 3, D)), hidden)
+    assert torch.equal(fused.fuse(hidden, None), hidden)
 
 
 def test_seen_items_are_excluded_and_the_rest_is_a_distribution():
@@ -72,10 +70,11 @@ def test_margins_are_of_the_judged_positions():
     for row, prefix, item, at in ((0, [], 1, 0), (0, [1, 2], 3, 1)):
         alone = model.rank(RankBatch([prefix], [[]], [batch().knowledge[row]], [[(len(prefix), item)]]))
         assert margins[row][at] == pytest.approx(alone.margins[0][0], abs=1e-5)
-        hidden = model.user_hidden([prefix])[:, None]
+        tokens = torch.tensor([prefix], dtype=torch.int64) + 1
+        vectors = torch.tensor(batch().knowledge[row])[None].float()
         with torch.no_grad():
-            fused = model.fused.scores(model.fused.fuse(hidden, torch.tensor(batch().knowledge[row])[None].float()))
-            expected = fused.log_softmax(-1) - model.reference.scores(hidden).log_softmax(-1)
+            fused = model.fused.scores(model.fused.fuse(model.fused(tokens), vectors)[:, -1:])
+            expected = fused.log_softmax(-1) - model.reference.scores(model.reference(tokens)[:, -1:]).log_softmax(-1)
         assert margins[row][at] == pytest.approx(expected[0, 0, item].item(), abs=1e-5)
 
 
@@ -121,10 +120,12 @@ def test_dropped_items_are_scored_by_their_text_alone():
     dropped = torch.arange(N) == 7
     vectors, bias = model.fused.item_side(dropped)
     plain, plain_bias = model.fused.item_side()
-    expected = model.fused.typical[:-1] + model.fused.text_out(model.fused.text[7]) + model.fused.fresh_vector
+    expected = model.fused.text_vector(model.fused.text[7]) + model.fused.fresh_vector
     torch.testing.assert_close(vectors[7], expected)
     assert torch.equal(vectors[:7], plain[:7])
     assert bias[7] != plain_bias[7]
+    fresh = model.fused.fresh_vector + model.fused.text_vector(model.fused.text[N - 1])
+    torch.testing.assert_close(plain[N - 1], fresh)
 
 
 def test_condensed_texts_are_white_and_lack_of_text_is_zero():

@@ -40,11 +40,11 @@ def ranking_model(seed: int = 0) -> RankingModel:
     torch.manual_seed(seed)
     shape = {"n_items": N, "dim": DIM, "layers": 1, "heads": 2, "max_len": 8, "dropout": 0.1}
     reference = Backbone(**shape)
-    torch.nn.init.normal_(reference.items.weight, std=0.5)
-    fused = FusedScorer(reference, condense(torch.randn(N, 24), 8).half().float(), torch.zeros(N, dtype=torch.bool), 2)
+    torch.nn.init.normal_(reference.items, std=0.5)
+    fused = FusedScorer(condense(torch.randn(N, 24), 8).half().float(), torch.zeros(N, dtype=torch.bool), **shape)
     for weight in fused.parameters():
         torch.nn.init.normal_(weight, std=0.3)
-    return RankingModel(reference, fused, {"backbone": shape, "fusion": {"heads": 2}})
+    return RankingModel(reference, fused, {"backbone": shape})
 
 
 def publish(settings: Settings, version: str, seed: int = 0, created_at: float = 0.0) -> Artifact:
