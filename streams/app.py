@@ -15,6 +15,7 @@ import faust
 from faust.types.auth import AuthProtocol, SASLMechanism
 
 from schemas.artifacts import Registry
+from schemas.errors import FreshetError
 from schemas.settings import KafkaSettings, Settings
 from streams.batching import BatchTransport
 from streams.catalogue import ItemVectors
@@ -71,7 +72,9 @@ def build(settings: Settings, planner: Planner) -> StreamsApp:
         store="rocksdb://", datadir=str(folder), web_enabled=False,
         topic_partitions=kafka.partitions, topic_replication_factor=kafka.replication, topic_disable_leader=True,
         table_standby_replicas=0, stream_buffer_maxsize=BUFFERED_BATCHES, stream_wait_empty=True,
-        stream_recovery_delay=0.0, producer_max_batch_size=MAX_BATCH_BYTES, producer_request_timeout=30.0)
+        # A changelog shorter than what RocksDB has seen is a new broker's (the embedded one forgets at its end): the
+        # states on disk are then all there is, and are kept.
+        recovery_consistency_check=False, stream_recovery_delay=0.0, producer_max_batch_size=MAX_BATCH_BYTES, producer_request_timeout=30.0)
     app.batched_topics = frozenset(SOURCES)
     app.transport = BatchTransport(app.conf.broker_consumer, app)
     sources = app.topic(*SOURCES, key_serializer="raw", value_serializer="raw")
@@ -111,6 +114,7 @@ def build(settings: Settings, planner: Planner) -> StreamsApp:
     @app.on_partitions_assigned.connect
     async def on_assigned(*args: Any, **kwargs: Any) -> None:
         the_stage().table.clear()
+        check_partitions(app, kafka.partitions)
 
     @app.task
     async def watch() -> None:
@@ -118,6 +122,16 @@ def build(settings: Settings, planner: Planner) -> StreamsApp:
         await watchdog.run(app, ready)
 
     return app
+
+
+def check_partitions(app: StreamsApp, partitions: int) -> None:
+    """Raise FreshetError unless every source topic has `partitions` partitions: users would be sent astray."""
+    for topic in SOURCES:
+        found = app.consumer.topic_partitions(topic)
+        if found is not None and found != partitions:
+            raise FreshetError(
+                f"topic {topic} has {found} partitions, FRESHET_KAFKA_PARTITIONS says {partitions}; set it to the "
+                "topics' number (the same for all keyed by user), or make the topics anew")
 
 
 @asynccontextmanager

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -260,3 +261,28 @@ def test_update_judgement_and_contradiction_go_round(broker: str, tmp_path: Path
     assert state.contradicted_at == 0  # nine events are not enough to be sure
     assert 0.0 < state.trust < 1.0
     assert len(state.anchor) == 4 * DIM
+
+
+def test_states_outlive_an_embedded_broker(tmp_path: Path) -> None:
+    events = make_events(900)
+    for part in (events[:600], events[600:]):
+        running = start_broker("embedded", tmp_path)
+        role = Role(running.bootstrap, tmp_path / "home")
+        produce(running.bootstrap, [("behaviour-events", e.user_id.encode(), value(e), {}) for e in part])
+        role.start()
+        role.wait(lambda role=role, part=part: role.committed("behaviour-events") == len(part))  # type: ignore[misc]
+        assert role.end(signal.SIGTERM) == 0
+        kill_broker(running)
+    counts = {user: state.count + state.duplicates for user, state in role.states().items()}
+    assert sum(counts.values()) == len(events)
+
+
+def test_topics_of_another_number_of_partitions_are_refused(tmp_path: Path) -> None:
+    running = start_broker("embedded", tmp_path)
+    role = Role(running.bootstrap, tmp_path / "home")
+    role.settings = replace(role.settings, kafka=replace(role.settings.kafka, partitions=3))
+    role.start()
+    assert role.process is not None
+    assert role.process.wait(60) != 0
+    assert "FRESHET_KAFKA_PARTITIONS" in role.log.read_text()
+    kill_broker(running)

@@ -1,0 +1,62 @@
+"""Batches are made of the source topics only, and commits never pass what is not settled."""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from types import SimpleNamespace
+
+from faust.types import TP
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streams.batching import BatchConsumer, fold_records
+from streams.watchdog import Progress
+
+
+def test_only_source_topics_are_folded() -> None:
+    records = [SimpleNamespace(offset=n, timestamp=n, timestamp_type=0) for n in range(5, 9)]
+    source, changelog, empty = TP("events", 0), TP("table-changelog", 0), TP("events", 1)
+    out = fold_records({source: records, changelog: records, empty: []}, frozenset({"events"}))
+    assert out[changelog] is records
+    assert out[empty] == []
+    (batch,) = out[source]
+    assert (batch.offset, batch.partition, batch.value) == (8, 0, records)
+
+
+class Ledger(BatchConsumer):
+    """The consumer's account of offsets without a broker."""
+
+    def __init__(self) -> None:
+        self._delivered = defaultdict(deque)
+        self._settled = defaultdict(set)
+        self._acked = defaultdict(list)
+        self._acked_index = defaultdict(set)
+        self.settled = 0
+
+
+@given(st.permutations([4, 9, 10, 30]))
+def test_a_commit_never_passes_what_is_not_settled(order: list[int]) -> None:
+    ledger, tp = Ledger(), TP("events", 0)
+    ledger._delivered[tp].extend([4, 9, 10, 30])
+    done: set[int] = set()
+    committed = 0
+    for offset in order:
+        ledger.settle(SimpleNamespace(tp=tp, offset=offset, ack=lambda consumer: True))  # type: ignore[arg-type]
+        done.add(offset)
+        committed = ledger._new_offset(tp) or committed
+        first_open = min({4, 9, 10, 30} - done, default=31)
+        assert committed <= first_open
+        assert committed == max([end + 1 for end in (4, 9, 10, 30) if end < first_open], default=0)
+    assert committed == 31
+    assert ledger.unsettled == 0
+
+
+def test_progress_is_stalled_only_when_work_waits_and_nothing_moves() -> None:
+    progress = Progress(10.0)
+    assert not progress.stalled(0.0, 5, "a")
+    assert not progress.stalled(9.9, 5, "a")
+    assert progress.stalled(10.0, 5, "a")
+    assert not progress.stalled(11.0, 5, "b")
+    assert not progress.stalled(20.0, 0, "b")
+    assert not progress.stalled(25.0, 1, "b")
+    assert progress.stalled(30.0, 1, "b")
