@@ -91,14 +91,14 @@ def target_ranks(
         logits = scores(part)
         own = logits[each, target]
         logp[at] = (own - logits.logsumexp(-1)).numpy()
-        user, item = _pairs(sequences, low[at], rows[at])
+        user, item = seen_pairs(sequences, low[at], rows[at])
         logits[user, item] = -torch.inf
         better = (logits > own[:, None]).sum(-1)
         ranks[at] = torch.where(torch.isinf(logits[each, target]), n_items, better).numpy()
     return ranks, logp
 
 
-def _pairs(sequences: Sequences, low: IntArray, high: IntArray) -> tuple[Tensor, Tensor]:
+def seen_pairs(sequences: Sequences, low: IntArray, high: IntArray) -> tuple[Tensor, Tensor]:
     """Return (row of the chunk, item) of everything in sequences rows low:high."""
     counts = high - low
     user = np.repeat(np.arange(len(low)), counts)

@@ -1,0 +1,148 @@
+"""How far to trust knowledge, chosen on the held-out end of the training part; each choice comes with its evidence.
+
+Knowledge is generated for held-out users as it will be in the stream (at the start, then every `SPAN` events), and each
+event is scored by the reference and by the fused scorer from what was known before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 - the name the field uses
+
+from models.backbone import Backbone
+from models.constraint import trust_region
+from models.dataset import FloatArray, IntArray
+from models.evaluation import ndcg, seen_pairs
+from models.fusion import FusedScorer
+from models.item_cache import ItemCache
+from models.knowledge import KnowledgeModel
+from models.llm import LanguageModel
+from models.sequences import Sequences
+from models.snapshots import SPAN, after, batch_of, regular
+from schemas.settings import LlmSettings
+
+EPSILONS = (0.0, 0.01, 0.03, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)  # nats
+LENGTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24)  # events before an event: lower ends of buckets
+Evidence = dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """Events scored both ways, m of them.
+
+    Args:
+        user: (m,) user rows.
+        length: (m,) events the user had before.
+        age: (m,) events since the knowledge was generated.
+        margin: (m,) log p_fused − log p_ref, nats, over the whole catalogue.
+        ranks: (m, len(EPSILONS)) rank of the item among unseen ones within each trust radius; column 0 is the
+            reference's.
+    """
+
+    user: IntArray
+    length: IntArray
+    age: IntArray
+    margin: FloatArray
+    ranks: IntArray
+
+
+@torch.no_grad()
+def replay(
+    sequences: Sequences, begin: IntArray, reference: Backbone, fused: FusedScorer, knowledge: KnowledgeModel | None,
+    cache: ItemCache | None, llm: LanguageModel | None, settings: LlmSettings, limit: int = 4000, seed: int = 0,
+    progress: Callable[[int, int], None] | None = None, epsilons: tuple[float, ...] = EPSILONS, span: int = SPAN,
+) -> Replay:
+    """Score events from row `begin` on of each user, generating knowledge every `span` events.
+
+    Args:
+        knowledge, cache, llm: None = fused scores without users' knowledge.
+        limit: about so many events; whole snapshots are drawn.
+    """
+    rows = regular(sequences, begin, span)
+    count = -(-limit // max(1, min(span, int(np.median(sequences.lengths()[sequences.lengths() > 0])))))
+    rows = np.sort(np.random.default_rng(seed).permutation(rows)[:count])
+    side = fused.item_side()
+    parts: list[tuple[np.ndarray, ...]] = []
+    for at in range(0, len(rows), settings.batch):
+        part = after(sequences, rows[at : at + settings.batch], reference.max_len, span)
+        batch = batch_of(sequences, part, reference, fused, settings.history)
+        vectors = None
+        if knowledge is not None and cache is not None and llm is not None:
+            vectors = knowledge(batch.user_hidden, batch.histories, cache, llm)
+        logits = fused.scores(fused.fuse(batch.fused_hidden, vectors)[batch.user, batch.slot], side)
+        target = torch.from_numpy(sequences.item[batch.rows])
+        margin = F.cross_entropy(batch.ref_logits, target, reduction="none") - F.cross_entropy(
+            logits, target, reduction="none")
+        low = sequences.offsets[np.searchsorted(sequences.offsets, batch.rows, "right") - 1]
+        parts.append((
+            np.searchsorted(sequences.offsets, batch.rows, "right") - 1, batch.rows - low,
+            batch.rows - part.first[batch.user.numpy()], margin.double().numpy(),
+            _ranks(batch.ref_logits, logits, target, seen_pairs(sequences, low, batch.rows), epsilons)))
+        if progress is not None:
+            progress(min(at + settings.batch, len(rows)), len(rows))
+    if not parts:
+        none = np.zeros(0, np.int64)
+        return Replay(none, none, none, np.zeros(0), np.zeros((0, len(epsilons)), np.int64))
+    return Replay(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
+def _ranks(
+    ref: Tensor, fused: Tensor, target: Tensor, seen: tuple[Tensor, Tensor], epsilons: tuple[float, ...],
+) -> IntArray:
+    each = torch.arange(len(target))
+    for logits in (ref, fused):
+        logits[seen] = -torch.inf
+    ref_logp, fused_logp = ref.log_softmax(-1), fused.log_softmax(-1)
+    out = []
+    for epsilon in epsilons:
+        logp, _, _ = trust_region(ref_logp, fused_logp - ref_logp, torch.full((len(target),), epsilon))
+        own = logp[each, target]
+        rank = (logp > own[:, None]).sum(-1)
+        out.append(torch.where(own == -torch.inf, ref.shape[1], rank))
+    return torch.stack(out, 1).numpy()
+
+
+def calibrate_margins(done: Replay, share: float = 0.99) -> tuple[float, Evidence]:
+    """Return B, the bound at which margins are clipped: a high quantile of their size, at least 0.1 nats.
+
+    A larger B makes every bet smaller, a smaller one hides how bad the worst contradictions are.
+    """
+    size = np.abs(done.margin)
+    bound = max(0.1, float(np.quantile(size, share))) if len(size) else 1.0
+    mean = float(done.margin.mean()) if len(size) else 0.0
+    return bound, {
+        "margin_mean": mean, "margin_sd": float(done.margin.std()) if len(size) else 0.0,
+        "margin_negative_share": float((done.margin < 0).mean()) if len(size) else 0.0, "margins": float(len(size))}
+
+
+def calibrate_epsilon(done: Replay, epsilons: tuple[float, ...] = EPSILONS) -> tuple[float, Evidence]:
+    """Return the trust radius (nats) of highest NDCG@10; of those within a thousandth of it the smallest."""
+    quality = [float(ndcg(done.ranks[:, column]).mean()) if len(done.ranks) else 0.0 for column in range(len(epsilons))]
+    enough = max(quality) * 0.999
+    chosen = next(epsilon for epsilon, value in zip(epsilons, quality, strict=True) if value >= enough)
+    return chosen, {f"ndcg_at_10_epsilon_{epsilon:g}": value for epsilon, value in zip(epsilons, quality, strict=True)}
+
+
+def calibrate_min_history(done: Replay, epsilon: float, epsilons: tuple[float, ...] = EPSILONS) -> tuple[int, Evidence]:
+    """Return the shortest history from which on knowledge does no harm: mean NDCG@10 gain ≥ 0 in all longer buckets.
+
+    Buckets of fewer than 30 events say nothing and are passed over.
+    """
+    gain = ndcg(done.ranks[:, epsilons.index(epsilon)]) - ndcg(done.ranks[:, 0])
+    evidence: Evidence = {}
+    shortest = LENGTHS[0]
+    for at, low in enumerate(LENGTHS):
+        high = LENGTHS[at + 1] if at + 1 < len(LENGTHS) else np.inf
+        inside = (done.length >= low) & (done.length < high)
+        if inside.sum() < 30:
+            continue
+        mean, error = float(gain[inside].mean()), float(gain[inside].std() / np.sqrt(inside.sum()))
+        evidence[f"ndcg_gain_history_{low}"] = mean
+        if mean < -error and at + 1 < len(LENGTHS):  # worse than noise explains
+            shortest = LENGTHS[at + 1]
+    return shortest, evidence
