@@ -74,7 +74,8 @@ def build(settings: Settings, planner: Planner) -> StreamsApp:
         table_standby_replicas=0, stream_buffer_maxsize=BUFFERED_BATCHES, stream_wait_empty=True,
         # A changelog shorter than what RocksDB has seen is a new broker's (the embedded one forgets at its end): the
         # states on disk are then all there is, and are kept.
-        recovery_consistency_check=False, stream_recovery_delay=0.0, producer_max_batch_size=MAX_BATCH_BYTES, producer_request_timeout=30.0)
+        recovery_consistency_check=False, stream_recovery_delay=0.0,
+        producer_max_batch_size=MAX_BATCH_BYTES, producer_request_timeout=30.0)
     app.batched_topics = frozenset(SOURCES)
     app.transport = BatchTransport(app.conf.broker_consumer, app)
     sources = app.topic(*SOURCES, key_serializer="raw", value_serializer="raw")
@@ -161,6 +162,9 @@ def load_planner(settings: Settings) -> Planner:
 def main(settings: Settings) -> None:
     """Run the role until SIGTERM or SIGINT; a stall or a crash exits non-zero.
 
+    Raises:
+        FreshetError: nothing was fitted, or the topics do not fit the settings.
+
     Writes `run/streams.ready` under the home folder once partitions are assigned and their states recovered.
     """
     ready: Path = settings.home / "run" / "streams.ready"
@@ -175,6 +179,11 @@ def main(settings: Settings) -> None:
     worker = faust.Worker(app, override_logging=False, redirect_stdouts=False, quiet=True)
     try:
         worker.execute_from_commandline()
+    except SystemExit as exit_:
+        if app.crash_reason is not None:
+            raise app.crash_reason from None
+        if exit_.code:
+            raise
     finally:
         ready.unlink(missing_ok=True)
 
