@@ -16,7 +16,7 @@ from schemas.messages import KnowledgeRequest, KnowledgeUpdate
 from schemas.settings import Settings
 from schemas.topics import KNOWLEDGE_REQUESTS, KNOWLEDGE_UPDATES
 from workers.generator import LlmGenerator
-from workers.kafka import KNOWLEDGE_GROUP
+from workers.kafka import KNOWLEDGE_GROUP, create_topics
 from workers.model_updates import ModelUpdates
 from workers.outbox import Output, Rejected
 from workers.store.base import KnowledgePoint, KnowledgeStore
@@ -136,7 +136,9 @@ def main(settings: Settings) -> None:
     generator = LlmGenerator.load(settings, artifact)
     store = QdrantStore.of(settings, generator.dim)
     processor = KnowledgeProcessor(generator, store, settings.llm.batch)
+    create_topics(settings.kafka)
     updates = ModelUpdates(settings, ROLE, artifact.card.created_at, generator.apply)
+    updates.catch_up()
     worker = StreamWorker(
         settings, ROLE, KNOWLEDGE_GROUP, KNOWLEDGE_REQUESTS, processor, batch=_PASSES * settings.llm.batch,
         between=updates.poll, counters=lambda: processor.counters | {"model_version": generator.model_version})

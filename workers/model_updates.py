@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from pathlib import Path
 
-from confluent_kafka import OFFSET_BEGINNING, Consumer, Message, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, Message, TopicPartition
 
 from schemas.codec import decode
 from schemas.errors import FreshetError, PoisonError
@@ -32,15 +33,31 @@ class ModelUpdates:
         self._role = role
         self._since = since
         self._apply = apply
-        self._consumer = Consumer(consumer(settings.kafka, f"{role}-model-updates"), logger=log)
+        self._consumer = Consumer(
+            consumer(settings.kafka, f"{role}-model-updates") | {
+                "enable.partition.eof": True, "fetch.wait.max.ms": 500}, logger=log)
         self._consumer.assign([TopicPartition(MODEL_UPDATES.name, 0, OFFSET_BEGINNING)])
         self._outbox = Outbox(settings.kafka, role)
 
-    def poll(self) -> None:
-        """Apply what has come, without waiting."""
-        for record in self._consumer.consume(100, 0):
-            if record.error() is None:
+    def catch_up(self, within_s: float = 10.0) -> None:
+        """Apply what is there already, so that a process that starts again starts with the model it had.
+
+        A broker that does not answer in time is no error: `poll` will bring the rest.
+        """
+        deadline = time.monotonic() + within_s
+        while time.monotonic() < deadline and not self.poll(0.1):
+            pass
+
+    def poll(self, wait_s: float = 0.0) -> bool:
+        """Apply what has come; return whether the end of the topic was met."""
+        ended = False
+        for record in self._consumer.consume(100, wait_s):
+            error = record.error()
+            if error is None:
                 self._take(record)
+            elif error.code() == KafkaError._PARTITION_EOF:
+                ended = True
+        return ended
 
     def close(self) -> None:
         """Disconnect."""

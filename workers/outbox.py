@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from confluent_kafka import Message, Producer
+from confluent_kafka import KafkaException, Message, Producer
 from pydantic import BaseModel
 
 from schemas.codec import dead_letter, encode
@@ -113,3 +113,5 @@ class Outbox:
                 return
             except BufferError:
                 self._producer.poll(0.1)  # the client's queue is full: wait for deliveries
+            except KafkaException as error:  # an idempotent producer that lost its order cannot be used any more
+                raise FreshetError(f"{self._role}: the Kafka producer cannot go on: {error.args[0].str()}") from error

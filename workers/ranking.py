@@ -22,7 +22,7 @@ from schemas.messages import (
 )
 from schemas.settings import Settings
 from schemas.topics import JUDGEMENTS, RANKING_REQUESTS, RECOMMENDATIONS
-from workers.kafka import RANKING_GROUP
+from workers.kafka import RANKING_GROUP, create_topics
 from workers.model_updates import ModelUpdates
 from workers.outbox import Output
 from workers.ranker import Ranker
@@ -241,7 +241,9 @@ def main(settings: Settings) -> None:
     store = QdrantStore.of(settings, ranker.dim)
     reader = CachedReader(store)
     processor = RankingProcessor(ranker, reader, settings.ranking.top, settings.ranking.epsilon)
+    create_topics(settings.kafka)
     updates = ModelUpdates(settings, ROLE, ranker.created_at, ranker.apply)
+    updates.catch_up()
     worker = StreamWorker(
         settings, ROLE, RANKING_GROUP, RANKING_REQUESTS, processor, batch=settings.ranking.batch,
         between=updates.poll, counters=processor.counters)

@@ -73,7 +73,8 @@ class StreamWorker(Generic[M]):
 
     def __init__(
         self, settings: Settings, role: str, group: str, topic: Topic, process: Process[M], *, batch: int,
-        wait_s: float = 0.01, between: Callable[[], None] | None = None, counters: Callable[[], dict[str, Any]] = dict,
+        wait_s: float = 0.01, between: Callable[[], object] | None = None,
+        counters: Callable[[], dict[str, Any]] = dict,
     ) -> None:
         self._settings = settings
         self._role = role
@@ -118,6 +119,8 @@ class StreamWorker(Generic[M]):
                 while not self._stopping.is_set():
                     self._turn()
             clean = True
+        except KafkaException as error:
+            raise FreshetError(f"{self._role}: the Kafka client cannot go on: {error.args[0].str()}") from error
         finally:
             watchdog.stop()
             self._outbox.close()
@@ -174,9 +177,9 @@ class StreamWorker(Generic[M]):
                 return False
             self._failures = 0
             return True
-        except FreshetError as error:
+        except (FreshetError, KafkaException) as error:
             if not isinstance(error, PoisonError):
-                raise
+                raise  # not the records' fault
             failure: Exception = error
         except Exception as error:  # whatever a model raises on a record's content
             failure = error

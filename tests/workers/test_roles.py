@@ -66,7 +66,9 @@ class Stack:
             env={**os.environ, **to_environ(self.settings)})
         self._children.append(child)
         if wait:
-            self.wait((self.run / f"{role}.ready").is_file)
+            ready = self.run / f"{role}.ready"
+            self.wait(lambda: ready.is_file() or child.poll() is not None)
+            assert child.poll() is None
         return child
 
     @staticmethod
@@ -186,3 +188,7 @@ def test_models_are_reloaded_between_batches_and_bad_ones_refused(stack: Stack) 
     assert (update.model_version, rec.model_version, rec.source) == ("m2", "m2", "fused")
     assert knowledge.poll() is None
     assert ranking.poll() is None
+    ranking.terminate()
+    assert ranking.wait(30) == 0
+    stack.start("ranking", wait=True)  # starts with what was published, not with what was current at the fit
+    assert orjson.loads((stack.run / "ranking.json").read_bytes())["model_version"] == "m2"

@@ -20,7 +20,7 @@ from schemas.codec import encode
 from schemas.messages import DeadLetter, KnowledgeRequest, KnowledgeUpdate
 from schemas.settings import KafkaSettings, Settings, WatchdogSettings, to_environ
 from schemas.topics import DEAD_LETTERS, KNOWLEDGE_REQUESTS, KNOWLEDGE_UPDATES
-from tests.workers.brokers import ROOT, kafka_home, kill_broker, settings_for, start_broker
+from tests.workers.brokers import ROOT, KafkaNode, kafka_home, kill_broker, settings_for, start_broker
 from workers.kafka import consumer, create_topics, lag, partitions, producer
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
@@ -207,3 +207,23 @@ def test_a_second_worker_joining_in_mid_batch_loses_nothing(kafka: KafkaSettings
     assert len(updated(collect(kafka, KNOWLEDGE_UPDATES.name, 40, seconds=90))) == 40
     assert first.end() == 0
     assert second.end() == 0
+
+
+@pytest.mark.kafka
+@pytest.mark.skipif(kafka_home() is None, reason="no KAFKA_HOME, no ../shared/kafka")
+def test_a_broker_killed_and_started_again_loses_nothing(home: Path, tmp_path: Path) -> None:
+    broker = start_broker("kafka", tmp_path)
+    assert isinstance(broker, KafkaNode)
+    settings = settings_for(broker)
+    create_topics(settings)
+    worker = Worker(settings, home, "slow", batch=100)
+    worker.wait_ready()
+    produce(settings, [request(f"u{i}") for i in range(300)])
+    time.sleep(3)  # a batch is in hand
+    broker.kill()
+    time.sleep(5)
+    broker.start()
+    assert len(updated(collect(settings, KNOWLEDGE_UPDATES.name, 300, seconds=100))) == 300
+    assert worker.end() == 0
+    assert sum(lag(settings, "echo", [KNOWLEDGE_REQUESTS.name]).values()) == 0
+    broker.kill()
