@@ -73,7 +73,7 @@ def producer(settings: KafkaSettings, **extra: Any) -> dict[str, Any]:
     """Return the configuration of a producer whose records are confirmed by all replicas.
 
     `murmur2_random` puts a key on the partition where Java, kafka-python and Faust put it; librdkafka's default does
-    not. Retries keep their order: with one request in flight where the broker knows no idempotent producers.
+    not. Idempotence keeps the order of a partition through retries; the embedded broker knows it too.
     """
     return client(settings) | {
         "partitioner": "murmur2_random",
@@ -188,6 +188,9 @@ class GroupLag:
 
 def lag(settings: KafkaSettings, group: str, topics: Collection[str]) -> dict[tuple[str, int], int]:
     """Return per (topic, partition) how many records `group` has not committed yet.
+
+    The embedded broker names the end of a partition as the first record of its last batch + 1, so that the lag there
+    comes out short by up to a batch, and 0 while the last batch is half done. Kafka's is exact.
 
     Raises:
         FreshetError: the broker does not answer.
