@@ -177,6 +177,7 @@ def main(settings: Settings) -> None:
     for name in ("faust", "mode", "aiokafka", "streams.app", "streams.batching"):
         logging.getLogger(name).setLevel(logging.WARNING)
     worker = faust.Worker(app, override_logging=False, redirect_stdouts=False, quiet=True)
+    worker.spinner = None  # its escape sequences would end up in the log
     try:
         worker.execute_from_commandline()
     except SystemExit as exit_:
