@@ -300,6 +300,13 @@ class TestServer:
         with pytest.raises(FreshetError, match="width"):
             QdrantStore(server.url, 2 * DIM).ensure()
 
+    def test_who_only_looks_creates_nothing(self, tmp_path: Path) -> None:
+        server = Server(tmp_path)
+        looker = QdrantStore(server.url, 2 * DIM)
+        assert (looker.count(), looker.read(["ann"])) == (0, {})
+        QdrantStore(server.url, DIM).ensure()
+        server.kill()
+
     def test_refuses_other_conditions_in_qdrants_shape(self, server: Server) -> None:
         import httpx
 

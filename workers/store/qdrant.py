@@ -43,7 +43,7 @@ _GRPC_AWAY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, gr
 
 
 class QdrantStore:
-    """A `KnowledgeStore` over `qdrant-client`.
+    """A `KnowledgeStore` over `qdrant-client`. Reads may do without `ensure`: no collection then is no points.
 
     Args:
         location: a server's URL, or ":memory:" for the client's own imitation (tests only).
@@ -56,6 +56,7 @@ class QdrantStore:
         self._location = location
         self._dim = dim
         self._local = location == ":memory:"
+        self._owns = False  # set by `ensure`: a store that only looks must not create a collection of its own width
         if self._local:
             self._client = QdrantClient(":memory:")
         else:
@@ -85,6 +86,7 @@ class QdrantStore:
 
     def ensure(self) -> None:
         """See `KnowledgeStore.ensure`."""
+        self._owns = True
         self._call(self._ensure)
 
     def upsert(self, points: Sequence[KnowledgePoint]) -> list[bool]:
@@ -120,7 +122,10 @@ class QdrantStore:
 
     def count(self) -> int:
         """See `KnowledgeStore.count`."""
-        return self._call(lambda: self._client.count(COLLECTION, exact=True)).count
+        try:
+            return self._call(lambda: self._client.count(COLLECTION, exact=True)).count
+        except _AbsentError:
+            return 0
 
     def close(self) -> None:
         """See `KnowledgeStore.close`."""
@@ -130,8 +135,11 @@ class QdrantStore:
         found: list[qm.Record] = []
         for start in range(0, len(ids), _BATCH):
             part = ids[start:start + _BATCH]
-            found += self._call(partial(
-                self._client.retrieve, COLLECTION, part, with_payload=with_payload, with_vectors=with_vectors))
+            try:
+                found += self._call(partial(
+                    self._client.retrieve, COLLECTION, part, with_payload=with_payload, with_vectors=with_vectors))
+            except _AbsentError:
+                return []
         return found
 
     def _ensure(self) -> None:
@@ -172,20 +180,28 @@ class QdrantStore:
         except UnexpectedResponse as error:
             status, refused = error.status_code or 0, error
             if status == 404 and mend:
-                self._call(self._ensure, mend=False)
-                return self._call(action, mend=False)
+                return self._mended(action, error)
             if status >= 500 or status == 429:
                 raise StoreUnavailableError(f"the knowledge store at {self._location} fails: {refused}") from error
             raise FreshetError(_refusal(self._location, status, str(refused))) from error
         except grpc.RpcError as error:
             code = _code(error)
             if code is grpc.StatusCode.NOT_FOUND and mend:
-                self._call(self._ensure, mend=False)
-                return self._call(action, mend=False)
+                return self._mended(action, error)
             if code in _GRPC_AWAY:
                 raise StoreUnavailableError(f"the knowledge store at {self._location} does not answer: {code}"
                                             ) from error
             raise FreshetError(_refusal(self._location, 0, str(error))) from error
+
+    def _mended(self, action: Callable[[], T], error: Exception) -> T:
+        if not self._owns:
+            raise _AbsentError(f"{COLLECTION} is not at {self._location} yet") from error
+        self._call(self._ensure, mend=False)
+        return self._call(action, mend=False)
+
+
+class _AbsentError(FreshetError):
+    """There is no collection, and nobody asked for one."""
 
 
 def _code(error: grpc.RpcError) -> Any:
