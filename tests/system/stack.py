@@ -36,7 +36,9 @@ class Stack:
     def __init__(self, home: Path, bootstrap: str = "", **environ: str) -> None:
         self.home = home
         self.environ = {key: value for key, value in os.environ.items() if not key.startswith("FRESHET_")}
-        self.environ |= {"FRESHET_HOME": str(home), "FRESHET_KAFKA_SESSION_TIMEOUT_S": "3", "OMP_NUM_THREADS": "1"}
+        # Apache Kafka refuses less than 6 s; on the embedded broker a first join waits for half of it
+        session = "6" if bootstrap else "3"
+        self.environ |= {"FRESHET_HOME": str(home), "FRESHET_KAFKA_SESSION_TIMEOUT_S": session, "OMP_NUM_THREADS": "1"}
         if bootstrap:
             self.environ["FRESHET_KAFKA_BOOTSTRAP"] = bootstrap
         self.environ |= environ
