@@ -81,7 +81,7 @@ def train_knowledge(
             optimizer.step()
             done += 1
             if progress is not None:
-                progress(min(done, total), total, {"loss": float(nll.mean()), "lagrange": lagrange})
+                progress(min(done, total), total, {"loss": float(nll.detach().mean()), "lagrange": lagrange})
         now = _judge(fold, judged, fused, knowledge, cache, llm)
         lagrange = min(MAX_LAGRANGE, max(0.0, lagrange + DUAL_RATE * (now["constraint"] / allowed - 1)))
         if now["nll"] < best["nll"]:

@@ -129,9 +129,10 @@ def calibrate_epsilon(done: Replay, epsilons: tuple[float, ...] = EPSILONS) -> t
 
 
 def calibrate_min_history(done: Replay, epsilon: float, epsilons: tuple[float, ...] = EPSILONS) -> tuple[int, Evidence]:
-    """Return the shortest history from which on knowledge does no harm: mean NDCG@10 gain ≥ 0 in all longer buckets.
+    """Return the shortest history from which on knowledge does no harm that noise would not explain.
 
-    Buckets of fewer than 30 events say nothing and are passed over.
+    That is: in no bucket of longer histories is the mean NDCG@10 gain below zero by two standard errors. Buckets of
+    fewer than 30 events are passed over.
     """
     gain = ndcg(done.ranks[:, epsilons.index(epsilon)]) - ndcg(done.ranks[:, 0])
     evidence: Evidence = {}
@@ -143,6 +144,6 @@ def calibrate_min_history(done: Replay, epsilon: float, epsilons: tuple[float, .
             continue
         mean, error = float(gain[inside].mean()), float(gain[inside].std() / np.sqrt(inside.sum()))
         evidence[f"ndcg_gain_history_{low}"] = mean
-        if mean < -error and at + 1 < len(LENGTHS):  # worse than noise explains
+        if mean < -2 * error and at + 1 < len(LENGTHS):
             shortest = LENGTHS[at + 1]
     return shortest, evidence

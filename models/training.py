@@ -33,10 +33,14 @@ Scorer = TypeVar("Scorer", bound=Backbone)
 
 LEARNING_RATE = 2e-3
 WEIGHT_DECAY = 0.01
-SLOTS = 1500  # padded positions per step; 3,000 needs half as many epochs again for the same quality
+SLOTS = 1500  # padded positions per step, at most; 3,000 needs half as many epochs again for the same quality
+STEPS = 40  # per epoch, at least: small data sets get smaller steps, down to `FEWEST_SLOTS`
+FEWEST_SLOTS = 64
 STRIDE = 0.8  # of the window length: a fifth of each later window of a long history is context only
 VALIDATION = 0.1  # last share of the training events
 PATIENCE = 2  # epochs without a better NDCG@10 on them
+WARMUP = 100  # steps
+FEWEST = 300  # steps before patience counts: until then small data sets have hardly left their random start
 DROPPED = 0.05  # share of items whose id vectors a step drops in the fused scorer
 EXTENSION = 3  # epochs of `extend`
 
@@ -145,7 +149,7 @@ def _train(
             progress(epoch + 1, settings.epochs, now)
         if now["ndcg_at_10"] > best["ndcg_at_10"]:
             best, weights = now, copy.deepcopy(averaged.state_dict())
-        elif epoch + 1 - best["epoch"] >= PATIENCE:
+        elif epoch + 1 - best["epoch"] >= PATIENCE and steps >= FEWEST:
             break
     averaged.load_state_dict(weights)
     return averaged.eval().requires_grad_(False), best | {"seconds": time.monotonic() - began}
@@ -165,13 +169,14 @@ def _epoch(
     fused = isinstance(model, FusedScorer)
     part = windows(train, model.max_len, max(1, int(model.max_len * STRIDE)))
     rate = optimizer.defaults["lr"]
+    slots = min(SLOTS, max(FEWEST_SLOTS, int((part.stop - part.start).sum()) // STEPS))
     total = 0.0
     model.train()
-    for batch in batches(part, SLOTS, rng):
-        tokens, where, slots, rows = tensors(train, part[batch])
+    for batch in batches(part, slots, rng):
+        tokens, where, places, rows = tensors(train, part[batch])
         target = torch.from_numpy(train.item[rows.numpy()])
         side = model.item_side(torch.rand(model.n_items) < DROPPED if fused else None)
-        logits = model.scores(model(tokens, side)[where, slots], side)
+        logits = model.scores(model(tokens, side)[where, places], side)
         if isinstance(model, FusedScorer):
             # As negatives, new items would teach the texts of just these items to score low.
             logits = logits.masked_fill(model.fresh, -torch.inf)
@@ -181,7 +186,7 @@ def _epoch(
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         steps += 1
         for group in optimizer.param_groups:
-            group["lr"] = rate * min(1.0, steps / 100)
+            group["lr"] = rate * min(1.0, steps / WARMUP)
         optimizer.step()
         average(averaged, model, steps)
         total += loss.item() * len(target)
