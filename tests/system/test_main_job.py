@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import base64
+import os
 import random
+import shutil
+import signal
+import subprocess
 import time
+from pathlib import Path
 
 import numpy as np
 import orjson
 import pytest
+from confluent_kafka.admin import AdminClient
 
 from schemas.artifacts import Registry
 from schemas.settings import load
 from streams.app import load_planner
 from streams.profile import Event
-from tests.system.stack import Stack, plain_consumer, wait_for
+from tests.system.stack import Stack, command, plain_consumer, wait_for
 from workers.topic_reader import read_all
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -153,6 +159,43 @@ def test_kill_9_of_a_role_loses_nothing(stack: Stack, role: str):
     for update in stack.records("knowledge-updates"):
         assert update["version"] >= newest.get(update["user_id"], 0)
         newest[update["user_id"]] = update["version"]
+
+
+def test_instances_of_a_role_share_the_work_and_one_may_die(stack: Stack, tmp_path):
+    events = sessions(catalogue(stack), users=12, per_user=20, seed=11)
+    half = len(events) // 2
+    second = Path(shutil.copytree(stack.home / "models", tmp_path / "second" / "models")).parent
+    running = stack.running
+    assert running is not None
+    more = stack.environ | {
+        "FRESHET_HOME": str(second), "FRESHET_KAFKA_BOOTSTRAP": running.bootstrap,
+        "FRESHET_QDRANT_URL": running.qdrant_url,
+        "FRESHET_KAFKA_SESSION_TIMEOUT_S": stack.environ["FRESHET_KAFKA_SESSION_TIMEOUT_S"]}
+    stack.produce(events[:half])
+    other = subprocess.Popen(
+        command("up", "--roles", "streams,ranking"), env=more, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        start_new_session=True)
+    try:
+        stack.until(lambda: (second / "run" / "streams.ready").exists(), 90)
+        stack.produce(events[half:half + half // 2])
+        stack.until(lambda: fully_answered(stack, events[:half + half // 2]), 90)
+        owners = group_members(running.bootstrap, "freshet-streams")
+        assert len(owners) == 2, owners
+        assert all(owners), "both have partitions"
+    finally:
+        os.killpg(other.pid, signal.SIGKILL)
+        other.wait(10)
+    stack.produce(events[half + half // 2:])
+    stack.until(lambda: fully_answered(stack, events), 120)
+    assert stack.records("dead-letters") == []
+    assert_states_equal_replay(stack, events)
+
+
+def group_members(bootstrap: str, group: str) -> list[int]:
+    """Return how many partitions each member of a consumer group owns."""
+    admin = AdminClient({"bootstrap.servers": bootstrap, "log_level": 0})
+    described = admin.describe_consumer_groups([group], request_timeout=10)[group].result(15)
+    return [len(member.assignment.topic_partitions) for member in described.members]
 
 
 def test_commands_beside_a_running_service(stack: Stack):
