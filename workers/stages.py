@@ -77,12 +77,12 @@ class Stages:
         self.times[name] = {"seconds": round(seconds, 2), "reused": False}
         self._bars.update(bar, total=1, completed=1)
         if self._bars.disable:
-            self._say(f"{name}: done in {seconds:.1f} s")
+            self.say(f"{name}: done in {seconds:.1f} s")
 
     def reused(self, name: str) -> None:
         """Say that a stage's result is taken from before."""
         self.times[name] = {"seconds": 0.0, "reused": True}
-        self._say(f"{name}: unchanged, reused")
+        self.say(f"{name}: unchanged, reused")
 
     def _step(self, bar: TaskID, name: str, began: float) -> Step:
         shown = began
@@ -94,11 +94,12 @@ class Stages:
             if self._bars.disable and now - shown >= LINE_EVERY_S:
                 shown = now
                 left = (now - began) / done * (total - done) if done else 0.0
-                self._say(f"{name}: {done:,.0f}/{total:,.0f}, about {left:.0f} s left {note}".rstrip())
+                self.say(f"{name}: {done:,.0f}/{total:,.0f}, about {left:.0f} s left {note}".rstrip())
 
         return _report
 
-    def _say(self, text: str) -> None:
+    def say(self, text: str) -> None:
+        """Print a line, above the bars."""
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def _look(self) -> None:

@@ -22,12 +22,13 @@ def fit(data: DataFolder = None) -> None:
     Example: `freshet fit --data my-shop`
     """
     from workers import movielens
-    from workers.fit import Reporter, run
+    from workers.fit import run
+    from workers.stages import Stages
 
     settings = load()
     folder = data or movielens.fetch(settings.home, typer.echo)
-    with Reporter() as reporter:
-        artifact = run(settings, folder, reporter)
+    with Stages() as stages:
+        artifact = run(settings, folder, stages)
     typer.echo(f"fitted {artifact.model_version} in {artifact.folder}")
 
 

@@ -26,12 +26,13 @@ def models(
         typer.echo(f"in use: {select}; running roles take it at their next start")
         return
     current = registry.current()  # says what to do where there is none
-    table = Table()
-    for column in ("", "version", "fitted", "data", "metrics"):
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for column in ("", "version", "fitted", "data", "NDCG@10 reference", "with texts"):
         table.add_column(column)
     for version in registry.versions():
         card = Card.model_validate_json((registry.folder / version / "card.json").read_bytes())
         fitted = datetime.fromtimestamp(card.created_at, UTC).strftime("%Y-%m-%d %H:%M")
-        metrics = ", ".join(f"{name} {value:.4g}" for name, value in card.metrics.items())
-        table.add_row("→" if version == current else "", version, fitted, card.data_hash[:12], metrics)
+        shown = [f"{card.metrics[name]:.4f}" if name in card.metrics else ""
+                 for name in ("reference_ndcg_at_10", "fused_ndcg_at_10")]
+        table.add_row("→" if version == current else "", version, fitted, card.data_hash[:12], *shown)
     Console().print(table)

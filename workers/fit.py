@@ -1,0 +1,199 @@
+"""`freshet fit`: a data set in, a published model version out, calibrated and ready to run.
+
+What did not change is not done again: item states are kept per language model and catalogue, and a version is reused
+whole where data, settings and code are the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import orjson
+from safetensors.numpy import load_file
+
+from models import dataset as data
+from schemas.artifacts import Artifact, Card, Registry, write_card
+from schemas.calibration import Calibration
+from schemas.errors import ArtifactError, DataError
+from schemas.settings import Settings
+from streams.calibration import History, calibrate_drift, choose_min_history
+from streams.catalogue import ItemVectors
+from streams.planner import Planner
+from streams.profile import Event
+from streams.rehearsal import choose_ttl
+from workers.running import run_folder
+from workers.stages import Stages, Step
+
+if TYPE_CHECKING:
+    from models.fitting import Fitted  # brings torch, which a fit that reuses everything does without
+
+# Seconds without a sign of life after which a stage is taken for hung. Training reports once an epoch, and an epoch of
+# 200,000 events takes minutes on two slow cores; the language model is unpacked (1 GB) the first time.
+STALL_S = {"language model": 600.0, "item texts": 300.0, "training": 1800.0, "refresh thresholds": 300.0}
+# Of the drift detector (design: a needless refresh costs one LLM call, a missed drift many events of old knowledge).
+PRIOR = 10.0  # events: a user's own mean outweighs the population's from the eleventh on
+SLACK = 0.5  # standard deviations: tuned to shifts of one, the textbook half
+FALSE_ALARM_EVERY = 200.0  # a user's events per needless refresh on histories without drift
+REHEARSED = 30_000  # events of as many users as it takes; the staleness limit is a quantile and needs no more
+
+
+def run(settings: Settings, folder: Path, stages: Stages) -> Artifact:
+    """Fit on the first `fit.train_fraction` of the events in `folder` and make the result the current version.
+
+    Raises:
+        DataError: the data cannot be used.
+        FreshetError: the language model cannot be loaded.
+        StalledError: a stage made no progress for its time in `STALL_S`.
+    """
+    settings = replace(settings, home=settings.home.absolute())
+    with stages.stage("data", 300.0):
+        dataset = data.load(folder)
+        past, _ = data.split(dataset, settings.fit.train_fraction)
+    for reason, count in sorted(dataset.skipped.items()):
+        stages.say(f"  {reason}: {count:,}")
+    key = fit_key(dataset.hash, settings)
+    artifact = published(Registry(settings.home), key)
+    if artifact is None:
+        artifact = _fit(settings, dataset, past, key, stages)
+    else:
+        stages.reused("models")
+    Registry(settings.home).select(artifact.model_version)
+    path = run_folder(settings.home) / "fit.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(orjson.dumps({"model_version": artifact.model_version, "stages": stages.times}))
+    return artifact
+
+
+def fit_key(data_hash: str, settings: Settings) -> str:
+    """Return a hash of everything that a fitted version depends on: data, settings, code."""
+    digest = hashlib.sha256(data_hash.encode())
+    llm = asdict(settings.llm)
+    for name in ("device", "batch"):  # where and how fast it runs, not what comes out
+        del llm[name]
+    digest.update(orjson.dumps([asdict(settings.fit), asdict(settings.state), llm], option=orjson.OPT_SORT_KEYS))
+    root = Path(__file__).resolve().parents[1]
+    for path in [*sorted((root / "models").glob("*.py")), *sorted((root / "streams").glob("*.py")), Path(__file__)]:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def published(registry: Registry, key: str) -> Artifact | None:
+    """Return the newest sound version fitted with this key, None if there is none."""
+    for version in reversed(registry.versions()):
+        try:
+            artifact = registry.open(version)
+        except ArtifactError:
+            continue  # damaged: it is fitted anew
+        if artifact.card.settings.get("fit_key") == key:
+            return artifact
+    return None
+
+
+def _fit(settings: Settings, dataset: data.Dataset, past: data.Events, key: str, stages: Stages) -> Artifact:
+    from models.fitting import fit
+    from models.item_cache import ItemCache
+    from models.llm import LanguageModel
+
+    with stages.stage("language model", STALL_S["language model"]):
+        llm = LanguageModel.load(settings.llm, settings.home / "cache")
+    with stages.stage("item texts", STALL_S["item texts"]) as step:
+        cache = ItemCache.build(
+            llm, dataset.texts, settings.home / "cache" / "items", step, item_tokens=settings.llm.item_tokens)
+    with ExitStack() as opened:
+        fitted = fit(dataset, past, settings, llm, cache, _each_stage(stages, opened))
+    version = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{key[:6]}"
+    registry = Registry(settings.home)
+    with registry.publish(version) as folder:
+        fitted.ranking.save(folder, dataset.items, dataset.texts, fitted.knowledge)
+        with stages.stage("refresh thresholds", STALL_S["refresh thresholds"]):
+            vectors = ItemVectors(dataset.items, load_file(folder / "interest.safetensors")["items"])
+            calibration = calibrate(dataset, past, vectors, settings, fitted)
+        (folder / "calibration.json").write_text(calibration.model_dump_json(indent=2))
+        write_card(folder, Card(
+            model_version=version, created_at=time.time(), data_hash=dataset.hash,
+            settings={"fit_key": key, "fit": asdict(settings.fit), "state": asdict(settings.state),
+                      "llm": asdict(settings.llm)},
+            metrics=fitted.metrics, revision=_revision(), split_time=float(past.time[-1]), files={}))
+    return registry.open(version)
+
+
+def _each_stage(stages: Stages, opened: ExitStack) -> Callable[[str, int, int, dict[str, float]], None]:
+    """Return what turns the reports of a fit into stages, one after the other; the last ends with `opened`."""
+    current: list[Any] = ["", None]
+
+    def _report(name: str, done: int, total: int, metrics: dict[str, float]) -> None:
+        if name != current[0]:
+            opened.close()
+            current[:] = [name, opened.enter_context(stages.stage(name, STALL_S["training"]))]
+        shown = {key: value for key, value in metrics.items() if key in ("ndcg_at_10", "nll", "loss")}
+        step: Step = current[1]
+        step(done, total, ", ".join(f"{key} {value:.4f}" for key, value in shown.items()))
+
+    return _report
+
+
+def calibrate(
+    dataset: data.Dataset, past: data.Events, vectors: ItemVectors, settings: Settings, fitted: Fitted,
+) -> Calibration:
+    """Return the thresholds of streams and ranking, with the evidence they were chosen on."""
+    histories = _histories(past, len(dataset.users))
+    # Both bind: from `fitted.min_history` on knowledge does no harm; the other keeps a call from being spent on users
+    # of whom next to nothing is known.
+    min_history = max(fitted.min_history, choose_min_history(histories))
+    try:
+        drift = calibrate_drift(
+            histories, vectors, settings.state, prior=PRIOR, slack=SLACK, false_alarm_every=FALSE_ALARM_EVERY,
+            first=min_history, seed=settings.fit.seed)
+    except DataError:  # nobody has so many events: knowledge then comes as early as it does no harm
+        min_history = fitted.min_history
+        drift = calibrate_drift(
+            histories, vectors, settings.state, prior=PRIOR, slack=SLACK, false_alarm_every=FALSE_ALARM_EVERY,
+            first=min_history, seed=settings.fit.seed)
+    without_ttl = Calibration(
+        min_history=min_history, ttl_s=1e12, drift_mean=drift.mean, drift_sd=drift.sd, drift_prior=PRIOR,
+        drift_slack=SLACK, drift_threshold=drift.threshold, drift_false_alarm_every=drift.false_alarm_every,
+        margin_bound=fitted.margin_bound, epsilon=fitted.epsilon)
+
+    def planner_with(ttl_s: float) -> Planner:
+        return Planner(vectors, without_ttl.model_copy(update={"ttl_s": ttl_s}), settings)
+
+    ttl_s, rehearsal = choose_ttl(_rehearsed(dataset, past), planner_with)
+    evidence = {
+        "drift_observations": float(drift.observations),
+        "drift_alarms_observed_every": drift.alarms_observed_every,
+        "stale_share": rehearsal.stale_share,
+    } | {f"rehearsed_{reason}": float(count) for reason, count in rehearsal.refreshes.items()}
+    return without_ttl.model_copy(update={"ttl_s": ttl_s, "evidence": fitted.evidence | evidence})
+
+
+def _histories(events: data.Events, users: int) -> list[History]:
+    order = np.argsort(events.user, kind="stable")  # events are in order of time
+    bounds = np.cumsum(np.bincount(events.user, minlength=users))[:-1]
+    rows, times = np.split(events.item[order], bounds), np.split(events.time[order], bounds)
+    return [History(item.astype(np.intp), time) for item, time in zip(rows, times, strict=True) if len(item)]
+
+
+def _rehearsed(dataset: data.Dataset, events: data.Events) -> Sequence[Event]:
+    """Return the events of enough users to make `REHEARSED`, in order of time."""
+    counts = np.bincount(events.user, minlength=len(dataset.users))
+    order = np.random.default_rng(0).permutation(len(counts))
+    chosen = np.zeros(len(counts), dtype=bool)
+    chosen[order[: int(np.searchsorted(np.cumsum(counts[order]), REHEARSED)) + 1]] = True
+    return [
+        Event(dataset.users[events.user[row]], dataset.items[events.item[row]], float(events.time[row]),
+              dataset.types[events.type[row]], f"{row}", row, float(events.time[row]))
+        for row in np.flatnonzero(chosen[events.user]).tolist()]
+
+
+def _revision() -> str:
+    from workers.demo.report import revision
+
+    return revision()
