@@ -176,7 +176,7 @@ def test_instances_of_a_role_share_the_work_and_one_may_die(stack: Stack, tmp_pa
         command("up", "--roles", "streams,ranking"), env=more, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         start_new_session=True)
     try:
-        stack.until(lambda: (second / "run" / "streams.ready").exists(), 90)
+        stack.until((second / "run" / "streams.ready").exists, 90)
         stack.produce(events[half:half + half // 2])
         stack.until(lambda: fully_answered(stack, events[:half + half // 2]), 90)
         owners = group_members(running.bootstrap, "freshet-streams")
