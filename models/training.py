@@ -41,7 +41,7 @@ VALIDATION = 0.1  # last share of the training events
 PATIENCE = 2  # epochs without a better NDCG@10 on them
 WARMUP = 100  # steps
 FEWEST = 300  # steps before patience counts: until then small data sets have hardly left their random start
-DROPPED = 0.05  # share of items whose id vectors a step drops in the fused scorer
+DROPPED = 0.05  # share of items whose own vectors a step drops
 EXTENSION = 3  # epochs of `extend`
 
 
@@ -95,7 +95,8 @@ def train_reference(
         progress: called after every epoch with epochs done, epochs at most, and metrics.
     """
     torch.manual_seed(settings.seed)
-    model = Backbone(fold.n_items, settings.dim, settings.layers, settings.heads, max_len, settings.dropout)
+    model = Backbone(
+        fold.n_items, settings.dim, settings.layers, settings.heads, max_len, settings.dropout, fold.fresh())
     return _train(model, fold, settings, progress)
 
 
@@ -118,8 +119,8 @@ def extend(model: Scorer, fold: Fold, settings: FitSettings, progress: Progress 
     rng = np.random.default_rng(settings.seed)
     torch.manual_seed(settings.seed)
     model = copy.deepcopy(model).requires_grad_(True)
+    model.fresh.copy_(fresh_items(fold.sequences, fold.n_items))
     if isinstance(model, FusedScorer):
-        model.fresh.copy_(fresh_items(fold.sequences, fold.n_items))
         model.attention.requires_grad_(False)
     averaged = copy.deepcopy(model)
     optimizer = _optimizer(model, LEARNING_RATE / 2)
@@ -166,7 +167,6 @@ def _epoch(
     rng: np.random.Generator, steps: int,
 ) -> tuple[float, int]:
     """Train for one epoch; return the mean loss (nats) and the number of steps so far."""
-    fused = isinstance(model, FusedScorer)
     part = windows(train, model.max_len, max(1, int(model.max_len * STRIDE)))
     rate = optimizer.defaults["lr"]
     slots = min(SLOTS, max(FEWEST_SLOTS, int((part.stop - part.start).sum()) // STEPS))
@@ -175,11 +175,10 @@ def _epoch(
     for batch in batches(part, slots, rng):
         tokens, where, places, rows = tensors(train, part[batch])
         target = torch.from_numpy(train.item[rows.numpy()])
-        side = model.item_side(torch.rand(model.n_items) < DROPPED if fused else None)
+        side = model.item_side(torch.rand(model.n_items) < DROPPED)
         logits = model.scores(model(tokens, side)[where, places], side)
-        if isinstance(model, FusedScorer):
-            # As negatives, new items would teach the texts of just these items to score low.
-            logits = logits.masked_fill(model.fresh, -torch.inf)
+        # As negatives, new items would teach that new items, and the texts of just these, score low.
+        logits = logits.masked_fill(model.fresh, -torch.inf)
         loss = F.cross_entropy(logits, target)
         optimizer.zero_grad()
         loss.backward()

@@ -76,7 +76,7 @@ class FitSettings:
     heads: int = Field(default=2, ge=1, description="attention heads")
     dropout: float = Field(default=0.2, ge=0, lt=1, description="backbone dropout")
     epochs: int = Field(default=12, ge=1, description="at most; the best epoch on validation is kept")
-    knowledge_epochs: int = Field(default=6, ge=1, description="epochs of the knowledge model")
+    knowledge_epochs: int = Field(default=4, ge=1, description="epochs of the knowledge model")
     instructions: int = Field(default=5, ge=1, le=32, description="K, soft instructions per user (LWGR: 5)")
     codes: int = Field(default=64, ge=2, description="codewords per codebook")
     seed: int = Field(default=42, description="of every random choice")
