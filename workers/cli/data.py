@@ -36,7 +36,8 @@ def demo(
     data: DataFolder = None,
     speed: Annotated[float, typer.Option(help="Seconds of event time per second; 0 = as fast as answers come.")] = 0.0,
     events: Annotated[int, typer.Option(help="Events to produce, from the split on; 0 = all.")] = 0,
-    window: Annotated[int, typer.Option(help="Events without an answer at a time, at most.")] = 256,
+    window: Annotated[int, typer.Option(
+        help="Events without an answer at a time, at most; 0 = 256, less for a short run.")] = 0,
     out: Annotated[Path, typer.Option(help="Where the folder with the report goes.")] = Path("runs"),
 ) -> None:
     """Show the main job on this machine: fit, start everything, stream, recommend, report.

@@ -56,20 +56,20 @@ class Demo:
         folder: a data set; None = MovieLens-100K.
         speed: seconds of event time per second; 0 = as fast as answers come.
         events: events to produce after the split; 0 = all.
-        window: events without an answer at a time, at most.
+        window: events without an answer at a time, at most; 0 = see `default_window`.
         out: where the folder with the report goes.
     """
 
     def __init__(
         self, settings: Settings, folder: Path | None, *, speed: float, events: int, window: int, out: Path,
     ) -> None:
-        if window < 1 or events < 0 or speed < 0:
-            raise FreshetError("--window is at least 1, --events and --speed at least 0")
+        if window < 0 or events < 0 or speed < 0:
+            raise FreshetError("--window, --events and --speed are at least 0")
         self.settings = replace(settings, home=settings.home.absolute())
         self.folder = folder
         self.speed = speed
         self.limit = events
-        self.window = window
+        self.window = window  # until the number of events is known
         self.out = out
         self.metrics = Metrics()
         self.sampler = Sampler()
@@ -104,7 +104,9 @@ class Demo:
             self._enter("load")
             dataset = data.load(folder)
             past, future = data.split(dataset, self.settings.fit.train_fraction)
-            self._stack(dataset, past, future[:self.limit] if self.limit else future)
+            future = future[:self.limit] if self.limit else future
+            self.window = self.window or default_window(len(future))
+            self._stack(dataset, past, future)
         except (FreshetError, KeyboardInterrupt) as error:
             problem = error
         finally:
@@ -306,6 +308,15 @@ class Demo:
         (folder / "report.json").write_bytes(orjson.dumps(figures, option=orjson.OPT_INDENT_2))
         (folder / "report.html").write_text(report.html(figures, self.metrics, artifact))
         self.screen.say(report.closing(figures, folder))
+
+
+def default_window(events: int) -> int:
+    """Return how many events may be without an answer: 256, and less in a run so short that it would all be in flight.
+
+    Enough that no role waits for the producer; more would only make every recommendation older when its user's next
+    event is judged by it.
+    """
+    return min(256, max(8, events // 20))
 
 
 def _event(dataset: data.Dataset, events: data.Events, row: int) -> BehaviourEvent:
