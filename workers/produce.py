@@ -95,7 +95,8 @@ class EventProducer:
     """
 
     def __init__(self, settings: KafkaSettings, *, backfill: bool = False, stall_s: float = 60.0) -> None:
-        self._producer = Producer(kafka.producer(settings))
+        # What fails comes with the delivery reports; a line per lost connection says no more.
+        self._producer = Producer(kafka.producer(settings, log_level=2))
         self._headers = [(BACKFILL, b"1")] if backfill else None
         self._stall_s = stall_s
         self._error: KafkaError | None = None

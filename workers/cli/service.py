@@ -55,7 +55,8 @@ def up(
         asked_to_stop.append(number)
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, _stop)
+    for number in (signal.SIGTERM, signal.SIGINT):  # a shell's background jobs are born deaf to SIGINT
+        signal.signal(number, _stop)
     typer.echo(f"starting {', '.join(names)} with model {version}")
     try:
         with Stack(settings, names, say=typer.echo) as stack:
@@ -69,7 +70,7 @@ def up(
                 time.sleep(0.5)
     except KeyboardInterrupt:
         typer.echo("stopped")
-        if not asked_to_stop:  # Ctrl-C; a service manager's SIGTERM is an ordinary end
+        if signal.SIGTERM not in asked_to_stop:  # a service manager's SIGTERM is an ordinary end
             raise typer.Exit(130) from None
 
 

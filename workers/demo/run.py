@@ -93,6 +93,7 @@ class Demo:
             raise KeyboardInterrupt
 
         signal.signal(signal.SIGTERM, _stop)
+        signal.signal(signal.SIGINT, _stop)  # a shell's background jobs are born deaf to it
         began = time.monotonic()
         self.sampler.start()
         artifact: Artifact | None = None
@@ -153,6 +154,7 @@ class Demo:
             self._enter("backfill", len(past))
             self._backfill(stack, dataset, past)
             reader = opened.enter_context(TopicReader(stack.settings.kafka, WATCHED))
+            opened.callback(self._enter, "stop")
             self._enter("stream", len(future))
             self._stream(stack, reader, dataset, past, future)
 
