@@ -27,14 +27,32 @@ class Block(nn.Module):
         self.qkv, self.out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
         self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return (B, S, d) for (B, S, d); position s attends to 0..s."""
-        B, S, d = x.shape
-        q, k, v = self.qkv(self.norm_attention(x)).view(B, S, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
-        # No dropout on attention weights: with it torch leaves its fused CPU kernel (3 times slower at S = 51).
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(B, S, d)
-        x = x + F.dropout(self.out(mixed), self.dropout, self.training)
+    def forward(self, x: Tensor, at: Tensor | None = None) -> Tensor:
+        """Return (B, S, d) for (B, S, d), position s attending to 0..s; or only positions `at` (B, q), as (B, q, d)."""
+        d = x.shape[2]
+        y = self.norm_attention(x)
+        if at is None:
+            q, k, v = (self._split(part) for part in self.qkv(y).chunk(3, -1))
+            # No dropout on attention weights: with it torch leaves its fused CPU kernel (3 times slower at S = 51).
+            mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        else:
+            weight, bias = self.qkv.weight, self.qkv.bias
+            q = self._split(F.linear(_pick(y, at), weight[:d], bias[:d]))
+            k, v = (self._split(part) for part in F.linear(y, weight[d:], bias[d:]).chunk(2, -1))
+            mask = torch.arange(x.shape[1], device=x.device) <= at[:, None, :, None]
+            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+            x = _pick(x, at)
+        x = x + F.dropout(self.out(mixed.transpose(1, 2).reshape(x.shape)), self.dropout, self.training)
         return x + F.dropout(self.mlp(self.norm_mlp(x)), self.dropout, self.training)
+
+    def _split(self, x: Tensor) -> Tensor:
+        """Return (B, heads, S, d / heads) of (B, S, d)."""
+        return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
+
+
+def _pick(x: Tensor, at: Tensor) -> Tensor:
+    """Return x (B, S, d) at positions (B, q), as (B, q, d)."""
+    return x.gather(1, at[:, :, None].expand(-1, -1, x.shape[2]))
 
 
 class Backbone(nn.Module):
@@ -73,25 +91,27 @@ class Backbone(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.zeros_(module.bias)
 
-    def forward(self, history: Tensor, side: ItemSide | None = None) -> Tensor:
+    def forward(self, history: Tensor, side: ItemSide | None = None, at: Tensor | None = None) -> Tensor:
         """Return hidden states.
 
         Args:
             history: (B, T) int64 tokens (item row + 1), oldest first, padded on the right with 0, T ≤ max_len.
                 Padding needs no mask: it comes after everything that is read.
             side: what `item_side` returned, where it is used more than once.
+            at: (B, q) slots asked for; the last layer is left out elsewhere (of two layers that saves 40%).
 
         Returns:
-            (B, T + 1, d); slot t has read history[:, :t].
+            (B, T + 1, d), or (B, q, d); slot t has read history[:, :t].
         """
         vectors = F.pad((side or self.item_side())[0], (0, 0, 1, 0))
         start = self.start.expand(history.shape[0], 1, -1)
         x = torch.cat([start, F.embedding(history, vectors) * self.dim**0.5], 1)
         x = x + self.positions.weight[: x.shape[1]]
         x = F.dropout(x, self.dropout, self.training)
-        for block in self.blocks:
+        *lower, last = self.blocks
+        for block in lower:
             x = block(x)
-        return self.norm(x)
+        return self.norm(last(x, at))
 
     def item_side(self, dropped: Tensor | None = None) -> ItemSide:
         """Return vectors (n_items, d) and biases (n_items,) of the catalogue, the same for reading and scoring.

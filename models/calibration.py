@@ -121,9 +121,13 @@ def calibrate_margins(done: Replay, share: float = 0.99) -> tuple[float, Evidenc
 
 
 def calibrate_epsilon(done: Replay, epsilons: tuple[float, ...] = EPSILONS) -> tuple[float, Evidence]:
-    """Return the trust radius (nats) of highest NDCG@10; of those within a thousandth of it the smallest."""
+    """Return the smallest trust radius (nats) whose NDCG@10 is within 1% of the best.
+
+    Above some radius quality hardly changes, and 4,000 events do not tell its values apart: MovieLens-100K held-out
+    NDCG@10 at ε = .03, .1, .4, 3.2 is .1079, .1084, .1093, .1090, and later in the stream .1014, .1033, .1023, .1021.
+    """
     quality = [float(ndcg(done.ranks[:, column]).mean()) if len(done.ranks) else 0.0 for column in range(len(epsilons))]
-    enough = max(quality) * 0.999
+    enough = max(quality) * 0.99
     chosen = next(epsilon for epsilon, value in zip(epsilons, quality, strict=True) if value >= enough)
     return chosen, {f"ndcg_at_10_epsilon_{epsilon:g}": value for epsilon, value in zip(epsilons, quality, strict=True)}
 

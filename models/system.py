@@ -82,43 +82,53 @@ class RankingModel:
         """Score a batch of requests both ways."""
         histories, positions = _known(batch.histories, self.max_len)
         tokens, lengths = pad(histories, self.max_len)
-        hidden = self.reference(tokens)
+        places, at = self._places(batch, positions, lengths)
+        hidden = self.reference(tokens, at=at)
         have = [row for row, vectors in enumerate(batch.knowledge) if vectors is not None]
         fused = torch.zeros_like(hidden)
         if have:
             stacked = torch.stack([torch.as_tensor(batch.knowledge[row]).float() for row in have])
-            fused[have] = self.fused.fuse(self.fused(tokens[have], self._side), stacked)
-        rows = torch.arange(len(histories))
-        last = (rows, lengths)
+            fused[have] = self.fused.fuse(self.fused(tokens[have], self._side, at[have]), stacked)
         seen = _mask(batch.histories, batch.seen, self.n_items)
-        ref_logp = self.reference.scores(hidden[last]).masked_fill_(seen, -torch.inf).log_softmax(-1)
+        ref_logp = self.reference.scores(hidden[:, 0]).masked_fill_(seen, -torch.inf).log_softmax(-1)
         fused_logp = ref_logp.clone()
         if have:
-            scores = self.fused.scores(fused[last][have], self._side)
+            scores = self.fused.scores(fused[have, 0], self._side)
             fused_logp[have] = scores.masked_fill_(seen[have], -torch.inf).log_softmax(-1)
-        return RankResult(ref_logp, fused_logp, self._margins(batch, positions, hidden, fused, set(have)))
+        return RankResult(ref_logp, fused_logp, self._margins(batch, places, hidden, fused))
+
+    def _places(
+        self, batch: RankBatch, positions: list[dict[int, int]], lengths: Tensor,
+    ) -> tuple[list[tuple[int, int, int, int]], Tensor]:
+        """Return what to judge, as (row, index in its list, column of slots, item), and the slots needed (B, q).
+
+        Column 0 is the slot after the whole history.
+        """
+        places = []
+        columns: list[list[int]] = [[length] for length in lengths.tolist()]
+        for row, judged in enumerate(batch.judged):
+            for index, (position, item) in enumerate(judged):
+                slot = positions[row].get(position)
+                if batch.knowledge[row] is not None and slot is not None and 0 <= item < self.n_items:
+                    places.append((row, index, len(columns[row]), item))
+                    columns[row].append(slot)
+        width = max(map(len, columns), default=1)
+        at = torch.tensor([slots + slots[:1] * (width - len(slots)) for slots in columns], dtype=torch.int64)
+        return places, at.reshape(len(columns), width)
 
     def _margins(
-        self, batch: RankBatch, positions: list[dict[int, int]], hidden: Tensor, fused: Tensor, have: set[int],
+        self, batch: RankBatch, places: list[tuple[int, int, int, int]], hidden: Tensor, fused: Tensor,
     ) -> list[list[float | None]]:
         out: list[list[float | None]] = [[None] * len(judged) for judged in batch.judged]
-        places: list[tuple[int, int]] = []
-        where: list[tuple[int, int, int]] = []
-        for row, judged in enumerate(batch.judged):
-            for at, (position, item) in enumerate(judged):
-                slot = positions[row].get(position)
-                if row in have and slot is not None and 0 <= item < self.n_items:
-                    places.append((row, at))
-                    where.append((row, slot, item))
-        for begin in range(0, len(where), 1024):  # 1,024 × 12,000 float32 scores are 50 MB
-            index = torch.tensor(where[begin : begin + 1024])
-            users, slots, items = index.unbind(1)
-            each = torch.arange(len(index))
-            ref = self.reference.scores(hidden[users, slots]).log_softmax(-1)[each, items]
-            with_knowledge = self.fused.scores(fused[users, slots], self._side)
+        for begin in range(0, len(places), 1024):  # 1,024 × 12,000 float32 scores are 50 MB
+            part = places[begin : begin + 1024]
+            rows, _, columns, items = torch.tensor(part).unbind(1)
+            each = torch.arange(len(part))
+            ref = self.reference.scores(hidden[rows, columns]).log_softmax(-1)[each, items]
+            with_knowledge = self.fused.scores(fused[rows, columns], self._side)
             margin = with_knowledge.log_softmax(-1)[each, items] - ref
-            for (r, at), value in zip(places[begin : begin + 1024], margin.tolist(), strict=True):
-                out[r][at] = value
+            for (row, index, _, _), value in zip(part, margin.tolist(), strict=True):
+                out[row][index] = value
         return out
 
     @torch.no_grad()

@@ -115,7 +115,7 @@ def train_fused(
 
 
 def extend(model: Scorer, fold: Fold, settings: FitSettings, progress: Progress | None = None) -> Scorer:
-    """Return a copy of a trained scorer that has gone on, over the held-out events too; half the learning rate."""
+    """Return a copy of a trained scorer that has gone on, over the held-out events too."""
     rng = np.random.default_rng(settings.seed)
     torch.manual_seed(settings.seed)
     model = copy.deepcopy(model).requires_grad_(True)
@@ -123,7 +123,7 @@ def extend(model: Scorer, fold: Fold, settings: FitSettings, progress: Progress 
     if isinstance(model, FusedScorer):
         model.attention.requires_grad_(False)
     averaged = copy.deepcopy(model)
-    optimizer = _optimizer(model, LEARNING_RATE / 2)
+    optimizer = _optimizer(model)
     steps = 0
     for epoch in range(EXTENSION):
         loss, steps = _epoch(model, averaged, optimizer, fold.sequences, rng, steps)
@@ -138,7 +138,7 @@ def _train(
     began = time.monotonic()
     rng = np.random.default_rng(settings.seed)
     averaged = copy.deepcopy(model)
-    optimizer = _optimizer(model, LEARNING_RATE)
+    optimizer = _optimizer(model)
     train = fold.training()
     best: dict[str, float] = {"ndcg_at_10": -1.0}
     weights = copy.deepcopy(averaged.state_dict())
@@ -156,9 +156,9 @@ def _train(
     return averaged.eval().requires_grad_(False), best | {"seconds": time.monotonic() - began}
 
 
-def _optimizer(model: Backbone, rate: float) -> torch.optim.Optimizer:
+def _optimizer(model: Backbone) -> torch.optim.Optimizer:
     return torch.optim.AdamW(
-        [weight for weight in model.parameters() if weight.requires_grad], lr=rate, weight_decay=WEIGHT_DECAY,
+        [weight for weight in model.parameters() if weight.requires_grad], lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY,
         betas=(0.9, 0.98))
 
 
@@ -168,7 +168,6 @@ def _epoch(
 ) -> tuple[float, int]:
     """Train for one epoch; return the mean loss (nats) and the number of steps so far."""
     part = windows(train, model.max_len, max(1, int(model.max_len * STRIDE)))
-    rate = optimizer.defaults["lr"]
     slots = min(SLOTS, max(FEWEST_SLOTS, int((part.stop - part.start).sum()) // STEPS))
     total = 0.0
     model.train()
@@ -185,7 +184,7 @@ def _epoch(
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         steps += 1
         for group in optimizer.param_groups:
-            group["lr"] = rate * min(1.0, steps / WARMUP)
+            group["lr"] = LEARNING_RATE * min(1.0, steps / WARMUP)
         optimizer.step()
         average(averaged, model, steps)
         total += loss.item() * len(target)

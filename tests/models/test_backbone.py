@@ -38,6 +38,11 @@ def test_padding_changes_nothing(backbone):
     assert tokens[3].tolist() == list(range(13, 21))
 
 
+def test_some_slots_are_as_among_all(backbone):
+    tokens, at = torch.randint(1, 31, (4, 8)), torch.tensor([[8, 0], [3, 3], [0, 8], [7, 1]])
+    torch.testing.assert_close(backbone(tokens, at=at), backbone(tokens)[torch.arange(4)[:, None], at])
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 200), st.integers(2, 12), st.integers(1, 12), st.booleans())
 def test_windows_predict_every_event_once_from_what_came_before(seed, n, max_len, stride, late):

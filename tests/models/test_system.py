@@ -87,6 +87,12 @@ def test_a_batch_equals_its_rows_one_by_one():
         torch.testing.assert_close(alone.fused_logp[0], together.fused_logp[row], rtol=1e-4, atol=1e-5)
 
 
+def test_an_empty_batch_is_answered():
+    result = build().rank(RankBatch([], [], [], []))
+    assert result.fused_logp.shape == (0, N)
+    assert result.margins == []
+
+
 def publish(registry, model):
     with registry.publish("v1") as folder:
         model.save(folder, [str(row) for row in range(N)], ["text"] * N)
