@@ -53,6 +53,8 @@ class Metrics:
     lagrange: list[float] = field(default_factory=list)
     kl: list[float] = field(default_factory=list)
     epsilon: list[float] = field(default_factory=list)
+    streams_s: list[float] = field(default_factory=list)
+    ranking_s: list[float] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
     asked: dict[str, int] = field(default_factory=dict)  # newest version asked for, per user
     made: dict[str, int] = field(default_factory=dict)  # newest version made, per user
@@ -67,6 +69,9 @@ class Metrics:
         """Note a recommendation; it is the user's offer unless it includes fewer events than the one before."""
         self.recommendations += 1
         self.recommendation_reasons[message.reason] += 1
+        if message.reason == "event":
+            self.streams_s.append(message.requested_at - message.caused_at)
+            self.ranking_s.append(message.ranked_at - message.requested_at)
         if message.fallback:
             self.fallbacks[message.fallback] += 1
         if message.source == "fused" and message.lagrange is not None:
@@ -131,6 +136,7 @@ class Metrics:
             "llm_calls_per_1000_events": 1000 * self.llm_calls / max(1, self.events),
             "freshness_s": percentiles(self.freshness),
             "event_to_recommendation_s": percentiles(self.response),
+            "stage_latency_s": {"streams": percentiles(self.streams_s), "ranking": percentiles(self.ranking_s)},
             "lambda": percentiles(self.lagrange),
             "kl": percentiles(self.kl),
             "quality": self.quality.summary(seed),

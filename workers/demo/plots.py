@@ -11,6 +11,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from workers.demo.metrics import REASONS, Metrics
 
@@ -82,6 +83,9 @@ def histogram(values: list[float], label: str) -> Callable[[Axes], bool]:
         low, high = positive.min(), max(positive.max(), positive.min() * 1.1)
         axes.hist(positive, bins=np.geomspace(low, high, 50).tolist(), color=WITH)
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
         for percent in (50, 99):
             value = float(np.percentile(positive, percent))
             axes.axvline(value, color="#d1495b", linewidth=1)
