@@ -42,9 +42,9 @@ def test_a_dead_letter_is_an_answer_and_moves_later_events_up() -> None:
     for at in (1.0, 2.0, 3.0):
         inflight.sent("u", at)
         inflight.placed("u", at, 0, int(at))
-    assert inflight.buried(0, 2)
-    assert not inflight.buried(0, 2)
-    assert not inflight.buried(0, 99)  # somebody else's
+    assert inflight.buried(0, 2) == "u"
+    assert inflight.buried(0, 2) is None
+    assert inflight.buried(0, 99) is None  # somebody else's
     assert inflight.answered("u", 2) == [1.0, 3.0]
     assert inflight.next_count("u") == 3
     assert inflight.total == 0

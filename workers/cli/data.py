@@ -38,6 +38,9 @@ def demo(
     events: Annotated[int, typer.Option(help="Events to produce, from the split on; 0 = all.")] = 0,
     window: Annotated[int, typer.Option(
         help="Events without an answer at a time, at most; 0 = 256, less for a short run.")] = 0,
+    per_user: Annotated[int, typer.Option(
+        help="The same of one user, so that an event is judged by a recommendation that knows the ones before; other "
+             "users' events may then overtake a little. 0 = no limit, exact time order.")] = 2,
     out: Annotated[Path, typer.Option(help="Where the folder with the report goes.")] = Path("runs"),
 ) -> None:
     """Show the main job on this machine: fit, start everything, stream, recommend, report.
@@ -54,4 +57,4 @@ def demo(
     """
     from workers.demo.run import Demo
 
-    Demo(load(), data, speed=speed, events=events, window=window, out=out).run()
+    Demo(load(), data, speed=speed, events=events, window=window, per_user=per_user, out=out).run()

@@ -44,11 +44,11 @@ class InFlight:
             del self._waiting[user]
         return out
 
-    def buried(self, partition: int, offset: int) -> bool:
-        """Note a dead letter; return whether it answers one of these events. Later ones move up by one."""
+    def buried(self, partition: int, offset: int) -> str | None:
+        """Note a dead letter; return whose event it answers, None if it is none of these. Later ones move up by one."""
         user, at = self._places.get((partition, offset), ("", 0.0))
         waiting = self._waiting.get(user, deque())
-        for index, (number, sent_at) in enumerate(waiting):
+        for index, (_, sent_at) in enumerate(waiting):
             if sent_at == at:
                 rest = [(count - 1, when) for count, when in list(waiting)[index + 1:]]
                 self._waiting[user] = deque([*list(waiting)[:index], *rest])
@@ -56,8 +56,8 @@ class InFlight:
                     del self._waiting[user]
                 self._counts[user] -= 1
                 self.total -= 1
-                return number > 0
-        return False
+                return user
+        return None
 
     def oldest(self) -> float | None:
         """Return when the longest-waiting event was sent, None if none waits."""

@@ -37,6 +37,7 @@ from workers import kafka, movielens
 from workers.demo import report
 from workers.demo.inflight import InFlight
 from workers.demo.metrics import Metrics
+from workers.demo.order import Order
 from workers.demo.sampler import STREAMS_GROUP, Sampler
 from workers.demo.screen import Screen, View
 from workers.process import bound
@@ -57,19 +58,22 @@ class Demo:
         speed: seconds of event time per second; 0 = as fast as answers come.
         events: events to produce after the split; 0 = all.
         window: events without an answer at a time, at most; 0 = see `default_window`.
+        per_user: the same of one user; 0 = any number, see `Order`.
         out: where the folder with the report goes.
     """
 
     def __init__(
-        self, settings: Settings, folder: Path | None, *, speed: float, events: int, window: int, out: Path,
+        self, settings: Settings, folder: Path | None, *, speed: float, events: int, window: int, per_user: int,
+        out: Path,
     ) -> None:
-        if window < 0 or events < 0 or speed < 0:
-            raise FreshetError("--window, --events and --speed are at least 0")
+        if min(window, per_user, events, speed) < 0:
+            raise FreshetError("--window, --per-user, --events and --speed are at least 0")
         self.settings = replace(settings, home=settings.home.absolute())
         self.folder = folder
         self.speed = speed
         self.limit = events
         self.window = window  # until the number of events is known
+        self.per_user = per_user
         self.out = out
         self.metrics = Metrics()
         self.sampler = Sampler()
@@ -79,6 +83,8 @@ class Demo:
         self._stage_began = time.monotonic()
         self._moved = self._checked = self._sampled = 0.0
         self._stream_began = 0.0
+        self._order = Order([], 0)
+        self._rows: dict[str, int] = {}
         self._recent: list[tuple[float, int]] = []
 
     def run(self) -> None:
@@ -187,23 +193,31 @@ class Demo:
                 future: data.Events) -> None:
         counts = np.bincount(past.user, minlength=len(dataset.users))
         inflight = InFlight({user: int(count) for user, count in zip(dataset.users, counts, strict=True)})
+        self._rows = {user: row for row, user in enumerate(dataset.users)}
         producer = EventProducer(stack.settings.kafka, stall_s=self._stall_s)
         self._stream_began = time.monotonic()
         pacer = Pacer(self.speed, self._stream_began)
-        for row in range(len(future)):
+        order = self._order = Order(future.user.tolist(), self.per_user)
+        turns = 0
+        while order:
+            row = order.peek()
+            if row is None or inflight.total >= self.window:
+                self._turn(stack, reader, producer, inflight, 0.01)
+                continue
             event = _event(dataset, future, row)
-            while inflight.total >= self.window:
-                self._turn(stack, reader, producer, inflight, 0.02)
-            while (wait := pacer.due(event.event_time) - time.monotonic()) > 0:
+            if (wait := pacer.due(event.event_time) - time.monotonic()) > 0:
                 self._turn(stack, reader, producer, inflight, min(wait, 0.1))
-            if row % 8 == 0:
-                self._turn(stack, reader, producer, inflight, 0.0)
+                continue
+            order.take()
             now = time.time()
             self.metrics.produced(event.user_id, event.item_id, inflight.next_count(event.user_id), now)
             if not inflight.total:
                 self._moved = time.monotonic()  # nothing was awaited: the clock of standing still starts here
             inflight.sent(event.user_id, now)
             producer.send(event, partial(_placed_event, inflight, event.user_id, now))
+            turns += 1
+            if turns % 8 == 0:
+                self._turn(stack, reader, producer, inflight, 0.0)
         self._enter("drain", len(future))
         producer.flush()
         quiet = time.monotonic()
@@ -237,8 +251,11 @@ class Demo:
         match message:
             case Recommendation():
                 self.metrics.recommended(message)
-                for sent_at in inflight.answered(message.user_id, message.count):
+                answered = inflight.answered(message.user_id, message.count)
+                for sent_at in answered:
                     self.metrics.answered(received - sent_at)
+                if answered:
+                    self._order.answered(self._rows[message.user_id], len(answered))
             case KnowledgeUpdate():
                 self.metrics.refreshed(message)
             case KnowledgeRequest():
@@ -246,7 +263,9 @@ class Demo:
             case DeadLetter():
                 self.metrics.buried(message)
                 if message.topic == BEHAVIOUR_EVENTS.name:
-                    inflight.buried(message.partition, message.offset)
+                    user = inflight.buried(message.partition, message.offset)
+                    if user is not None:
+                        self._order.answered(self._rows[user])
 
     def _keep(self, stack: Stack, done: int, waits: str) -> None:
         """Restart what crashed, redraw, sample, and raise StalledError when `waits` and nothing has moved."""
@@ -303,7 +322,8 @@ class Demo:
             "error": str(problem) if isinstance(problem, FreshetError) else None,
             "versions": report.versions(artifact),
             "settings": report.plain_settings(self.settings),
-            "run": {"data": str(self.folder or "MovieLens-100K"), "speed": self.speed, "window": self.window},
+            "run": {"data": str(self.folder or "MovieLens-100K"), "speed": self.speed, "window": self.window,
+                    "per_user": self.per_user},
         }
         folder = self.out / datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
         folder.mkdir(parents=True, exist_ok=True)
