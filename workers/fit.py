@@ -42,6 +42,7 @@ STALL_S = {"language model": 600.0, "item texts": 300.0, "training": 1800.0, "re
 PRIOR = 10.0  # events: a user's own mean outweighs the population's from the eleventh on
 SLACK = 0.5  # standard deviations: tuned to shifts of one, the textbook half
 FALSE_ALARM_EVERY = 200.0  # a user's events per needless refresh on histories without drift
+STALE_SHARE = 0.5  # staleness is the backstop: of the refreshes after a user's first at most half are for it
 REHEARSED = 30_000  # events of as many users as it takes; the staleness limit is a quantile and needs no more
 
 
@@ -165,7 +166,7 @@ def calibrate(
     def planner_with(ttl_s: float) -> Planner:
         return Planner(vectors, without_ttl.model_copy(update={"ttl_s": ttl_s}), settings)
 
-    ttl_s, rehearsal = choose_ttl(_rehearsed(dataset, past), planner_with)
+    ttl_s, rehearsal = choose_ttl(_rehearsed(dataset, past), planner_with, stale_share=STALE_SHARE)
     evidence = {
         "drift_observations": float(drift.observations),
         "drift_alarms_observed_every": drift.alarms_observed_every,

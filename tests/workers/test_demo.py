@@ -120,7 +120,7 @@ def test_report_is_one_self_contained_page(metrics: Metrics, artifact: Artifact)
     figures = metrics.figures(3.0) | {
         "wall_s": 10.0, "stream_s": 3.0, "peak_rss_bytes": 2**30, "stages": {"fit": 3.0}, "fit": {}, "restarts": 0,
         "interrupted": True, "error": "<script>x</script>", "versions": report.versions(artifact), "settings": {},
-        "run": {"data": "d", "speed": 0.0, "window": 9}}
+        "run": {"data": "d", "speed": 0.0, "window": 9, "per_user": 2}}
     orjson.dumps(figures)
     page = report.html(figures, metrics, artifact)
     assert "<script>" not in page
