@@ -187,7 +187,7 @@ def _encode_all(
     if not done and shutil.disk_usage(scratch).free < needed:
         raise FreshetError(
             f"the item states need {needed / 1e9:.1f} GB under {scratch.parent}; free some, or lower "
-            "FRESHET_LLM_ITEM_TOKENS or FRESHET_LLM_LAYERS")
+            "FRESHET_LLM_ITEM_TOKENS or FRESHET_LLM_DEPTH")
     states = np.memmap(scratch / "states.f16", dtype=np.float16, mode="r+" if done else "w+", shape=shape)
     means = np.memmap(
         scratch / "embeddings.f32", dtype=np.float32, mode="r+" if done else "w+",

@@ -91,7 +91,7 @@ class LanguageModel:
                 f"the language model {name!r} has a loss of {loss:.1f} nats per token on plain English, which is "
                 f"no better than noise (sound: below {WORST_LOSS:.0f}): its weights or tokenizer are broken. Remove "
                 f"{source} to have it made or fetched anew, or set FRESHET_LLM_NAME to another model")
-        return cls(causal, tokenizer, name, settings.layers)
+        return cls(causal, tokenizer, name, max(1, round(settings.depth * model.layers)))
 
     @torch.no_grad()
     def loss(self, text: str) -> float:

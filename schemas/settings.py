@@ -63,7 +63,9 @@ class LlmSettings:
     batch: int = Field(default=16, ge=1, description="users per forward pass")
     item_tokens: int = Field(default=24, ge=4, le=512, description="tokens kept of an item's text")
     history: int = Field(default=12, ge=1, le=100, description="newest items of a user the LLM reads")
-    layers: int = Field(default=0, ge=0, description="decoder layers used, from the first; 0 = all")
+    depth: float = Field(
+        default=0.5, gt=0, le=1,
+        description="share of the decoder's layers used, from the first: half cost half and identify users as well")
 
 
 @checked_dataclass(frozen=True, config=_STRICT)

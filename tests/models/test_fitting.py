@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from models import alignment, training
+from models.backbone import Backbone
 from models.calibration import EPSILONS, Replay, calibrate_epsilon, calibrate_margins, calibrate_min_history, replay
 from models.dataset import Dataset, Events, split
 from models.evaluation import hidden_before, metrics, ndcg, paired_interval, recall, target_ranks
@@ -92,6 +93,34 @@ def test_new_items_are_no_negatives_and_get_a_score_by_text(data):
     model, _ = train_fused(fold, torch.randn(ITEMS, 4), SETTINGS.fit, 8)
     assert bool(model.fresh[3])
     assert model.bias[3] == 0  # never touched
+
+
+def test_sampled_negatives_estimate_the_full_softmax(monkeypatch):
+    torch.manual_seed(0)
+    model = Backbone(2000, 8, 1, 1, 4, 0.0, torch.arange(2000) >= 1990)
+    side = (torch.randn(2000, 8), torch.randn(2000))
+    counts = torch.randint(1, 100, (2000,)) * ~model.fresh
+    hidden, target = torch.randn(300, 8), torch.multinomial(counts.double(), 300, replacement=True)
+    full = training._softmax_loss(model, hidden, target, side, counts)
+    monkeypatch.setattr(training, "FULL", 10)
+    monkeypatch.setattr(training, "NEGATIVES", 500)
+    sampled = [training._softmax_loss(model, hidden, target, side, counts).item() for _ in range(30)]
+    assert np.mean(sampled) == pytest.approx(full.item(), rel=0.02)
+
+
+def test_the_share_of_new_items_is_that_of_the_held_out_events():
+    rng = np.random.default_rng(0)
+    item = rng.integers(0, 20, 1000)
+    item[900:] = np.where(rng.random(100) < 0.4, rng.integers(20, ITEMS, 100), item[900:])  # new, and sought
+    events = Events(rng.integers(0, USERS, 1000), item, np.arange(1000.0), np.zeros(1000, np.int64))
+    fold = Fold.of(events, USERS, ITEMS)
+    model, _ = train_reference(fold, replace(SETTINGS.fit, epochs=2), 8)
+    assert model.fresh.tolist() == [False] * 20 + [True] * 4
+    rows, hidden = hidden_before(model, fold.sequences, fold.begin, 6)
+    share = model.scores(hidden).softmax(-1)[:, model.fresh].sum(-1).mean().item()
+    assert share == pytest.approx((fold.sequences.item[rows] >= 20).mean(), abs=1e-3)
+    few = Fold.of(Events(events.user, np.minimum(item, 19), events.time, events.type), USERS, ITEMS)
+    assert training.fresh_shift(model, few) == 0
 
 
 def test_ranks_exclude_what_was_seen(data):

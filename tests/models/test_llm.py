@@ -44,7 +44,7 @@ def test_loss_is_that_of_transformers(pair: tuple) -> None:
 
 
 def test_first_layers_only(tmp_path: Path) -> None:
-    cut = tiny.load(tmp_path / "a", layers=2)
+    cut = tiny.load(tmp_path / "a", depth=2 / 3)
     whole = AutoModelForCausalLM.from_pretrained(tmp_path / "a").eval()
     ids = torch.randint(4, 80, (1, 9))
     with torch.no_grad():
@@ -65,7 +65,7 @@ def test_weights_are_frozen_and_described(tmp_path: Path) -> None:
 
 def test_same_folder_same_fingerprint_other_weights_another(tmp_path: Path) -> None:
     first = tiny.load(tmp_path)
-    again = LanguageModel.load(LlmSettings(name=str(tmp_path)), tmp_path)
+    again = LanguageModel.load(LlmSettings(name=str(tmp_path), depth=1.0), tmp_path)
     assert again.fingerprint == first.fingerprint
     half = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)  # as on a GPU
     assert LanguageModel(half, again.tokenizer, "elsewhere").fingerprint == first.fingerprint
@@ -87,7 +87,7 @@ def test_text_is_data(tmp_path: Path) -> None:
 def test_absurd_loss_is_refused(tmp_path: Path) -> None:
     tiny.save(tmp_path, vocabulary=5000)  # ln 5000 = 8.5, where the broken Gemma tokenizer is too
     with pytest.raises(FreshetError, match=r"nats per token.*FRESHET_LLM_NAME"):
-        LanguageModel.load(LlmSettings(name=str(tmp_path)), tmp_path)
+        LanguageModel.load(LlmSettings(name=str(tmp_path), depth=1.0), tmp_path)
 
 
 def test_absent_folder_says_what_to_do(tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_damaged_weights_say_what_to_do(tmp_path: Path) -> None:
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:200])
     with pytest.raises(FreshetError, match="cannot be loaded"):
-        LanguageModel.load(LlmSettings(name=str(tmp_path)), tmp_path)
+        LanguageModel.load(LlmSettings(name=str(tmp_path), depth=1.0), tmp_path)
 
 
 def test_unknown_device(tmp_path: Path) -> None:

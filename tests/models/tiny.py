@@ -45,7 +45,7 @@ def save(folder: Path, kind: str = "llama", seed: int = 0, vocabulary: int = 120
     return folder
 
 
-def load(folder: Path, kind: str = "llama", seed: int = 0, layers: int = 0) -> LanguageModel:
+def load(folder: Path, kind: str = "llama", seed: int = 0, depth: float = 1.0) -> LanguageModel:
     """Return such a model, loaded as a user's would be."""
     torch.set_num_threads(1)
-    return LanguageModel.load(LlmSettings(name=str(save(folder, kind, seed)), device="cpu", layers=layers), folder)
+    return LanguageModel.load(LlmSettings(name=str(save(folder, kind, seed)), device="cpu", depth=depth), folder)
