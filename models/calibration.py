@@ -102,7 +102,7 @@ def _ranks(
     for epsilon in epsilons:
         logp, _, _ = trust_region(ref_logp, fused_logp - ref_logp, torch.full((len(target),), epsilon))
         own = logp[each, target]
-        rank = (logp > own[:, None]).sum(-1)
+        rank = (logp >= own[:, None]).sum(-1) - 1
         out.append(torch.where(own == -torch.inf, ref.shape[1], rank))
     return torch.stack(out, 1).numpy()
 

@@ -79,8 +79,8 @@ def target_ranks(
         rows: (m,) rows of `sequences`.
 
     Returns:
-        Ranks (m,) among items the user has not had before, n_items where he had it; log-probabilities (m,) over the
-        whole catalogue, nothing masked.
+        Ranks (m,) among items the user has not had before, ties lost, n_items where he had it; log-probabilities (m,)
+        over the whole catalogue, nothing masked.
     """
     ranks, logp = np.zeros(len(rows), np.int64), np.zeros(len(rows))
     low = sequences.offsets[np.searchsorted(sequences.offsets, rows, "right") - 1]
@@ -93,7 +93,7 @@ def target_ranks(
         logp[at] = (own - logits.logsumexp(-1)).numpy()
         user, item = seen_pairs(sequences, low[at], rows[at])
         logits[user, item] = -torch.inf
-        better = (logits > own[:, None]).sum(-1)
+        better = (logits >= own[:, None]).sum(-1) - 1
         ranks[at] = torch.where(torch.isinf(logits[each, target]), n_items, better).numpy()
     return ranks, logp
 

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name the field uses
 
-from models.backbone import Backbone
+from models.backbone import Backbone, ItemSide
 from models.dataset import Events, IntArray
-from models.evaluation import hidden_before, metrics, target_ranks
+from models.evaluation import ELEMENTS, hidden_before, metrics, target_ranks
 from models.fusion import FusedScorer
 from models.sequences import Sequences, batches, tensors, windows
 from schemas.settings import FitSettings
@@ -40,6 +40,8 @@ STRIDE = 0.8  # of the window length: a fifth of each later window of a long his
 VALIDATION = 0.1  # last share of the training events
 PATIENCE = 2  # epochs without a better NDCG@10 on them
 WARMUP = 100  # steps
+FULL = 4096  # items up to which every one is a negative in every step
+NEGATIVES = 2048  # drawn per step above that, beside the step's own targets
 FEWEST = 300  # steps before patience counts: until then small data sets have hardly left their random start
 DROPPED = 0.05  # share of items whose own vectors a step drops
 EXTENSION = 3  # epochs of `extend`
@@ -153,6 +155,7 @@ def _train(
         elif epoch + 1 - best["epoch"] >= PATIENCE and steps >= FEWEST:
             break
     averaged.load_state_dict(weights)
+    averaged.fresh_shift.fill_(fresh_shift(averaged, fold))
     return averaged.eval().requires_grad_(False), best | {"seconds": time.monotonic() - began}
 
 
@@ -168,6 +171,7 @@ def _epoch(
 ) -> tuple[float, int]:
     """Train for one epoch; return the mean loss (nats) and the number of steps so far."""
     part = windows(train, model.max_len, max(1, int(model.max_len * STRIDE)))
+    counts = torch.from_numpy(np.bincount(train.item, minlength=model.n_items))
     slots = min(SLOTS, max(FEWEST_SLOTS, int((part.stop - part.start).sum()) // STEPS))
     total = 0.0
     model.train()
@@ -175,10 +179,7 @@ def _epoch(
         tokens, where, places, rows = tensors(train, part[batch])
         target = torch.from_numpy(train.item[rows.numpy()])
         side = model.item_side(torch.rand(model.n_items) < DROPPED)
-        logits = model.scores(model(tokens, side)[where, places], side)
-        # As negatives, new items would teach that new items, and the texts of just these, score low.
-        logits = logits.masked_fill(model.fresh, -torch.inf)
-        loss = F.cross_entropy(logits, target)
+        loss = _softmax_loss(model, model(tokens, side)[where, places], target, side, counts)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -191,11 +192,58 @@ def _epoch(
     return total / max(1, len(train.item)), steps
 
 
+def _softmax_loss(model: Backbone, hidden: Tensor, target: Tensor, side: ItemSide, counts: Tensor) -> Tensor:
+    """Return the mean negative log-likelihood of targets (m,) given hidden states (m, d).
+
+    In large catalogues the partition function is estimated from a step's targets and `NEGATIVES` other items, each
+    weighted by one over its probability of being there (importance sampling): Beauty's 12,101 items take 8 CPU seconds
+    an epoch instead of 40. Fresh items are no negatives: that would teach that new items, and the texts of just these,
+    score low.
+
+    Args:
+        counts: (n_items,) training events of each item.
+    """
+    n = model.n_items
+    if n <= FULL:
+        return F.cross_entropy(model.scores(hidden, side).masked_fill(model.fresh, -torch.inf), target)
+    pool, column = torch.unique(torch.cat([target, torch.randint(n, (NEGATIVES,))]), return_inverse=True)
+    absent = (1 - counts[pool] / counts.sum()).pow(len(target)) * (1 - 1 / n) ** NEGATIVES
+    weight = -torch.log1p(-absent)
+    logits = F.linear(hidden, side[0][pool], side[1][pool]) + weight
+    logits = logits.masked_fill(model.fresh[pool], -torch.inf)
+    each, own = torch.arange(len(target)), column[: len(target)]
+    logits = logits.index_put((each, own), -weight[own], accumulate=True)  # the target is there for certain
+    return F.cross_entropy(logits, own)
+
+
 @torch.no_grad()
 def average(averaged: nn.Module, model: nn.Module, step: int, decay: float = 0.995) -> None:
     """Move averaged weights towards the model's; early on, when there is little to average, faster."""
     share = 1 - min(decay, step / (10 + step))
     torch._foreach_lerp_(list(averaged.parameters()), list(model.parameters()), share)
+
+
+@torch.no_grad()
+def fresh_shift(model: Backbone, fold: Fold) -> float:
+    """Return what to add to scores of new items so that their expected share of the held-out events is the true one.
+
+    0 where fewer than 20 held-out events are on new items.
+    """
+    rows, hidden = hidden_before(model, fold.sequences, fold.begin, max(1, int(model.max_len * STRIDE)))
+    taken = int(model.fresh.numpy()[fold.sequences.item[rows]].sum())
+    if taken < 20:
+        return 0.0
+    side = model.item_side()
+    odds = []
+    for part in hidden.split(max(1, ELEMENTS // model.n_items)):
+        logits = model.scores(part, side)
+        odds.append(logits[:, model.fresh].logsumexp(1) - logits[:, ~model.fresh].logsumexp(1))
+    log_odds = torch.cat(odds)
+    low, high = -10.0, 10.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if float((log_odds + middle).sigmoid().sum()) < taken else (low, middle)
+    return (low + high) / 2
 
 
 @torch.no_grad()
