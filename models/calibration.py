@@ -107,17 +107,11 @@ def _ranks(
     return torch.stack(out, 1).numpy()
 
 
-def calibrate_margins(done: Replay, share: float = 0.99) -> tuple[float, Evidence]:
-    """Return B, the bound at which margins are clipped: a high quantile of their size, at least 0.1 nats.
-
-    A larger B makes every bet smaller, a smaller one hides how bad the worst contradictions are.
-    """
-    size = np.abs(done.margin)
-    bound = max(0.1, float(np.quantile(size, share))) if len(size) else 1.0
-    mean = float(done.margin.mean()) if len(size) else 0.0
-    return bound, {
-        "margin_mean": mean, "margin_sd": float(done.margin.std()) if len(size) else 0.0,
-        "margin_negative_share": float((done.margin < 0).mean()) if len(size) else 0.0, "margins": float(len(size))}
+def margins_by_user(done: Replay) -> list[FloatArray]:
+    """Return the margins (nats) of each user's events, in their order: what the judge's clip is chosen on."""
+    order = np.argsort(done.user, kind="stable")
+    ends = np.flatnonzero(np.diff(done.user[order])) + 1
+    return [part for part in np.split(done.margin[order], ends) if len(part)]
 
 
 def calibrate_epsilon(done: Replay, epsilons: tuple[float, ...] = EPSILONS) -> tuple[float, Evidence]:

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 
 from models.alignment import train_knowledge
-from models.calibration import calibrate_epsilon, calibrate_margins, calibrate_min_history, replay
-from models.dataset import Dataset, Events
+from models.calibration import calibrate_epsilon, calibrate_min_history, margins_by_user, replay
+from models.dataset import Dataset, Events, FloatArray
 from models.fusion import condense
 from models.item_cache import ItemCache
 from models.knowledge import KnowledgeModel
@@ -35,14 +35,15 @@ class Fitted:
 
     Args:
         ranking, knowledge: the models, to be written with `ranking.save(folder, items, texts, knowledge)`.
-        margin_bound, epsilon, min_history: of `schemas.calibration.Calibration`.
+        margins: of held-out events per user, nats: what the judge's clip is chosen on.
+        epsilon, min_history: of `schemas.calibration.Calibration`.
         evidence: the figures these rest on.
         metrics: of training: quality on the held-out tenth, epochs, λ, seconds per stage.
     """
 
     ranking: RankingModel
     knowledge: KnowledgeModel
-    margin_bound: float
+    margins: list[FloatArray]
     epsilon: float
     min_history: int
     evidence: dict[str, float]
@@ -83,9 +84,8 @@ def fit(
     done = replay(
         fold.sequences, fold.begin, reference, fused, knowledge, cache, llm, settings.llm, seed=settings.fit.seed,
         progress=lambda at, total: calibrating(at, total, {}))
-    margin_bound, evidence = calibrate_margins(done)
-    epsilon, more = calibrate_epsilon(done)
-    min_history, most = calibrate_min_history(done, epsilon)
+    epsilon, evidence = calibrate_epsilon(done)
+    min_history, more = calibrate_min_history(done, epsilon)
     metrics["calibration_seconds"] = time.monotonic() - began
 
     began = time.monotonic()
@@ -103,5 +103,5 @@ def fit(
             "item_tokens": settings.llm.item_tokens, "history": settings.llm.history},
     }
     return Fitted(
-        RankingModel(reference, fused, config), knowledge, margin_bound, epsilon, min_history, evidence | more | most,
+        RankingModel(reference, fused, config), knowledge, margins_by_user(done), epsilon, min_history, evidence | more,
         metrics)

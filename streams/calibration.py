@@ -16,6 +16,7 @@ from schemas.errors import DataError
 from schemas.settings import StateSettings
 from streams.catalogue import ItemVectors
 from streams.drift import Detector, DriftColumns, distance, follow
+from streams.trust import bets, mixture
 
 Floats = NDArray[np.float64]
 # Shares of histories to search; past 200 observations of one user more of them say little that others do not.
@@ -146,3 +147,30 @@ def choose_min_history(histories: Sequence[History], *, share: float = 0.5, leas
     """
     lengths = [len(history.rows) for history in histories]
     return int(np.clip(np.median(lengths) * share, least, most)) if lengths else least
+
+
+def choose_margin_bound(margins: Sequence[Floats], *, least: float = 0.05) -> tuple[float, dict[str, float]]:
+    """Return B, the bound at which the judge clips margins, and the evidence for it.
+
+    B is the quantile of |margin| under which most evidence gathers against the knowledge of those it serves worst: the
+    highest mean, over the worst twentieth of users, of the judge's largest log-wealth. A larger B makes every bet
+    smaller, a smaller one forgets how bad the worst contradictions are. At the 99% quantile no user of MovieLens-100K
+    was contradicted in 20,000 events. B is fixed before the stream begins, so the test's level holds for any choice.
+
+    Args:
+        margins: held-out users' margins, nats, each user's in order.
+        least: B is at least this, nats.
+    """
+    size = np.abs(np.concatenate(margins)) if len(margins) else np.zeros(0)
+    if not len(size):
+        return 1.0, {"margins": 0.0}
+    worst = max(1, len(margins) // 20)
+    best = (-np.inf, 1.0)
+    for share in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99):
+        bound = max(least, float(np.quantile(size, share)))
+        peaks = [float(mixture(np.cumsum(bets(user, bound), axis=0)).max()) for user in margins]
+        best = max(best, (float(np.mean(sorted(peaks)[-worst:])), bound))
+    together = np.concatenate(margins)
+    return best[1], {
+        "margins": float(len(together)), "margin_mean": float(together.mean()), "margin_sd": float(together.std()),
+        "margin_negative_share": float((together < 0).mean()), "margin_worst_log_wealth": best[0]}

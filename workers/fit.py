@@ -24,7 +24,7 @@ from schemas.artifacts import Artifact, Card, Registry, write_card
 from schemas.calibration import Calibration
 from schemas.errors import ArtifactError, DataError
 from schemas.settings import Settings
-from streams.calibration import History, calibrate_drift, choose_min_history
+from streams.calibration import History, calibrate_drift, choose_margin_bound, choose_min_history
 from streams.catalogue import ItemVectors
 from streams.planner import Planner
 from streams.profile import Event
@@ -158,10 +158,11 @@ def calibrate(
         drift = calibrate_drift(
             histories, vectors, settings.state, prior=PRIOR, slack=SLACK, false_alarm_every=FALSE_ALARM_EVERY,
             first=min_history, seed=settings.fit.seed)
+    margin_bound, judged = choose_margin_bound(fitted.margins)
     without_ttl = Calibration(
         min_history=min_history, ttl_s=1e12, drift_mean=drift.mean, drift_sd=drift.sd, drift_prior=PRIOR,
         drift_slack=SLACK, drift_threshold=drift.threshold, drift_false_alarm_every=drift.false_alarm_every,
-        margin_bound=fitted.margin_bound, epsilon=fitted.epsilon)
+        margin_bound=margin_bound, epsilon=fitted.epsilon)
 
     def planner_with(ttl_s: float) -> Planner:
         return Planner(vectors, without_ttl.model_copy(update={"ttl_s": ttl_s}), settings)
@@ -172,7 +173,7 @@ def calibrate(
         "drift_alarms_observed_every": drift.alarms_observed_every,
         "stale_share": rehearsal.stale_share,
     } | {f"rehearsed_{reason}": float(count) for reason, count in rehearsal.refreshes.items()}
-    return without_ttl.model_copy(update={"ttl_s": ttl_s, "evidence": fitted.evidence | evidence})
+    return without_ttl.model_copy(update={"ttl_s": ttl_s, "evidence": fitted.evidence | judged | evidence})
 
 
 def _histories(events: data.Events, users: int) -> list[History]:

@@ -6,7 +6,7 @@ import torch
 
 from models import alignment, training
 from models.backbone import Backbone
-from models.calibration import EPSILONS, Replay, calibrate_epsilon, calibrate_margins, calibrate_min_history, replay
+from models.calibration import EPSILONS, Replay, calibrate_epsilon, calibrate_min_history, margins_by_user, replay
 from models.dataset import Dataset, Events, split
 from models.evaluation import hidden_before, metrics, ndcg, paired_interval, recall, target_ranks
 from models.fitting import STAGES, fit
@@ -200,7 +200,7 @@ def test_a_fit_goes_through_all_stages_and_reports_them(fitted, data):
         assert all(0 < at <= total for at, total in done)
     assert result.min_history >= 1
     assert result.epsilon in EPSILONS
-    assert result.margin_bound > 0
+    assert sum(map(len, result.margins)) > 0
     assert result.metrics["knowledge_nll"] <= result.metrics["knowledge_nll_without_knowledge"] + 1e-6
     assert all(np.isfinite(value) for value in (*result.metrics.values(), *result.evidence.values()))
 
@@ -253,7 +253,12 @@ def test_calibration_on_known_figures():
     done = Replay(np.zeros(m, np.int64), length, length, rng.normal(0, 0.5, m), ranks)
     assert calibrate_epsilon(done)[0] == EPSILONS[3]
     assert calibrate_min_history(done, EPSILONS[3])[0] == 6
-    assert calibrate_margins(done)[0] == pytest.approx(0.5 * 2.576, rel=0.1)
+
+
+def test_margins_are_told_apart_by_user_in_their_order():
+    user = np.array([1, 0, 1, 2, 0])
+    done = Replay(user, user, user, np.array([1.0, 2.0, 3.0, 4.0, 5.0]), np.zeros((5, len(EPSILONS)), np.int64))
+    assert [part.tolist() for part in margins_by_user(done)] == [[2.0, 5.0], [1.0, 3.0], [4.0]]
 
 
 def test_a_replay_without_radius_is_the_reference(data):

@@ -70,7 +70,7 @@ def test_harmless_knowledge_is_contradicted_no_more_often_than_alpha() -> None:
 
 
 def test_harmful_knowledge_is_found() -> None:
-    assert trust.wager([], [-1.0] * 20, 1.0, 0.05)[2] == 10
+    assert trust.wager([], [-1.0] * 20, 1.0, 0.05)[2] == 9
     assert trust.wager([], [1.0] * 50, 1.0, 0.05)[2] is None
 
 
@@ -106,3 +106,23 @@ def test_min_history_is_half_the_median_users_within_bounds() -> None:
     assert calibration.choose_min_history(histories(5, 12, False)) == 6
     assert calibration.choose_min_history(histories(5, 1000, False)) == 10
     assert calibration.choose_min_history([]) == 3
+
+
+def test_the_margin_bound_brings_harm_to_light_soonest():
+    rng = np.random.default_rng(0)
+    # 60 users whom knowledge serves, 6 it misleads a little on most events, and in all of them rare huge margins
+    served = [rng.normal(0.1, 0.3, 60) for _ in range(60)]
+    misled = [rng.normal(-0.2, 0.3, 60) for _ in range(6)]
+    margins = [np.where(rng.random(60) < 0.03, rng.normal(0, 20, 60), user) for user in (*served, *misled)]
+    bound, evidence = calibration.choose_margin_bound(margins)
+    assert bound < 1.0, "a bound that lets the huge ones through drowns the small ones"
+    found = [trust.wager([], user.tolist(), bound, 0.05)[2] is not None for user in margins]
+    assert sum(found[60:]) >= 4
+    assert sum(found[:60]) <= 3
+    assert evidence["margins"] == 66 * 60
+    at_the_top = float(np.quantile(np.abs(np.concatenate(margins)), 0.999))
+    assert not any(trust.wager([], user.tolist(), at_the_top, 0.05)[2] is not None for user in margins)
+
+
+def test_without_margins_there_is_a_bound_all_the_same():
+    assert calibration.choose_margin_bound([])[0] > 0
