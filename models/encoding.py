@@ -45,10 +45,12 @@ def encode(llm: LanguageModel, tokens: list[list[int]], prefix: Tensor) -> tuple
     Args:
         llm: the model; its adapter does not act.
         tokens: ids of each item, not empty.
-        prefix: (P, L, 2, key heads, D) states of the prefix.
+        prefix: (P, all layers, 2, key heads, D) states of the prefix, from `encode_prefix`.
 
     Returns:
-        per item its states (T, L, 2, key heads, D) float16 on the CPU, and mean last hidden states (n, H) float32.
+        per item its states (T, L, 2, key heads, D) float16 on the CPU, and mean last hidden states (n, H) float32. The
+        latter are the whole model's: as item vectors those of the middle are worth a tenth as much (NDCG@10 on held-out
+        events of MovieLens-100K: .1044 without texts, .1048 with layer 9 of Gemma 3 270M, .1087 with its last).
     """
     width = max(len(ids) for ids in tokens)
     ids = torch.zeros(len(tokens), width, dtype=torch.int64)
@@ -59,9 +61,10 @@ def encode(llm: LanguageModel, tokens: list[list[int]], prefix: Tensor) -> tuple
     memory = PrefixMemory(llm, prefix)
     memory.new = present
     positions = len(prefix) + torch.arange(width, device=llm.device).expand(len(tokens), -1)
-    hidden = llm.run(llm.embed(ids.to(llm.device)), positions, memory).float()
+    with llm.whole():
+        hidden = llm.run(llm.embed(ids.to(llm.device)), positions, memory).float()
     means = (hidden * present[..., None]).sum(dim=1) / present.sum(dim=1, keepdim=True)
-    states = _stack(memory.record or [])
+    states = _stack((memory.record or [])[: llm.layers])
     if not bool(torch.isfinite(states[present]).all()):  # float16 ends at 65,504
         raise FreshetError(f"states of {llm.model_id!r} do not fit float16; use another model")
     cpu = states.cpu()
@@ -70,12 +73,13 @@ def encode(llm: LanguageModel, tokens: list[list[int]], prefix: Tensor) -> tuple
 
 @torch.no_grad()
 def encode_prefix(llm: LanguageModel) -> Tensor:
-    """Return the states (P, L, 2, key heads, D) float16 of the shared prefix, on the CPU."""
+    """Return the states (P, all layers, 2, key heads, D) float16 of the shared prefix, on the CPU."""
     start = [llm.tokenizer.bos_token_id] if llm.tokenizer.bos_token_id is not None else []
     ids = start + list(llm.tokenizer(PREFIX, add_special_tokens=False).input_ids)
     memory = Blank(llm.device, record=[])
     positions = torch.arange(len(ids), device=llm.device)[None]
-    llm.run(llm.embed(torch.tensor([ids], device=llm.device)), positions, memory)
+    with llm.whole():
+        llm.run(llm.embed(torch.tensor([ids], device=llm.device)), positions, memory)
     return _stack(memory.record or [])[0].cpu()
 
 

@@ -29,7 +29,7 @@ from models.history import HistoryMemory, layout
 from models.llm import LanguageModel
 from schemas.errors import FreshetError
 
-_FORMAT = 1  # of the files; a change of it or of the prompt's wording makes old caches unused
+_FORMAT = 2  # of the files; a change of it or of the prompt's wording makes old caches unused
 _TOKENS_PER_BATCH = 1024  # of encoding: beyond it a CPU gains nothing and memory grows
 _SAVE_EVERY_S = 5.0  # how much encoding an interruption may cost
 
@@ -124,7 +124,7 @@ class ItemCache:
             return []
         first = len(self)
         tokens = item_ids(self._llm, texts, self.item_tokens)
-        states, embeddings = encode(self._llm, tokens, self.prefix())
+        states, embeddings = encode(self._llm, tokens, encode_prefix(self._llm))
         start = self._states.shape[0] + self._added.shape[0]
         lengths = np.array([len(ids) for ids in tokens], dtype=np.int64)
         self._added = torch.cat([self._added, *[state.to(self._states.device) for state in states]])
@@ -192,7 +192,7 @@ def _encode_all(
     means = np.memmap(
         scratch / "embeddings.f32", dtype=np.float32, mode="r+" if done else "w+",
         shape=(len(tokens), llm.hidden_size))
-    states[: len(prefix)] = prefix.numpy()
+    states[: len(prefix)] = prefix[:, : llm.layers].numpy()
     order = np.argsort(lengths, kind="stable")  # items of one length share a batch: hardly any padding
     saved = time.monotonic()
     progress(done, len(tokens))

@@ -6,6 +6,8 @@ import hashlib
 import inspect
 import json
 import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +50,9 @@ class LanguageModel:
         self.tokenizer = tokenizer
         self.causal = causal.eval().requires_grad_(False)
         self.decoder: Any = causal.get_decoder()  # type: ignore[operator]
-        if layers and layers < len(self.decoder.layers):
-            self.decoder.layers = self.decoder.layers[:layers]
-            self.decoder.config.num_hidden_layers = layers
-        self.layers = len(self.decoder.layers)
+        self._whole = self.decoder.layers
+        self.layers = min(layers, len(self._whole)) if layers else len(self._whole)
+        self._cut(self.decoder.layers[: self.layers])
         config = self.decoder.config
         self.hidden_size = int(config.hidden_size)
         self.key_heads = int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
@@ -114,6 +115,20 @@ class LanguageModel:
     def embed(self, ids: Tensor) -> Tensor:
         """Return the input vectors (…, H) of token ids, scaled as the decoder expects."""
         return self.decoder.get_input_embeddings()(ids)
+
+    def _cut(self, layers: Any) -> None:
+        self.decoder.layers = layers
+        self.decoder.config.num_hidden_layers = len(layers)
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """Run all decoder layers inside the block, not only the first `layers`."""
+        used = self.decoder.layers
+        self._cut(self._whole)
+        try:
+            yield
+        finally:
+            self._cut(used)
 
     def run(self, inputs: Tensor, positions: Tensor, memory: Memory, adapted: bool = False) -> Tensor:
         """Return the last hidden states (B, T, H) of new tokens that follow the states in `memory`.
