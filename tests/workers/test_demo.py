@@ -118,6 +118,7 @@ def artifact(tmp_path: Path) -> Artifact:
 @pytest.mark.parametrize("metrics", [recorded(), Metrics()], ids=["full", "nothing happened"])
 def test_report_is_one_self_contained_page(metrics: Metrics, artifact: Artifact) -> None:
     figures = metrics.figures(3.0) | {
+        "held_out_nll": {"behaviour": 6.0, "with_item_texts": 5.9, "with_users_knowledge": 5.8},
         "wall_s": 10.0, "stream_s": 3.0, "peak_rss_bytes": 2**30, "stages": {"fit": 3.0}, "fit": {}, "restarts": 0,
         "interrupted": True, "error": "<script>x</script>", "versions": report.versions(artifact), "settings": {},
         "run": {"data": "d", "speed": 0.0, "window": 9, "per_user": 2}}

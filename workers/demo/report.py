@@ -60,6 +60,14 @@ def fit_stages(settings: Settings) -> dict[str, Any]:
     return dict(orjson.loads(path.read_bytes())) if path.is_file() else {}
 
 
+def parts(artifact: Artifact) -> dict[str, float]:
+    """Return where knowledge's gain comes from: loss (nats per event) on held-out events of the training part."""
+    metrics = artifact.card.metrics
+    names = {"behaviour": "knowledge_nll_reference", "with_item_texts": "knowledge_nll_without_knowledge",
+             "with_users_knowledge": "knowledge_nll"}
+    return {name: metrics[key] for name, key in names.items() if key in metrics}
+
+
 def html(figures: dict[str, Any], metrics: Metrics, artifact: Artifact) -> str:
     """Return the page; everything it shows is inside it."""
     quality = figures["quality"]

@@ -317,6 +317,7 @@ class Demo:
             "peak_rss_bytes": self.sampler.peak,
             "stages": self.stages,
             "fit": report.fit_stages(self.settings),
+            "held_out_nll": report.parts(artifact),
             "restarts": self.view.restarts,
             "interrupted": isinstance(problem, KeyboardInterrupt),
             "error": str(problem) if isinstance(problem, FreshetError) else None,
