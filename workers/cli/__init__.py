@@ -32,7 +32,7 @@ app.command()(documents.schema)
 def main() -> None:
     """Run the command line."""
     # Threads that wait for each other by spinning take the cores of those they wait for: with two processes on two
-    # cores matrix products ran at 14/s, with one thread at 34/s, and with two that sleep at 45/s. Read when torch loads.
+    # cores matrix products ran at 14/s, with one thread at 34/s, with two that sleep at 45/s. Read when torch loads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app()
