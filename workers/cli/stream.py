@@ -123,7 +123,8 @@ def topics(
     title = f"topics at {settings.kafka.bootstrap}" if live else "topics (no broker running)"
     table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
     for column in ("topic", "key", "partitions", "cleanup", "kept", "records", *(("flow",) if wide else ())):
-        table.add_column(column, justify="right" if column in ("partitions", "records") else "left")
+        table.add_column(column, justify="right" if column in ("partitions", "records") else "left",
+                         min_width=max(map(len, TOPICS)) if column == "topic" else None)
     for topic in TOPICS.values():
         marks = live.get(topic.name)
         kept = "for ever" if topic.retention_ms < 0 else f"{topic.retention_ms // 86_400_000} d"
