@@ -46,7 +46,7 @@ class Blank:
         self.record = record
 
     def layer(self, index: int) -> tuple[Tensor, Tensor]:  # noqa: D102
-        raise NotImplementedError  # `attend` never asks a memory without states
+        raise IndexError(f"no states of layer {index}: this memory is empty")
 
 
 def attend(
