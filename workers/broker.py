@@ -7,6 +7,7 @@ names a real cluster in `FRESHET_KAFKA_BOOTSTRAP`.
 from __future__ import annotations
 
 import os
+import random
 import socket
 import time
 from pathlib import Path
@@ -22,10 +23,21 @@ HOST = "127.0.0.1"
 
 
 def free_port() -> int:
-    """Return a TCP port nobody listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
+    """Return a TCP port that is free, and whose successor is (Apache Kafka's controller takes that).
+
+    From below the range that systems hand to outgoing connections (Linux: 32768 on): a server takes up to seconds to
+    bind, and meanwhile any connection might be given a port of that range.
+    """
+    for _ in range(200):
+        port = random.randrange(20_000, 32_000)
+        with socket.socket() as first, socket.socket() as second:
+            try:
+                first.bind((HOST, port))
+                second.bind((HOST, port + 1))
+            except OSError:
+                continue
+            return port
+    raise FreshetError("no free TCP port between 20000 and 32000 on this machine; set FRESHET_KAFKA_PORT")
 
 
 class Broker:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import time
 from pathlib import Path
 
@@ -27,20 +26,11 @@ def kafka_home() -> Path | None:
     return None
 
 
-def two_free_ports() -> int:
-    """Return a free port whose successor is free too: Kafka's controller listens there."""
-    while True:
-        port = free_port()
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port + 1)) != 0:
-                return port
-
-
 class KafkaNode:
     """One Apache Kafka node whose data outlives a kill."""
 
     def __init__(self, folder: Path, home: Path) -> None:
-        self.port = two_free_ports()
+        self.port = free_port()
         command = [str(home / "start"), str(folder / "kafka"), str(self.port), *_FAST]
         self._child = Child("kafka", command, folder / "kafka.log")
         self.start()
