@@ -38,7 +38,7 @@ STEPS = 40  # per epoch, at least: small data sets get smaller steps, down to `F
 FEWEST_SLOTS = 64
 STRIDE = 0.8  # of the window length: a fifth of each later window of a long history is context only
 VALIDATION = 0.1  # last share of the training events
-PATIENCE = 2  # epochs without a better NDCG@10 on them
+PATIENCE = 2  # epochs in which neither NDCG@10 nor likelihood on them got better; NDCG@10 alone is noisy
 WARMUP = 100  # steps
 FULL = 4096  # items up to which every one is a negative in every step
 NEGATIVES = 2048  # drawn per step above that, beside the step's own targets
@@ -143,6 +143,7 @@ def _train(
     optimizer = _optimizer(model)
     train = fold.training()
     best: dict[str, float] = {"ndcg_at_10": -1.0}
+    lowest, better = float("inf"), 0  # likelihood, and the last epoch that was better in either
     weights = copy.deepcopy(averaged.state_dict())
     steps = 0
     for epoch in range(settings.epochs):
@@ -151,8 +152,10 @@ def _train(
         if progress is not None:
             progress(epoch + 1, settings.epochs, now)
         if now["ndcg_at_10"] > best["ndcg_at_10"]:
-            best, weights = now, copy.deepcopy(averaged.state_dict())
-        elif epoch + 1 - best["epoch"] >= PATIENCE and steps >= FEWEST:
+            best, weights, better = now, copy.deepcopy(averaged.state_dict()), epoch
+        if now["nll"] < lowest:
+            lowest, better = now["nll"], epoch
+        if epoch - better >= PATIENCE and steps >= FEWEST:
             break
     averaged.load_state_dict(weights)
     averaged.fresh_shift.fill_(fresh_shift(averaged, fold))
