@@ -33,7 +33,11 @@ class KafkaNode:
         self.port = free_port()
         command = [str(home / "start"), str(folder / "kafka"), str(self.port), *_FAST]
         self._child = Child("kafka", command, folder / "kafka.log")
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self._child.kill()
+            raise
 
     def start(self) -> None:
         self._child.start()
@@ -59,7 +63,12 @@ def start_broker(kind: str, folder: Path) -> Broker | KafkaNode:
     if kind == "kafka":
         home = kafka_home()
         assert home is not None
-        return KafkaNode(folder, home)
+        for attempt in range(2):  # a port that was free may be taken while Java starts
+            try:
+                return KafkaNode(folder / f"node{attempt}", home)
+            except AssertionError:
+                continue
+        return KafkaNode(folder / "node", home)
     broker = Broker(0, folder / "broker.log")
     broker.start()
     return broker
