@@ -31,7 +31,7 @@ def settings_in(home: Path) -> Settings:
         tiny.save(folder)
     return replace(
         Settings(), home=home, fit=FitSettings(dim=DIM, instructions=3, codes=4), ranking=RankingSettings(top=5),
-        llm=LlmSettings(name=str(folder), device="cpu", batch=4, item_tokens=8, history=6))
+        llm=LlmSettings(name=str(folder), device="cpu", depth=1.0, batch=4, item_tokens=8, history=6))
 
 
 def ranking_model(seed: int = 0) -> RankingModel:
