@@ -95,7 +95,9 @@ class KnowledgeProcessor:
         self.counters["generate_s"] += time.perf_counter() - started
         self.counters["forward_passes"] += 1
         self.counters["generated"] += len(requests)
-        now = self._clock()
+        # To the microsecond: 16 digits come back from the store as they went in, a 17th may not (its JSON reader is not
+        # exact there), and a redelivered request would be announced with another time.
+        now = round(self._clock(), 6)
         sound = [(r, v) for r, v, finite in zip(requests, made.vectors, made.finite, strict=True) if finite]
         out: list[Output | Rejected] = [
             Rejected(r, "the model's knowledge is not finite; the old one stays")
