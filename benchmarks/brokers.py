@@ -44,7 +44,9 @@ def running(kind: str, folder: Path) -> Iterator[str]:
         return
     home, port = kafka_home(), free_port()
     assert home is not None
-    child = Child("kafka", [str(home / "start"), str(folder / "kafka"), str(port)], folder / "broker.log")
+    # A random cluster id may begin with "-", which Kafka takes for an option.
+    child = Child("kafka", [str(home / "start"), str(folder / "kafka"), str(port)], folder / "broker.log",
+                  os.environ | {"KAFKA_CLUSTER_ID": "ZnJlc2hldC10ZXN0LWNsMQ"})
     child.start()
     try:
         _wait(child, f"{HOST}:{port}")

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable
 from typing import Any
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition
+from confluent_kafka import KafkaError as ConfluentError
 from confluent_kafka.admin import AdminClient
 from kafka.admin import KafkaAdminClient, NewTopic
 from kafka.errors import KafkaError, TopicAlreadyExistsError
@@ -161,6 +162,11 @@ def _create(admin: KafkaAdminClient, topic: Topic, settings: KafkaSettings) -> N
             log.warning("the broker refuses the settings of %s (%s); creating it without them", topic.name, error)
 
 
+_NO_COORDINATOR_YET = frozenset({
+    ConfluentError.NOT_COORDINATOR, ConfluentError.COORDINATOR_NOT_AVAILABLE,
+    ConfluentError.COORDINATOR_LOAD_IN_PROGRESS})
+
+
 class GroupLag:
     """How far a consumer group is behind, asked over one connection that never joins the group."""
 
@@ -176,10 +182,21 @@ class GroupLag:
         """
         asked = [TopicPartition(topic, number) for topic, number in wanted]
         out = {}
-        for part in self._consumer.committed(asked, timeout=timeout_s) if asked else []:
+        for part in self._committed(asked, timeout_s) if asked else []:
             low, high = self._consumer.get_watermark_offsets(part, timeout=timeout_s)
             out[part.topic, part.partition] = (max(low, part.offset), high)  # no commit is offset −1001
         return out
+
+    def _committed(self, asked: list[TopicPartition], timeout_s: float) -> list[TopicPartition]:
+        deadline = time.monotonic() + timeout_s
+        while True:
+            try:
+                return list(self._consumer.committed(asked, timeout=timeout_s))
+            except KafkaException as error:
+                # A young or just re-elected broker has no coordinator for the group yet; the client does not ask again.
+                if error.args[0].code() not in _NO_COORDINATOR_YET or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
 
     def close(self) -> None:
         """Close the connection."""

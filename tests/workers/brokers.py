@@ -14,6 +14,7 @@ from workers.kafka import check_reachable
 from workers.process import Child
 
 ROOT = Path(__file__).parents[2]
+CLUSTER_ID = "ZnJlc2hldC10ZXN0LWNsMQ"  # any 16 bytes in base64
 # A broker refuses sessions below 6 s by default.
 _FAST = ["group.min.session.timeout.ms=1000"]
 
@@ -32,7 +33,9 @@ class KafkaNode:
     def __init__(self, folder: Path, home: Path) -> None:
         self.port = free_port()
         command = [str(home / "start"), str(folder / "kafka"), str(self.port), *_FAST]
-        self._child = Child("kafka", command, folder / "kafka.log")
+        # A random cluster id may begin with "-", which Kafka takes for an option: one start in 64 failed.
+        environ = os.environ | {"KAFKA_CLUSTER_ID": CLUSTER_ID}
+        self._child = Child("kafka", command, folder / "kafka.log", environ)
         try:
             self.start()
         except BaseException:
