@@ -16,7 +16,7 @@ from streams.decoding import decode_event, decode_events
 TEXT = st.one_of(st.text(max_size=8), st.sampled_from(["", "a" * 256, "a" * 257, "\ud7ff", "ü", '"', "\\"]))
 TIMES = st.one_of(st.floats(allow_nan=False, allow_infinity=False), st.integers(-5, 10**13), st.booleans(), st.none(),
                   st.sampled_from(["2020-01-01", "2020-01-01T00:00:00Z", "x", 1e11, 0, -0.0]))
-ANY = st.one_of(TEXT, TIMES, st.lists(st.integers(), max_size=2))
+ANY = st.one_of(TEXT, TIMES, st.lists(st.integers(-(2**63), 2**63 - 1), max_size=2))  # what orjson can write
 RECORDS = st.fixed_dictionaries({}, optional={
     "user_id": st.one_of(TEXT, ANY), "item_id": st.one_of(TEXT, ANY), "event_time": TIMES, "event_id": ANY,
     "event_type": ANY, "schema_version": st.one_of(st.integers(-1, 3), ANY), "more": ANY})
