@@ -96,9 +96,10 @@ class LanguageModel:
 
     @torch.no_grad()
     def loss(self, text: str) -> float:
-        """Return the mean negative log-likelihood of a text, nats per token, without its first."""
+        """Return the whole model's mean negative log-likelihood of a text, nats per token, without its first."""
         ids = torch.tensor([self.tokenizer(text).input_ids], device=self.device)
-        logits = self.causal(input_ids=ids, use_cache=False).logits[0, :-1].float()
+        with self.whole():  # the head reads the last layer: half a model has no language
+            logits = self.causal(input_ids=ids, use_cache=False).logits[0, :-1].float()
         return float(nn.functional.cross_entropy(logits, ids[0, 1:]))
 
     def tokenize(self, texts: list[str], limit: int) -> list[list[int]]:
