@@ -105,6 +105,12 @@ class RefreshSettings:
     drift_threshold: float | None = Field(default=None, description="CUSUM threshold h")
     alpha: float = Field(default=0.05, gt=0, lt=1, description="level of the contradiction test")
     cooldown: int = Field(default=5, ge=0, description="events of a user between two of their refreshes")
+    policy: Literal["never", "once", "nightly", "every-n", "always", "drift", "judge", "freshet"] = Field(
+        default="freshet", description="when to refresh; all but freshet are there to be compared with")
+    every: int = Field(default=20, ge=1, description="every-n: events of a user between two refreshes")
+    period_s: float = Field(default=86_400.0, gt=0, description="nightly: event time between two refreshes of everyone")
+    calls_per_1000: float | None = Field(
+        default=None, gt=0, description="LLM calls per 1,000 events the price keeps to; None = only what the queue bears")
 
 
 @checked_dataclass(frozen=True, config=_STRICT)
@@ -114,6 +120,14 @@ class RankingSettings:
     top: int = Field(default=10, ge=1, le=1000, description="items per recommendation")
     epsilon: float | None = Field(default=None, description="full trust radius, nats of KL; None = as calibrated")
     batch: int = Field(default=256, ge=1, description="requests per forward pass")
+
+
+@checked_dataclass(frozen=True, config=_STRICT)
+class ExperimentSettings:
+    """An online experiment: a share of users is served without knowledge."""
+
+    name: str = Field(default="", description="which users are control depends on it; empty = no experiment")
+    control: float = Field(default=0.1, ge=0, lt=1, description="share of users served by behaviour alone")
 
 
 @checked_dataclass(frozen=True, config=_STRICT)
@@ -136,6 +150,7 @@ class Settings:
     state: StateSettings = field(default_factory=StateSettings)
     refresh: RefreshSettings = field(default_factory=RefreshSettings)
     ranking: RankingSettings = field(default_factory=RankingSettings)
+    experiment: ExperimentSettings = field(default_factory=ExperimentSettings)
     watchdog: WatchdogSettings = field(default_factory=WatchdogSettings)
 
 
