@@ -149,10 +149,15 @@ class AlignmentSample(Message):
 
 
 class ModelUpdate(Message):
-    """alignment or an operator → workers: load this artifact or LoRA adapter."""
+    """alignment or an operator → workers: load this artifact or LoRA adapter.
+
+    The version of an adapter is its model's, "+", and a name of its own.
+    """
 
     model_version: str
     adapter: str | None = Field(default=None, description="folder of a peft LoRA adapter in the registry; null: none")
+    withdrawn: list[str] = Field(
+        default_factory=list, description="versions rolled back: knowledge made by them is not used any more")
     published_at: float
 
 

@@ -131,6 +131,26 @@ class ExperimentSettings:
 
 
 @checked_dataclass(frozen=True, config=_STRICT)
+class AlignmentSettings:
+    """What contradictions teach the language model (role `alignment`)."""
+
+    samples: int = Field(
+        default=128, ge=12, le=4096, description="contradicted users gathered before the adapter is trained")
+    held_out: float = Field(
+        default=0.33, gt=0, lt=1, description="share of them, and of untouched users, that only judge it")
+    rank: int = Field(default=8, ge=1, le=256, description="r of LoRA; its scale α is 2r")
+    steps: int = Field(default=80, ge=1, description="training steps")
+    batch: int = Field(default=8, ge=1, description="contradicted and as many untouched users per step")
+    learning_rate: float = Field(default=1e-4, gt=0, description="of AdamW")
+    gamma: float = Field(
+        default=0.0, description="γ, nats: knowledge is contradictory where it scores an event worse by more than this")
+    restraint: float = Field(
+        default=1.0, ge=0, description="weight of KL(before ‖ after) on untouched users against the masked loss")
+    bound: float = Field(
+        default=0.02, ge=0, description="nats by which untouched users' mean margin may fall; else rejected")
+
+
+@checked_dataclass(frozen=True, config=_STRICT)
 class WatchdogSettings:
     """How long standing still is allowed."""
 
@@ -151,6 +171,7 @@ class Settings:
     refresh: RefreshSettings = field(default_factory=RefreshSettings)
     ranking: RankingSettings = field(default_factory=RankingSettings)
     experiment: ExperimentSettings = field(default_factory=ExperimentSettings)
+    alignment: AlignmentSettings = field(default_factory=AlignmentSettings)
     watchdog: WatchdogSettings = field(default_factory=WatchdogSettings)
 
 

@@ -22,7 +22,9 @@ from workers.broker import HOST, Broker, free_port
 from workers.process import Child, stop_all
 from workers.running import Running, announce, lock, run_folder, withdraw
 
-ROLES = ("streams", "knowledge", "ranking")
+DEFAULT_ROLES = ("streams", "knowledge", "ranking")
+# The others are started where they are asked for: they compete for the cores of the first three.
+ROLES = (*DEFAULT_ROLES,)
 # Restarts of one role within a minute after which something is wrong that another restart will not mend.
 MAX_RESTARTS = 5
 STOP_S = 10.0
@@ -82,7 +84,7 @@ class Stack:
     """
 
     def __init__(
-        self, settings: Settings, roles: Sequence[str] = ROLES, *, command: str = "up",
+        self, settings: Settings, roles: Sequence[str] = DEFAULT_ROLES, *, command: str = "up",
         fresh: bool = False, say: Callable[[str], None] = print,
     ) -> None:
         unknown = sorted(set(roles) - set(ROLES))

@@ -42,12 +42,12 @@ def up(
 
     `FRESHET_KAFKA_BOOTSTRAP=kafka:9092 FRESHET_QDRANT_URL=http://qdrant:6333 freshet up --roles knowledge`
     """
-    from workers.supervisor import ROLES, Stack
+    from workers.supervisor import DEFAULT_ROLES, Stack
 
     settings = load()
     if port is not None:
         settings = replace(settings, kafka=replace(settings.kafka, port=port))
-    names = [name.strip() for name in roles.split(",") if name.strip()] or list(ROLES)
+    names = [name.strip() for name in roles.split(",") if name.strip()] or list(DEFAULT_ROLES)
     version = Registry(settings.home.absolute()).current()
     asked_to_stop: list[int] = []
 
