@@ -10,9 +10,11 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from schemas.experiment import Arm
+
 RefreshReason = Literal["cold_start", "drift", "contradiction", "stale"]
 RankingReason = Literal["event", "knowledge"]
-Fallback = Literal["no_knowledge", "store_unavailable", "old_knowledge", "no_trust"]
+Fallback = Literal["no_knowledge", "store_unavailable", "old_knowledge", "no_trust", "control"]
 
 
 class Message(BaseModel):
@@ -69,6 +71,8 @@ class Judgement(Message):
     user_id: str
     margins: list[Margin]
     model_version: str
+    knowledge_model_version: str = Field(default="", description="of the model or adapter that made the knowledge")
+    codes: list[int] = Field(default_factory=list, description="codeword of each soft instruction; [] = not known")
     event_time: float
     judged_at: float
 
@@ -133,6 +137,8 @@ class Recommendation(Message):
     caused_at: float
     requested_at: float
     ranked_at: float
+    experiment: str = Field(default="", description="the online experiment's name; empty = none runs")
+    arm: Arm = Field(default="", description="the user's arm in it; control is served what behaviour alone says")
 
 
 class AlignmentSample(Message):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from models.constraint import trust_region
 from models.system import RankBatch, RankResult
+from schemas.experiment import Arm, arm
 from schemas.messages import (
     Fallback,
     Judgement,
@@ -20,7 +21,7 @@ from schemas.messages import (
     Recommendation,
     ScoredItem,
 )
-from schemas.settings import Settings
+from schemas.settings import ExperimentSettings, Settings
 from schemas.topics import JUDGEMENTS, RANKING_REQUESTS, RECOMMENDATIONS
 from workers.kafka import RANKING_GROUP, create_topics
 from workers.model_updates import ModelUpdates
@@ -71,20 +72,23 @@ class RankingProcessor:
         ranker: model and item names.
         reader: knowledge.
         epsilon: full trust radius, nats; None = as calibrated with the model.
+        experiment: whom to serve the reference only. Their knowledge is generated and judged like everyone's, so that
+            the arms differ in nothing but what is served.
     """
 
     def __init__(
         self, ranker: Ranker, reader: CachedReader, top: int, epsilon: float | None = None,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.time, experiment: ExperimentSettings | None = None,
     ) -> None:
         self._ranker = ranker
         self._reader = reader
         self._top = top
         self._epsilon = epsilon
         self._clock = clock
+        self._experiment = experiment or ExperimentSettings()
         self._counts = {
             "requests": 0, "superseded": 0, "recommendations": 0, "fused": 0, "margins": 0, "unknown_items": 0,
-            "no_knowledge": 0, "store_unavailable": 0, "old_knowledge": 0, "no_trust": 0}
+            "no_knowledge": 0, "store_unavailable": 0, "old_knowledge": 0, "no_trust": 0, "control": 0}
         self._rank_s = 0.0
 
     def counters(self) -> dict[str, Any]:
@@ -152,7 +156,8 @@ class RankingProcessor:
         return [
             Output(JUDGEMENTS, name, Judgement(
                 user_id=name, margins=sorted(events.values(), key=lambda margin: margin.count),
-                model_version=self._ranker.model_version, event_time=newest[name].event_time, judged_at=now))
+                model_version=self._ranker.model_version, knowledge_model_version=points[name].model_version,
+                codes=list(points[name].codes), event_time=newest[name].event_time, judged_at=now))
             for name, events in margins.items()]
 
     def _recommend(
@@ -165,9 +170,12 @@ class RankingProcessor:
         reference[nothing_left] = -torch.inf
         full = self._ranker.epsilon if self._epsilon is None else self._epsilon
         epsilon = [full * user.newest.trust for user in users]
+        for at, user in enumerate(users):
+            if self._arm(user.newest.user_id) == "control":
+                fallbacks[user.newest.user_id], epsilon[at] = "control", 0.0
         for user, radius in zip(users, epsilon, strict=True):
             if radius <= 0 and user.newest.user_id in points:
-                fallbacks[user.newest.user_id] = "no_trust"
+                fallbacks.setdefault(user.newest.user_id, "no_trust")
         served = [at for at, user in enumerate(users)
                   if user.newest.user_id not in fallbacks and not bool(nothing_left[at])]
         logp, inverse, kl = self._constrain(reference, fused, served, epsilon)
@@ -184,6 +192,9 @@ class RankingProcessor:
             self._counts["fused" if fallback is None else fallback] += 1
         self._counts["recommendations"] += len(users)
         return out
+
+    def _arm(self, user_id: str) -> Arm:
+        return arm(user_id, self._experiment.name, self._experiment.control)
 
     @staticmethod
     def _constrain(
@@ -227,7 +238,8 @@ class RankingProcessor:
             # Below 0 only where the user's state was lost and the store was not.
             knowledge_behind=max(0, newest.count - point.count) if point else None,
             model_version=self._ranker.model_version, event_time=newest.event_time, count=newest.count,
-            caused_at=user.caused_at, requested_at=newest.requested_at, ranked_at=now)
+            caused_at=user.caused_at, requested_at=newest.requested_at, ranked_at=now,
+            experiment=self._experiment.name, arm=self._arm(newest.user_id))
 
 
 def main(settings: Settings) -> None:
@@ -240,7 +252,8 @@ def main(settings: Settings) -> None:
     ranker = Ranker.load(settings)
     store = QdrantStore.of(settings, ranker.dim)
     reader = CachedReader(store)
-    processor = RankingProcessor(ranker, reader, settings.ranking.top, settings.ranking.epsilon)
+    processor = RankingProcessor(
+        ranker, reader, settings.ranking.top, settings.ranking.epsilon, experiment=settings.experiment)
     create_topics(settings.kafka)
     updates = ModelUpdates(settings, ROLE, ranker.created_at, ranker.apply)
     updates.catch_up()

@@ -11,8 +11,9 @@ import torch
 
 from models.system import RankBatch
 from schemas.errors import FreshetError
+from schemas.experiment import arm
 from schemas.messages import JudgedEvent, Judgement, ModelUpdate, RankingRequest, Recommendation
-from schemas.settings import QdrantSettings
+from schemas.settings import ExperimentSettings, QdrantSettings
 from tests.workers.fitted import DIM, ITEMS, publish, ranking_model, settings_in
 from workers.outbox import Output
 from workers.ranker import Ranker
@@ -116,6 +117,28 @@ def test_no_trust_is_the_reference_exactly(
     assert (rec.source, rec.fallback, rec.lagrange, rec.kl, rec.epsilon) == ("reference", "no_trust", None, 0.0, 0.0)
     assert rec.knowledge_version == 0
     assert judgements["ann"].margins[0].count == 4  # knowledge goes on being judged
+
+
+def test_control_users_are_served_the_reference_exactly_and_judged_like_all(ranker: Ranker, store: EdgeStore) -> None:
+    running = ExperimentSettings("first", 0.5)
+    users = [f"u{number}" for number in range(20)]
+    store.upsert([point(user, seed=number) for number, user in enumerate(users)])
+    asked = [request(user, judged=[judged("i4", 3, 4)]) for user in users]
+    recs, judgements = split(processor(ranker, store, experiment=running)(asked))
+    plain, same = split(processor(ranker, store)(asked))
+    behaviour, _ = split(processor(ranker, store)([request(user, knowledge_version=0) for user in users]))
+    assert judgements == same  # margins need no serving: the arms differ in what is served and in nothing else
+    assert {rec.arm for rec in recs.values()} == {"control", "treatment"}
+    for user, rec in recs.items():
+        assert (rec.experiment, rec.arm) == ("first", arm(user, "first", 0.5))
+        if rec.arm == "treatment":
+            assert rec == plain[user].model_copy(update={"experiment": "first", "arm": "treatment"})
+            continue
+        assert rec.items == behaviour[user].items
+        assert [item.item_id for item in rec.items] == rec.reference
+        assert (rec.source, rec.fallback, rec.lagrange, rec.kl, rec.epsilon) == ("reference", "control", None, 0, 0)
+        assert (rec.knowledge_version, rec.knowledge_age_s) == (0, None)
+    assert {(rec.experiment, rec.arm) for rec in plain.values()} == {("", "")}
 
 
 def test_trust_scales_the_radius(ranker: Ranker, store: EdgeStore) -> None:
