@@ -14,6 +14,7 @@ from models.knowledge import Generation, KnowledgeModel
 from models.llm import LanguageModel
 from models.system import TEXTS, RankingModel, load_knowledge
 from schemas.artifacts import Artifact, Registry
+from schemas.deployments import base_of
 from schemas.errors import ArtifactError
 from schemas.messages import ModelUpdate
 from schemas.settings import Settings
@@ -73,8 +74,10 @@ class LlmGenerator:
         """
         registry = Registry(self._settings.home)
         parts, base = None, self._base
-        if update.model_version != base and (update.adapter is None or update.model_version in registry.versions()):
-            artifact = registry.open(update.model_version)
+        wanted = base_of(update.model_version)  # an adapter is of the model it was trained with, and of no other
+        if wanted != base and (
+                update.adapter is None or "+" in update.model_version or wanted in registry.versions()):
+            artifact = registry.open(wanted)
             parts, base = _parts(self._settings, artifact, self._llm), artifact.model_version
             if parts[1].reference.dim != self.dim:
                 raise ArtifactError(f"model {base} is {parts[1].reference.dim} wide, the store and the model in use "

@@ -10,6 +10,7 @@ from pathlib import Path
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, Message, TopicPartition
 
 from schemas.codec import decode
+from schemas.deployments import Deployments, base_of
 from schemas.errors import FreshetError, PoisonError
 from schemas.messages import ModelUpdate
 from schemas.settings import Settings
@@ -33,6 +34,7 @@ class ModelUpdates:
         self._role = role
         self._since = since
         self._apply = apply
+        self._deployments = Deployments(settings.home)
         self._consumer = Consumer(
             consumer(settings.kafka, f"{role}-model-updates") | {
                 "enable.partition.eof": True, "fetch.wait.max.ms": 500}, logger=log)
@@ -42,8 +44,16 @@ class ModelUpdates:
     def catch_up(self, within_s: float = 10.0) -> None:
         """Apply what is there already, so that a process that starts again starts with the model it had.
 
+        First the registry's log, which an embedded broker's end does not take along, then what the topic has beyond it.
         A broker that does not answer in time is no error: `poll` will bring the rest.
         """
+        log_ = self._deployments.log(self._since)
+        current = self._deployments.registry.current()
+        for deployed in log_:
+            if base_of(deployed.update.model_version) == current:
+                self._guarded(deployed.update)
+        if log_:
+            self._since = max(self._since, log_[-1].update.published_at)
         deadline = time.monotonic() + within_s
         while time.monotonic() < deadline and not self.poll(0.1):
             pass
@@ -63,6 +73,12 @@ class ModelUpdates:
         """Disconnect."""
         self._consumer.close()
         self._outbox.close()
+
+    def _guarded(self, update: ModelUpdate) -> None:
+        try:
+            self._apply(update)
+        except Exception as error:  # an adapter whose folder was removed must not keep a role from starting
+            log.error("%s: %s is not used: %s", self._role, update.model_version, error)
 
     def _take(self, record: Message) -> None:
         if record.value() is None:  # a version withdrawn from the compacted topic

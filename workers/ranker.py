@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from models.system import RankingModel
 from schemas.artifacts import Artifact, Registry
+from schemas.deployments import base_of
 from schemas.errors import ArtifactError
 from schemas.messages import ModelUpdate
 from schemas.settings import Settings
@@ -60,13 +61,13 @@ class Ranker:
         assert self._registry is not None  # noqa: S101 - for the type checker
         if update.adapter is not None:
             adapter_folder(self._registry.folder, update.adapter)  # knowledge of an adapter nobody has is refused
-        if update.model_version == self.model_version or update.model_version in self._compatible:
-            return
-        if update.adapter is not None and update.model_version not in self._registry.versions():
-            self._compatible.add(update.model_version)
-            return
-        artifact = self._registry.open(update.model_version)
-        self._load(artifact)
+        wanted = base_of(update.model_version)
+        known = wanted == self.model_version or update.model_version in self._compatible
+        if not known and (
+                update.adapter is None or "+" in update.model_version or wanted in self._registry.versions()):
+            self._load(self._registry.open(wanted))
+        self._compatible.add(update.model_version)
+        self._compatible -= set(update.withdrawn)
 
     def _load(self, artifact: Artifact) -> None:
         model, items = RankingModel.load(artifact), artifact.items()
