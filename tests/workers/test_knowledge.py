@@ -66,6 +66,7 @@ def test_knowledge_is_in_the_store_when_it_is_announced(generator: LlmGenerator,
             assert (update.caused_at, update.generated_at, update.written) == (51.0, 7.0, True)
             assert update.history_hash == point.history_hash
             assert point.vectors.shape == (3, DIM)
+            assert len(point.codes) == 3
             assert np.linalg.norm(point.vectors.astype(float), axis=1).max() <= 1.001
     assert sorted(seen) == sorted(f"u{i}" for i in range(10))
     assert process.counters["forward_passes"] == 3  # 10 users, 4 at a time

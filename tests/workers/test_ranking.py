@@ -45,7 +45,7 @@ def processor(ranker: Ranker, store: EdgeStore | QdrantStore, **more: object) ->
 def point(user: str, version: int = 1, count: int = 2, model_version: str = "m1", seed: int = 0) -> KnowledgePoint:
     vectors = np.random.default_rng(seed).normal(size=(3, DIM)).astype(np.float16) / 3
     return KnowledgePoint(user, version, model_version, vectors, np.ones(DIM, np.float32), "h", "drift", 10.0, 1000.0,
-                          count)
+                          count, codes=(4, 0, 2))
 
 
 def request(user: str = "ann", history: Sequence[str] = ("i1", "i2", "i3", "i4"), **fields: object) -> RankingRequest:
@@ -172,6 +172,7 @@ def test_margins_are_those_of_the_model_and_only_of_later_events(ranker: Ranker,
     store.upsert([known])
     events = [judged("i3", 2, 3), judged("i4", 3, 4), judged("never-seen-item", 4, 5)]
     (judgement,) = split(processor(ranker, store)([request(judged=events, count=5)]))[1].values()
+    assert (judgement.knowledge_model_version, judgement.codes) == ("m1", list(known.codes))
     (margin,) = judgement.margins  # event 3 is in the knowledge already, event 5's item is unknown
     expected = ranker.model.rank(RankBatch([[1, 2, 3, 4]], [[]], [known.vectors], [[(3, 4)]])).margins[0][0]
     assert (margin.count, margin.item_id, margin.knowledge_version) == (4, "i4", 7)

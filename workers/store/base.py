@@ -38,6 +38,7 @@ class KnowledgePoint:
         generated_at: wall clock, seconds since 1970.
         event_time: newest event the knowledge includes, the producer's seconds.
         count: the user's event count at that event.
+        codes: codeword chosen by each of the K soft instructions; () = not known.
     """
 
     user_id: str
@@ -50,6 +51,7 @@ class KnowledgePoint:
     generated_at: float
     event_time: float
     count: int
+    codes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +139,7 @@ def payload(point: KnowledgePoint) -> dict[str, Any]:
         "user": point.user_id, "version": point.version, "model_version": point.model_version,
         "history_hash": point.history_hash, "reason": point.reason, "generated_at": point.generated_at,
         "event_time": point.event_time, "count": point.count,
+        "codes": list(point.codes),
     }
 
 
@@ -152,4 +155,5 @@ def from_record(fields: dict[str, Any], named: Any) -> KnowledgePoint:
         vectors=np.asarray(named[VECTORS], dtype=np.float16), pooled=np.asarray(named[POOLED], dtype=np.float32),
         history_hash=fields["history_hash"], reason=fields["reason"], generated_at=float(fields["generated_at"]),
         event_time=float(fields["event_time"]), count=int(fields["count"]),
+        codes=tuple(int(code) for code in fields.get("codes", ())),  # points of before 0.2 have none
     )
