@@ -31,7 +31,7 @@ def point(user: str = "ann", version: int = 1, fill: float = 0.1, **fields: obje
     rng = np.random.default_rng(abs(hash((user, version))) % 2**32)
     made = KnowledgePoint(
         user, version, "m1", np.full((3, DIM), fill, np.float16), rng.normal(size=DIM).astype(np.float32),
-        "0f" * 8, "drift", 1.7e9 + 0.25, 9.8e8 + version, 10 + version)
+        "0f" * 8, "drift", 1.7e9 + 0.25, 9.8e8 + version, 10 + version, (7, 0, 3))
     return replace(made, **fields)  # type: ignore[arg-type]
 
 

@@ -155,5 +155,5 @@ def from_record(fields: dict[str, Any], named: Any) -> KnowledgePoint:
         vectors=np.asarray(named[VECTORS], dtype=np.float16), pooled=np.asarray(named[POOLED], dtype=np.float32),
         history_hash=fields["history_hash"], reason=fields["reason"], generated_at=float(fields["generated_at"]),
         event_time=float(fields["event_time"]), count=int(fields["count"]),
-        codes=tuple(int(code) for code in fields.get("codes", ())),  # points of before 0.2 have none
+        codes=tuple(int(code) for code in fields.get("codes", ())),  # older points have none
     )
