@@ -1,26 +1,31 @@
 """When to act, learned from the training part of the timeline instead of guessed. Pure functions over plain arrays.
 
-`Histories` are users' item rows and event times in order of event time. The drift figures come from the very fold that
-runs in the stream (`profile`, `drift`), so that what is calibrated is what acts.
+The drift threshold is chosen on the very arithmetic that runs in the stream (`alarms.watch`), on one half of the users,
+and checked on the other half.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from schemas.errors import DataError
 from schemas.settings import StateSettings
+from streams.alarms import Rate, Rows, Watched, rate, watch
 from streams.catalogue import ItemVectors
-from streams.drift import Detector, DriftColumns, distance, follow
+from streams.drift import Detector
 from streams.trust import bets, mixture
 
 Floats = NDArray[np.float64]
-# Shares of histories to search; past 200 observations of one user more of them say little that others do not.
+# Past 200 observations of one user more of them say little that others do not.
 MAX_OBSERVATIONS = 200
+MAX_USERS = 20_000  # of each half; with 20,000 the rate is known to a few percent
+# Each user is shuffled as often as it takes to watch so many events, at most 8 times: chance in the order goes, chance
+# in the users stays. One pass over so many takes about a second.
+WATCHED = 150_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,46 +38,45 @@ class History:
 
 @dataclass(frozen=True, slots=True)
 class DriftCalibration:
-    """Population figures of d, the threshold h, and the evidence for it."""
+    """Population figures of d, the threshold h, and the evidence for it.
+
+    Args:
+        mean, sd: of d on shuffled histories of the calibration users.
+        threshold: h.
+        stated: events per false alarm that were asked for.
+        false_alarm_every: events per false alarm at h on the calibration users' shuffled histories.
+        observations: how many events that was counted on.
+        alarms_observed_every: the same on their histories in true order: how often drift is seen.
+        check: the false alarms at h on users the calibration has not seen; None where there was only one user.
+    """
 
     mean: float
     sd: float
     threshold: float
-    false_alarm_every: float  # events per false alarm on user-shuffled histories at `threshold`, observed
+    stated: float
+    false_alarm_every: float
     observations: int
-    alarms_observed_every: float  # the same on the histories in their true order: how often drift is seen
+    alarms_observed_every: float
+    check: Rate | None
 
+    @property
+    def held(self) -> bool:
+        """Whether the check leaves it possible that false alarms are no more frequent than stated."""
+        return self.check is None or self.check.high >= self.stated
 
-def interest_paths(rows: NDArray[np.intp], vectors: ItemVectors, settings: StateSettings) -> tuple[
-        NDArray[np.float32], NDArray[np.float32]]:
-    """Return a user's short and long interest after each of n events, (n, d) each."""
-    n = len(rows)
-    short, long = np.zeros((n, vectors.dim), np.float32), np.zeros((n, vectors.dim), np.float32)
-    for path, half_life in ((short, settings.short_half_life), (long, settings.long_half_life)):
-        keep = 0.5 ** (1.0 / half_life)
-        interest = np.zeros(vectors.dim, np.float32)
-        for turn, v in enumerate(vectors.vectors[rows]):
-            interest *= np.float32(keep)
-            interest += np.float32(1.0 - keep) * v
-            path[turn] = interest
-    return short, long
-
-
-def distances(
-    rows: NDArray[np.intp], vectors: ItemVectors, settings: StateSettings, first: int, every: int,
-) -> list[Floats]:
-    """Return d = 1 − cos(short, anchor) of one user as runs between refreshes.
-
-    Knowledge is assumed to be made after `first` events and every `every` after that, its anchor the long interest
-    then; a run holds the d of the events that follow, up to the next.
-    """
-    short, long = interest_paths(rows[:first + MAX_OBSERVATIONS], vectors, settings)
-    runs = []
-    for start in range(first, len(short), every):
-        stretch = short[start:start + every]
-        d = distance(stretch, np.broadcast_to(long[start - 1], stretch.shape))
-        runs.append(d[~np.isnan(d)])
-    return [run for run in runs if len(run)]
+    def evidence(self) -> dict[str, float]:
+        """Return the figures for `Calibration.evidence`."""
+        figures = {"drift_observations": float(self.observations), "drift_stated_every": self.stated,
+                   "drift_alarms_observed_every": self.alarms_observed_every}
+        if self.check is None:
+            return figures
+        check = self.check
+        # Infinity is no JSON: without an alarm the events seen stand for "at least".
+        return figures | {
+            "drift_check_users": float(check.users), "drift_check_events": float(check.events),
+            "drift_check_alarms": float(check.alarms), "drift_check_every": min(check.every, float(check.events)),
+            "drift_check_low": check.low, "drift_check_high": min(check.high, float(check.events)),
+            "drift_check_held": float(self.held)}
 
 
 def shuffled(histories: Sequence[History], seed: int) -> list[History]:
@@ -81,62 +85,93 @@ def shuffled(histories: Sequence[History], seed: int) -> list[History]:
     return [History(rng.permutation(history.rows), history.times) for history in histories]
 
 
-def cusum_peaks(runs: Sequence[Floats], detector: Detector) -> list[Floats]:
-    """Return the CUSUM after each observation of one user's runs; moments go on across runs, the CUSUM starts anew."""
-    columns = DriftColumns.zeros(1)
-    paths = []
-    for run in runs:
-        columns.cusum[0] = 0.0
-        path = np.empty(len(run))
-        for turn, d in enumerate(run.tolist()):
-            follow(columns, 0, [d], detector)
-            path[turn] = columns.cusum[0]
-        paths.append(path)
-    return paths
+def halves(histories: Sequence[History], first: int, seed: int) -> tuple[list[History], list[History]]:
+    """Return two halves, at random, of the users with more than `first` events; the first has the odd one."""
+    usable = [history for history in histories if len(history.rows) > first]
+    order = np.random.default_rng([seed, 1]).permutation(len(usable))
+    cut = (len(usable) + 1) // 2
+    parts = [[usable[place] for place in part[:MAX_USERS].tolist()] for part in (order[:cut], order[cut:])]
+    return parts[0], parts[1]
 
 
-def alarms(paths: Sequence[Floats], threshold: float) -> int:
-    """Return in how many of the CUSUM runs the threshold is crossed: an alarm lasts until the next refresh."""
-    return sum(bool((path > threshold).any()) for path in paths)
+@dataclass(frozen=True, slots=True)
+class Null:
+    """Behaviour without drift: `copies` shuffles of each of some users, item rows, one block after the other."""
+
+    rows: list[Rows]
+    copies: int
+
+    @classmethod
+    def of(cls, histories: Sequence[History], first: int, seed: int) -> Null:
+        """Shuffle each user's items, as often as it takes to watch about `WATCHED` events in all."""
+        events = sum(min(len(history.rows) - first, MAX_OBSERVATIONS) for history in histories)
+        copies = int(np.clip(WATCHED // max(1, events), 1, 8))
+        rng = np.random.default_rng([seed, 2])
+        limit = first + MAX_OBSERVATIONS
+        return cls([rng.permutation(h.rows)[:limit] for _ in range(copies) for h in histories], copies)
+
+
+def choose_threshold(null: Null, detector: Detector, stated: float, **watching: object) -> tuple[float, Watched]:
+    """Return the smallest h with at most one alarm per `stated` events on `null`, and what was seen with it.
+
+    Args:
+        detector: its other constants.
+        watching: vectors, settings, first and cooldown of `alarms.watch`.
+    """
+    low, high = 0.01, 1000.0  # in standard deviations; the CUSUM of 200 events cannot pass 200 · 1.4 / 0.25 by much
+    best = watch(null.rows, detector=replace(detector, threshold=high), **watching)  # type: ignore[arg-type]
+    while high / low > 1.003:
+        middle = float(np.sqrt(low * high))
+        seen = watch(null.rows, detector=replace(detector, threshold=middle), **watching)  # type: ignore[arg-type]
+        if len(seen.user) * stated > seen.watched.sum():
+            low = middle
+        else:
+            high, best = middle, seen
+    return high, best
 
 
 def calibrate_drift(
     histories: Sequence[History], vectors: ItemVectors, settings: StateSettings, *, prior: float, slack: float,
-    false_alarm_every: float, first: int, every: int = 50, seed: int = 0,
+    false_alarm_every: float, first: int, cooldown: int = 5, seed: int = 0,
+    moments: tuple[float, float] | None = None,
 ) -> DriftCalibration:
     """Choose the CUSUM threshold: at most one false alarm per `false_alarm_every` events of a user.
 
-    The null is behaviour without drift: each user's training items in random order. Population mean and sd of d come
-    from the same shuffled histories. h is the smallest threshold at which alarms on them are no more frequent than
-    stated.
+    The null is behaviour without drift: each user's training items in random order. Half of the users choose h, the
+    smallest threshold at which alarms on their shuffled histories are no more frequent than stated; the others check
+    it.
 
     Args:
         histories: training users; those with no event beyond `first` say nothing.
         prior, slack: see Calibration.drift_prior and drift_slack.
         first: events before knowledge is there.
-        every: events between assumed refreshes.
+        cooldown: events of a user between two refreshes, at least.
+        moments: population mean and sd of d to keep; None = those of the calibration users' shuffled histories.
 
     Raises:
         DataError: no user has enough events.
     """
-    null = [distances(h.rows, vectors, settings, first, every) for h in shuffled(histories, seed)]
-    null = [runs for runs in null if runs]
-    if not null:
-        raise DataError(f"no user of the training part has more than {first} events: nothing to calibrate drift on")
-    pooled = np.concatenate([run for runs in null for run in runs])
-    mean, sd = float(pooled.mean()), float(max(pooled.std(), 1e-3))
-    free = Detector(mean, sd, prior, slack, np.inf)
-    paths = [path for runs in null for path in cusum_peaks(runs, free)]
-    # A run alarms at h when its peak exceeds h, so the h that lets k runs alarm is the (k+1)-th highest peak.
-    allowed = int(len(pooled) / false_alarm_every)
-    peaks = np.sort([path.max() for path in paths])[::-1]
-    threshold = float(max(peaks[min(allowed, len(peaks) - 1)], slack, 1e-6))
-    false = alarms(paths, threshold)
-    true = [distances(h.rows, vectors, settings, first, every) for h in histories]
-    ordered = [path for runs in true for path in cusum_peaks(runs, free)]
-    seen = alarms(ordered, threshold)
+    chosen, others = halves(histories, first, seed)
+    null = Null.of(chosen, first, seed)
+    watching = {"vectors": vectors, "settings": settings, "first": first, "cooldown": cooldown}
+    quiet = Detector(0.0, 1.0, prior, slack, float("inf"))
+    seen = watch(null.rows, detector=quiet, **watching)  # type: ignore[arg-type]
+    if not np.isfinite(seen.mean):
+        raise DataError(f"no user has more than {first} events on known items: nothing to calibrate drift on")
+    mean, sd = moments or (seen.mean, max(seen.sd, 1e-3))
+    threshold, seen = choose_threshold(null, replace(quiet, mean=mean, sd=sd), false_alarm_every, **watching)
+    detector = Detector(mean, sd, prior, slack, threshold)
+    found = rate(seen, null.copies)
+    ordered = watch([h.rows[:first + MAX_OBSERVATIONS] for h in chosen], detector=detector, **watching)  # type: ignore[arg-type]
+    check = None
+    if others:
+        again = Null.of(others, first, seed + 1)
+        # h is itself estimated: its uncertainty is that of the rate it was chosen at.
+        variance = (float(np.log(found.high / found.every)) / 1.96) ** 2 if found.alarms else 1.0
+        check = rate(watch(again.rows, detector=detector, **watching), again.copies, extra_variance=variance)  # type: ignore[arg-type]
     return DriftCalibration(
-        mean, sd, threshold, len(pooled) / max(false, 1), len(pooled), sum(map(len, ordered)) / max(seen, 1))
+        mean, sd, threshold, false_alarm_every, min(found.every, float(found.events)), found.events,
+        float(ordered.watched.sum()) / max(len(ordered.user), 1), check)
 
 
 def choose_min_history(histories: Sequence[History], *, share: float = 0.5, least: int = 3, most: int = 10) -> int:

@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 # 200,000 events takes minutes on two slow cores; the language model is unpacked (1 GB) the first time.
 STALL_S = {"language model": 600.0, "item texts": 300.0, "training": 1800.0, "refresh thresholds": 300.0}
 # Of the drift detector (design: a needless refresh costs one LLM call, a missed drift many events of old knowledge).
-PRIOR = 10.0  # events: a user's own mean outweighs the population's from the eleventh on
-SLACK = 0.5  # standard deviations: tuned to shifts of one, the textbook half
+PRIOR = 1.0  # events: users differ more than events; within 10 events 58% of planted drifts are seen, 48% with 10.0
+SLACK = 0.75  # standard deviations: sooner than the textbook half; docs/drift.md has the curves
 FALSE_ALARM_EVERY = 200.0  # a user's events per needless refresh on histories without drift
 STALE_SHARE = 0.5  # staleness is the backstop: of the refreshes after a user's first at most half are for it
 REHEARSED = 30_000  # events of as many users as it takes; the staleness limit is a quantile and needs no more
@@ -152,12 +152,12 @@ def calibrate(
     try:
         drift = calibrate_drift(
             histories, vectors, settings.state, prior=PRIOR, slack=SLACK, false_alarm_every=FALSE_ALARM_EVERY,
-            first=min_history, seed=settings.fit.seed)
+            first=min_history, cooldown=settings.refresh.cooldown, seed=settings.fit.seed)
     except DataError:  # nobody has so many events: knowledge then comes as early as it does no harm
         min_history = fitted.min_history
         drift = calibrate_drift(
             histories, vectors, settings.state, prior=PRIOR, slack=SLACK, false_alarm_every=FALSE_ALARM_EVERY,
-            first=min_history, seed=settings.fit.seed)
+            first=min_history, cooldown=settings.refresh.cooldown, seed=settings.fit.seed)
     margin_bound, judged = choose_margin_bound(fitted.margins)
     without_ttl = Calibration(
         min_history=min_history, ttl_s=1e12, drift_mean=drift.mean, drift_sd=drift.sd, drift_prior=PRIOR,
@@ -169,10 +169,8 @@ def calibrate(
 
     ttl_s, rehearsal = choose_ttl(_rehearsed(dataset, past), planner_with, stale_share=STALE_SHARE)
     evidence = {
-        "drift_observations": float(drift.observations),
-        "drift_alarms_observed_every": drift.alarms_observed_every,
         "stale_share": rehearsal.stale_share,
-    } | {f"rehearsed_{reason}": float(count) for reason, count in rehearsal.refreshes.items()}
+    } | drift.evidence() | {f"rehearsed_{reason}": float(count) for reason, count in rehearsal.refreshes.items()}
     return without_ttl.model_copy(update={"ttl_s": ttl_s, "evidence": fitted.evidence | judged | evidence})
 
 
