@@ -25,10 +25,11 @@ from schemas.messages import (
 from schemas.settings import Settings
 from streams.catalogue import ItemVectors
 from streams.drift import Detector
+from streams.policies import by_period, period_ended
 from streams.profile import Event, Touched, fold
 from streams.refresh import Policy, decide, priority
 from streams.state import Pending, UserState
-from streams.trust import radius, wager
+from streams.trust import judge, renewed
 
 States = dict[str, UserState]
 
@@ -82,12 +83,47 @@ class Planner:
             if user not in states:
                 states[user] = UserState()
         plan = Plan(changed=set(groups))
-        for user, note in fold(states, groups, self.vectors, self.settings.state, self.detector).items():
+        for user, note in self._fold(plan, states, groups, now).items():
             if note.live:
                 state = states[user]
                 plan.ranking.append(self._rank(user, state, "event", note.caused_at, now, self._judged(state, note)))
-                self._refresh(plan, user, state, now, again=bool(note.replayed))
+                if len(note.replayed) < len(groups[user]):
+                    self._refresh(plan, user, state, now, again=bool(note.replayed))
+                elif state.pending is not None:
+                    plan.knowledge.append(self._request(user, state, state.pending))
         return plan
+
+    def before(self, states: States, events: Sequence[Event], now: float) -> Plan:
+        """Ask for what a run at the end of a period would have made by now: the `nightly` policy; nothing with others.
+
+        `events` does so itself. Who wants the answer to be there before the events are judged (a replay) calls this
+        first and hands the answers to `updates`; nothing is asked twice then.
+
+        Args:
+            events: about to be folded; of each user the first counts.
+        """
+        plan = Plan()
+        if self.policy.name == "nightly":
+            for event in events:
+                state = states.get(event.user_id)
+                if state is not None and period_ended(state, event, self.policy.min_history, self.policy.period_s):
+                    reason: RefreshReason = "stale" if state.knowledge_version else "cold_start"
+                    state.pending = self._ask(state, reason, now)
+                    state.last_refresh_count = state.count
+                    plan.knowledge.append(self._request(event.user_id, state, state.pending))
+                    plan.changed.add(event.user_id)
+        return plan
+
+    def _fold(self, plan: Plan, states: States, groups: dict[str, list[Event]], now: float) -> dict[str, Touched]:
+        constants = (self.vectors, self.settings.state, self.detector)
+        if self.policy.name != "nightly":
+            return fold(states, groups, *constants)
+        notes: dict[str, Touched] = {}
+        for part in by_period(states, groups, self.policy.period_s):
+            plan.knowledge.extend(self.before(states, [group[0] for group in part.values()], now).knowledge)
+            for user, note in fold(states, part, *constants).items():
+                notes[user] = notes[user].then(note) if user in notes else note
+        return notes
 
     def judgements(self, states: States, judgements: Sequence[Judgement], now: float) -> Plan:
         """Bet against users' knowledge with the margins of what they did."""
@@ -117,7 +153,7 @@ class Planner:
             if update.version < state.knowledge_version:
                 continue
             if update.version > state.knowledge_version:
-                _accept(state, update)
+                _accept(state, update, self.alpha)
                 plan.changed.add(update.user_id)
             newest[update.user_id] = caused_at
         for user, caused_at in newest.items():
@@ -161,7 +197,7 @@ class Planner:
         elif not (again and state.pending is not None):
             return
         assert state.pending is not None  # noqa: S101 - for the type checker
-        plan.knowledge.append(_request(user, state, state.pending))
+        plan.knowledge.append(self._request(user, state, state.pending))
 
     def _ask(self, state: UserState, reason: RefreshReason, now: float) -> Pending:
         earlier = state.pending.version if state.pending else 0
@@ -174,7 +210,7 @@ class Planner:
         newest = max((margin.knowledge_version for margin in judgement.margins), default=0)
         known = max(state.knowledge_version, state.pending.version if state.pending else 0)
         if newest > known:
-            _adopt(state, newest)
+            _adopt(state, newest, self.alpha)
         fresh: list[Margin] = []
         done = max(state.judged_count, state.knowledge_count)
         for margin in judgement.margins:
@@ -183,28 +219,33 @@ class Planner:
                 done = margin.count
         if fresh and not state.contradicted_at:
             values = [margin.value for margin in fresh]
-            state.log_wealth, wealth, crossed = wager(state.log_wealth, values, self.margin_bound, self.alpha)
-            state.trust = radius(wealth, self.alpha)
-            if crossed is not None:
-                state.contradicted_at = fresh[crossed].count
-                state.trust = 0.0
+            verdict = judge(state.log_wealth, state.help_wealth, state.standing, values, self.margin_bound, self.alpha)
+            state.log_wealth, state.help_wealth = verdict.harm, verdict.help
+            state.standing, state.trust = verdict.standing, verdict.trust
+            if verdict.contradicted is not None:
+                state.contradicted_at = fresh[verdict.contradicted].count
         if fresh:
             state.judged_count = done
         current = [m for m in judgement.margins if m.knowledge_version == state.knowledge_version]
         if state.contradicted_at and any(margin.count == state.contradicted_at for margin in current):
             plan.alignment.extend(_samples(judgement.user_id, state, current))
             plan.ranking.append(self._rank(judgement.user_id, state, "event", state.caused_at, now, []))
-            self._refresh(plan, judgement.user_id, state, now, again=True)
+            if "contradiction" in self.policy.reasons:
+                self._refresh(plan, judgement.user_id, state, now, again=True)
+
+    def _request(self, user: str, state: UserState, pending: Pending) -> KnowledgeRequest:
+        """Return the request for what is pending: of all there is by now; `nightly`, of what there was at that time."""
+        items, count, event_time = list(state.items), state.count, state.event_time
+        if self.policy.name == "nightly":
+            items = [item for item, number in zip(items, state.counts, strict=True) if number <= pending.count]
+            count, event_time = pending.count, pending.event_time
+        return KnowledgeRequest(
+            user_id=user, version=pending.version, reason=pending.reason, history=items, count=count,
+            event_id=pending.event_id, event_time=event_time, caused_at=pending.caused_at,
+            requested_at=pending.requested_at, priority=pending.priority)
 
 
-def _request(user: str, state: UserState, pending: Pending) -> KnowledgeRequest:
-    return KnowledgeRequest(
-        user_id=user, version=pending.version, reason=pending.reason, history=list(state.items), count=state.count,
-        event_id=pending.event_id, event_time=state.event_time, caused_at=pending.caused_at,
-        requested_at=pending.requested_at, priority=pending.priority)
-
-
-def _accept(state: UserState, update: KnowledgeUpdate) -> None:
+def _accept(state: UserState, update: KnowledgeUpdate, alpha: float) -> None:
     """Take `update` as the user's knowledge: bets and drift start anew."""
     state.knowledge_version = update.version
     state.knowledge_count = update.count
@@ -214,10 +255,10 @@ def _accept(state: UserState, update: KnowledgeUpdate) -> None:
     state.anchor = pending.anchor if pending is not None else state.long
     if pending is not None and update.version >= pending.version:
         state.pending = None
-    _start_anew(state)
+    _start_anew(state, alpha)
 
 
-def _adopt(state: UserState, version: int) -> None:
+def _adopt(state: UserState, version: int, alpha: float) -> None:
     """Catch up with a store that is ahead of this state (it was lost, the store was not).
 
     Nothing is known of that knowledge but its version; it counts as made from all events so far, so that no bet is
@@ -229,12 +270,13 @@ def _adopt(state: UserState, version: int) -> None:
     state.model_version = ""
     state.anchor = state.long
     state.pending = None
-    _start_anew(state)
+    _start_anew(state, alpha)
 
 
-def _start_anew(state: UserState) -> None:
+def _start_anew(state: UserState, alpha: float) -> None:
     state.cusum, state.drifted = 0.0, False
-    state.log_wealth, state.trust, state.contradicted_at = [], 1.0, 0
+    state.log_wealth, state.contradicted_at = [], 0
+    state.trust = renewed(state.help_wealth, state.standing, alpha)
 
 
 def _samples(user: str, state: UserState, margins: Sequence[Margin]) -> list[AlignmentSample]:

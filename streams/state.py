@@ -70,6 +70,9 @@ class UserState(msgspec.Struct, array_like=True):
     event_id: str = ""  # of the newest applied event, and its record's broker timestamp
     caused_at: float = 0.0
 
+    help_wealth: list[float] = msgspec.field(default_factory=list)  # of trust's bet on help; [] = all 0
+    standing: float = 1.0  # trust that new knowledge starts with
+
     @property
     def event_time(self) -> float:
         """Event time of the newest event, 0 for an empty history."""

@@ -150,7 +150,15 @@ def test_contradiction_takes_trust_away_asks_and_gives_samples() -> None:
     (ranking,) = feed(stage, states, range(20, 21)).ranking
     assert ranking.trust == 0.0  # until newer knowledge is there
     stage.updates(states, [(answer(plan.knowledge[0]), 0.0)], 0.0)
-    assert (states["u"].trust, states["u"].contradicted_at, states["u"].log_wealth) == (1.0, 0, [])
+    state = states["u"]
+    assert (state.trust, state.contradicted_at, state.log_wealth) == (0.5, 0, [])  # half of what it started with
+    feed(stage, states, range(21, 40))
+    earned = []
+    for count in range(22, 32):
+        judge(stage, states, range(count, count + 1), 9.0, version=state.knowledge_version)
+        earned.append(state.trust)
+    assert earned == sorted(earned)
+    assert (earned[-1], state.standing, state.help_wealth) == (1.0, 1.0, [])
 
 
 def test_margins_in_one_judgement_give_samples_with_the_history_before_each() -> None:
