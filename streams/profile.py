@@ -42,6 +42,11 @@ class Touched:
     live: bool = False  # at least one event is not backfill
     caused_at: float = 0.0  # broker's timestamp of the newest record of the batch
 
+    def then(self, later: Touched) -> Touched:
+        """Return what this batch and a later one did together."""
+        return Touched(self.applied + later.applied, self.replayed + later.replayed, self.live or later.live,
+                       max(self.caused_at, later.caused_at))
+
 
 class _Late(msgspec.Struct, gc=False):
     """A late event's place among the interests: its item's row and the rows of the events after it."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +36,11 @@ class Rehearsal:
 
 
 def rehearse(planner: Planner, events: Sequence[Event]) -> Rehearsal:
-    """Run `events`, in order of time, through the planner and answer every request at once. There is no judge."""
+    """Run `events`, in order of time, through the planner and answer every request at once. There is no judge.
+
+    The planner decides as its thresholds say, whatever policy is set.
+    """
+    planner.policy = replace(planner.policy, name="freshet")
     states: States = {}
     refreshes: Counter[str] = Counter()
     ages: list[float] = []
