@@ -18,7 +18,7 @@ from typing import Any
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from schemas.calibration import Calibration
+from schemas.calibration import Calibration, Recalibration
 from schemas.errors import ArtifactError
 from schemas.events import describe
 
@@ -62,8 +62,32 @@ class Artifact:
         return self.folder / name
 
     def calibration(self) -> Calibration:
-        """Return the thresholds fitted with this model."""
+        """Return the thresholds fitted with this model, the drift threshold as recalibrated since if it was.
+
+        Raises:
+            ArtifactError: the recalibration is unreadable, or of another calibration.json.
+        """
+        fitted = self.fitted_calibration()
+        try:
+            found = Recalibration.model_validate_json(self.recalibration.read_bytes())
+        except FileNotFoundError:
+            return fitted
+        except ValidationError as error:
+            raise ArtifactError(f"{self.recalibration}: {describe(error)}; `freshet calibrate` writes it anew, "
+                                "`freshet calibrate --reset` removes it") from error
+        if found.calibration_hash != self.card.files["calibration.json"]:
+            raise ArtifactError(f"{self.recalibration} was made for another fit; `freshet calibrate` writes it anew, "
+                                "`freshet calibrate --reset` removes it")
+        return found.apply(fitted)
+
+    def fitted_calibration(self) -> Calibration:
+        """Return the thresholds as fitted, whatever `freshet calibrate` chose since."""
         return Calibration.model_validate_json(self.path("calibration.json").read_bytes())
+
+    @property
+    def recalibration(self) -> Path:
+        """Where `freshet calibrate` leaves its result: beside the folder, which never changes."""
+        return self.folder.parent / f"{self.model_version}.drift.json"
 
     def items(self) -> list[str]:
         """Return the item ids in row order."""

@@ -22,3 +22,27 @@ class Calibration(BaseModel):
     margin_bound: float = Field(gt=0, description="B: margins are clipped to [−B, B], nats")
     epsilon: float = Field(ge=0, description="full trust radius, nats")
     evidence: dict[str, float] = Field(default_factory=dict, description="the figures the choices rest on")
+
+
+class Recalibration(BaseModel):
+    """A drift threshold chosen anew for a fitted model by `freshet calibrate`; lies beside the model's folder.
+
+    It holds for one calibration.json only, named by its hash: the threshold is in units of the sd and mean there.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    schema_version: int = 1
+    model_version: str
+    calibration_hash: str = Field(description="SHA-256 of the calibration.json whose mean, sd, prior and slack it uses")
+    data_hash: str = Field(description="of the events and items it was calibrated on")
+    calibrated_at: float = Field(description="seconds since 1970")
+    drift_threshold: float = Field(gt=0, allow_inf_nan=False, description="CUSUM threshold h")
+    drift_false_alarm_every: float = Field(gt=0, allow_inf_nan=False, description="as in Calibration")
+    evidence: dict[str, float] = Field(default_factory=dict, description="drift_*: stated rate, and the check")
+
+    def apply(self, calibration: Calibration) -> Calibration:
+        """Return `calibration` with the threshold chosen anew."""
+        return calibration.model_copy(update={
+            "drift_threshold": self.drift_threshold, "drift_false_alarm_every": self.drift_false_alarm_every,
+            "evidence": calibration.evidence | self.evidence})

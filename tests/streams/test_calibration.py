@@ -67,7 +67,7 @@ def test_the_interval_covers_the_true_rate_as_often_as_it_says() -> None:
     covered = 0
     for _ in range(400):
         events = rng.integers(10, 200, 150)
-        hazard = rng.gamma(2.0, 0.005, 150)  # users differ in how often they alarm: a plain Poisson interval is too short
+        hazard = rng.gamma(2.0, 0.005, 150)  # users differ: a plain Poisson interval is too short
         count = rng.poisson(events * hazard)
         seen = alarms.Watched(np.repeat(np.arange(150), count), np.zeros(count.sum(), np.intp), events, 0.5, 0.1)
         interval = alarms.rate(seen)

@@ -8,7 +8,7 @@ import sys
 import typer
 
 from schemas.errors import FreshetError
-from workers.cli import data, doctor, documents, service, stream, user, versions
+from workers.cli import calibrate, data, doctor, documents, experiment, service, stream, user, versions
 
 app = typer.Typer(
     name="freshet", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -17,6 +17,7 @@ app = typer.Typer(
          "New here? `freshet demo` shows all of it on this machine; `freshet up` runs it as a service.")
 app.command()(data.demo)
 app.command()(data.fit)
+app.command()(calibrate.calibrate)
 app.command()(service.up)
 app.command(hidden=True)(service.role)
 app.command()(service.health)
@@ -24,6 +25,7 @@ app.command()(stream.produce)
 app.command()(stream.tail)
 app.command()(stream.topics)
 app.command()(user.user)
+app.command()(experiment.experiment)
 app.command()(doctor.doctor)
 app.command()(versions.models)
 app.command()(documents.schema)
