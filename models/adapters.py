@@ -10,7 +10,7 @@ import torch
 from peft import LoraConfig, PeftConfig, inject_adapter_in_model, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from schemas.errors import FreshetError
@@ -105,3 +105,74 @@ def _delete(decoder: nn.Module, name: str) -> None:
         for layer in _tuned(decoder):
             if name in layer.lora_A:
                 layer.delete_adapter(name)
+
+
+def create(decoder: nn.Module, name: str, rank: int) -> None:
+    """Put a new adapter that changes nothing yet into the decoder: LoRA on queries and values, α = 2r (CoCo: 8, 16).
+
+    Raises:
+        FreshetError: the decoder names its layers otherwise.
+    """
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=["q_proj", "v_proj"], lora_dropout=0.0)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            inject_adapter_in_model(config, decoder, name)
+    except ValueError as error:
+        raise FreshetError(f"LoRA needs layers named q_proj and v_proj, this language model has none: {error}"
+                           ) from error
+    decoder.eval()
+
+
+def copy(decoder: nn.Module, source: str, name: str) -> None:
+    """Give adapter `name`, made by `create`, the weights of adapter `source`.
+
+    Raises:
+        FreshetError: they do not act on the same layers with the same rank.
+    """
+    for layer in _tuned(decoder):
+        if (source in layer.lora_A) != (name in layer.lora_A) or (
+                source in layer.lora_A and layer.r[source] != layer.r[name]):
+            raise FreshetError(
+                "the adapter in use has another rank or other layers than FRESHET_ALIGNMENT_RANK asks for; set that to "
+                "its rank, or `freshet models rollback` first")
+        if name in layer.lora_A:
+            with torch.no_grad():
+                layer.lora_A[name].weight.copy_(layer.lora_A[source].weight)
+                # an adapter from elsewhere may have another α
+                layer.lora_B[name].weight.copy_(
+                    layer.lora_B[source].weight * (layer.scaling[source] / layer.scaling[name]))
+
+
+def trainable(decoder: nn.Module, name: str) -> list[nn.Parameter]:
+    """Return the weights of an adapter, in float32 and with gradients; everything else in the decoder has none."""
+    decoder.requires_grad_(False)
+    weights = []
+    for layer in _tuned(decoder):
+        if name in layer.lora_A:
+            for part in (layer.lora_A[name], layer.lora_B[name]):
+                part.float()  # steps of 1e-4 get lost in bfloat16's 8 bits
+                weights.append(part.weight.requires_grad_(True))
+    return weights
+
+
+def save(decoder: nn.Module, name: str, folder: Path) -> None:
+    """Write an adapter as a peft folder that `load` reads."""
+    weights: dict[str, Tensor] = {}
+    rank = 0
+    for path, layer in decoder.named_modules():
+        if isinstance(layer, BaseTunerLayer) and name in layer.lora_A:
+            rank = layer.r[name]
+            for side in ("lora_A", "lora_B"):
+                weight = getattr(layer, side)[name].weight
+                weights[f"base_model.model.{path}.{side}.weight"] = weight.detach().float().cpu().contiguous()
+    folder.mkdir(parents=True, exist_ok=True)
+    LoraConfig(
+        r=rank, lora_alpha=2 * rank, target_modules=["q_proj", "v_proj"], inference_mode=True,
+    ).save_pretrained(str(folder))
+    save_file(weights, folder / "adapter_model.safetensors")
+
+
+def remove(decoder: nn.Module, name: str) -> None:
+    """Take an adapter out of the decoder, if it is there."""
+    _delete(decoder, name)

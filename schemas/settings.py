@@ -135,7 +135,7 @@ class AlignmentSettings:
     """What contradictions teach the language model (role `alignment`)."""
 
     samples: int = Field(
-        default=128, ge=12, le=4096, description="contradicted users gathered before the adapter is trained")
+        default=128, ge=24, le=4096, description="contradicted users gathered before the adapter is trained")
     held_out: float = Field(
         default=0.33, gt=0, lt=1, description="share of them, and of untouched users, that only judge it")
     rank: int = Field(default=8, ge=1, le=256, description="r of LoRA; its scale α is 2r")

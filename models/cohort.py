@@ -1,0 +1,165 @@
+"""Users whose knowledge is judged: a moment at which it is generated, and the events after it, scored both ways.
+
+ℓ⁺ and ℓ⁰ are the negative log-likelihoods (nats, over the whole catalogue) of what the user did, with and without
+knowledge; a margin is ℓ⁰ − ℓ⁺. Below zero knowledge has done harm: CoCo's contradiction (arXiv 2510.14257).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 - the name the field uses
+
+from models.dataset import FloatArray, IntArray
+from models.item_cache import ItemCache
+from models.knowledge import KnowledgeModel
+from models.llm import LanguageModel
+from models.sequences import Sequences
+from models.snapshots import SPAN, Batch, after, batch_of
+from models.system import RankingModel
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The frozen models knowledge is made and judged with.
+
+    Args:
+        history: H, items the language model reads.
+        batch: users per forward pass.
+    """
+
+    ranking: RankingModel
+    knowledge: KnowledgeModel
+    cache: ItemCache
+    llm: LanguageModel
+    history: int
+    batch: int
+
+    def freeze(self) -> Parts:
+        """Take all gradients and dropout away, and return itself."""
+        for module in (self.ranking.reference, self.ranking.fused, self.knowledge):
+            module.eval().requires_grad_(False)
+        return self
+
+    def vectors(self, batch: Batch) -> Tensor:
+        """Return the knowledge (B, K, d) of a batch, by the language model as it is now."""
+        return self.knowledge(batch.user_hidden, batch.histories, self.cache, self.llm)
+
+    def logits(self, batch: Batch, vectors: Tensor) -> Tensor:
+        """Return fused scores (m, n) of the batch's events."""
+        fused = self.ranking.fused
+        side = tuple(part.detach() for part in fused.item_side())
+        return fused.scores(fused.fuse(batch.fused_hidden, vectors)[batch.user, batch.slot], (side[0], side[1]))
+
+
+@dataclass(frozen=True, slots=True)
+class Cohort:
+    """Snapshots of users, s of them.
+
+    Args:
+        sequences: events of users.
+        rows: (s,) first event after each snapshot; up to `span` events from it on are judged.
+        span: events judged per snapshot.
+    """
+
+    sequences: Sequences
+    rows: IntArray
+    span: int = SPAN
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def users(self) -> IntArray:
+        """The user of each snapshot, (s,)."""
+        return np.searchsorted(self.sequences.offsets, self.rows, "right") - 1
+
+    def __getitem__(self, chosen: IntArray | slice) -> Cohort:
+        return Cohort(self.sequences, self.rows[chosen], self.span)
+
+    def batch(self, parts: Parts, chosen: IntArray) -> Batch:
+        """Return the snapshots `chosen` as `Parts` takes them."""
+        windows = after(self.sequences, self.rows[chosen], parts.ranking.max_len, self.span)
+        return batch_of(self.sequences, windows, parts.ranking.reference, parts.ranking.fused, parts.history)
+
+    def targets(self, batch: Batch) -> Tensor:
+        """Return the item rows (m,) of a batch's events."""
+        return torch.from_numpy(self.sequences.item[batch.rows])
+
+    def chunks(self, size: int) -> Iterator[IntArray]:
+        """Yield all snapshots, `size` at a time."""
+        for at in range(0, len(self), size):
+            yield np.arange(at, min(at + size, len(self)))
+
+
+@dataclass(frozen=True, slots=True)
+class Margins:
+    """Judged events of a cohort, m of them.
+
+    Args:
+        user: (m,) users.
+        value: (m,) ℓ⁰ − ℓ⁺, nats.
+    """
+
+    user: IntArray
+    value: FloatArray
+
+
+def cohort_of(histories: Sequence[Sequence[int]], first: Sequence[int], span: int = SPAN) -> Cohort:
+    """Return the cohort of users given by their item rows, oldest first.
+
+    Args:
+        histories: at least two items each.
+        first: of each user the place, from 1 on, of the first event to judge; knowledge is made from what is before.
+    """
+    lengths = np.array([len(history) for history in histories], dtype=np.int64)
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    items = np.array([item for history in histories for item in history], dtype=np.int64)
+    sequences = Sequences(items, np.arange(len(items), dtype=np.int64), offsets)
+    return Cohort(sequences, offsets[:-1] + np.asarray(first, dtype=np.int64), span)
+
+
+def newest(history: Sequence[int], span: int) -> int:
+    """Return where to cut a history so that its newest half, at most `span` events, is judged by the older part."""
+    return len(history) - max(1, min(span, len(history) // 2))
+
+
+def losses(parts: Parts, cohort: Cohort, batch: Batch, vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """Return ℓ⁺ and ℓ⁰ of a batch's events, (m,) each, nats."""
+    target = cohort.targets(batch)
+    positive = F.cross_entropy(parts.logits(batch, vectors), target, reduction="none")
+    return positive, F.cross_entropy(batch.ref_logits, target, reduction="none")
+
+
+@torch.no_grad()
+def margins(parts: Parts, cohort: Cohort, step: Callable[[], None] | None = None) -> Margins:
+    """Return the margins of a cohort with knowledge generated by the language model as it is now.
+
+    Args:
+        step: called after every batch.
+    """
+    users: list[IntArray] = []
+    values: list[FloatArray] = []
+    for chosen in cohort.chunks(parts.batch):
+        batch = cohort.batch(parts, chosen)
+        positive, zero = losses(parts, cohort, batch, parts.vectors(batch))
+        users.append(cohort.users[chosen][batch.user.numpy()])
+        values.append((zero - positive).double().numpy())
+        if step is not None:
+            step()
+    if not users:
+        return Margins(np.zeros(0, np.int64), np.zeros(0))
+    return Margins(np.concatenate(users), np.concatenate(values))
+
+
+def split_by_user(cohort: Cohort, held_out: float, seed: int) -> tuple[Cohort, Cohort]:
+    """Return a cohort's snapshots to train on and to judge by, no user in both; at least one user held out."""
+    users = np.unique(cohort.users)
+    order = np.random.default_rng(seed).permutation(users)
+    judged = order[: max(1, round(held_out * len(users)))]
+    out = np.isin(cohort.users, judged)
+    return cohort[np.flatnonzero(~out)], cohort[np.flatnonzero(out)]
