@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from schemas.messages import DeadLetter, KnowledgeRequest, KnowledgeUpdate, Recommendation
+from workers.experiment import Trial
 from workers.quality import Offer, Prequential
 
 REASONS = ("cold_start", "drift", "contradiction", "stale")
@@ -35,7 +36,7 @@ class Sample:
 
 @dataclass
 class Metrics:
-    """Everything counted during the stream."""
+    """Everything counted during the stream. `trial` is there where an experiment runs."""
 
     quality: Prequential = field(default_factory=Prequential)
     offers: dict[str, Offer] = field(default_factory=dict)
@@ -58,6 +59,7 @@ class Metrics:
     samples: list[Sample] = field(default_factory=list)
     asked: dict[str, int] = field(default_factory=dict)  # newest version asked for, per user
     made: dict[str, int] = field(default_factory=dict)  # newest version made, per user
+    trial: Trial | None = None
 
     def produced(self, user: str, item: str, count: int, now: float) -> None:
         """Note an event about to be sent, the user's number `count`: it is predicted from what they were offered."""
@@ -68,6 +70,8 @@ class Metrics:
     def recommended(self, message: Recommendation) -> None:
         """Note a recommendation; it is the user's offer unless it includes fewer events than the one before."""
         self.recommendations += 1
+        if self.trial is not None:
+            self.trial.offered(message)
         self.recommendation_reasons[message.reason] += 1
         if message.reason == "event":
             self.streams_s.append(message.requested_at - message.caused_at)
@@ -140,6 +144,7 @@ class Metrics:
             "lambda": percentiles(self.lagrange),
             "kl": percentiles(self.kl),
             "quality": self.quality.summary(seed),
+            "experiment": self.trial.figures() if self.trial is not None else None,
         }
 
 

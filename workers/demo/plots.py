@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
@@ -13,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from schemas.errors import FreshetError
 from workers.demo.metrics import REASONS, Metrics
 
 mpl.use("Agg")
@@ -31,6 +33,24 @@ def png(draw: Callable[[Axes], bool], height: float = 2.9) -> str:
     out = io.BytesIO()
     figure.savefig(out, format="png", dpi=110)
     return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()
+
+
+def save(draw: Callable[[Axes], bool], path: Path, height: float = 3.2) -> None:
+    """Write a plot to a file whose name says the format.
+
+    Raises:
+        FreshetError: there is nothing to show yet, or the format is unknown.
+    """
+    figure = Figure(figsize=(8.2, height), layout="constrained")
+    axes = figure.subplots()
+    if not draw(axes):
+        raise FreshetError(f"{path} was not written: there is nothing to draw yet")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    try:
+        figure.savefig(path)
+    except ValueError as error:
+        raise FreshetError(f"{path}: {error}") from error
 
 
 def throughput(metrics: Metrics) -> Callable[[Axes], bool]:
@@ -132,6 +152,29 @@ def by_group(groups: dict[str, Any], label: str) -> Callable[[Axes], bool]:
         axes.set_xticks(x, [f"{name}\n({part['n']:,} events)" for name, part in shown.items()], fontsize=8)
         axes.set_xlabel(label)
         axes.set_ylabel("NDCG@10")
+        axes.legend(fontsize=8)
+        return True
+
+    return _draw
+
+
+def uplift(figures: dict[str, Any]) -> Callable[[Axes], bool]:
+    """An experiment's uplift and its confidence sequence as users came in; `figures` are `Trial.figures`."""
+
+    def _draw(axes: Axes) -> bool:
+        path = [point for point in figures["path"] if point["uplift"] is not None]
+        if len(path) < 2:
+            return False
+        users = [point["users"] for point in path]
+        axes.fill_between(users, [point["low"] for point in path], [point["high"] for point in path], color=WITH,
+                          alpha=0.2, label=f"{1 - figures['alpha']:.0%} confidence sequence")
+        axes.plot(users, [point["uplift"] for point in path], color=WITH, label="treatment − control")
+        axes.axhline(0, color="#7b8794", linewidth=1)
+        # The first users' interval is nearly everything and would flatten the rest.
+        shown = path[len(path) // 4]
+        axes.set_ylim(1.1 * min(shown["low"], -1e-3), 1.1 * max(shown["high"], 1e-3))
+        axes.set_xlabel("users, in order of entry")
+        axes.set_ylabel(f"uplift in {figures['reward']}")
         axes.legend(fontsize=8)
         return True
 

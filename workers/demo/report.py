@@ -83,6 +83,7 @@ def html(figures: dict[str, Any], metrics: Metrics, artifact: Artifact) -> str:
             quality["by_knowledge_age"], "events of the user since the knowledge was asked for")),
         "lagrange": plots.png(plots.histogram(metrics.lagrange, "λ (1 = the trust region does not bind)")),
         "kl": plots.png(plots.histogram(metrics.kl, "KL spent, nats")),
+        "experiment": plots.png(plots.uplift(figures["experiment"])) if figures["experiment"] else "",
     }
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined)
@@ -109,6 +110,11 @@ def closing(figures: dict[str, Any], folder: Path) -> str:
     quality = figures["quality"]
     low, high = quality["ndcg_gain_interval"]
     refreshes = ", ".join(f"{reason.replace('_', ' ')} {figures['refreshes'][reason]:,}" for reason in REASONS)
+    trial = figures["experiment"]
+    experiment = () if trial is None else (
+        f"experiment {trial['name']}: {trial['users']:,} users, uplift in {trial['reward']} "
+        f"{'–' if trial['uplift'] is None else format(trial['uplift'], '+.4f')}, interval "
+        f"[{trial['interval'][0]:+.4f}, {trial['interval'][1]:+.4f}]. {trial['conclusion']}",)
     return "\n".join((
         "",
         f"{figures['events']:,} events at {figures['events_per_s']:,.0f}/s, {figures['recommendations']:,} "
@@ -119,6 +125,7 @@ def closing(figures: dict[str, Any], folder: Path) -> str:
         f"NDCG@10 with knowledge {quality['fused']['ndcg_at_10']:.4f}, without "
         f"{quality['reference']['ndcg_at_10']:.4f}; gain {quality['ndcg_gain']:+.4f}, 95% interval "
         f"[{low:+.4f}, {high:+.4f}] over {quality['n']:,} events. {conclusion(quality)}",
+        *experiment,
         f"report: {folder / 'report.html'}",
     ))
 

@@ -40,6 +40,7 @@ from workers.demo.metrics import Metrics
 from workers.demo.order import Order
 from workers.demo.sampler import STREAMS_GROUP, Sampler
 from workers.demo.screen import Screen, View
+from workers.experiment import Trial
 from workers.process import bound
 from workers.produce import EventProducer, Pacer
 from workers.running import run_folder
@@ -75,7 +76,8 @@ class Demo:
         self.window = window  # until the number of events is known
         self.per_user = per_user
         self.out = out
-        self.metrics = Metrics()
+        experiment = settings.experiment
+        self.metrics = Metrics(trial=Trial(experiment) if experiment.name and experiment.control > 0 else None)
         self.sampler = Sampler()
         self.screen = Screen()
         self.stages: dict[str, float] = {}
@@ -211,6 +213,8 @@ class Demo:
             order.take()
             now = time.time()
             self.metrics.produced(event.user_id, event.item_id, inflight.next_count(event.user_id), now)
+            if self.metrics.trial is not None:
+                self.metrics.trial.happened(event.user_id, event.item_id, event.event_id, event.event_time)
             if not inflight.total:
                 self._moved = time.monotonic()  # nothing was awaited: the clock of standing still starts here
             inflight.sent(event.user_id, now)
