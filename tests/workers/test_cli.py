@@ -8,7 +8,8 @@ from typer.testing import CliRunner
 
 from workers.cli import app
 
-COMMANDS = ["demo", "fit", "calibrate", "up", "role", "health", "produce", "tail", "topics", "user", "experiment", "doctor", "models", "schema"]
+COMMANDS = ["demo", "fit", "calibrate", "up", "role", "health", "produce", "tail", "topics", "user", "experiment",
+            "doctor", "models", "schema"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
