@@ -5,13 +5,19 @@ import pytest
 
 from schemas.artifacts import Artifact, Card
 from schemas.calibration import Calibration
+from schemas.experiment import arm
 from schemas.messages import KnowledgeRequest, KnowledgeUpdate, Recommendation, ScoredItem
+from schemas.settings import ExperimentSettings
 from workers.demo import report
 from workers.demo.inflight import InFlight
 from workers.demo.metrics import Metrics
 from workers.demo.screen import Screen, View, line
+from workers.experiment import Trial
 
 ITEMS = [str(number) for number in range(30)]
+
+
+RUNNING = ExperimentSettings("spring", 0.3)
 
 
 def recommendation(user: str, count: int, fused: bool = True) -> Recommendation:
@@ -20,7 +26,7 @@ def recommendation(user: str, count: int, fused: bool = True) -> Recommendation:
         source="fused" if fused else "reference", fallback=None if fused else "no_knowledge", reason="event",
         lagrange=1.5 if fused else None, kl=0.1, epsilon=0.2, knowledge_version=1, knowledge_age_s=1.0,
         knowledge_behind=2 if fused else None, model_version="m", event_time=1.0, count=count, caused_at=1.0,
-        requested_at=1.0, ranked_at=2.0)
+        requested_at=1.0, ranked_at=2.0, experiment="spring", arm=arm(user, "spring", 0.3))
 
 
 def test_one_recommendation_answers_every_event_it_includes() -> None:
@@ -50,13 +56,15 @@ def test_a_dead_letter_is_an_answer_and_moves_later_events_up() -> None:
     assert inflight.total == 0
 
 
-def recorded() -> Metrics:
+def recorded(trial: Trial | None = None) -> Metrics:
     """A stream of 300 events, as the demo records one."""
-    metrics = Metrics()
+    metrics = Metrics(trial=trial)
     for number in range(300):
         user = f"u{number % 20}"
         count = number // 20 + 1
         metrics.produced(user, ITEMS[number % 30], count, float(number))
+        if trial is not None:
+            trial.happened(user, ITEMS[number % 30], f"e{number}", float(number))
         metrics.recommended(recommendation(user, count, fused=count > 3))
         metrics.answered(0.01 * (1 + number % 7))
         if count == 3:
@@ -83,6 +91,15 @@ def test_metrics_add_up() -> None:
     assert 0.2 < figures["freshness_s"]["p50"] < figures["freshness_s"]["p99"]
     assert figures["quality"]["n"] == 280  # every user's first event had no recommendation before it
     assert figures["fallbacks"] == {"no_knowledge": 60}
+
+
+def test_an_experiment_is_watched_along() -> None:
+    assert recorded().figures(3.0)["experiment"] is None
+    figures = recorded(Trial(RUNNING, window_s=100.0)).figures(3.0)["experiment"]
+    assert figures["users"] == 20  # all entered in the first 20 of 300 seconds
+    assert {name: part["users"] for name, part in figures["arms"].items()} == {
+        name: sum(arm(f"u{user}", "spring", 0.3) == name for user in range(20)) for name in ("treatment", "control")}
+    assert figures["arms"]["control"]["reward"] > 0
 
 
 def test_an_older_recommendation_does_not_replace_a_newer_offer() -> None:
@@ -115,7 +132,9 @@ def artifact(tmp_path: Path) -> Artifact:
     return Artifact(tmp_path, card)
 
 
-@pytest.mark.parametrize("metrics", [recorded(), Metrics()], ids=["full", "nothing happened"])
+@pytest.mark.parametrize("metrics", [
+    recorded(), Metrics(), recorded(Trial(RUNNING, window_s=100.0)), Metrics(trial=Trial(RUNNING))],
+    ids=["full", "nothing happened", "an experiment", "an experiment without users"])
 def test_report_is_one_self_contained_page(metrics: Metrics, artifact: Artifact) -> None:
     figures = metrics.figures(3.0) | {
         "held_out_nll": {"behaviour": 6.0, "with_item_texts": 5.9, "with_users_knowledge": 5.8},
@@ -129,6 +148,8 @@ def test_report_is_one_self_contained_page(metrics: Metrics, artifact: Artifact)
     assert "https://" not in page
     assert ("data:image/png" in page) == (metrics.events > 0)
     assert "report.html" in report.closing(figures, Path("runs/x"))
+    assert ("What did the experiment find?" in page) == (metrics.trial is not None)
+    assert ("experiment spring" in report.closing(figures, Path("runs/x"))) == (metrics.trial is not None)
 
 
 def test_without_a_terminal_there_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
