@@ -104,6 +104,8 @@ class RefreshSettings:
     ttl_s: float | None = Field(default=None, description="age in event time at which knowledge is stale")
     drift_threshold: float | None = Field(default=None, description="CUSUM threshold h")
     alpha: float = Field(default=0.05, gt=0, lt=1, description="level of the contradiction test")
+    pooled_alpha: float = Field(
+        default=0.01, gt=0, lt=1, description="level at which the guard finds a model version harmful for its users")
     cooldown: int = Field(default=5, ge=0, description="events of a user between two of their refreshes")
     policy: Literal["never", "once", "nightly", "every-n", "always", "drift", "judge", "freshet"] = Field(
         default="freshet", description="when to refresh; all but freshet are there to be compared with")

@@ -57,7 +57,7 @@ RANKING_REQUESTS = Topic(
 )
 JUDGEMENTS = Topic(
     "judgements", Judgement, "user_id", "delete", DAY_MS,
-    "ranking", "streams", "Margins of knowledge over behaviour on what users really did.",
+    "ranking", "streams, guard", "Margins of knowledge over behaviour on what users really did.",
 )
 KNOWLEDGE_REQUESTS = Topic(
     "knowledge-requests", KnowledgeRequest, "user_id", "compact", -1,
@@ -77,7 +77,7 @@ ALIGNMENT_SAMPLES = Topic(
 )
 MODEL_UPDATES = Topic(
     "model-updates", ModelUpdate, "model_version", "compact", -1,
-    "alignment, operators", "knowledge, ranking, streams", "A model version to load.", partitions=1,
+    "alignment, guard, operators", "knowledge, ranking, streams", "A model version to load.", partitions=1,
 )
 DEAD_LETTERS = Topic(
     "dead-letters", DeadLetter, "topic", "delete", 30 * DAY_MS,

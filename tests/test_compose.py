@@ -15,7 +15,7 @@ ROLES = {name: service for name, service in COMPOSE["services"].items() if "buil
 
 
 def test_every_part_is_there():
-    assert {"kafka", "qdrant", "streams", "knowledge", "ranking", "knowledge-gpu", "fit"} <= set(COMPOSE["services"])
+    assert {"kafka", "qdrant", "streams", "knowledge", "ranking", "guard", "knowledge-gpu", "fit"} <= set(COMPOSE["services"])
     assert len({service["image"] for service in ROLES.values()}) == 1, "one image for all roles"
     assert ROLES["knowledge-gpu"]["profiles"] == ["gpu"]
     devices = ROLES["knowledge-gpu"]["deploy"]["resources"]["reservations"]["devices"]
@@ -51,9 +51,9 @@ def test_every_command_is_one(name):
 
 
 def test_services_are_healthy_before_they_are_used_and_what_they_know_is_kept():
-    for name in ("kafka", "qdrant", "streams", "knowledge", "ranking", "knowledge-gpu"):
+    for name in ("kafka", "qdrant", "streams", "knowledge", "ranking", "guard", "knowledge-gpu"):
         assert COMPOSE["services"][name]["healthcheck"]["test"], name
-    for name in ("streams", "knowledge", "ranking"):
+    for name in ("streams", "knowledge", "ranking", "guard"):
         assert set(ROLES[name]["depends_on"]) == {"kafka", "qdrant"}
         assert all(on["condition"] == "service_healthy" for on in ROLES[name]["depends_on"].values())
     assert {"kafka", "qdrant", "models"} == set(COMPOSE["volumes"])

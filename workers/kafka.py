@@ -20,6 +20,7 @@ from schemas.topics import TOPICS, Topic
 log = logging.getLogger(__name__)
 KNOWLEDGE_GROUP = "freshet-knowledge"
 RANKING_GROUP = "freshet-ranking"
+GUARD_GROUP = "freshet-guard"
 
 
 def bootstrap(settings: KafkaSettings) -> str:

@@ -22,9 +22,9 @@ from workers.broker import HOST, Broker, free_port
 from workers.process import Child, stop_all
 from workers.running import Running, announce, lock, run_folder, withdraw
 
-DEFAULT_ROLES = ("streams", "knowledge", "ranking")
-# The others are started where they are asked for: they compete for the cores of the first three.
-ROLES = (*DEFAULT_ROLES,)
+DEFAULT_ROLES = ("streams", "knowledge", "ranking", "guard")
+# The others are started where they are asked for: they compete for the cores of these.
+ROLES = (*DEFAULT_ROLES, "alignment")
 # Restarts of one role within a minute after which something is wrong that another restart will not mend.
 MAX_RESTARTS = 5
 STOP_S = 10.0
@@ -56,15 +56,15 @@ class Restarts:
 def role_environ(settings: Settings, role: str, environ: Mapping[str, str]) -> dict[str, str]:
     """Return the environment of a role's process: the parent's, with every setting as the parent has it.
 
-    Thread counts: streams and store do no linear algebra worth a second thread and would only take the cores of
+    Thread counts: streams, store and guard do no linear algebra worth a second thread and would only take the cores of
     those that do.
     """
     out = {key: value for key, value in environ.items() if not key.startswith("FRESHET_") or value}
     out |= to_environ(settings) | {"PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
-    if role in ("streams", "store"):
+    if role in ("streams", "store", "guard"):
         out |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-    elif role in ("knowledge", "ranking") and "OMP_NUM_THREADS" not in out:
-        # Knowledge and ranking work at the same time: each gets half of the cores.
+    elif role in ("knowledge", "ranking", "alignment") and "OMP_NUM_THREADS" not in out:
+        # Knowledge and ranking work at the same time: each gets half of the cores. Alignment works at low priority.
         out["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 2) // 2))
     return out
 
@@ -127,7 +127,7 @@ class Stack:
         for name in ("broker", "store", *self.roles):
             (run_folder(home) / f"{name}.log").unlink(missing_ok=True)
         if embedded or self.fresh:
-            for name in ("streams", "store"):
+            for name in ("streams", "store", "guard"):
                 shutil.rmtree(home / name, ignore_errors=True)
         if embedded:
             self._start_broker()

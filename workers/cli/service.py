@@ -24,11 +24,13 @@ ROLE_MODULES = {
     "streams": "streams.app",
     "knowledge": "workers.knowledge",
     "ranking": "workers.ranking",
+    "alignment": "workers.alignment",
+    "guard": "workers.guard",
 }
 
 
 def up(
-    roles: Annotated[str, typer.Option(help="Comma-separated: streams, knowledge, ranking.")] = "",
+    roles: Annotated[str, typer.Option(help="Comma-separated: streams, knowledge, ranking, guard.")] = "",
     port: Annotated[int | None, typer.Option(help="Port of the embedded broker; 0 = any free one.")] = None,
 ) -> None:
     """Run Freshet as a service with the newest fitted models, until Ctrl-C.
