@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Sequence
+from typing import Self
 
 import numpy as np
 import orjson
@@ -41,7 +42,7 @@ class LlmGenerator:
         self._put(cache, ranking, knowledge, items, model_version)
 
     @classmethod
-    def load(cls, settings: Settings, artifact: Artifact) -> LlmGenerator:
+    def load(cls, settings: Settings, artifact: Artifact) -> Self:
         """Return the generator of a fitted model; item states that are not cached yet are encoded first.
 
         Raises:

@@ -8,7 +8,7 @@ import sys
 import typer
 
 from schemas.errors import FreshetError
-from workers.cli import calibrate, data, doctor, documents, experiment, service, stream, user, versions
+from workers.cli import calibrate, data, doctor, documents, experiment, replay, service, stream, user, versions
 
 app = typer.Typer(
     name="freshet", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -18,6 +18,7 @@ app = typer.Typer(
 app.command()(data.demo)
 app.command()(data.fit)
 app.command()(calibrate.calibrate)
+app.command()(replay.replay)
 app.command()(service.up)
 app.command(hidden=True)(service.role)
 app.command()(service.health)
@@ -27,7 +28,7 @@ app.command()(stream.topics)
 app.command()(user.user)
 app.command()(experiment.experiment)
 app.command()(doctor.doctor)
-app.command()(versions.models)
+app.add_typer(versions.app, name="models")
 app.command()(documents.schema)
 
 
