@@ -13,22 +13,24 @@ from dataclasses import dataclass, field
 from schemas.calibration import Calibration
 from schemas.messages import (
     AlignmentSample,
-    JudgedEvent,
     Judgement,
     KnowledgeRequest,
     KnowledgeUpdate,
     Margin,
-    RankingReason,
     RankingRequest,
     RefreshReason,
 )
 from schemas.settings import Settings
+from streams.admission import ask, ask_at_a_price, ask_for_reasons
 from streams.catalogue import ItemVectors
 from streams.drift import Detector
+from streams.gain import begin_trial, note_margins
+from streams.outgoing import alignment_samples, judged_events, knowledge_request, ranking_request
 from streams.policies import by_period, period_ended
+from streams.price import Limits, Market, advance, answered
 from streams.profile import Event, Touched, fold
-from streams.refresh import Policy, decide, priority
-from streams.state import Pending, UserState
+from streams.refresh import Policy, priority
+from streams.state import UserState
 from streams.trust import judge, renewed
 
 States = dict[str, UserState]
@@ -46,7 +48,10 @@ class Plan:
 
 
 class Planner:
-    """The stage with its constants.
+    """The stage with its constants, and the market that prices refreshes.
+
+    `market` is all that it remembers beside users' states: a plain value, there with the `freshet` policy and None with
+    the others. Set it to None and every reason is acted on at once, whatever the queue.
 
     Args:
         vectors: item vectors of the fitted model.
@@ -64,6 +69,9 @@ class Planner:
         self.policy = Policy.of(calibration, settings.refresh, model_version)
         self.margin_bound = calibration.margin_bound
         self.alpha = settings.refresh.alpha
+        calls = settings.refresh.calls_per_1000
+        self.limits = Limits(None if calls is None else calls / 1000.0)
+        self.market: Market | None = Market() if settings.refresh.policy == "freshet" else None
 
     def events(self, states: States, events: Sequence[Event], now: float) -> Plan:
         """Fold behaviour events; ask for rankings and, where it is time, for knowledge.
@@ -83,14 +91,20 @@ class Planner:
             if user not in states:
                 states[user] = UserState()
         plan = Plan(changed=set(groups))
+        concerned: dict[str, bool] = {}
+        fresh = 0
         for user, note in self._fold(plan, states, groups, now).items():
             if note.live:
                 state = states[user]
-                plan.ranking.append(self._rank(user, state, "event", note.caused_at, now, self._judged(state, note)))
+                plan.ranking.append(
+                    ranking_request(user, state, "event", note.caused_at, now, judged_events(state, note)))
                 if len(note.replayed) < len(groups[user]):
-                    self._refresh(plan, user, state, now, again=bool(note.replayed))
+                    concerned[user] = bool(note.replayed)
+                    fresh += len(groups[user]) - len(note.replayed)
                 elif state.pending is not None:
-                    plan.knowledge.append(self._request(user, state, state.pending))
+                    plan.knowledge.append(self._request(user, state))
+        self._pass(fresh, now)
+        self._refresh(plan, states, concerned, now)
         return plan
 
     def before(self, states: States, events: Sequence[Event], now: float) -> Plan:
@@ -108,9 +122,8 @@ class Planner:
                 state = states.get(event.user_id)
                 if state is not None and period_ended(state, event, self.policy.min_history, self.policy.period_s):
                     reason: RefreshReason = "stale" if state.knowledge_version else "cold_start"
-                    state.pending = self._ask(state, reason, now)
-                    state.last_refresh_count = state.count
-                    plan.knowledge.append(self._request(event.user_id, state, state.pending))
+                    ask(state, reason, now, priority(state, reason, self.policy))
+                    plan.knowledge.append(self._request(event.user_id, state))
                     plan.changed.add(event.user_id)
         return plan
 
@@ -128,13 +141,17 @@ class Planner:
     def judgements(self, states: States, judgements: Sequence[Judgement], now: float) -> Plan:
         """Bet against users' knowledge with the margins of what they did."""
         plan = Plan()
+        self._pass(0, now)
+        contradicted: dict[str, bool] = {}
         for judgement in judgements:
             state = states.get(judgement.user_id)
             if state is None:
                 plan.unknown_users += 1
                 continue
             plan.changed.add(judgement.user_id)
-            self._judge(plan, judgement, state, now)
+            if self._judge(plan, judgement, state, now) and "contradiction" in self.policy.reasons:
+                contradicted[judgement.user_id] = True
+        self._refresh(plan, states, contradicted, now)
         return plan
 
     def updates(self, states: States, updates: Sequence[tuple[KnowledgeUpdate, float]], now: float) -> Plan:
@@ -144,6 +161,7 @@ class Planner:
             updates: each with its record's broker timestamp, seconds.
         """
         plan = Plan()
+        self._pass(0, now)
         newest: dict[str, float] = {}
         for update, caused_at in updates:
             state = states.get(update.user_id)
@@ -155,62 +173,45 @@ class Planner:
             if update.version > state.knowledge_version:
                 _accept(state, update, self.alpha)
                 plan.changed.add(update.user_id)
+                if self.market is not None and state.pending is None:
+                    answered(self.market, update.user_id)
             newest[update.user_id] = caused_at
         for user, caused_at in newest.items():
-            plan.ranking.append(self._rank(user, states[user], "knowledge", caused_at, now, []))
+            plan.ranking.append(ranking_request(user, states[user], "knowledge", caused_at, now, []))
         return plan
 
-    def _rank(
-        self, user: str, state: UserState, reason: RankingReason, caused_at: float, now: float,
-        judged: list[JudgedEvent],
-    ) -> RankingRequest:
-        return RankingRequest(
-            user_id=user, reason=reason, history=list(state.items), seen=list(state.seen), judged=judged,
-            count=state.count, knowledge_version=state.knowledge_version,
-            knowledge_model_version=state.model_version, trust=state.trust, event_time=state.event_time,
-            caused_at=caused_at, requested_at=now)
+    def _pass(self, events: int, now: float) -> None:
+        if self.market is not None:
+            advance(self.market, self.limits, events, now)
 
-    def _judged(self, state: UserState, note: Touched) -> list[JudgedEvent]:
-        """Return the batch's events to be scored, oldest first.
+    def _refresh(self, plan: Plan, states: States, users: dict[str, bool], now: float) -> None:
+        """Ask for the knowledge of those of `users` whose time it is.
 
-        Late events are not judged: knowledge may have been made from what came after them. Neither are events the
-        knowledge has seen or that were bet on already.
+        Args:
+            users: with whether part of what they did is known already; then what is pending is asked for again.
         """
-        done = max(state.knowledge_count, state.judged_count)
-        position = {count: place for place, count in enumerate(state.counts)}
-        judged: dict[int, JudgedEvent] = {}
-        for event in (*note.replayed, *note.applied):
-            count = state.event_ids.get(event.event_id)
-            if count is None or count <= done or event.backfill:
-                continue
-            place = position.get(count)
-            if place is not None and all(later > count for later in state.counts[place + 1:]):
-                judged[count] = JudgedEvent(
-                    event_id=event.event_id, item_id=event.item_id, position=place, count=count)
-        return [judged[count] for count in sorted(judged)]
+        names = list(users)
+        these = [states[user] for user in names]
+        if self.market is None:
+            asked = ask_for_reasons(these, now, self.policy)
+        else:
+            asked = ask_at_a_price(names, these, now, self.policy, self.market, self.limits, self.alpha)
+        for user, state, new in zip(names, these, asked, strict=True):
+            if new or (users[user] and state.pending is not None):
+                plan.knowledge.append(self._request(user, state))
 
-    def _refresh(self, plan: Plan, user: str, state: UserState, now: float, *, again: bool) -> None:
-        reason = decide(state, now, self.policy)
-        if reason is not None:
-            state.pending = self._ask(state, reason, now)
-            state.last_refresh_count = state.count
-        elif not (again and state.pending is not None):
-            return
+    def _request(self, user: str, state: UserState) -> KnowledgeRequest:
         assert state.pending is not None  # noqa: S101 - for the type checker
-        plan.knowledge.append(self._request(user, state, state.pending))
+        return knowledge_request(user, state, state.pending, as_asked=self.policy.name == "nightly")
 
-    def _ask(self, state: UserState, reason: RefreshReason, now: float) -> Pending:
-        earlier = state.pending.version if state.pending else 0
-        return Pending(
-            version=max(state.knowledge_version, earlier) + 1, reason=reason, anchor=state.long, count=state.count,
-            event_id=state.event_id, event_time=state.event_time, caused_at=state.caused_at, requested_at=now,
-            priority=priority(state, reason, self.policy))
-
-    def _judge(self, plan: Plan, judgement: Judgement, state: UserState, now: float) -> None:
+    def _judge(self, plan: Plan, judgement: Judgement, state: UserState, now: float) -> bool:
+        """Bet; return whether the judgement holds the margin that contradicts the knowledge."""
         newest = max((margin.knowledge_version for margin in judgement.margins), default=0)
         known = max(state.knowledge_version, state.pending.version if state.pending else 0)
         if newest > known:
             _adopt(state, newest, self.alpha)
+            if self.market is not None:
+                answered(self.market, judgement.user_id)
         fresh: list[Margin] = []
         done = max(state.judged_count, state.knowledge_count)
         for margin in judgement.margins:
@@ -226,27 +227,22 @@ class Planner:
                 state.contradicted_at = fresh[verdict.contradicted].count
         if fresh:
             state.judged_count = done
+            if self.market is not None:
+                outcome = note_margins(state, [margin.value for margin in fresh], self.margin_bound)
+                if outcome is not None:
+                    self.market.gain.learn(*outcome)
         current = [m for m in judgement.margins if m.knowledge_version == state.knowledge_version]
-        if state.contradicted_at and any(margin.count == state.contradicted_at for margin in current):
-            plan.alignment.extend(_samples(judgement.user_id, state, current))
-            plan.ranking.append(self._rank(judgement.user_id, state, "event", state.caused_at, now, []))
-            if "contradiction" in self.policy.reasons:
-                self._refresh(plan, judgement.user_id, state, now, again=True)
-
-    def _request(self, user: str, state: UserState, pending: Pending) -> KnowledgeRequest:
-        """Return the request for what is pending: of all there is by now; `nightly`, of what there was at that time."""
-        items, count, event_time = list(state.items), state.count, state.event_time
-        if self.policy.name == "nightly":
-            items = [item for item, number in zip(items, state.counts, strict=True) if number <= pending.count]
-            count, event_time = pending.count, pending.event_time
-        return KnowledgeRequest(
-            user_id=user, version=pending.version, reason=pending.reason, history=items, count=count,
-            event_id=pending.event_id, event_time=event_time, caused_at=pending.caused_at,
-            requested_at=pending.requested_at, priority=pending.priority)
+        if not state.contradicted_at or all(margin.count != state.contradicted_at for margin in current):
+            return False
+        plan.alignment.extend(alignment_samples(judgement.user_id, state, current))
+        plan.ranking.append(ranking_request(judgement.user_id, state, "event", state.caused_at, now, []))
+        return True
 
 
 def _accept(state: UserState, update: KnowledgeUpdate, alpha: float) -> None:
     """Take `update` as the user's knowledge: bets and drift start anew."""
+    asked_as = state.pending is not None and state.pending.version == update.version
+    begin_trial(state, state.pending.features if state.pending is not None and asked_as else [])
     state.knowledge_version = update.version
     state.knowledge_count = update.count
     state.knowledge_event_time = update.event_time
@@ -270,6 +266,7 @@ def _adopt(state: UserState, version: int, alpha: float) -> None:
     state.model_version = ""
     state.anchor = state.long
     state.pending = None
+    begin_trial(state, [])
     _start_anew(state, alpha)
 
 
@@ -277,17 +274,3 @@ def _start_anew(state: UserState, alpha: float) -> None:
     state.cusum, state.drifted = 0.0, False
     state.log_wealth, state.contradicted_at = [], 0
     state.trust = renewed(state.help_wealth, state.standing, alpha)
-
-
-def _samples(user: str, state: UserState, margins: Sequence[Margin]) -> list[AlignmentSample]:
-    """Return the events on which knowledge did harm, each with the history before it."""
-    wealth = max(state.log_wealth, default=0.0)
-    samples = []
-    for margin in margins:
-        if margin.value < 0 and margin.count in state.counts:
-            place = state.counts.index(margin.count)
-            samples.append(AlignmentSample(
-                user_id=user, history=state.items[:place], item_id=margin.item_id, margin=margin.value,
-                log_wealth=wealth, knowledge_version=margin.knowledge_version, model_version=state.model_version,
-                event_time=state.times[place]))
-    return samples

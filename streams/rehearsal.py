@@ -38,9 +38,9 @@ class Rehearsal:
 def rehearse(planner: Planner, events: Sequence[Event]) -> Rehearsal:
     """Run `events`, in order of time, through the planner and answer every request at once. There is no judge.
 
-    The planner decides as its thresholds say, whatever policy is set.
+    The planner decides as its thresholds say, whatever policy is set and without a price.
     """
-    planner.policy = replace(planner.policy, name="freshet")
+    planner.policy, planner.market = replace(planner.policy, name="freshet"), None
     states: States = {}
     refreshes: Counter[str] = Counter()
     ages: list[float] = []

@@ -10,6 +10,15 @@ from schemas.messages import RefreshReason
 LAYOUT = 1
 
 
+class Trial(msgspec.Struct, array_like=True):
+    """A refresh whose worth is being found out; see `gain`."""
+
+    features: list[float]  # what it was decided on
+    before: float  # mean margin with the old knowledge, in the judge's bound B
+    total: float = 0.0  # sum of margins with the new one, in B
+    events: int = 0  # how many
+
+
 class Pending(msgspec.Struct, array_like=True):
     """A knowledge request that has no update yet."""
 
@@ -22,6 +31,7 @@ class Pending(msgspec.Struct, array_like=True):
     caused_at: float
     requested_at: float
     priority: float
+    features: list[float] = msgspec.field(default_factory=list)  # what its gain was expected from; [] = nobody asked
 
 
 class UserState(msgspec.Struct, array_like=True):
@@ -72,6 +82,10 @@ class UserState(msgspec.Struct, array_like=True):
 
     help_wealth: list[float] = msgspec.field(default_factory=list)  # of trust's bet on help; [] = all 0
     standing: float = 1.0  # trust that new knowledge starts with
+
+    margins: list[float] = msgspec.field(default_factory=list)  # newest few with the current knowledge, in B
+    trial: Trial | None = None
+    wanted_count: int = 0  # count at which a refresh was first wanted and refused for its price; 0 = none is
 
     @property
     def event_time(self) -> float:
