@@ -8,7 +8,19 @@ import sys
 import typer
 
 from schemas.errors import FreshetError
-from workers.cli import calibrate, data, doctor, documents, experiment, replay, service, stream, user, versions
+from workers.cli import (
+    calibrate,
+    data,
+    doctor,
+    documents,
+    evaluate,
+    experiment,
+    replay,
+    service,
+    stream,
+    user,
+    versions,
+)
 
 app = typer.Typer(
     name="freshet", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -17,6 +29,7 @@ app = typer.Typer(
          "New here? `freshet demo` shows all of it on this machine; `freshet up` runs it as a service.")
 app.command()(data.demo)
 app.command()(data.fit)
+app.command()(evaluate.evaluate)
 app.command()(calibrate.calibrate)
 app.command()(replay.replay)
 app.command()(service.up)

@@ -1,0 +1,97 @@
+import numpy as np
+import pytest
+
+from models.dataset import Dataset, Events
+from models.protocols import (
+    FRESH,
+    FROZEN,
+    Age,
+    Outcome,
+    Ranks,
+    breakdown,
+    by_user,
+    leave_one_out,
+    moments,
+    protocol,
+    stream_time,
+    summary,
+)
+from models.sequences import Sequences
+from schemas.errors import DataError
+
+
+def dataset(user, item):
+    n = len(user)
+    events = Events(np.array(user), np.array(item), np.arange(n, dtype=float), np.zeros(n, np.int64))
+    users, items = max(user) + 1, max(item) + 1
+    return Dataset(events, [f"{u}" for u in range(users)], [f"{i}" for i in range(items)], ["x"], [""] * items, {}, "h")
+
+
+@pytest.fixture
+def mixed():
+    rng = np.random.default_rng(0)
+    return dataset([*rng.integers(0, 9, 80).tolist(), 9, 9, 10], [*rng.integers(0, 20, 80).tolist(), 1, 2, 3])
+
+
+def test_leave_one_out_holds_out_the_last_two_events(mixed):
+    split = leave_one_out(mixed)
+    every = Sequences.of(mixed.events, len(mixed.users))
+    for user in range(len(mixed.users)):
+        items = every.item[every.offsets[user] : every.offsets[user + 1]].tolist()
+        known, begin = split.fold.sequences, split.fold.begin[user]
+        low, high = known.offsets[user], known.offsets[user + 1]
+        trained = split.fold.training()
+        train = trained.item[trained.offsets[user] : trained.offsets[user + 1]].tolist()
+        if len(items) >= 3:
+            assert known.item[low:high].tolist() == items[:-1]  # no test event is there
+            assert known.item[begin:high].tolist() == items[-2:-1]
+            assert train == items[:-2]
+        else:
+            assert begin == high
+            assert train == items
+    rows = split.rows()
+    assert len(rows) == 9
+    assert (split.test.item[rows] == [every.item[every.offsets[u + 1] - 1] for u in range(9)]).all()
+    with pytest.raises(DataError, match="three events"):
+        leave_one_out(dataset([0, 0, 1], [0, 1, 1]))
+
+
+def test_stream_time_predicts_what_came_later(mixed):
+    split = stream_time(mixed, 0.75)
+    cut = int(0.75 * len(mixed.events))
+    assert sorted(split.test.index[split.rows()].tolist()) == list(range(cut, len(mixed.events)))
+    assert sorted(split.fold.sequences.index.tolist()) == list(range(cut))
+    with pytest.raises(DataError, match="unknown protocol"):
+        protocol("random", mixed)
+
+
+def test_moments_of_knowledge(mixed):
+    split = stream_time(mixed, 0.75)
+    rows = split.rows()
+    user = np.searchsorted(split.test.offsets, rows, "right") - 1
+    low = split.test.offsets[user]
+    assert (moments(split.test, split.begin, rows, FRESH) == rows).all()
+    assert (moments(split.test, split.begin, rows, FROZEN) == split.begin[user]).all()
+    behind = moments(split.test, split.begin, rows, Age(3))
+    assert (rows - behind == np.minimum(3, rows - low)).all()
+
+
+def test_figures_by_hand(mixed):
+    split = stream_time(mixed, 0.75)
+    rows = split.rows()
+    rank = np.full(len(rows), 19)
+    rank[:3] = (0, 4, 7)
+    ranks = Ranks(rows, rank, np.full(len(rows), -2.0))
+    reference = Ranks(rows, rank, np.where(np.arange(len(rows)) < 2, -1.0, -2.05))
+    figures = summary(Outcome(ranks, reference))
+    assert figures["recall_at_5"] == pytest.approx(2 / len(rows))
+    assert figures["ndcg_at_5"] == pytest.approx((1 + 1 / np.log2(6)) / len(rows))
+    assert figures["recall_at_10"] == pytest.approx(3 / len(rows))
+    assert figures["harmed_fraction"] == pytest.approx(2 / len(rows))
+    assert summary(Outcome(ranks))["harmed_fraction"] is None
+    for buckets in breakdown(Outcome(ranks), split).values():
+        assert sum(part["n"] for part in buckets.values()) == len(rows)
+        assert sum(part["recall_at_10"] * part["n"] for part in buckets.values()) == pytest.approx(3)
+    groups = by_user(split, rows, rank.astype(float))
+    assert np.concatenate(groups).tolist() == rank.tolist()
+    assert len(groups) == len(np.unique(np.searchsorted(split.test.offsets, rows, "right")))
