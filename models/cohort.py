@@ -101,10 +101,12 @@ class Margins:
     """Judged events of a cohort, m of them.
 
     Args:
+        snapshot: (m,) which of the cohort's, ascending; of one snapshot oldest first.
         user: (m,) users.
         value: (m,) ℓ⁰ − ℓ⁺, nats.
     """
 
+    snapshot: IntArray
     user: IntArray
     value: FloatArray
 
@@ -142,18 +144,19 @@ def margins(parts: Parts, cohort: Cohort, step: Callable[[], None] | None = None
     Args:
         step: called after every batch.
     """
-    users: list[IntArray] = []
+    snapshots: list[IntArray] = []
     values: list[FloatArray] = []
     for chosen in cohort.chunks(parts.batch):
         batch = cohort.batch(parts, chosen)
         positive, zero = losses(parts, cohort, batch, parts.vectors(batch))
-        users.append(cohort.users[chosen][batch.user.numpy()])
+        snapshots.append(chosen[batch.user.numpy()])
         values.append((zero - positive).double().numpy())
         if step is not None:
             step()
-    if not users:
-        return Margins(np.zeros(0, np.int64), np.zeros(0))
-    return Margins(np.concatenate(users), np.concatenate(values))
+    if not snapshots:
+        return Margins(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
+    snapshot = np.concatenate(snapshots)
+    return Margins(snapshot, cohort.users[snapshot], np.concatenate(values))
 
 
 def split_by_user(cohort: Cohort, held_out: float, seed: int) -> tuple[Cohort, Cohort]:

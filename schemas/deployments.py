@@ -74,7 +74,7 @@ class Deployments:
                 out.append(Attempt.model_validate_json(path.read_bytes()))
             except (OSError, ValidationError):
                 continue
-        return sorted(out, key=lambda attempt: attempt.created_at)
+        return sorted(out, key=lambda attempt: (attempt.created_at, attempt.name))
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
@@ -115,7 +115,8 @@ class Deployments:
         self._log.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         try:
-            os.write(handle, deployed.model_dump_json().encode() + b"\n")
+            # The first newline ends a line that a full disk has torn.
+            os.write(handle, b"\n" + deployed.model_dump_json().encode() + b"\n")
         finally:
             os.close(handle)
 
