@@ -54,14 +54,20 @@ LOST_S = 600.0
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What may be spent. budget: calls per event, None = no limit but the queue's."""
+    """What may be spent.
+
+    Args:
+        budget: calls per event; None = no limit but the queue's.
+        least_patience: own events of a user that a want may wait for, at least.
+    """
 
     budget: float | None = None
+    least_patience: int = PATIENCE
 
     @property
     def patience(self) -> int:
         """A user's own events that a want waits for at most."""
-        return PATIENCE if self.budget is None else max(PATIENCE, ceil(2.0 / self.budget))
+        return self.least_patience if self.budget is None else max(self.least_patience, ceil(2.0 / self.budget))
 
 
 @dataclass(slots=True)
@@ -82,8 +88,8 @@ class Market:
 
     @property
     def price(self) -> float:
-        """What a refresh must bring, in B per event."""
-        return self.budget_price + self.queue_price
+        """What a refresh must bring, in B per event. A worker whose next pass is not full would stand idle for nothing."""
+        return self.budget_price + (self.queue_price if len(self.out) >= LEAST else 0.0)
 
     @property
     def target(self) -> float:
