@@ -52,7 +52,7 @@ class Guard:
         self._alpha = alpha
         self._cells = cells
         self._clock = clock
-        self._kept_at = clock()
+        self._kept_at, self._new = clock(), False
         self._counts = {"margins": 0, "rollbacks": 0, "rollbacks_failed": 0}
         self.pools = self._remembered()
 
@@ -61,7 +61,7 @@ class Guard:
         versions = {
             version: {"margins": held.whole.n, "mean": round(held.whole.mean, 4),
                       "log_wealth": round(held.whole.log_wealth, 3), "harmful": bool(held.whole.found_at),
-                      "harmful_codes": [code for code, pool in held.codes.items() if pool.found_at]}
+                      "harmful_codes": [code for code, pool in list(held.codes.items()) if pool.found_at]}
             for version, held in self.pools.versions.copy().items()}
         return self._counts | {"versions": versions}
 
@@ -71,6 +71,7 @@ class Guard:
             Evidence(j.user_id, j.knowledge_model_version or j.model_version, j.codes,
                      [margin.count for margin in j.margins], [margin.value for margin in j.margins])
             for j in judgements]
+        self._new = True
         self._counts["margins"] += sum(len(one.margins) for one in evidence)
         out = []
         for finding in fold(self.pools, evidence, self._bound, self._alpha, self._cells):
@@ -134,11 +135,11 @@ class Guard:
         return held is not None and bool(held.whole.found_at)
 
     def keep(self, *, force: bool = False) -> None:
-        """Write the evidence if a few seconds have passed. Call it between batches, when all of it is committed."""
+        """Write the evidence if it is new and a few seconds have passed. Call it between batches: all is committed."""
         now = self._clock()
-        if not force and now - self._kept_at < _KEEP_EVERY_S:
+        if not self._new or (not force and now - self._kept_at < _KEEP_EVERY_S):
             return
-        self._kept_at = now
+        self._kept_at, self._new = now, False
         self._file.parent.mkdir(parents=True, exist_ok=True)
         scratch = self._file.with_suffix(f".{os.getpid()}")
         scratch.write_bytes(dumps(self.pools))

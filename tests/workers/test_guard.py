@@ -137,6 +137,9 @@ def test_evidence_outlives_the_process_and_damaged_evidence_does_not_stop_it(tmp
     first = guard(tmp_path)
     assert updates(first(judgements("v2", -0.5, range(8)))) == []
     first.keep(force=True)
+    kept = (tmp_path / "guard" / "evidence.msgpack").stat().st_mtime_ns
+    first.keep(force=True)
+    assert (tmp_path / "guard" / "evidence.msgpack").stat().st_mtime_ns == kept, "nothing new"
     second = guard(tmp_path)
     assert second.pools == first.pools
     assert updates(second(judgements("v2", -0.5, range(8)))) == [], "delivered again"
