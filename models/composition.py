@@ -59,22 +59,6 @@ class Source(nn.Module):
         return {}
 
 
-class Shuffled(Source):
-    """A source that gives every moment another one's knowledge: what is left is what knowledge in general gives."""
-
-    def __init__(self, source: Source) -> None:
-        super().__init__()
-        self.source, self.items, self.snapshots = source, source.items, source.snapshots
-
-    def forward(self, moments: Moments) -> Tensor:
-        """Return the knowledge (B, K, d) of the moments, each moved on by one place."""
-        return self.source(moments).roll(1, 0)
-
-    def log(self) -> dict[str, float]:
-        """Return what the source says of itself."""
-        return self.source.log()
-
-
 class Composed(nn.Module):
     """Backbone, source and fusion.
 
@@ -82,14 +66,24 @@ class Composed(nn.Module):
         backbone: the policy's scorer; a copy of the reference, or one that knows item texts.
         reference: the frozen scorer of behaviour alone that it is measured against.
         source, fusion: None = none, the composition is its backbone.
+        shuffled: give every moment another one's knowledge; what is left is what knowledge in general gives.
     """
 
     def __init__(
         self, backbone: Backbone, reference: Backbone, source: Source | None, fusion: nn.Module | None,
+        shuffled: bool = False,
     ) -> None:
         super().__init__()
+        self.shuffled = shuffled
         self.backbone, self.source, self.fusion = backbone, source, fusion
         self.reference = reference.eval().requires_grad_(False)
+
+    def knowledge(self, moments: Moments) -> Tensor | None:
+        """Return the knowledge (B, K, d) of a batch of moments of different users, None without a source."""
+        if self.source is None:
+            return None
+        vectors = self.source(moments)
+        return vectors.roll(1, 0) if self.shuffled else vectors
 
     def fuse(self, hidden: Tensor, vectors: Tensor | None) -> Tensor:
         """Return hidden states (m, d) with what knowledge (m, K, d) changes of them; None = nothing."""
@@ -160,7 +154,10 @@ class Composed(nn.Module):
                 parts.append(self.source(moments_at(sequences, chunk[piece], state[piece], self.source.items)))
             if progress is not None:
                 progress(min(begin + CHUNK, len(places)), len(places))
-        return torch.cat(parts), which
+        vectors = torch.cat(parts)
+        if self.shuffled:  # over all moments: those next to each other are of the same user
+            vectors = vectors[torch.randperm(len(vectors), generator=torch.Generator().manual_seed(0))]
+        return vectors, which
 
 
 def moments_at(sequences: Sequences, rows: IntArray, hidden: Tensor, items: int) -> Moments:

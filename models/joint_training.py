@@ -134,7 +134,8 @@ def _losses(model: Composed, sequences: Sequences, rows: IntArray, device: torch
         vectors = None
         if model.source is not None:
             state = ref_hidden[torch.arange(len(part), device=device), torch.from_numpy(part.first - part.start)]
-            vectors = model.source(moments_at(sequences, part.first, state, model.source.items))[where]
+            known = model.knowledge(moments_at(sequences, part.first, state, model.source.items))
+            vectors = known[where] if known is not None else None
         side = model.backbone.item_side()
         hidden = model.backbone(tokens, side)[where, slots]
         fused = model.fuse(hidden, vectors)

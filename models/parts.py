@@ -5,20 +5,45 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 
 from models.composition import Source
 from models.fusion import KnowledgeAttention
+from models.holistic import ConcatFusion, HolisticSource
+from models.knowledge import KnowledgeModel
 from models.objectives import Objective, PrimalDual
+from models.sources import CodebookSource
 from schemas.settings import FitSettings
 
 if TYPE_CHECKING:
     from models.systems import Workshop
 
-SOURCES: dict[tuple[str, str, str], Callable[[Workshop], Source]] = {}
+
+def parallel_codebooks(shop: Workshop) -> Source:
+    """Return K parallel codebooks whose instructions the language model reads after the cached history."""
+    llm, cache = shop.llm()
+    torch.manual_seed(shop.settings.fit.seed)
+    return CodebookSource(KnowledgeModel.create(shop.settings.fit, llm), cache, llm, shop.settings.llm.history)
+
+
+def descriptions(shop: Workshop, softmax: bool = False) -> Source:
+    """Return descriptions of users with their neighbours, by holistic attention."""
+    llm, cache = shop.llm()
+    torch.manual_seed(shop.settings.fit.seed)
+    return HolisticSource(
+        shop.split.fold.training(), cache, llm, shop.settings.llm.history, shop.settings.fit.dim, softmax)
+
+
+SOURCES: dict[tuple[str, str, str], Callable[[Workshop], Source]] = {
+    ("parallel-codebooks", "cached-states", "hybrid-experts"): parallel_codebooks,
+    ("descriptions", "neighbours", "holistic-attention"): descriptions,
+    ("descriptions", "neighbours", "softmax-attention"): lambda shop: descriptions(shop, softmax=True),
+}
 """(instruction, extraction, adaptor) → source."""
 
 FUSIONS: dict[str, Callable[[FitSettings], nn.Module]] = {
     "start-attention": lambda fit: KnowledgeAttention(fit.dim, fit.heads),
+    "concat-3": lambda fit: ConcatFusion(fit.dim, 3),
 }
 OBJECTIVES: dict[str, Callable[[], Objective]] = {"softmax": Objective, "primal-dual": PrimalDual}

@@ -16,10 +16,11 @@ import torch
 
 from models import training
 from models.backbone import Backbone
-from models.composition import Composed, Shuffled
+from models.composition import Composed
 from models.dataset import Dataset
 from models.evaluation import hidden_before, target_ranks
 from models.fusion import condense
+from models.holistic import texts_with_neighbours
 from models.item_cache import ItemCache
 from models.joint_training import Plan
 from models.joint_training import train as train_jointly
@@ -40,7 +41,8 @@ class System:
     Args:
         name: what `--system` takes.
         about: one line for people.
-        backbone: "sasrec" (items are ids) or "sasrec+text" (ids and item texts).
+        backbone: "sasrec" (items are ids), "sasrec+text" (ids and item texts) or "sasrec+text+neighbours" (and the
+            mean of each text's nearest).
         instruction, extraction: what the language model is asked, and what is kept of its answer; together they name
             the source of knowledge (`models.parts.SOURCES`). "" = no knowledge of users.
         adaptor: what turns states into vectors of the backbone's width; part of the source.
@@ -73,12 +75,18 @@ class System:
         """Return the names of its controls."""
         if not self.has_knowledge:
             return ("extra-steps", "text-init") if self.name == "dense" else ()
-        constrained = ("unconstrained", "fixed-penalty") if self.objective == "primal-dual" else ()
-        return ("shuffled-knowledge", *constrained)
+        own = {"primal-dual": ("unconstrained", "fixed-penalty")}.get(self.objective, ())
+        return ("shuffled-knowledge", *own, *(("softmax-attention",) if self.adaptor == "holistic-attention" else ()))
 
 
 SYSTEMS = {system.name: system for system in (
     System("dense", "behaviour alone: SASRec, full softmax; the reference of the others"),
+    System("grasp", "descriptions of users and items, their ten nearest, holistic attention",
+           backbone="sasrec+text+neighbours", instruction="descriptions", extraction="neighbours",
+           adaptor="holistic-attention", fusion="concat-3"),
+    System("lwgr", "soft instructions from parallel codebooks, attention at the start token, primal–dual bound on harm",
+           instruction="parallel-codebooks", extraction="cached-states", adaptor="hybrid-experts",
+           fusion="start-attention", objective="primal-dual"),
 )}
 CONTROLS = {
     "extra-steps": "as many further steps as knowledge takes, without knowledge",
@@ -86,6 +94,7 @@ CONTROLS = {
     "shuffled-knowledge": "every user gets another one's knowledge, in training and test",
     "unconstrained": "likelihood alone, no bound on harm",
     "fixed-penalty": "λ = 1 throughout",
+    "softmax-attention": "weights of the holistic attention sum to 1",
 }
 
 
@@ -156,12 +165,13 @@ class Workshop:
         return lambda done, total, metrics: self.report(stage, done, total, metrics)
 
     def backbone(self, kind: str) -> tuple[Backbone, dict[str, float]]:
-        """Return a trained backbone by kind, "sasrec" or "sasrec+text", and its metrics; not yet extended."""
+        """Return a trained backbone by kind (see `System`) and its metrics; not yet extended."""
         fit, fold = self.settings.fit, self.split.fold
         if kind == "sasrec":
             return self.once(kind, lambda: training.train_reference(fold, fit, self.max_len, self.during("reference")))
+        text = self.texts() if kind == "sasrec+text" else texts_with_neighbours(self.llm()[1].embeddings)
         return self.once(kind, lambda: training.train_fused(
-            fold, self.texts(), fit, self.max_len, self.during("scorer with texts")))
+            fold, text, fit, self.max_len, self.during("scorer with texts")))
 
     def served(self, model: Backbone, name: str) -> Backbone:
         """Return a scorer as it is tested: gone on over the held-out rows where the protocol says so."""
@@ -199,13 +209,13 @@ def train(system: System, control: str | None, shop: Workshop) -> Trained:
 def _knowledge(system: System, control: str | None, shop: Workshop) -> Trained:
     reference = shop.backbone("sasrec")[0]
     backbone = copy.deepcopy(shop.backbone(system.backbone)[0])
-    source = SOURCES[system.instruction, system.extraction, system.adaptor](shop)
-    if control == "shuffled-knowledge":
-        source = Shuffled(source)
+    adaptor = control if control == "softmax-attention" else system.adaptor
+    source = SOURCES[system.instruction, system.extraction, adaptor](shop)
     objective = OBJECTIVES[system.objective]()
     if control in {"unconstrained", "fixed-penalty"}:
         objective = Objective() if control == "unconstrained" else FixedPenalty()
-    model = Composed(backbone, reference, source, FUSIONS[system.fusion](shop.settings.fit))
+    model = Composed(
+        backbone, reference, source, FUSIONS[system.fusion](shop.settings.fit), control == "shuffled-knowledge")
     about = train_jointly(model, shop.split.fold, _plan(shop, objective), shop.during("knowledge"))
     name = f"{system.name} {control}"
     model.backbone = shop.served(model.backbone, name)

@@ -1,0 +1,132 @@
+"""GRASP's knowledge: descriptions of users and items, their nearest neighbours, and holistic attention over both.
+
+arXiv 2511.20177 as reconstructed: Att(q, X) = Σ_t mask_t σ(qW_Q·x_tW_K/√d + b) x_tW_V with b starting at −log l, since
+sums of sigmoids grow with the length l; a_self = Att(u, X), a_sim = Att(ū, X̄), a_glob = Att([u; ū], [X; X̄]), where bars
+are means over the ten nearest others. The description of a moment is made from the history before it, and the bank of
+users from training events alone, so that nothing looks ahead; nobody is their own neighbour.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from models.composition import Moments, Source
+from models.item_cache import ItemCache
+from models.llm import LanguageModel
+from models.sequences import Sequences
+from models.sources import FROZEN, Whitening, describe, neighbours
+
+NEAREST = 10
+
+
+class HolisticAttention(nn.Module):
+    """One query over a set, weighted by sigmoids (or, for the ablation, by softmax).
+
+    Args:
+        query, keys: widths.
+        dim: d, of the result.
+        length: l, items a set usually has.
+        softmax: weights that sum to 1.
+    """
+
+    def __init__(self, query: int, keys: int, dim: int, length: int, softmax: bool = False) -> None:
+        super().__init__()
+        self.softmax = softmax
+        self.query, self.key = nn.Linear(query, dim, bias=False), nn.Linear(keys, dim, bias=False)
+        self.value = nn.Linear(keys, dim, bias=False)
+        self.bias = nn.Parameter(torch.tensor(-math.log(max(1, length))))
+
+    def forward(self, query: Tensor, keys: Tensor, mask: Tensor) -> Tensor:
+        """Return (B, d) for a query (B, q) over keys (B, H, k), mask (B, H) False = not there."""
+        like = torch.einsum("bd,bhd->bh", self.query(query), self.key(keys)) * self.bias.new_tensor(
+            self.query.out_features).rsqrt()
+        if self.softmax:
+            weights = torch.softmax(like.masked_fill(~mask, torch.finfo(like.dtype).min), -1)
+        else:
+            weights = torch.sigmoid(like + self.bias)
+        return torch.einsum("bh,bhd->bd", weights * mask, self.value(keys))
+
+
+class HolisticSource(Source):
+    """Three vectors of a user: own, similar, and both together.
+
+    Args:
+        training: sequences that users' descriptions are made from; no later event is known.
+        cache, llm: of the item texts.
+        items: H, items of a history that are described and attended to.
+        dim: d.
+        softmax: the ablation.
+    """
+
+    item: Tensor
+    similar: Tensor
+    users: Tensor
+
+    def __init__(
+        self, training: Sequences, cache: ItemCache, llm: LanguageModel, items: int, dim: int, softmax: bool = False,
+    ) -> None:
+        super().__init__()
+        self.items, self.snapshots = items, FROZEN
+        self._language = (llm, cache)
+        embeddings = torch.from_numpy(cache.embeddings)
+        whiten = Whitening(embeddings)
+        self.register_buffer("item", whiten(embeddings), persistent=False)
+        nearest = neighbours(self.item, self.item, NEAREST, torch.arange(len(self.item)))
+        self.register_buffer("similar", self.item[nearest].mean(1), persistent=False)
+        # Users without a training event stand in the bank as zero rows, and are nobody's neighbour.
+        last = training.offsets[1:][:, None] - np.arange(items, 0, -1)
+        inside = last >= training.offsets[:-1][:, None]
+        histories = np.where(inside, training.item[np.clip(last, 0, max(0, len(training.item) - 1))], -1)
+        known = np.asarray(inside.any(1))
+        bank = torch.zeros(len(known), llm.hidden_size)
+        bank[torch.from_numpy(known)] = describe(llm, cache, histories[known])
+        self.whiten = Whitening(bank)
+        self.register_buffer("users", self.whiten(bank[torch.from_numpy(known)]), persistent=False)
+        self._place = np.where(known, np.cumsum(known) - 1, -1)
+        x, u = whiten.width, self.whiten.width
+        self.own = HolisticAttention(u, x, dim, items, softmax)
+        self.others = HolisticAttention(u, x, dim, items, softmax)
+        self.both = HolisticAttention(2 * u, 2 * x, dim, items, softmax)
+
+    def forward(self, moments: Moments) -> Tensor:
+        """Return knowledge (B, 3, d)."""
+        llm, cache = self._language
+        device = self.item.device
+        rows = torch.from_numpy(moments.histories).to(device)
+        mask, at = rows >= 0, rows.clamp(min=0)
+        user = self.whiten(describe(llm, cache, moments.histories).to(device))
+        place = torch.from_numpy(self._place[moments.user]).to(device)
+        alike = self.users[neighbours(self.users, user, NEAREST, place)].mean(1)
+        x, near = self.item[at], self.similar[at]
+        return torch.stack([
+            self.own(user, x, mask), self.others(alike, near, mask),
+            self.both(torch.cat([user, alike], -1), torch.cat([x, near], -1), mask)], 1)
+
+
+class ConcatFusion(nn.Module):
+    """h ← h + W MLP([h; a_1 … a_K]), W = 0 at the start: training begins at the scorer without knowledge."""
+
+    def __init__(self, dim: int, vectors: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.inner = nn.Linear(dim * (1 + vectors), 2 * dim)
+        self.out = nn.Linear(2 * dim, dim, bias=False)
+        nn.init.zeros_(self.out.weight)
+
+    def forward(self, hidden: Tensor, knowledge: Tensor) -> Tensor:
+        """Return the change (B, T, d) of hidden (B, T, d) for knowledge (B, K, d)."""
+        known = knowledge.flatten(1)[:, None].expand(-1, hidden.shape[1], -1)
+        return self.out(nn.functional.gelu(self.inner(torch.cat([self.norm(hidden), known], -1))))
+
+
+def texts_with_neighbours(embeddings: np.ndarray) -> Tensor:
+    """Return item texts beside the mean of their nearest others', (n, 2 × ≤128), for a scorer with texts."""
+    whiten = Whitening(torch.from_numpy(embeddings))
+    item = whiten(torch.from_numpy(embeddings))
+    item[~torch.from_numpy((embeddings != 0).any(1))] = 0.0
+    nearest = neighbours(item, item, NEAREST, torch.arange(len(item)))
+    return torch.cat([item, item[nearest].mean(1)], 1)

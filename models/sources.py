@@ -1,0 +1,98 @@
+"""Sources of users' knowledge: what a frozen language model makes of a history, as vectors of the backbone's width."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from models.composition import Moments, Source
+from models.dataset import IntArray
+from models.item_cache import ItemCache
+from models.knowledge import KnowledgeModel
+from models.llm import LanguageModel
+
+ASKED = "\nIn short, this person likes"  # the fixed instruction: what follows it is a description
+THROUGH_LLM = 192  # moments per epoch where gradients pass through the language model
+FROZEN = 1536  # where they do not
+
+
+class CodebookSource(Source):
+    """K soft instructions from parallel codebooks, read by the frozen language model (LWGR), through hybrid experts."""
+
+    def __init__(self, knowledge: KnowledgeModel, cache: ItemCache, llm: LanguageModel, items: int) -> None:
+        super().__init__()
+        self.knowledge, self.items, self.snapshots = knowledge, items, THROUGH_LLM
+        self._language = (llm, cache)  # a tuple: no part of the module, neither trained nor saved
+
+    def forward(self, moments: Moments) -> Tensor:
+        """Return knowledge (B, K, d)."""
+        llm, cache = self._language
+        return self.knowledge(moments.hidden.float(), moments.histories, cache, llm)
+
+    def log(self) -> dict[str, float]:
+        """Return the use of codes: perplexity as a share of a codebook's size, mean and least over codebooks."""
+        used = self.knowledge.instructions.utilisation()
+        return {"code_use": float(used.mean()), "code_use_least": float(used.min())}
+
+
+@torch.no_grad()
+def describe(llm: LanguageModel, cache: ItemCache, histories: IntArray, batch: int = 16) -> Tensor:
+    """Return what a fixed instruction makes of histories (B, H) of item rows, −1 = none: mean last states (B, H')."""
+    ids = torch.tensor(llm.tokenizer(ASKED, add_special_tokens=False).input_ids, device=llm.device)
+    asked = llm.embed(ids)
+    out = []
+    for at in range(0, len(histories), batch):
+        memory = cache.history(histories[at : at + batch])
+        size = len(histories[at : at + batch])
+        positions = memory.next_position[:, None] + torch.arange(len(ids), device=llm.device)
+        out.append(llm.run(asked.expand(size, -1, -1), positions, memory).float().mean(1).cpu())
+    return torch.cat(out) if out else torch.zeros(0, llm.hidden_size)
+
+
+class Whitening(nn.Module):
+    """Projection of states (…, H) on the leading principal components of a bank, each of unit variance there.
+
+    States of a language model share one large direction; cosines between them are all near 1 until it is taken out.
+    """
+
+    mean: Tensor
+    axes: Tensor
+
+    def __init__(self, bank: Tensor, width: int = 128) -> None:
+        super().__init__()
+        present = bank[(bank != 0).any(1)].double()
+        mean = present.mean(0) if len(present) else torch.zeros(bank.shape[1], dtype=torch.float64)
+        x = present - mean
+        variance, axes = torch.linalg.eigh(x.T @ x / max(1, len(x)))
+        variance, axes = variance.flip(0)[:width], axes.flip(1)[:, :width]
+        useful = variance > 1e-6 * variance[0].clamp(min=1e-12)
+        self.register_buffer("mean", mean.float())
+        self.register_buffer("axes", (axes * torch.where(useful, variance.clamp(min=1e-12).rsqrt(), 0.0)).float())
+
+    @property
+    def width(self) -> int:
+        """Components kept."""
+        return self.axes.shape[1]
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Return (…, width), within ±4."""
+        return ((states.float() - self.mean) @ self.axes).clamp(-4, 4)
+
+
+def neighbours(bank: Tensor, query: Tensor, n: int, own: Tensor | None = None, chunk: int = 2048) -> Tensor:
+    """Return rows (q, ≤n) of the vectors of `bank` (b, w) most like each of `query` (q, w) by cosine.
+
+    Args:
+        own: (q,) row of the bank that is the query itself and is left out, −1 = none.
+    """
+    unit = nn.functional.normalize(bank, dim=1)
+    n = min(n, max(1, len(bank) - (own is not None)))
+    out = []
+    for at in range(0, len(query), chunk):
+        like = nn.functional.normalize(query[at : at + chunk], dim=1) @ unit.T
+        if own is not None:
+            itself = own[at : at + chunk]
+            each = torch.arange(len(like), device=like.device)
+            like[each[itself >= 0], itself[itself >= 0]] = -torch.inf
+        out.append(like.topk(n, 1).indices)
+    return torch.cat(out) if out else torch.zeros(0, n, dtype=torch.int64)

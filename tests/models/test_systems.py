@@ -1,0 +1,175 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from models import joint_training
+from models.composition import Composed
+from models.evaluation import ndcg
+from models.fusion import KnowledgeAttention
+from models.item_cache import ItemCache
+from models.objectives import FixedPenalty, Objective, PrimalDual
+from models.protocols import FRESH, FROZEN, leave_one_out, stream_time, summary
+from models.systems import CONTROLS, SYSTEMS, Workshop, system_named, train
+from schemas.errors import FreshetError
+from schemas.settings import FitSettings, LlmSettings, Settings, StateSettings
+from tests.models import tiny
+from tests.models.planted import chains
+
+SETTINGS = replace(
+    Settings(), state=StateSettings(history=10), llm=LlmSettings(batch=8, history=4, item_tokens=8, device="cpu"),
+    fit=FitSettings(dim=16, layers=1, dropout=0.1, epochs=25, knowledge_epochs=2, instructions=3, codes=4, seed=1))
+
+
+@pytest.fixture(scope="module")
+def data():
+    return chains()
+
+
+@pytest.fixture(scope="module")
+def language(data, tmp_path_factory):
+    llm = tiny.load(tmp_path_factory.mktemp("llm"))
+    cache = ItemCache.build(llm, data.texts, tmp_path_factory.mktemp("cache"), None, SETTINGS.llm.item_tokens)
+    return lambda: (llm, cache)
+
+
+@pytest.fixture(scope="module")
+def shop(data, language):
+    patch = pytest.MonkeyPatch()
+    for name in ("JUDGED", "FEW"):
+        patch.setattr(joint_training, name, 48)
+    yield Workshop(data, stream_time(data), SETTINGS, language)
+    patch.undo()
+
+
+def popularity(split):
+    """NDCG@10 of ranking by training counts, seen items out."""
+    counts = np.bincount(split.fold.sequences.item, minlength=split.fold.n_items)
+    ranks = []
+    for row in split.rows():
+        user = np.searchsorted(split.test.offsets, row, "right") - 1
+        seen = split.test.item[split.test.offsets[user] : row]
+        score = counts.astype(float)
+        score[seen] = -1
+        ranks.append(int((score >= score[split.test.item[row]]).sum()) - 1)
+    return float(ndcg(np.array(ranks)).mean())
+
+
+def test_the_table_names_parts_that_exist(shop):
+    from models.parts import FUSIONS, OBJECTIVES, SOURCES
+
+    for name, system in SYSTEMS.items():
+        assert name == system.name
+        assert set(system.controls()) <= set(CONTROLS)
+        if system.has_knowledge:
+            assert (system.instruction, system.extraction, system.adaptor) in SOURCES
+            assert system.fusion in FUSIONS
+            assert system.objective in OBJECTIVES
+    with pytest.raises(FreshetError, match="there are dense"):
+        system_named("nothing")
+    with pytest.raises(FreshetError, match="it has extra-steps"):
+        system_named("dense", "shuffled-knowledge")
+
+
+@pytest.mark.parametrize("protocol", [leave_one_out, stream_time])
+def test_dense_learns_what_follows_what(data, language, protocol):
+    split = protocol(data)
+    trained = train(SYSTEMS["dense"], None, Workshop(data, split, SETTINGS, language))
+    outcome = trained.rank(FRESH)
+    assert outcome.reference is None
+    assert (outcome.ranks.rows == split.rows()).all()
+    assert summary(outcome)["ndcg_at_10"] > popularity(split) + 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("control", ["extra-steps", "text-init"])
+def test_dense_controls_learn_too_and_know_their_reference(shop, control):
+    outcome = train(SYSTEMS["dense"], control, shop).rank(FRESH)
+    assert outcome.reference is not None
+    assert (outcome.reference.rows == outcome.ranks.rows).all()
+    assert not np.array_equal(outcome.ranks.logp, outcome.reference.logp)
+    assert summary(outcome)["ndcg_at_10"] > popularity(shop.split) + 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name, system in SYSTEMS.items() if system.has_knowledge])
+def test_systems_with_knowledge_learn(shop, name, monkeypatch):
+    monkeypatch.setattr("models.sources.FROZEN", 64)
+    trained = train(SYSTEMS[name], None, shop)
+    fresh = trained.rank(FRESH)
+    assert summary(fresh)["ndcg_at_10"] > popularity(shop.split) + 0.1
+    assert 0 <= summary(fresh)["harmed_fraction"] <= 1
+    history = trained.about["history"]
+    assert [entry["epoch"] for entry in history] == list(range(len(history)))
+    assert all(np.isfinite(value) for entry in history for value in entry.values())
+    frozen = trained.rank(FROZEN)
+    assert (frozen.ranks.rows == fresh.ranks.rows).all()
+
+
+def composed(shop, control=False):
+    from models.parts import FUSIONS, parallel_codebooks
+
+    reference = shop.backbone("sasrec")[0]
+    import copy
+    return Composed(copy.deepcopy(reference), reference, parallel_codebooks(shop), FUSIONS["start-attention"](
+        SETTINGS.fit), control)
+
+
+def test_a_composition_starts_at_its_reference(shop):
+    model = composed(shop)
+    split = shop.split
+    before = model.rank(split.test, split.begin, FRESH)
+    plain = shop.rank(shop.backbone("sasrec")[0])
+    np.testing.assert_allclose(before.logp, plain.logp, atol=1e-5)
+    inside = model.rank(split.test, split.begin, FRESH, epsilon=0.0)
+    np.testing.assert_allclose(inside.logp, plain.logp, atol=1e-5)
+
+
+def test_knowledge_of_the_age_asked_for_is_used(shop):
+    model = composed(shop)
+    torch.manual_seed(0)
+    assert isinstance(model.fusion, KnowledgeAttention)
+    torch.nn.init.normal_(model.fusion.out.weight)
+    split = shop.split
+    fresh = model.rank(split.test, split.begin, FRESH)
+    frozen = model.rank(split.test, split.begin, FROZEN)
+    first = np.isin(fresh.rows, split.begin)  # a user's first later event: both know the same
+    np.testing.assert_allclose(fresh.logp[first], frozen.logp[first], atol=1e-4)
+    assert (np.abs(fresh.logp[~first] - frozen.logp[~first]) > 1e-4).mean() > 0.5
+    model.shuffled = True
+    shuffled = model.rank(split.test, split.begin, FRESH)
+    assert (np.abs(fresh.logp - shuffled.logp) > 1e-4).mean() > 0.5
+
+
+def test_training_leaves_the_reference_alone_and_is_the_same_for_a_seed(shop):
+    found = []
+    for _ in range(2):
+        model = composed(shop)
+        before = {name: weight.clone() for name, weight in model.reference.state_dict().items()}
+        about = joint_training.train(
+            model, shop.split.fold, joint_training.Plan(1, PrimalDual(), seed=3, none_is_an_epoch=False))
+        for name, weight in model.reference.state_dict().items():
+            assert torch.equal(weight, before[name])
+        found.append((about["nll"], model.fusion.out.weight.clone()))
+        assert model.fusion.out.weight.abs().sum() > 0
+    assert found[0][0] == found[1][0]
+    assert torch.equal(found[0][1], found[1][1])
+
+
+def test_the_dual_variable_follows_the_constraint():
+    objective = PrimalDual()
+    objective.start(0.0)
+    assert objective.lagrange == 0  # a policy that starts at its reference: ε_C is not known yet
+    objective.after_epoch(0.2)
+    assert objective.allowed == pytest.approx(0.1)
+    before = objective.lagrange
+    objective.after_epoch(0.3)
+    assert objective.lagrange > before
+    for _ in range(20):
+        objective.after_epoch(0.0)
+    assert objective.lagrange == 0
+    fixed = FixedPenalty()
+    fixed.after_epoch(9.0)
+    assert fixed.lagrange == 1
+    assert Objective().log() == {}
