@@ -1,20 +1,16 @@
 import numpy as np
 import pytest
 
+from benchmarks import experiment as users
 from models.experiment import confidence, log_wealth, pseudo_outcomes, users_needed
 
 ALPHA = 0.05
 
 
 def population(rng: np.random.Generator, shape: tuple[int, ...], mean: float = 0.03) -> np.ndarray:
-    """Rewards of very unlike users: most never take what was recommended, a few do again and again.
-
-    A user has 1 to 200 events (Zipf), all with the user's own chance of a hit (Beta, standard deviation four times the
-    mean), and hits are worth one and the same NDCG: events of a user are as dependent as they can be.
-    """
-    skill = rng.beta(0.3, 0.3 / mean - 0.3, size=shape)
-    events = np.minimum(rng.zipf(1.8, size=shape), 200)
-    return rng.binomial(events, skill) / events * rng.uniform(0.29, 1.0, size=shape)
+    """Rewards of very unlike users whose events depend on each other."""
+    hits, events, worth = users.population(rng, shape, mean)
+    return hits / events * worth
 
 
 def ever_excluded(rewards, control, share, truth: float) -> float:
