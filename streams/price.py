@@ -88,7 +88,7 @@ class Market:
 
     @property
     def price(self) -> float:
-        """What a refresh must bring, in B per event. A worker whose next pass is not full would stand idle for nothing."""
+        """What a refresh must bring, in B per event. No worker stands idle for the queue's price."""
         return self.budget_price + (self.queue_price if len(self.out) >= LEAST else 0.0)
 
     @property
