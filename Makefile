@@ -34,7 +34,17 @@ lint: setup ## ruff and mypy
 bench-ingest: setup ## events/s of the profile stage beside idiomatic Faust, Quix Streams and Bytewax
 	$(BIN)/python -m benchmarks.ingest $(ARGS)
 
+bench-experiment: setup ## error of an experiment's interval looked at after every user, and its width
+	$(BIN)/python -m benchmarks.experiment $(ARGS)
+
+bench-judge: setup ## the judge's false alarms and power, per user and pooled (ARGS=--quick: seconds)
+	$(BIN)/python -m benchmarks.judge $(ARGS)
+
+bench-drift: setup ## drift detection on planted changes, beside river's Page–Hinkley and ADWIN
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c deploy/constraints.txt -e '.[bench]'
+	$(BIN)/python -m benchmarks.drift $(ARGS)
+
 clean: ## remove the environment, caches and fitted models
 	rm -rf .venv .freshet runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help setup demo test test-quick lint bench-ingest clean
+.PHONY: help setup demo test test-quick lint bench-experiment bench-drift bench-ingest bench-judge clean

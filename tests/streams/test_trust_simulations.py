@@ -49,6 +49,13 @@ def test_no_more_users_than_alpha_are_ever_found_at_any_horizon(null: str, side:
         assert found <= most(USERS, ALPHA), f"{found} of {USERS} within {horizon} events"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("null", ["Gaussian", "stake chosen from the past"])
+def test_ten_times_as_long_is_no_way_round_it(null: str) -> None:
+    margins = NULLS[null](2000, 10_000, np.random.default_rng(14))
+    assert int((first_crossings(margins, BOUND, ALPHA) >= 0).sum()) <= most(2000, ALPHA)
+
+
 def test_the_bound_would_notice_a_test_that_breaks_its_promise() -> None:
     """The plain likelihood ratio does, on margins that are harmless: the check above can fail."""
     margins = gaussian(2000, 300, np.random.default_rng(5))
