@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the name the field uses
 
+from models.affinity import Affinity, Evidence
 from models.backbone import Backbone
 from models.constraint import trust_region
 from models.dataset import FloatArray, IntArray
@@ -22,13 +23,16 @@ from models.fusion import FusedScorer
 from models.item_cache import ItemCache
 from models.knowledge import KnowledgeModel
 from models.llm import LanguageModel
-from models.sequences import Sequences
-from models.snapshots import SPAN, after, batch_of, regular
+from models.sequences import Sequences, tensors
+from models.snapshots import SPAN, after, batch_of, before, regular
 from schemas.settings import LlmSettings
 
 EPSILONS = (0.0, 0.01, 0.03, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)  # nats
+GAINS = (1.0, 2.0, 4.0, 7.0, 10.0, 15.0, 22.0)  # g
+FADES = (5.0, 15.0, 45.0, 1e9)  # half-lives, events
+TEMPERATURES = (1.0, 0.92, 0.85, 0.78, 0.7)  # τ
 LENGTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24)  # events before an event: lower ends of buckets
-Evidence = dict[str, float]
+Found = dict[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,16 +60,16 @@ def replay(
     sequences: Sequences, begin: IntArray, reference: Backbone, fused: FusedScorer, knowledge: KnowledgeModel | None,
     cache: ItemCache | None, llm: LanguageModel | None, settings: LlmSettings, limit: int = 4000, seed: int = 0,
     progress: Callable[[int, int], None] | None = None, epsilons: tuple[float, ...] = EPSILONS, span: int = SPAN,
+    affinity: Affinity | None = None,
 ) -> Replay:
     """Score events from row `begin` on of each user, generating knowledge every `span` events.
 
     Args:
         knowledge, cache, llm: None = fused scores without users' knowledge.
         limit: about so many events; whole snapshots are drawn.
+        affinity: None = without evidence.
     """
-    rows = regular(sequences, begin, span)
-    count = -(-limit // max(1, min(span, int(np.median(sequences.lengths()[sequences.lengths() > 0])))))
-    rows = np.sort(np.random.default_rng(seed).permutation(rows)[:count])
+    rows = _drawn(sequences, begin, limit, span, seed)
     side = fused.item_side()
     parts: list[tuple[np.ndarray, ...]] = []
     for at in range(0, len(rows), settings.batch):
@@ -75,6 +79,8 @@ def replay(
         if knowledge is not None and cache is not None and llm is not None:
             vectors = knowledge(batch.user_hidden, batch.histories, cache, llm)
         logits = fused.scores(fused.fuse(batch.fused_hidden, vectors)[batch.user, batch.slot], side)
+        if affinity is not None:
+            logits = fused.weigh(logits, *_gathered(sequences, part.first, batch.user, batch.rows, affinity, fused))
         target = torch.from_numpy(sequences.item[batch.rows])
         margin = F.cross_entropy(batch.ref_logits, target, reduction="none") - F.cross_entropy(
             logits, target, reduction="none")
@@ -89,6 +95,88 @@ def replay(
         none = np.zeros(0, np.int64)
         return Replay(none, none, none, np.zeros(0), np.zeros((0, len(epsilons)), np.int64))
     return Replay(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
+def _drawn(sequences: Sequences, begin: IntArray, limit: int, span: int, seed: int) -> IntArray:
+    """Return snapshots, about `limit` events of held-out users in all."""
+    rows = regular(sequences, begin, span)
+    count = -(-limit // max(1, min(span, int(np.median(sequences.lengths()[sequences.lengths() > 0])))))
+    return np.sort(np.random.default_rng(seed).permutation(rows)[:count])
+
+
+def _gathered(
+    sequences: Sequences, first: IntArray, user: Tensor, rows: IntArray, affinity: Affinity, fused: FusedScorer,
+) -> tuple[Evidence, Tensor]:
+    """Return the evidence at snapshots `first` (B,) for events `rows` (m,) of `user` (m,), and its age at each."""
+    gathered = affinity.evidence(before(sequences, first, fused.max_len))
+    age = torch.from_numpy(rows - first[user.numpy()])
+    return Evidence(gathered.items[user], gathered.weights[user]), age
+
+
+@torch.no_grad()
+def calibrate_evidence(
+    sequences: Sequences, begin: IntArray, fused: FusedScorer, affinity: Affinity, limit: int = 6000, seed: int = 0,
+) -> Found:
+    """Set gain, half-life and temperature of `fused` to what serves the held-out events best; return the figures.
+
+    The criterion: the highest NDCG@10 that likelihood does not pay for. A large gain ranks best and makes the scorer
+    too sure: on MovieLens-100K NDCG@10 rises to .119 with g = 10 while the log-likelihood falls from −5.83 to −5.98,
+    and a judge of margins would call that harm. With a temperature below 1 the same ranking is as likely as before.
+    """
+    rows = _drawn(sequences, begin, limit, SPAN, seed)
+    side = fused.item_side()
+    events: list[tuple[Tensor, Tensor, Evidence, Tensor]] = []
+    for at in range(0, len(rows), 64):
+        part = after(sequences, rows[at : at + 64], fused.max_len)
+        tokens, where, slots, predicted = tensors(sequences, part)
+        found = predicted.numpy()
+        target = torch.from_numpy(sequences.item[found])
+        logits = fused.scores(fused(tokens)[where, slots], side)
+        low = sequences.offsets[np.searchsorted(sequences.offsets, found, "right") - 1]
+        seen = seen_pairs(sequences, low, found)
+        own = logits[torch.arange(len(target)), target]
+        logits[seen] = -torch.inf
+        logits[torch.arange(len(target)), target] = own  # an item taken twice is no one's success, and rare
+        events.append((logits, target, *_gathered(sequences, part.first, where, found, affinity, fused)))
+    if not events:
+        return {}
+    plain = _scored(fused, events, 0.0, 1e9, (1.0,))
+    tried = [(_scored(fused, events, gain, half_life, ())[0], gain, half_life) for gain in GAINS for half_life in FADES]
+    chosen = (plain[0], 0.0, 1e9, 1.0, plain[1][0])
+    for quality, gain, half_life in sorted(tried, reverse=True):
+        if quality <= plain[0]:
+            break
+        nll, temperature = min(zip(_scored(fused, events, gain, half_life, TEMPERATURES)[1], TEMPERATURES, strict=True))
+        if nll <= plain[1][0]:
+            chosen = (quality, gain, half_life, temperature, nll)
+            break
+    _set(fused, *chosen[1:4])
+    return {
+        "evidence_ndcg_at_10": chosen[0], "evidence_ndcg_at_10_without": plain[0], "evidence_gain": chosen[1],
+        "evidence_half_life": chosen[2], "evidence_temperature": chosen[3], "evidence_nll": chosen[4],
+        "evidence_nll_without": plain[1][0]}
+
+
+def _set(fused: FusedScorer, gain: float, half_life: float, temperature: float) -> None:
+    fused.evidence_gain.fill_(gain)
+    fused.evidence_half_life.fill_(half_life)
+    fused.temperature.fill_(temperature)
+
+
+def _scored(
+    fused: FusedScorer, events: list[tuple[Tensor, Tensor, Evidence, Tensor]], gain: float, half_life: float,
+    temperatures: tuple[float, ...],
+) -> tuple[float, list[float]]:
+    """Return NDCG@10 and, for each temperature, the mean negative log-likelihood (nats)."""
+    _set(fused, gain, half_life, 1.0)
+    quality, nll, count = 0.0, np.zeros(len(temperatures)), 0
+    for logits, target, evidence, age in events:
+        weighed = fused.weigh(logits, evidence, age)
+        own = weighed.gather(1, target[:, None])
+        quality += float(ndcg((weighed >= own).sum(1).numpy() - 1).sum())
+        nll += [float(F.cross_entropy(temperature * weighed, target, reduction="sum")) for temperature in temperatures]
+        count += len(target)
+    return quality / count, (nll / count).tolist()
 
 
 def _ranks(
@@ -114,7 +202,7 @@ def margins_by_user(done: Replay) -> list[FloatArray]:
     return [part for part in np.split(done.margin[order], ends) if len(part)]
 
 
-def calibrate_epsilon(done: Replay, epsilons: tuple[float, ...] = EPSILONS) -> tuple[float, Evidence]:
+def calibrate_epsilon(done: Replay, epsilons: tuple[float, ...] = EPSILONS) -> tuple[float, Found]:
     """Return the smallest trust radius (nats) whose NDCG@10 is within 1% of the best.
 
     Above some radius quality hardly changes, and 4,000 events do not tell its values apart: MovieLens-100K held-out
@@ -126,14 +214,14 @@ def calibrate_epsilon(done: Replay, epsilons: tuple[float, ...] = EPSILONS) -> t
     return chosen, {f"ndcg_at_10_epsilon_{epsilon:g}": value for epsilon, value in zip(epsilons, quality, strict=True)}
 
 
-def calibrate_min_history(done: Replay, epsilon: float, epsilons: tuple[float, ...] = EPSILONS) -> tuple[int, Evidence]:
+def calibrate_min_history(done: Replay, epsilon: float, epsilons: tuple[float, ...] = EPSILONS) -> tuple[int, Found]:
     """Return the shortest history from which on knowledge does no harm that noise would not explain.
 
     That is: in no bucket of longer histories is the mean NDCG@10 gain below zero by two standard errors. Buckets of
     fewer than 30 events are passed over.
     """
     gain = ndcg(done.ranks[:, epsilons.index(epsilon)]) - ndcg(done.ranks[:, 0])
-    evidence: Evidence = {}
+    evidence: Found = {}
     shortest = LENGTHS[0]
     for at, low in enumerate(LENGTHS):
         high = LENGTHS[at + 1] if at + 1 < len(LENGTHS) else np.inf

@@ -1,9 +1,10 @@
 """All models of a version, trained and calibrated in the one order in which each step's evidence is honest.
 
 1. Reference and fused scorer on the training part without its newest tenth, which chooses their epochs.
-2. Knowledge on those two, frozen; the same tenth moves λ and chooses the epoch.
-3. Trust (ε, B, shortest history) on the same tenth, which no scorer has been trained on yet.
-4. Both scorers go on over the tenth as well: these are the ones served.
+2. What items say about each other, from the same part; the tenth says how much of it, for how long and how surely.
+3. Knowledge on those, frozen; the same tenth moves λ and chooses the epoch.
+4. Trust (ε, B, shortest history) on the same tenth, which no scorer has been trained on yet.
+5. Both scorers and the items' affinity take in the tenth as well: these are the ones served.
 """
 
 from __future__ import annotations
@@ -14,8 +15,15 @@ from dataclasses import dataclass
 
 import torch
 
+from models.affinity import Affinity
 from models.alignment import train_knowledge
-from models.calibration import calibrate_epsilon, calibrate_min_history, margins_by_user, replay
+from models.calibration import (
+    calibrate_epsilon,
+    calibrate_evidence,
+    calibrate_min_history,
+    margins_by_user,
+    replay,
+)
 from models.dataset import Dataset, Events, FloatArray
 from models.fusion import condense
 from models.item_cache import ItemCache
@@ -26,7 +34,7 @@ from models.training import Fold, extend, train_fused, train_reference
 from schemas.settings import Settings
 
 Report = Callable[[str, int, int, dict[str, float]], None]
-STAGES = ("reference", "fused", "knowledge", "calibration", "extension")
+STAGES = ("reference", "fused", "affinity", "knowledge", "calibration", "extension")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +81,13 @@ def fit(
     # Half precision is what the artifact holds; training with it keeps loaded and fitted models equal.
     fused, found = train_fused(fold, text.half().float(), settings.fit, max_len, during("fused"))
     metrics |= {f"fused_{name}": value for name, value in found.items()}
+    began = time.monotonic()
+    relating = during("affinity")
+    affinity = Affinity.fit(fold.training(), fold.n_items)
+    relating(1, 2, {})
+    metrics |= calibrate_evidence(fold.sequences, fold.begin, fused, affinity, seed=settings.fit.seed)
+    relating(2, 2, {})
+    metrics["affinity_seconds"] = time.monotonic() - began
     torch.manual_seed(settings.fit.seed)
     knowledge = KnowledgeModel.create(settings.fit, llm)
     found = train_knowledge(
@@ -83,7 +98,7 @@ def fit(
     calibrating = during("calibration")
     done = replay(
         fold.sequences, fold.begin, reference, fused, knowledge, cache, llm, settings.llm, seed=settings.fit.seed,
-        progress=lambda at, total: calibrating(at, total, {}))
+        progress=lambda at, total: calibrating(at, total, {}), affinity=affinity)
     epsilon, evidence = calibrate_epsilon(done)
     min_history, more = calibrate_min_history(done, epsilon)
     metrics["calibration_seconds"] = time.monotonic() - began
@@ -92,6 +107,7 @@ def fit(
     extending = during("extension")
     reference = extend(reference, fold, settings.fit, lambda at, total, now: extending(at, 2 * total, now))
     fused = extend(fused, fold, settings.fit, lambda at, total, now: extending(at + total, 2 * total, now))
+    affinity = Affinity.fit(fold.sequences, fold.n_items)
     metrics["extension_seconds"] = time.monotonic() - began
     config = {
         "backbone": {
@@ -103,5 +119,5 @@ def fit(
             "item_tokens": settings.llm.item_tokens, "history": settings.llm.history},
     }
     return Fitted(
-        RankingModel(reference, fused, config), knowledge, margins_by_user(done), epsilon, min_history, evidence | more,
-        metrics)
+        RankingModel(reference, fused, config, affinity), knowledge, margins_by_user(done), epsilon, min_history,
+        evidence | more, metrics)

@@ -2,7 +2,9 @@
 
 Items: v_i = e_i + W_t x_i with x_i the condensed text embedding of the item, both where histories are read and where
 items are scored. Users (LWGR's [BOS] fusion, residual, zero-initialised): h ← h + W_o MHA(LN h, W_p K), where the
-attention may also look at nothing; training of knowledge therefore starts exactly at the scorer without it.
+attention may also look at nothing; training of knowledge therefore starts exactly at the scorer without it. Beside the
+vectors stands the evidence of the user's history (`models.affinity`), which raises items directly and fades with every
+event that the knowledge does not include: s ← τ (s + g 2^(−age/h) z).
 
 An item that no event of the training part shows has only its text to go by; `models.backbone` says how that is learned.
 """
@@ -13,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name the field uses
 
+from models.affinity import Evidence
 from models.backbone import Backbone, ItemSide
 
 
@@ -52,6 +55,9 @@ class FusedScorer(Backbone):
     """
 
     text: Tensor
+    evidence_gain: Tensor
+    evidence_half_life: Tensor
+    temperature: Tensor
 
     def __init__(
         self, text: Tensor, fresh: Tensor | None, n_items: int, dim: int, layers: int, heads: int, max_len: int,
@@ -65,6 +71,10 @@ class FusedScorer(Backbone):
         nn.init.normal_(self.text_vector.weight, std=0.02 * text.shape[1] ** -0.5)
         nn.init.zeros_(self.text_bias.weight)
         self.register_buffer("text", text, persistent=False)
+        # g, h (events) and τ, set by `models.calibration.calibrate_evidence`; until then evidence changes nothing.
+        self.register_buffer("evidence_gain", torch.zeros(()))
+        self.register_buffer("evidence_half_life", torch.full((), 1e9))
+        self.register_buffer("temperature", torch.ones(()))
 
     def item_side(self, dropped: Tensor | None = None) -> ItemSide:
         """Return vectors and biases of the catalogue as the backbone does, with what texts add to them."""
@@ -74,6 +84,12 @@ class FusedScorer(Backbone):
     def fuse(self, hidden: Tensor, knowledge: Tensor | None) -> Tensor:
         """Return fused hidden states (B, T, d) of hidden (B, T, d) and knowledge (B, K, d); None = no knowledge."""
         return hidden if knowledge is None else hidden + self.attention(hidden, knowledge)
+
+    def weigh(self, logits: Tensor, evidence: Evidence, age: Tensor) -> Tensor:
+        """Return logits (m, n) with what evidence (m, M) adds to them, `age` (m,) events after it was gathered."""
+        faded = self.evidence_gain * 2.0 ** (-age / self.evidence_half_life)
+        added = torch.where(evidence.items >= 0, evidence.weights, 0.0) * faded[:, None]
+        return self.temperature * logits.scatter_add(1, evidence.items.clamp(min=0), added)
 
 
 def condense(embeddings: Tensor, width: int = 128) -> Tensor:

@@ -30,11 +30,14 @@ class Generation:
         vectors: (B, K, d) float32, each of L2 norm ≤ 1; zero where not finite.
         codes: (B, K) int64, chosen codewords.
         finite: (B,) bool; False = the model gave NaN or infinity, reject it and keep the old knowledge.
+        items, weights: (B, M) evidence of the histories, see `models.affinity`; M = 0 where there is none.
     """
 
     vectors: np.ndarray
     codes: np.ndarray
     finite: np.ndarray
+    items: np.ndarray
+    weights: np.ndarray
 
 
 class KnowledgeModel(nn.Module):
@@ -119,4 +122,7 @@ class KnowledgeModel(nn.Module):
             self.train(training)
         vectors = torch.cat(parts).numpy() if parts else np.zeros((0, *self.experts.shape), np.float32)
         finite = np.asarray(np.isfinite(vectors).all(axis=(1, 2)))
-        return Generation(np.where(finite[:, None, None], vectors, 0).astype(np.float32), codes, finite)
+        none = np.zeros((len(rows), 0))
+        return Generation(
+            np.where(finite[:, None, None], vectors, 0).astype(np.float32), codes, finite, none.astype(np.int64),
+            none.astype(np.float32))

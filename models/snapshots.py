@@ -80,11 +80,16 @@ def batch_of(
     """
     tokens, where, slots, rows = tensors(sequences, part)
     ref_hidden = reference(tokens)
-    low = sequences.offsets[np.searchsorted(sequences.offsets, part.first, "right") - 1]
-    places = part.first[:, None] - np.arange(history, 0, -1)
     return Batch(
         user_hidden=ref_hidden[torch.arange(len(part)), torch.from_numpy(part.first - part.start)],
-        histories=np.where(places >= low[:, None], sequences.item[np.maximum(places, 0)], -1),
+        histories=before(sequences, part.first, history),
         fused_hidden=fused(tokens), user=where, slot=slots, rows=rows.numpy(),
         ref_logits=reference.scores(ref_hidden[where, slots]),
     )
+
+
+def before(sequences: Sequences, rows: IntArray, n: int) -> IntArray:
+    """Return the user's newest n items before each of `rows` (B,), as (B, n) oldest first, −1 = none."""
+    low = sequences.offsets[np.searchsorted(sequences.offsets, rows, "right") - 1]
+    places = rows[:, None] - np.arange(n, 0, -1)
+    return np.where(places >= low[:, None], sequences.item[np.maximum(places, 0)], -1)

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from models.affinity import Affinity, Evidence
 from models.backbone import Backbone, pad
 from models.fusion import FusedScorer
 from models.knowledge import KnowledgeModel
@@ -22,7 +23,27 @@ from schemas.errors import ArtifactError
 
 REFERENCE, FUSION, TEXT, KNOWLEDGE, INTEREST = (
     "reference.safetensors", "fusion.safetensors", "text.safetensors", "knowledge.safetensors", "interest.safetensors")
+AFFINITY = "affinity.safetensors"
 CONFIG, ITEMS, TEXTS = "config.json", "items.json", "texts.json"
+
+
+_NO_ITEMS, _NO_WEIGHTS = np.zeros(0, np.int64), np.zeros(0, np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class UserKnowledge:
+    """What is known of one user, and how old it is.
+
+    Args:
+        vectors: (K, d).
+        items, weights: (M,) evidence, as item rows; see `models.affinity`.
+        behind: events of the user since, at the end of the history it is used with.
+    """
+
+    vectors: np.ndarray | Tensor
+    items: np.ndarray = field(default_factory=lambda: _NO_ITEMS)
+    weights: np.ndarray = field(default_factory=lambda: _NO_WEIGHTS)
+    behind: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +53,13 @@ class RankBatch:
     Args:
         histories: B lists, oldest first.
         seen: B lists of further items not to recommend.
-        knowledge: B arrays (K, d), None where a user has none.
+        knowledge: B users' knowledge, None where a user has none.
         judged: B lists of (position, item row): history[:position] came before the item.
     """
 
     histories: Sequence[Sequence[int]]
     seen: Sequence[Sequence[int]]
-    knowledge: Sequence[np.ndarray | Tensor | None]
+    knowledge: Sequence[UserKnowledge | None]
     judged: Sequence[Sequence[tuple[int, int]]] = field(default_factory=list)
 
 
@@ -61,9 +82,13 @@ class RankResult:
 class RankingModel:
     """Reference and fused scorer of one model version."""
 
-    def __init__(self, reference: Backbone, fused: FusedScorer, config: dict[str, Any]) -> None:
-        """Join trained parts; `config` is what `save` writes beside them."""
+    def __init__(
+        self, reference: Backbone, fused: FusedScorer, config: dict[str, Any], affinity: Affinity | None = None,
+    ) -> None:
+        """Join trained parts; `config` is what `save` writes beside them, without `affinity` there is no evidence."""
         self.reference, self.fused, self.config = reference.eval(), fused.eval(), config
+        none = torch.zeros(reference.n_items, 0)
+        self.affinity = affinity or Affinity(none.long(), none)
         with torch.no_grad():
             self._side = fused.item_side()  # constant once trained
 
@@ -87,15 +112,17 @@ class RankingModel:
         have = [row for row, vectors in enumerate(batch.knowledge) if vectors is not None]
         fused = torch.zeros_like(hidden)
         if have:
-            stacked = torch.stack([torch.as_tensor(batch.knowledge[row]).float() for row in have])
+            stacked = torch.stack([torch.as_tensor(known.vectors).float() for known in batch.knowledge if known])
             fused[have] = self.fused.fuse(self.fused(tokens[have], self._side, at[have]), stacked)
         seen = _mask(batch.histories, batch.seen, self.n_items)
         ref_logp = self.reference.scores(hidden[:, 0]).masked_fill_(seen, -torch.inf).log_softmax(-1)
         fused_logp = ref_logp.clone()
+        evidence, behind = _evidence(batch.knowledge)
         if have:
-            scores = self.fused.scores(fused[have, 0], self._side)
+            scores = self.fused.weigh(
+                self.fused.scores(fused[have, 0], self._side), _of(evidence, torch.tensor(have)), behind[have])
             fused_logp[have] = scores.masked_fill_(seen[have], -torch.inf).log_softmax(-1)
-        return RankResult(ref_logp, fused_logp, self._margins(batch, places, hidden, fused))
+        return RankResult(ref_logp, fused_logp, self._margins(batch, places, hidden, fused, evidence, behind))
 
     def _places(
         self, batch: RankBatch, positions: list[dict[int, int]], lengths: Tensor,
@@ -118,6 +145,7 @@ class RankingModel:
 
     def _margins(
         self, batch: RankBatch, places: list[tuple[int, int, int, int]], hidden: Tensor, fused: Tensor,
+        evidence: Evidence, behind: Tensor,
     ) -> list[list[float | None]]:
         out: list[list[float | None]] = [[None] * len(judged) for judged in batch.judged]
         for begin in range(0, len(places), 1024):  # 1,024 × 12,000 float32 scores are 50 MB
@@ -125,7 +153,11 @@ class RankingModel:
             rows, _, columns, items = torch.tensor(part).unbind(1)
             each = torch.arange(len(part))
             ref = self.reference.scores(hidden[rows, columns]).log_softmax(-1)[each, items]
-            with_knowledge = self.fused.scores(fused[rows, columns], self._side)
+            after = torch.tensor([
+                len(batch.histories[row]) - batch.judged[row][index][0] for row, index, _, _ in part])
+            with_knowledge = self.fused.weigh(
+                self.fused.scores(fused[rows, columns], self._side), _of(evidence, rows),
+                (behind[rows] - after).clamp(min=0))
             margin = with_knowledge.log_softmax(-1)[each, items] - ref
             for (row, index, _, _), value in zip(part, margin.tolist(), strict=True):
                 out[row][index] = value
@@ -150,6 +182,8 @@ class RankingModel:
         save_file(_state(self.reference), folder / REFERENCE)
         save_file(_state(self.fused), folder / FUSION)
         save_file({"text": self.fused.text.half().contiguous()}, folder / TEXT)
+        save_file({"neighbours": self.affinity.neighbours.int(), "weights": self.affinity.weights.half()},
+                  folder / AFFINITY)
         # Centred: item vectors share a direction, and cosines between averages of them would all be near 1.
         vectors = self._side[0] - self._side[0].mean(0)
         unit = nn.functional.normalize(vectors, dim=1)
@@ -175,9 +209,11 @@ class RankingModel:
             weights = load_file(artifact.path(FUSION))
             fused = FusedScorer(text, weights["fresh"], **config["backbone"])
             fused.load_state_dict(weights)
+            kept = load_file(artifact.path(AFFINITY))
+            affinity = Affinity(kept["neighbours"].long(), kept["weights"].float())
         except (KeyError, TypeError, RuntimeError) as error:
             raise ArtifactError(f"model {artifact.model_version} is not of this release: {error}") from error
-        return cls(reference, fused, config)
+        return cls(reference, fused, config, affinity)
 
 
 def load_knowledge(artifact: Artifact, llm: LanguageModel) -> KnowledgeModel:
@@ -194,6 +230,23 @@ def load_knowledge(artifact: Artifact, llm: LanguageModel) -> KnowledgeModel:
     model = KnowledgeModel(config["dim"], config["hidden"], config["instructions"], config["codes"])
     model.load_state_dict(load_file(artifact.path(KNOWLEDGE)))
     return model.eval()
+
+
+def _evidence(knowledge: Sequence[UserKnowledge | None]) -> tuple[Evidence, Tensor]:
+    """Return the evidence of users (B, M) and how many events old it is (B,); none where there is no knowledge."""
+    width = max((len(known.items) for known in knowledge if known), default=0)
+    items = np.full((len(knowledge), width), -1, np.int64)
+    weights = np.zeros((len(knowledge), width), np.float32)
+    behind = np.zeros(len(knowledge), np.int64)
+    for row, known in enumerate(knowledge):
+        if known:
+            items[row, :len(known.items)], weights[row, :len(known.weights)] = known.items, known.weights
+            behind[row] = known.behind
+    return Evidence(torch.from_numpy(items), torch.from_numpy(weights)), torch.from_numpy(behind)
+
+
+def _of(evidence: Evidence, rows: Tensor) -> Evidence:
+    return Evidence(evidence.items[rows], evidence.weights[rows])
 
 
 def _state(module: nn.Module) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Self
 
 import numpy as np
@@ -59,13 +60,11 @@ class LlmGenerator:
     def generate(self, histories: Sequence[Sequence[str]]) -> Generation:
         """Return the knowledge of users from their item ids, oldest first; unknown items are passed over."""
         known = [[self._rows[item] for item in history if item in self._rows] for history in histories]
-        width = self._settings.llm.history
-        read = np.full((len(known), width), -1, np.int64)
-        for row, items in zip(read, known, strict=True):
-            newest = items[-width:]
-            row[:len(newest)] = newest
-        return self._knowledge.generate(
-            self._ranking.user_hidden(known), read, self._cache, self._llm, self._settings.llm.batch)
+        made = self._knowledge.generate(
+            self._ranking.user_hidden(known), _padded(known, self._settings.llm.history), self._cache, self._llm,
+            self._settings.llm.batch)
+        evidence = self._ranking.affinity.evidence(_padded(known, self._ranking.max_len))
+        return replace(made, items=evidence.items.numpy(), weights=evidence.weights.numpy())
 
     def apply(self, update: ModelUpdate) -> None:
         """Load what an update names: another artifact, a LoRA adapter, or (adapter null) the base model again.
@@ -99,6 +98,15 @@ class LlmGenerator:
         self._cache, self._ranking, self._knowledge = cache, ranking, knowledge
         self._rows = {item: row for row, item in enumerate(items)}
         self.model_version = model_version
+
+
+def _padded(histories: Sequence[Sequence[int]], width: int) -> np.ndarray:
+    """Return the newest `width` items of each history (B, width), oldest first, −1 = none."""
+    out = np.full((len(histories), width), -1, np.int64)
+    for row, items in zip(out, histories, strict=True):
+        newest = items[-width:]
+        row[:len(newest)] = newest
+    return out
 
 
 def _parts(

@@ -98,30 +98,29 @@ class KnowledgeProcessor:
         # To the microsecond: 16 digits come back from the store as they went in, a 17th may not (its JSON reader is not
         # exact there), and a redelivered request would be announced with another time.
         now = round(self._clock(), 6)
-        sound = [(r, v, tuple(c)) for r, v, c, finite in zip(
-            requests, made.vectors, made.codes.tolist(), made.finite, strict=True) if finite]
+        sound = [(request, row) for row, request in enumerate(requests) if made.finite[row]]
         out: list[Output | Rejected] = [
             Rejected(r, "the model's knowledge is not finite; the old one stays")
             for r, finite in zip(requests, made.finite, strict=True) if not finite]
         self.counters["rejected"] += len(out)
-        points = [self._point(request, vectors, codes, now) for request, vectors, codes in sound]
+        points = [self._point(request, made, row, now) for request, row in sound]
         written = self._store.upsert(points)
         overtaken = [point.user_id for point, here in zip(points, written, strict=True) if not here]
         self.counters["overtaken"] += len(overtaken)
         # A newer version got in between: what readers can see is that one, so that one is announced.
         newer = self._store.read(overtaken) if overtaken else {}
-        for (request, *_), point, here in zip(sound, points, written, strict=True):
+        for (request, _), point, here in zip(sound, points, written, strict=True):
             out.append(_announce(point if here else newer.get(point.user_id, point), request, written=here))
         return out
 
-    def _point(
-        self, request: KnowledgeRequest, vectors: np.ndarray, codes: tuple[int, ...], now: float,
-    ) -> KnowledgePoint:
+    def _point(self, request: KnowledgeRequest, made: Generation, row: int, now: float) -> KnowledgePoint:
+        vectors, there = made.vectors[row], made.items[row] >= 0
         return KnowledgePoint(
             user_id=request.user_id, version=request.version, model_version=self.generator.model_version,
             vectors=vectors.astype(np.float16), pooled=vectors.mean(0).astype(np.float32),
             history_hash=history_hash(request.history), reason=request.reason, generated_at=now,
-            event_time=request.event_time, count=request.count, codes=codes)
+            event_time=request.event_time, count=request.count, codes=tuple(made.codes[row].tolist()),
+            items=tuple(made.items[row][there].tolist()), weights=tuple(made.weights[row][there].tolist()))
 
 
 def _announce(point: KnowledgePoint, request: KnowledgeRequest, *, written: bool) -> Output:

@@ -7,11 +7,12 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from models.constraint import trust_region
-from models.system import RankBatch, RankResult
+from models.system import RankBatch, RankResult, UserKnowledge
 from schemas.experiment import Arm, arm
 from schemas.messages import (
     Fallback,
@@ -106,7 +107,7 @@ class RankingProcessor:
         rank = self._ranker.model.rank(RankBatch(
             histories=[self._rows(request.history) for _, request in rows],
             seen=[self._rows(request.seen) for _, request in rows],
-            knowledge=[point.vectors if (point := points.get(user.newest.user_id)) else None for user, _ in rows],
+            knowledge=[_known(points.get(request.user_id), request) for _, request in rows],
             judged=[[(j.position, self._ranker.row(j.item_id)) for j in request.judged] for _, request in rows]))
         judgements = self._judge(users, rows, rank, points)
         recommendations = self._recommend(users, rows, rank, points, fallbacks)
@@ -240,6 +241,15 @@ class RankingProcessor:
             model_version=self._ranker.model_version, event_time=newest.event_time, count=newest.count,
             caused_at=user.caused_at, requested_at=newest.requested_at, ranked_at=now,
             experiment=self._experiment.name, arm=self._arm(newest.user_id))
+
+
+def _known(point: KnowledgePoint | None, request: RankingRequest) -> UserKnowledge | None:
+    """Return a user's knowledge as the model takes it, with its age at the end of the request's history."""
+    if point is None:
+        return None
+    return UserKnowledge(
+        point.vectors, np.array(point.items, np.int64), np.array(point.weights, np.float32),
+        max(0, request.count - point.count))
 
 
 def main(settings: Settings) -> None:

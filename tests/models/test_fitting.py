@@ -14,7 +14,7 @@ from models.item_cache import ItemCache
 from models.knowledge import KnowledgeModel
 from models.sequences import Sequences
 from models.snapshots import after, batch_of, draw, regular
-from models.system import RankBatch, RankingModel, load_knowledge
+from models.system import RankBatch, RankingModel, UserKnowledge, load_knowledge
 from models.training import Fold, extend, train_fused, train_reference
 from schemas.artifacts import Card, Registry, write_card
 from schemas.errors import ArtifactError
@@ -219,7 +219,7 @@ def test_a_fitted_version_is_served_as_it_was_fitted(fitted, data, llm, tmp_path
     expected = result.knowledge.generate(
         result.ranking.user_hidden(histories), np.array([[1, 2, 3], [4, -1, -1]]), cache, llm).vectors
     np.testing.assert_allclose(vectors, expected, rtol=1e-5, atol=1e-6)
-    batch = RankBatch(histories, [[], []], list(vectors), [[(1, 2)], []])
+    batch = RankBatch(histories, [[], []], [UserKnowledge(each) for each in vectors], [[(1, 2)], []])
     torch.testing.assert_close(ranking.rank(batch).fused_logp, result.ranking.rank(batch).fused_logp)
     llm.model_id, name = "another", llm.model_id
     with pytest.raises(ArtifactError, match="FRESHET_LLM_NAME"):

@@ -5,7 +5,7 @@ import torch
 
 from models.backbone import Backbone
 from models.fusion import FusedScorer, condense
-from models.system import RankBatch, RankingModel
+from models.system import RankBatch, RankingModel, UserKnowledge
 from schemas.artifacts import Card, Registry, write_card
 from schemas.errors import ArtifactError
 
@@ -24,8 +24,10 @@ def build(trained=True):
     return RankingModel(reference, fused, {"backbone": shape})
 
 
-def knowledge(seed=0):
-    return np.random.default_rng(seed).normal(size=(3, D)).astype(np.float16)
+def knowledge(seed=0, behind=0):
+    rng = np.random.default_rng(seed)
+    return UserKnowledge(
+        rng.normal(size=(3, D)).astype(np.float16), rng.permutation(N)[:5], rng.normal(size=5).astype(np.float32), behind)
 
 
 def batch():
@@ -71,7 +73,7 @@ def test_margins_are_of_the_judged_positions():
         alone = model.rank(RankBatch([prefix], [[]], [batch().knowledge[row]], [[(len(prefix), item)]]))
         assert margins[row][at] == pytest.approx(alone.margins[0][0], abs=1e-5)
         tokens = torch.tensor([prefix], dtype=torch.int64) + 1
-        vectors = torch.tensor(batch().knowledge[row])[None].float()
+        vectors = torch.tensor(batch().knowledge[row].vectors)[None].float()
         with torch.no_grad():
             fused = model.fused.scores(model.fused.fuse(model.fused(tokens), vectors)[:, -1:])
             expected = fused.log_softmax(-1) - model.reference.scores(model.reference(tokens)[:, -1:]).log_softmax(-1)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.system import RankBatch
+from models.system import RankBatch, UserKnowledge
 from schemas.errors import FreshetError
 from schemas.experiment import arm
 from schemas.messages import JudgedEvent, Judgement, ModelUpdate, RankingRequest, Recommendation
@@ -87,7 +87,7 @@ def test_the_scores_are_those_of_the_tilted_reference(ranker: Ranker, store: Edg
     known = point("ann")
     store.upsert([known])
     (rec,) = split(processor(ranker, store)([request()]))[0].values()
-    result = ranker.model.rank(RankBatch([[1, 2, 3, 4]], [[]], [known.vectors]))
+    result = ranker.model.rank(RankBatch([[1, 2, 3, 4]], [[]], [UserKnowledge(known.vectors)]))
     ref, fused = result.ref_logp[0].double(), result.fused_logp[0].double()
     allowed = torch.isfinite(ref)
     assert rec.lagrange is not None
@@ -174,7 +174,7 @@ def test_margins_are_those_of_the_model_and_only_of_later_events(ranker: Ranker,
     (judgement,) = split(processor(ranker, store)([request(judged=events, count=5)]))[1].values()
     assert (judgement.knowledge_model_version, judgement.codes) == ("m1", list(known.codes))
     (margin,) = judgement.margins  # event 3 is in the knowledge already, event 5's item is unknown
-    expected = ranker.model.rank(RankBatch([[1, 2, 3, 4]], [[]], [known.vectors], [[(3, 4)]])).margins[0][0]
+    expected = ranker.model.rank(RankBatch([[1, 2, 3, 4]], [[]], [UserKnowledge(known.vectors)], [[(3, 4)]])).margins[0][0]
     assert (margin.count, margin.item_id, margin.knowledge_version) == (4, "i4", 7)
     assert margin.value == pytest.approx(expected, abs=1e-5)
     assert (judgement.model_version, judgement.event_time, judgement.judged_at) == ("m1", 1500.0, 99.0)

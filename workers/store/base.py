@@ -18,6 +18,7 @@ from schemas.errors import FreshetError
 
 COLLECTION = "user_knowledge"
 VECTORS, POOLED = "knowledge", "pooled"  # names of the two vectors of a point
+STEP = 2.0**-13  # of evidence weights, as `models.affinity.STEP`, which this process need not import torch for
 # Fixed for ever: another namespace would give every user a second point.
 _NAMESPACE = uuid.UUID("6b1f3c1e-2f0e-5b7a-9d55-6e1d1f0a7c11")
 
@@ -39,6 +40,7 @@ class KnowledgePoint:
         event_time: newest event the knowledge includes, the producer's seconds.
         count: the user's event count at that event.
         codes: codeword chosen by each of the K soft instructions; () = not known.
+        items, weights: evidence of the history (`models.affinity`), as item rows of the model version.
     """
 
     user_id: str
@@ -52,6 +54,8 @@ class KnowledgePoint:
     event_time: float
     count: int
     codes: tuple[int, ...] = ()
+    items: tuple[int, ...] = ()
+    weights: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +144,8 @@ def payload(point: KnowledgePoint) -> dict[str, Any]:
         "history_hash": point.history_hash, "reason": point.reason, "generated_at": point.generated_at,
         "event_time": point.event_time, "count": point.count,
         "codes": list(point.codes),
+        # Whole multiples of the step: 4 characters each instead of 18, and exact in any reader.
+        "items": list(point.items), "weights": [round(weight / STEP) for weight in point.weights],
     }
 
 
@@ -156,4 +162,6 @@ def from_record(fields: dict[str, Any], named: Any) -> KnowledgePoint:
         history_hash=fields["history_hash"], reason=fields["reason"], generated_at=float(fields["generated_at"]),
         event_time=float(fields["event_time"]), count=int(fields["count"]),
         codes=tuple(int(code) for code in fields.get("codes", ())),  # older points have none
+        items=tuple(int(row) for row in fields.get("items", ())),
+        weights=tuple(int(steps) * STEP for steps in fields.get("weights", ())),
     )
