@@ -53,7 +53,7 @@ def test_closed_form_is_the_minimum():
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.lists(st.integers(-1, N - 1), min_size=4, max_size=4), min_size=1, max_size=5))
 def test_padding_and_company_change_nothing(histories):
-    padded = np.array([row + [-1, -1] for row in histories])
+    padded = np.array([[*row, -1, -1] for row in histories])
     together = AFFINITY.evidence(padded)
     for row, history in enumerate(histories):
         alone = AFFINITY.evidence(np.array([[item for item in history if item >= 0] or [-1]]))

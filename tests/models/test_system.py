@@ -26,8 +26,8 @@ def build(trained=True):
 
 def knowledge(seed=0, behind=0):
     rng = np.random.default_rng(seed)
-    return UserKnowledge(
-        rng.normal(size=(3, D)).astype(np.float16), rng.permutation(N)[:5], rng.normal(size=5).astype(np.float32), behind)
+    vectors, weights = rng.normal(size=(3, D)).astype(np.float16), rng.normal(size=5).astype(np.float32)
+    return UserKnowledge(vectors, rng.permutation(N)[:5], weights, behind)
 
 
 def batch():
@@ -145,3 +145,17 @@ def test_condensed_texts_are_white_and_lack_of_text_is_zero():
     torch.testing.assert_close(rest.T @ rest / 499, torch.eye(8), rtol=0, atol=0.1)
     assert torch.isfinite(condense(torch.randn(3, 32), 8)).all()
     assert (condense(torch.zeros(4, 32), 8) == 0).all()
+
+
+def test_evidence_counts_by_its_age_at_each_event():
+    """What is known fades: an event judged within the history met younger knowledge than the next one will."""
+    model = build()
+    model.fused.evidence_gain.fill_(3.0)
+    model.fused.evidence_half_life.fill_(2.0)
+    whole = [1, 2, 3]
+    both = model.rank(RankBatch([whole], [[]], [knowledge(1, behind=2)], [[(1, 2), (2, 3)]]))
+    for place, (prefix, item, age) in enumerate((([1], 2, 0), ([1, 2], 3, 1))):
+        alone = model.rank(RankBatch([prefix], [[]], [knowledge(1, behind=age)], [[(len(prefix), item)]]))
+        assert both.margins[0][place] == pytest.approx(alone.margins[0][0], abs=1e-5)
+    younger = model.rank(RankBatch([whole], [[]], [knowledge(1, behind=0)]))
+    assert not torch.allclose(younger.fused_logp, both.fused_logp)

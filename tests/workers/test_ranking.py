@@ -174,7 +174,8 @@ def test_margins_are_those_of_the_model_and_only_of_later_events(ranker: Ranker,
     (judgement,) = split(processor(ranker, store)([request(judged=events, count=5)]))[1].values()
     assert (judgement.knowledge_model_version, judgement.codes) == ("m1", list(known.codes))
     (margin,) = judgement.margins  # event 3 is in the knowledge already, event 5's item is unknown
-    expected = ranker.model.rank(RankBatch([[1, 2, 3, 4]], [[]], [UserKnowledge(known.vectors)], [[(3, 4)]])).margins[0][0]
+    batch = RankBatch([[1, 2, 3, 4]], [[]], [UserKnowledge(known.vectors)], [[(3, 4)]])
+    expected = ranker.model.rank(batch).margins[0][0]
     assert (margin.count, margin.item_id, margin.knowledge_version) == (4, "i4", 7)
     assert margin.value == pytest.approx(expected, abs=1e-5)
     assert (judgement.model_version, judgement.event_time, judgement.judged_at) == ("m1", 1500.0, 99.0)
