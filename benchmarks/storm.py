@@ -39,6 +39,9 @@ class Scenario:
     speed: float = 3.0
     trouble: tuple[int, int] = (0, 0)  # from, to
     speed_in_trouble: float = 3.0
+    changes: float = 0.0  # probability per event that its user changes theme
+    policy: str = "freshet"
+    every: int = 20
     calls_per_1000: float | None = None
 
     def speed_at(self, second: int) -> float:
@@ -53,7 +56,7 @@ class Story:
     queue: list[int] = field(default_factory=list)  # users whose request waits at the worker
     price: list[float] = field(default_factory=list)
     wrong: list[float] = field(default_factory=list)  # share of users whose knowledge is of the other theme, or none
-    margin: list[float] = field(default_factory=list)  # mean over the second's judged events, 0 if there are none
+    margin: list[float] = field(default_factory=list)  # mean over the second's events, nats
     calls: int = 0
     events: int = 0
     requests: list[KnowledgeRequest] = field(default_factory=list)
@@ -76,10 +79,13 @@ class Simulation:
         self.planner = Planner(
             ItemVectors([f"i{n}" for n in range(2 * THEME_ITEMS)], vectors), CALIBRATION,
             Settings(state=StateSettings(history=20, seen=0, event_ids=32),
-                     refresh=RefreshSettings(calls_per_1000=scenario.calls_per_1000)))
+                     refresh=RefreshSettings(policy=scenario.policy, every=scenario.every,
+                                             calls_per_1000=scenario.calls_per_1000)))
         if not priced:
             self.planner.market = None
         self.states: States = {}
+        # Half of the users begin with the other theme, so that an item's theme is not what drift is seen by.
+        self.interest = np.arange(scenario.users) % 2
         self.theme: dict[str, int] = {}  # of each user's knowledge
         self.queue: dict[str, KnowledgeRequest] = {}
         self.credit = 0.0
@@ -96,12 +102,13 @@ class Simulation:
 
     def _second(self, second: int) -> None:
         scenario, story = self.scenario, self.story
-        now_theme = int(second >= scenario.storm_at)
+        if second == scenario.storm_at:
+            self.interest = 1 - self.interest
         events = []
         for user in self.rng.integers(scenario.users, size=self.rng.poisson(scenario.events_per_s)).tolist():
-            # Half of the users begin with the other theme, so that an item's theme is not what drift is seen by.
-            theme = (now_theme + user) % 2
-            item = theme * THEME_ITEMS + int(self.rng.integers(THEME_ITEMS))
+            if scenario.changes and self.rng.random() < scenario.changes:
+                self.interest[user] = 1 - self.interest[user]
+            item = self.interest[user] * THEME_ITEMS + int(self.rng.integers(THEME_ITEMS))
             events.append(Event(f"u{user}", f"i{item}", float(second), "view", f"e{self.number}", self.number,
                                 float(second)))
             self.number += 1
@@ -112,7 +119,8 @@ class Simulation:
             margins = self._judge(plan.ranking)
             self._sent(self.planner.judgements(self.states, margins, float(second)).knowledge)
             values = [margin.value for judgement in margins for margin in judgement.margins]
-            story.margin.append(float(np.mean(values)) if values else 0.0)
+            # Events without knowledge have margin 0.
+            story.margin.append(sum(values) / len(events))
         else:
             story.margin.append(0.0)
         self._work(second)
@@ -120,7 +128,7 @@ class Simulation:
         market = self.planner.market
         story.queue.append(len(self.queue))
         story.price.append(market.budget_price + market.queue_price if market is not None else 0.0)
-        wrong = [self.theme.get(f"u{user}") != (now_theme + user) % 2 for user in range(scenario.users)]
+        wrong = [self.theme.get(f"u{user}") != theme for user, theme in enumerate(self.interest.tolist())]
         story.wrong.append(float(np.mean(wrong)))
 
     def _judge(self, ranking: list) -> list[Judgement]:
