@@ -7,7 +7,7 @@ import gc
 import logging
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ GROUP = "freshet-streams"
 TABLE = "user-state"
 # Two batches wait while one is processed: enough to keep the fetcher busy, few enough to bound memory.
 BUFFERED_BATCHES = 2
+FOLLOW_EVERY_S = 5.0  # how often to look which fitted model is in use
 # Kafka takes batches of up to max.message.bytes, 1 MiB unless raised.
 MAX_BATCH_BYTES = 900_000
 
@@ -121,6 +122,15 @@ def build(settings: Settings, planner: Planner) -> StreamsApp:
     async def watch() -> None:
         watchdog = Watchdog(settings.watchdog.stall_s)
         await watchdog.run(app, ready)
+
+    @app.timer(interval=FOLLOW_EVERY_S)
+    async def follow() -> None:
+        # Without this, knowledge made after a rollback would be stale by the version that was rolled back, and be made
+        # again and again.
+        with suppress(FreshetError, OSError):
+            current = Registry(settings.home).current()
+            if planner.follow(current):
+                log.warning("model %s is in use now: knowledge of others is stale; restart for its thresholds", current)
 
     return app
 

@@ -8,7 +8,7 @@ delivered again changes no state, but what it caused is said again: whoever cras
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from schemas.calibration import Calibration
 from schemas.messages import (
@@ -72,6 +72,16 @@ class Planner:
         calls = settings.refresh.calls_per_1000
         self.limits = Limits(None if calls is None else calls / 1000.0)
         self.market: Market | None = Market() if settings.refresh.policy == "freshet" else None
+
+    def follow(self, model_version: str) -> bool:
+        """Take another fitted model as the one in use: knowledge of any other is stale. Return whether it is another.
+
+        Item vectors and thresholds stay those of the model this planner was made with.
+        """
+        if self.policy.model_version in ("", model_version):
+            return False
+        self.policy = replace(self.policy, model_version=model_version)
+        return True
 
     def events(self, states: States, events: Sequence[Event], now: float) -> Plan:
         """Fold behaviour events; ask for rankings and, where it is time, for knowledge.

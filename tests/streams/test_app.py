@@ -290,3 +290,17 @@ def test_topics_of_another_number_of_partitions_are_refused(tmp_path: Path) -> N
     assert role.process.wait(60) != 0
     assert "FRESHET_KAFKA_PARTITIONS" in role.log.read_text()
     kill_broker(running)
+
+
+def test_the_role_notices_that_another_model_was_put_into_use(tmp_path: Path) -> None:
+    running = start_broker("embedded", tmp_path)
+    role = Role(running.bootstrap, tmp_path / "home")
+    role.start()
+    role.wait_ready()
+    models = tmp_path / "home" / "models"
+    (models / "m0").mkdir()
+    (models / "m0" / "card.json").write_bytes((models / "m1" / "card.json").read_bytes())
+    Registry(tmp_path / "home").select("m0")
+    role.wait(lambda: "model m0 is in use now" in role.log.read_text(), 30)
+    assert role.end(signal.SIGTERM) == 0
+    kill_broker(running)

@@ -10,7 +10,7 @@ from schemas.messages import Judgement, KnowledgeRequest, KnowledgeUpdate, Margi
 from streams.planner import Plan, Planner, States
 from streams.rehearsal import answer
 from streams.state import dumps
-from tests.streams.cases import CALIBRATION, event, planner
+from tests.streams.cases import CALIBRATION, event, item_vectors, planner, settings
 
 
 def feed(stage: Planner, states: States, numbers: range, now: float = 0.0) -> Plan:
@@ -232,3 +232,16 @@ def test_an_update_is_a_valid_message() -> None:
     stage, states = planner(), {}
     request = known(stage, states)
     assert KnowledgeUpdate.model_validate_json(answer(request).model_dump_json()) == answer(request)
+
+
+def test_after_a_rollback_knowledge_of_the_model_in_use_is_not_stale() -> None:
+    stage, states = Planner(item_vectors(), CALIBRATION, settings(cooldown=0), "m2"), {}
+    (request,) = feed(stage, states, range(3)).knowledge
+    stage.updates(states, [(answer(request, "m1"), 1.0)], 0.0)
+    (stale,) = feed(stage, states, range(3, 4)).knowledge
+    assert stale.reason == "stale"
+    assert stage.follow("m1")
+    assert not stage.follow("m1")
+    stage.updates(states, [(answer(stale, "m1"), 1.0)], 0.0)
+    assert feed(stage, states, range(4, 8)).knowledge == []
+    assert not planner().follow("m1"), "a planner that does not compare goes on not comparing"
