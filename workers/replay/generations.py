@@ -1,0 +1,138 @@
+"""Generations kept on disk: what the language model says of a history is computed once, whoever asks for it.
+
+A generation is a function of the model version and the history. Replays of many policies on the same data ask for the
+same ones over and over; here each costs a look-up after its first time. It is still a call, and counted as one, with
+the seconds it took when it was made.
+
+What is held is never replaced, so the same replay from the same folder gives the same bits. (A generation depends in
+its last bits on which others it shares a forward pass with: after the folder is removed they may differ.)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+import models
+from models.knowledge import Generation
+from schemas.settings import LlmSettings
+from workers.knowledge import Generator
+
+FLUSH = 1024  # generations per file: 1.4 MB each at 5 × 64 float32, and a crash costs a minute of the language model
+_KEY, _SECONDS = "_key", "_seconds"
+_FIELDS = tuple(field.name for field in fields(Generation))
+
+Row = dict[str, NDArray[np.generic]]
+
+
+def folder_of(home: Path, model_version: str, llm: LlmSettings) -> Path:
+    """Return where a model's generations are kept: another folder for other settings of the LLM or other code."""
+    chosen = asdict(llm)
+    for name in ("device", "batch"):  # where and how fast it runs, not what comes out
+        del chosen[name]
+    digest = hashlib.blake2b(orjson.dumps(chosen, option=orjson.OPT_SORT_KEYS), digest_size=6)
+    for path in sorted(Path(models.__path__[0]).glob("*.py")):
+        digest.update(path.read_bytes())
+    return home / "cache" / "replay" / f"{model_version}-{digest.hexdigest()}"
+
+
+def key_of(history: Sequence[str]) -> bytes:
+    """Return the key of a history: every item counts, since the backbone reads all of them."""
+    return hashlib.blake2b("\x1f".join(history).encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+class KeptGenerator:
+    """A `Generator` that remembers.
+
+    Args:
+        folder: of this model's generations; see `folder_of`.
+        load: makes the generator proper; called when something is asked for that is not kept.
+
+    Attributes:
+        llm_s: seconds that the calls so far took when they were made.
+        made: generations that were computed here, not found.
+    """
+
+    def __init__(self, folder: Path, model_version: str, load: Callable[[], Generator]) -> None:
+        self.model_version = model_version
+        self.llm_s = 0.0
+        self.made = 0
+        self._folder = folder
+        self._load = load
+        self._generator: Generator | None = None
+        self._rows: dict[bytes, tuple[Row, float]] = {}
+        self._new: list[bytes] = []
+        for path in sorted(folder.glob("*.safetensors")):
+            self._read(path)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def generate(self, histories: Sequence[Sequence[str]]) -> Generation:
+        """Return the knowledge of users from their item ids, oldest first."""
+        keys = [key_of(history) for history in histories]
+        self._make(dict(zip(keys, histories, strict=True)))
+        rows = [self._rows[key] for key in keys]
+        self.llm_s += sum(seconds for _, seconds in rows)
+        return Generation(**{name: np.stack([row[name] for row, _ in rows]) for name in _FIELDS})
+
+    def prepare(self, histories: Sequence[Sequence[str]], step: Callable[[int, int], None], batch: int = 128) -> None:
+        """Make what is not kept, in large batches of equally long histories; nothing is counted as a call."""
+        missing = {key: history for history in histories if (key := key_of(history)) not in self._rows}
+        order = sorted(missing, key=lambda key: (len(missing[key]), key))
+        for start in range(0, len(order), batch):
+            self._make({key: missing[key] for key in order[start:start + batch]})
+            step(min(start + batch, len(order)), len(order))
+        self.flush()
+
+    def flush(self) -> None:
+        """Write what is new to disk."""
+        if not self._new:
+            return
+        rows = [self._rows[key] for key in self._new]
+        arrays = {name: np.stack([row[name] for row, _ in rows]) for name in _FIELDS}
+        arrays[_KEY] = np.frombuffer(b"".join(self._new), np.uint8).reshape(-1, 16)
+        arrays[_SECONDS] = np.array([seconds for _, seconds in rows])
+        self._folder.mkdir(parents=True, exist_ok=True)
+        scratch = self._folder / f".{os.getpid()}"
+        save_file(arrays, scratch)
+        scratch.rename(self._folder / f"{time.time_ns()}-{os.getpid()}.safetensors")
+        self._new = []
+
+    def _make(self, wanted: dict[bytes, Sequence[str]]) -> None:
+        missing = [key for key in wanted if key not in self._rows]
+        if not missing:
+            return
+        if self._generator is None:
+            self._generator = self._load()
+        began = time.perf_counter()
+        made = self._generator.generate([wanted[key] for key in missing])
+        seconds = (time.perf_counter() - began) / len(missing)
+        for place, key in enumerate(missing):
+            self._rows[key] = ({name: getattr(made, name)[place] for name in _FIELDS}, seconds)
+        self.made += len(missing)
+        self._new.extend(missing)
+        if len(self._new) >= FLUSH:
+            self.flush()
+
+    def _read(self, path: Path) -> None:
+        try:
+            arrays = load_file(path)
+            keys = [row.tobytes() for row in arrays[_KEY]]
+            parts = {name: arrays[name] for name in _FIELDS}
+            seconds = arrays[_SECONDS].tolist()
+        except (SafetensorError, KeyError):  # cut short, or of another release: made anew
+            path.unlink()
+            return
+        for place, key in enumerate(keys):
+            self._rows.setdefault(key, ({name: part[place] for name, part in parts.items()}, seconds[place]))

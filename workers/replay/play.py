@@ -1,0 +1,193 @@
+"""The loop of a replay: events through the planner, the ranking and the knowledge processor, and back, at once.
+
+The processors are those of the live roles; only what carries messages between them is different. Event time is the only
+clock, and answers come before the user's next event: a replay shows what decisions and models are worth, not what
+latency costs (the demo shows that).
+
+Order within one event: nightly knowledge, if a period has ended; predicted; folded; ranked and judged with the
+knowledge there was; judgement; then new knowledge, and ranked with it. The live stack does the same, save that its
+judgement and its new knowledge race.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from schemas.messages import Judgement, KnowledgeRequest, KnowledgeUpdate, RankingRequest, Recommendation
+from schemas.settings import RankingSettings
+from streams.planner import Plan, Planner, States
+from streams.profile import Event
+from streams.rehearsal import answer
+from workers.knowledge import Generator, KnowledgeProcessor
+from workers.outbox import Rejected
+from workers.quality import TOP
+from workers.ranker import Ranker
+from workers.ranking import RankingProcessor
+from workers.replay.record import Record
+from workers.replay.store import MemoryStore
+from workers.replay.timeline import waves
+from workers.store.cached import CachedReader
+
+WAVE = 256  # users side by side: what the ranking role takes at once
+# Events of which waves are cut under a price. At 256 a wave of MovieLens-100K, whose users rate in bursts, has 3 users
+# on average, and no event is moved by more than a quarter of the 1,000 that a budget counts.
+PRICED_BLOCK = 256
+PASSES = 8  # of the language model per call, as the knowledge role takes
+BACKFILL = 4096  # events folded at once
+# Policies that act on what knowledge was worth: what they ask for cannot be known without ranking.
+JUDGING = frozenset({"judge", "freshet"})
+
+Step = Callable[..., None]
+
+
+@dataclass
+class Clock:
+    """Event time, seconds: the newest event so far."""
+
+    now: float = 0.0
+
+    def __call__(self) -> float:
+        """Return the time."""
+        return self.now
+
+
+@dataclass
+class Replay:
+    """A replay in progress.
+
+    Args:
+        states: after the past was folded; changed in place.
+        wave: users side by side at most; 1 = one event at a time.
+        block: see `timeline.waves`.
+        listen: is shown every plan, with the judgements that led to it; for tests.
+    """
+
+    planner: Planner
+    ranker: Ranker
+    generator: Generator
+    states: States
+    llm_batch: int = 16
+    epsilon: float | None = None
+    wave: int = WAVE
+    block: int | None = None
+    listen: Callable[[Plan, Sequence[Judgement]], None] | None = None
+    record: Record = field(default_factory=Record)
+    clock: Clock = field(default_factory=Clock)
+
+    def __post_init__(self) -> None:
+        self.store = MemoryStore(self.ranker.dim)
+        # The reader keeps everyone: in a process of its own a cache before a dict would only forget.
+        self._ranking = RankingProcessor(
+            self.ranker, CachedReader(self.store, capacity=2**31), TOP, self.epsilon, self.clock)
+        self._knowledge = KnowledgeProcessor(self.generator, self.store, self.llm_batch, self.clock)
+
+    def play(self, events: Sequence[Event], step: Step = lambda *_: None) -> None:
+        """Play events, in order of time, each predicted before it is learned from."""
+        done = 0
+        for wave in waves(events, self.wave, self.block):
+            self._wave([events[place] for place in wave], wave)
+            done += len(wave)
+            step(done, len(events))
+
+    def _wave(self, events: Sequence[Event], places: Sequence[int]) -> None:
+        self.clock.now = max(self.clock.now, *(event.event_time for event in events))
+        now = self.clock.now
+        self._open(events)
+        self._settle(self.planner.before(self.states, events, now))
+        for event, place in zip(events, places, strict=True):
+            self.record.predicted(event, place, self._count(event.user_id) + 1)
+        self._settle(self.planner.events(self.states, events, now))
+
+    def _open(self, events: Sequence[Event]) -> None:
+        """Recommend to users of the past who have had nothing yet: whatever the policy, their next event is judged."""
+        requests = []
+        for event in events:
+            state = self.states.get(event.user_id)
+            if state is not None and state.items and event.user_id not in self.record.offers:
+                requests.append(RankingRequest(
+                    user_id=event.user_id, reason="event", history=list(state.items), seen=list(state.seen),
+                    count=state.count, knowledge_version=state.knowledge_version,
+                    knowledge_model_version=state.model_version, trust=state.trust, event_time=state.event_time,
+                    caused_at=state.event_time, requested_at=self.clock.now))
+        self._rank(requests)
+
+    def _settle(self, plan: Plan) -> None:
+        """Answer everything a plan asks for, and what the answers lead to, until nothing is left.
+
+        Rankings come before generations: what a user did is judged by the knowledge there was when they did it.
+        """
+        self._heard(plan, [])
+        ranking, knowledge = list(plan.ranking), list(plan.knowledge)
+        while ranking or knowledge:
+            if ranking:
+                judgements = self._rank(ranking)
+                plan = self.planner.judgements(self.states, judgements, self.clock.now)
+                self._heard(plan, judgements)
+                ranking = list(plan.ranking)
+                knowledge += plan.knowledge
+            else:
+                plan = self.planner.updates(self.states, self._generate(knowledge), self.clock.now)
+                self._heard(plan, [])
+                ranking, knowledge = list(plan.ranking), list(plan.knowledge)
+
+    def _rank(self, requests: Sequence[RankingRequest]) -> list[Judgement]:
+        judgements: list[Judgement] = []
+        for start in range(0, len(requests), RankingSettings().batch):
+            (outputs,) = self._ranking(requests[start:start + RankingSettings().batch])
+            for output in outputs:
+                if isinstance(output.message, Recommendation):
+                    self.record.recommended(output.message)
+                elif isinstance(output.message, Judgement):
+                    judgements.append(output.message)
+        return judgements
+
+    def _generate(self, requests: Sequence[KnowledgeRequest]) -> list[tuple[KnowledgeUpdate, float]]:
+        updates = []
+        for start in range(0, len(requests), PASSES * self.llm_batch):
+            for part in self._knowledge(requests[start:start + PASSES * self.llm_batch]):
+                for output in part:
+                    if isinstance(output, Rejected):
+                        self.record.rejected += 1
+                    elif isinstance(output.message, KnowledgeUpdate):
+                        self.record.refreshed(output.message)
+                        updates.append((output.message, self.clock.now))
+        self.record.calls = self._knowledge.counters["generated"]
+        return updates
+
+    def _count(self, user: str) -> int:
+        state = self.states.get(user)
+        return state.count if state is not None else 0
+
+    def _heard(self, plan: Plan, judgements: Sequence[Judgement]) -> None:
+        if self.listen is not None:
+            self.listen(plan, judgements)
+
+
+def fold_past(planner: Planner, past: Sequence[Event]) -> States:
+    """Return the states after the past: what `backfill` leaves in the live stack. No policy has a say in it."""
+    states: States = {}
+    for start in range(0, len(past), BACKFILL):
+        planner.events(states, past[start:start + BACKFILL], past[start].event_time)
+    return states
+
+
+def rehearse(planner: Planner, states: States, events: Sequence[Event]) -> list[KnowledgeRequest]:
+    """Return what the planner asks for when every request is answered at once and nothing is judged.
+
+    It is what a replay asks for under every policy that does not act on judgements, without the cost of models.
+
+    Args:
+        states: changed in place.
+    """
+    asked: list[KnowledgeRequest] = []
+    now = 0.0
+    for wave in waves(events, WAVE):
+        part = [events[place] for place in wave]
+        now = max(now, *(event.event_time for event in part))
+        for plan in (planner.before(states, part, now), planner.events(states, part, now)):
+            newest = {request.user_id: request for request in plan.knowledge}
+            asked.extend(newest.values())
+            version = planner.policy.model_version
+            planner.updates(states, [(answer(request, version), now) for request in newest.values()], now)
+    return asked

@@ -1,0 +1,195 @@
+"""Everything that replays of one model on one data set share: loaded once, played under any number of policies."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from models import dataset as data
+from schemas.artifacts import Artifact, Registry
+from schemas.errors import FreshetError
+from schemas.messages import Judgement
+from schemas.settings import RefreshSettings, Settings
+from streams.catalogue import ItemVectors
+from streams.planner import Plan, Planner
+from streams.policies import PolicyName
+from streams.profile import Event
+from streams.state import dumps, loads
+from workers.generator import LlmGenerator
+from workers.ranker import Ranker
+from workers.replay.budget import KNOBS, within
+from workers.replay.generations import KeptGenerator, folder_of
+from workers.replay.play import (
+    JUDGING,
+    PRICED_BLOCK,
+    WAVE,
+    Replay,
+    Step,
+    fold_past,
+    rehearse,
+)
+from workers.replay.record import Columns
+from workers.replay.timeline import timeline
+from workers.stages import Stages
+
+# Seconds without a sign of life after which a stage counts as hung; the language model is unpacked the first time.
+STALL_S = {"data": 300.0, "models": 600.0, "past": 300.0, "budget": 300.0, "language model": 900.0, "replay": 900.0}
+JUDGED_SHARE = 0.25  # of users, on whom the knob of `judge` is turned: five replays of them cost little more than one
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A finished replay.
+
+    Args:
+        figures: see `Record.figures`, and what was played; equal in every bit whenever it is repeated.
+        columns: per predicted event.
+        wall_s: what the replay took, without loading.
+    """
+
+    figures: dict[str, Any]
+    columns: Columns
+    wall_s: float
+
+
+class Scene:
+    """A fitted model, its data set, and the users' states at the split.
+
+    Args:
+        settings: of the home the model is in.
+        folder: a data set.
+        events: how many of the events after the split are played; 0 = all.
+        stages: shows how far things are.
+
+    Raises:
+        FreshetError: there is no model or no usable data, or nothing after the split.
+    """
+
+    def __init__(self, settings: Settings, folder: Path, stages: Stages, events: int = 0) -> None:
+        self.settings = settings
+        self.stages = stages
+        self.name = folder.resolve().name
+        with stages.stage("data", STALL_S["data"]):
+            dataset = data.load(folder)
+            self.artifact: Artifact = Registry(settings.home).open()
+            self.timeline = timeline(dataset, self.artifact.card.split_time, events)
+        self.data_hash = dataset.hash
+        if self.artifact.card.data_hash not in ("", dataset.hash):
+            stages.say(f"  note: model {self.artifact.model_version} was fitted on other data than {folder}")
+        with stages.stage("models", STALL_S["models"]):
+            self._ranker = Ranker.load(settings)
+            self._vectors = ItemVectors.load(self.artifact)
+            self._calibration = self.artifact.calibration()
+            self.generator = KeptGenerator(
+                folder_of(settings.home, self.artifact.model_version, settings.llm), self.artifact.model_version,
+                partial(LlmGenerator.load, settings, self.artifact))
+        with stages.stage("past", STALL_S["past"]):
+            past = fold_past(self.planner(settings.refresh), self.timeline.past)
+            self._past = {user: dumps(state) for user, state in past.items()}
+
+    def planner(self, refresh: RefreshSettings) -> Planner:
+        """Return a planner as the streams role makes it, with these settings of refresh."""
+        return Planner(
+            self._vectors, self._calibration, replace(self.settings, refresh=refresh), self.artifact.model_version)
+
+    def replay(
+        self, refresh: RefreshSettings, events: Sequence[Event] | None = None, *, wave: int = WAVE,
+        step: Step = lambda *_: None, listen: Callable[[Plan, Sequence[Judgement]], None] | None = None,
+    ) -> Replay:
+        """Play the events (None = all) under a policy and return the finished replay."""
+        events = self.timeline.future if events is None else events
+        states = {user: loads(state) for user, state in self._past.items()}
+        priced = refresh.policy == "freshet" and refresh.calls_per_1000 is not None
+        playing = Replay(
+            self.planner(refresh), self._ranker, self.generator, states, llm_batch=self.settings.llm.batch,
+            epsilon=self.settings.ranking.epsilon, wave=wave, block=PRICED_BLOCK if priced else None, listen=listen)
+        try:
+            playing.play(events, step)
+        finally:
+            self.generator.flush()
+        return playing
+
+    def rehearse(self, refresh: RefreshSettings, events: Sequence[Event] | None = None) -> list[list[str]]:
+        """Return the histories that the planner alone asks about."""
+        states = {user: loads(state) for user, state in self._past.items()}
+        asked = rehearse(self.planner(refresh), states, self.timeline.future if events is None else events)
+        return [request.history for request in asked]
+
+    def within(self, refresh: RefreshSettings, budget: float | None, seed: int = 0) -> RefreshSettings:
+        """Return the settings with which a policy keeps to a budget of calls per 1,000 events; None = as they are.
+
+        Raises:
+            FreshetError: the policy has no budget to keep to.
+        """
+        if budget is None:
+            return refresh
+        if refresh.policy == "freshet":
+            if not 0 < budget <= 1000:
+                raise FreshetError(f"a budget is more than 0 and at most 1,000 calls per 1,000 events, not {budget:g}")
+            return replace(refresh, calls_per_1000=budget)
+        events = self.timeline.future
+        if refresh.policy not in KNOBS:
+            raise FreshetError(
+                f"policy {refresh.policy} asks as often as it asks; --budget is for freshet, {', '.join(KNOBS)}")
+        if refresh.policy == "judge":
+            events = sample(events, JUDGED_SHARE, seed)
+        with self.stages.stage("budget", STALL_S["budget"]) as step:
+            tries = 0
+
+            def calls(tried: RefreshSettings) -> float:
+                nonlocal tries
+                if tried.policy == "judge":
+                    asked = self.replay(tried, events, step=lambda *_: step(tries, tries + 1)).record.calls
+                else:
+                    asked = len(self.rehearse(tried, events))
+                tries += 1
+                step(tries, tries + 1, f"{1000 * asked / len(events):.1f} calls per 1,000 events")
+                return 1000 * asked / len(events)
+
+            return within(refresh, budget, calls)[0]
+
+    def run(self, policy: PolicyName, budget: float | None, seed: int) -> Outcome:
+        """Play all events under a policy within a budget.
+
+        Args:
+            budget: calls per 1,000 events; None = as the settings say.
+            seed: of the bootstrap, and of the users on whom `judge` is brought within its budget.
+
+        Raises:
+            FreshetError: the policy has no budget to keep to.
+        """
+        refresh = self.within(replace(self.settings.refresh, policy=policy), budget, seed)
+        if policy not in JUDGING | {"never"}:
+            with self.stages.stage("language model", STALL_S["language model"]) as step:
+                self.generator.prepare(self.rehearse(refresh), step)
+        llm_s, began = self.generator.llm_s, time.perf_counter()
+        with self.stages.stage("replay", STALL_S["replay"]) as step:
+            playing = self.replay(refresh, step=step)
+        knob = "calls_per_1000" if policy == "freshet" else KNOBS[policy].name if policy in KNOBS else None
+        figures: dict[str, Any] = {
+            "dataset": self.name, "data_hash": self.data_hash, "model_version": self.artifact.model_version,
+            "policy": policy, "budget": budget, "seed": seed,
+            "setting": {knob: getattr(refresh, knob)} if knob else {},
+        } | playing.record.figures(seed) | {
+            "store_bytes_per_user": round(playing.store.bytes_per_user(), 1),
+            "state_bytes_per_user": round(sum(len(dumps(s)) for s in playing.states.values()) / len(playing.states), 1),
+            "llm_seconds": round(self.generator.llm_s - llm_s, 3),
+        }
+        return Outcome(figures, playing.record.columns(), time.perf_counter() - began)
+
+
+def sample(events: Sequence[Event], share: float, seed: int) -> list[Event]:
+    """Return the events of a share of users: the same ones for the same seed, whatever the order."""
+    limit = int(share * 2**32)
+
+    def chosen(user: str) -> bool:
+        digest = hashlib.blake2b(f"{seed}\x1f{user}".encode("utf-8", "surrogatepass"), digest_size=4).digest()
+        return int.from_bytes(digest) < limit
+
+    some = [event for event in events if chosen(event.user_id)]
+    return some or list(events)

@@ -1,0 +1,73 @@
+"""What is played, and in which order.
+
+A user's decisions depend on that user's events alone, so users may be taken side by side: *waves*, in which every user
+occurs at most once and everyone's events keep their order, lead to what one event at a time in order of time leads to.
+The price of policy `freshet` is the exception: it looks at everyone's calls so far. There waves are cut from blocks of
+a few hundred consecutive events, so that no event is moved further than a block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from models import dataset as data
+from schemas.errors import DataError
+from schemas.events import make_event_id
+from streams.profile import Event
+
+
+@dataclass(frozen=True, slots=True)
+class Timeline:
+    """Events before and after a model's split, in order of time; the past is folded, the future played."""
+
+    past: list[Event]
+    future: list[Event]
+
+
+def timeline(dataset: data.Dataset, split_time: float, events: int = 0) -> Timeline:
+    """Return the events up to `split_time` as history and the first `events` (0 = all) after it to be played.
+
+    Raises:
+        DataError: nothing comes after the split.
+    """
+    times = dataset.events.time
+    cut = int(np.searchsorted(times, split_time, "right"))
+    stop = min(len(times), cut + events) if events else len(times)
+    if stop == cut:
+        raise DataError(
+            f"none of the {len(times):,} events is newer than what the current model was fitted on; fit on a smaller "
+            "share (FRESHET_FIT_TRAIN_FRACTION), choose the data set's model (`freshet models`), or bring newer events")
+    return Timeline([_event(dataset, row, backfill=True) for row in range(cut)],
+                    [_event(dataset, row, backfill=False) for row in range(cut, stop)])
+
+
+def _event(dataset: data.Dataset, row: int, *, backfill: bool) -> Event:
+    events = dataset.events
+    user, item = dataset.users[events.user[row]], dataset.items[events.item[row]]
+    time, kind = float(events.time[row]), dataset.types[events.type[row]]
+    return Event(user, item, time, kind, make_event_id(user, item, time, kind), row, time, backfill)
+
+
+def waves(events: Sequence[Event], size: int, block: int | None = None) -> Iterator[list[int]]:
+    """Yield the places of `events` in waves of at most `size` different users.
+
+    Args:
+        block: waves are cut from so many consecutive events at a time; None = from all of them.
+    """
+    block = block or max(1, len(events))
+    for start in range(0, len(events), block):
+        turns: dict[str, int] = {}
+        groups: list[list[int]] = []
+        for place in range(start, min(start + block, len(events))):
+            user = events[place].user_id
+            turn = turns.get(user, 0)
+            turns[user] = turn + 1
+            if turn == len(groups):
+                groups.append([])
+            groups[turn].append(place)
+        for group in groups:
+            for first in range(0, len(group), size):
+                yield group[first:first + size]
