@@ -14,13 +14,29 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the name the field uses
 
+from models.affinity import Evidence
 from models.dataset import FloatArray, IntArray
 from models.item_cache import ItemCache
 from models.knowledge import KnowledgeModel
 from models.llm import LanguageModel
 from models.sequences import Sequences
-from models.snapshots import SPAN, Batch, after, batch_of
+from models.snapshots import SPAN, Batch, after, batch_of, before
 from models.system import RankingModel
+
+
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """A batch of snapshots with the evidence of their histories, which stands beside the vectors.
+
+    Args:
+        batch: B snapshots, m events after them.
+        evidence: (m, M) of each event's user at the snapshot.
+        age: (m,) events since then.
+    """
+
+    batch: Batch
+    evidence: Evidence
+    age: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,15 +61,16 @@ class Parts:
             module.eval().requires_grad_(False)
         return self
 
-    def vectors(self, batch: Batch) -> Tensor:
-        """Return the knowledge (B, K, d) of a batch, by the language model as it is now."""
-        return self.knowledge(batch.user_hidden, batch.histories, self.cache, self.llm)
+    def vectors(self, at: Moments) -> Tensor:
+        """Return the knowledge (B, K, d) of snapshots, by the language model as it is now."""
+        return self.knowledge(at.batch.user_hidden, at.batch.histories, self.cache, self.llm)
 
-    def logits(self, batch: Batch, vectors: Tensor) -> Tensor:
-        """Return fused scores (m, n) of the batch's events."""
-        fused = self.ranking.fused
+    def logits(self, at: Moments, vectors: Tensor) -> Tensor:
+        """Return fused scores (m, n) of the events after snapshots."""
+        fused, batch = self.ranking.fused, at.batch
         side = tuple(part.detach() for part in fused.item_side())
-        return fused.scores(fused.fuse(batch.fused_hidden, vectors)[batch.user, batch.slot], (side[0], side[1]))
+        scores = fused.scores(fused.fuse(batch.fused_hidden, vectors)[batch.user, batch.slot], (side[0], side[1]))
+        return fused.weigh(scores, at.evidence, at.age)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,14 +98,18 @@ class Cohort:
     def __getitem__(self, chosen: IntArray | slice) -> Cohort:
         return Cohort(self.sequences, self.rows[chosen], self.span)
 
-    def batch(self, parts: Parts, chosen: IntArray) -> Batch:
+    def moments(self, parts: Parts, chosen: IntArray) -> Moments:
         """Return the snapshots `chosen` as `Parts` takes them."""
-        windows = after(self.sequences, self.rows[chosen], parts.ranking.max_len, self.span)
-        return batch_of(self.sequences, windows, parts.ranking.reference, parts.ranking.fused, parts.history)
+        ranking, first = parts.ranking, self.rows[chosen]
+        windows = after(self.sequences, first, ranking.max_len, self.span)
+        batch = batch_of(self.sequences, windows, ranking.reference, ranking.fused, parts.history)
+        gathered = ranking.affinity.evidence(before(self.sequences, first, ranking.max_len))
+        return Moments(batch, Evidence(gathered.items[batch.user], gathered.weights[batch.user]),
+                       torch.from_numpy(batch.rows - first[batch.user.numpy()]))
 
-    def targets(self, batch: Batch) -> Tensor:
-        """Return the item rows (m,) of a batch's events."""
-        return torch.from_numpy(self.sequences.item[batch.rows])
+    def targets(self, at: Moments) -> Tensor:
+        """Return the item rows (m,) of the events after snapshots."""
+        return torch.from_numpy(self.sequences.item[at.batch.rows])
 
     def chunks(self, size: int) -> Iterator[IntArray]:
         """Yield all snapshots, `size` at a time."""
@@ -130,11 +151,11 @@ def newest(history: Sequence[int], span: int) -> int:
     return len(history) - max(1, min(span, len(history) // 2))
 
 
-def losses(parts: Parts, cohort: Cohort, batch: Batch, vectors: Tensor) -> tuple[Tensor, Tensor]:
-    """Return ℓ⁺ and ℓ⁰ of a batch's events, (m,) each, nats."""
-    target = cohort.targets(batch)
-    positive = F.cross_entropy(parts.logits(batch, vectors), target, reduction="none")
-    return positive, F.cross_entropy(batch.ref_logits, target, reduction="none")
+def losses(parts: Parts, cohort: Cohort, at: Moments, vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """Return ℓ⁺ and ℓ⁰ of the events after snapshots, (m,) each, nats."""
+    target = cohort.targets(at)
+    positive = F.cross_entropy(parts.logits(at, vectors), target, reduction="none")
+    return positive, F.cross_entropy(at.batch.ref_logits, target, reduction="none")
 
 
 @torch.no_grad()
@@ -147,9 +168,9 @@ def margins(parts: Parts, cohort: Cohort, step: Callable[[], None] | None = None
     snapshots: list[IntArray] = []
     values: list[FloatArray] = []
     for chosen in cohort.chunks(parts.batch):
-        batch = cohort.batch(parts, chosen)
-        positive, zero = losses(parts, cohort, batch, parts.vectors(batch))
-        snapshots.append(chosen[batch.user.numpy()])
+        at = cohort.moments(parts, chosen)
+        positive, zero = losses(parts, cohort, at, parts.vectors(at))
+        snapshots.append(chosen[at.batch.user.numpy()])
         values.append((zero - positive).double().numpy())
         if step is not None:
             step()

@@ -178,14 +178,14 @@ def _gradients(
     parts: Parts, contradicted: Cohort, wrong: IntArray, untouched: Cohort, right: IntArray, before: Tensor,
     settings: AlignmentSettings,
 ) -> dict[str, float]:
-    batch = contradicted.batch(parts, wrong)
-    positive, zero = losses(parts, contradicted, batch, parts.vectors(batch))
+    at = contradicted.moments(parts, wrong)
+    positive, zero = losses(parts, contradicted, at, parts.vectors(at))
     loss, mask = masked_loss(positive, zero, settings.gamma)
     kl = torch.zeros(())
     if len(right) and settings.restraint:
-        batch = untouched.batch(parts, right)
-        now = parts.logits(batch, parts.vectors(batch)).log_softmax(-1)
-        was = parts.logits(batch, before[torch.from_numpy(right)]).log_softmax(-1)
+        at = untouched.moments(parts, right)
+        now = parts.logits(at, parts.vectors(at)).log_softmax(-1)
+        was = parts.logits(at, before[torch.from_numpy(right)]).log_softmax(-1)
         kl = (was.exp() * (was - now)).sum(-1).mean()
     (loss + settings.restraint * kl).backward()
     return {"trigger_rate": float(mask.float().mean()), "masked_loss": float(loss.detach()), "kl": float(kl.detach()),
@@ -195,7 +195,7 @@ def _gradients(
 @torch.no_grad()
 def _vectors(parts: Parts, cohort: Cohort) -> Tensor:
     """Return the knowledge (s, K, d) of every snapshot of a cohort, as it is now."""
-    made = [parts.vectors(cohort.batch(parts, chosen)) for chosen in cohort.chunks(parts.batch)]
+    made = [parts.vectors(cohort.moments(parts, chosen)) for chosen in cohort.chunks(parts.batch)]
     return torch.cat(made) if made else torch.zeros(0, *parts.knowledge.experts.shape)
 
 

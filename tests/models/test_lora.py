@@ -13,10 +13,12 @@ import torch
 from safetensors.torch import load_file
 
 from models import adapters
+from models.affinity import Affinity
 from models.cohort import Cohort, Parts, cohort_of, losses, margins, newest, split_by_user
 from models.item_cache import ItemCache
 from models.knowledge import KnowledgeModel
 from models.lora import TRAINING, TRIAL, Groups, align, masked_loss, train
+from models.system import RankBatch, UserKnowledge
 from schemas.errors import FreshetError
 from schemas.settings import AlignmentSettings, FitSettings
 from tests.models import tiny
@@ -62,8 +64,8 @@ def gradients(parts: Parts, group: Cohort, gamma: float) -> tuple[list[torch.Ten
     with torch.no_grad():
         for weight in weights:
             weight.normal_(std=0.1)
-    batch = group.batch(parts, np.arange(len(group)))
-    positive, zero = losses(parts, group, batch, parts.vectors(batch))
+    at = group.moments(parts, np.arange(len(group)))
+    positive, zero = losses(parts, group, at, parts.vectors(at))
     loss, mask = masked_loss(positive, zero, gamma)
     loss.backward() if loss.requires_grad else None
     grads = [torch.zeros_like(weight) if weight.grad is None else weight.grad.clone() for weight in weights]
@@ -127,6 +129,31 @@ def test_training_heals_contradictions_and_moves_nothing_but_the_adapter(parts: 
     now = margins(parts, wrong).value
     assert now.mean() > was.mean() + 0.02
     assert now[was < 0].mean() > was[was < 0].mean()
+
+
+def test_margins_are_those_the_ranking_worker_judges_with(parts: Parts) -> None:
+    """With evidence, ageing; of histories no longer than the backbone reads, where windows and histories are one."""
+    rng = np.random.default_rng(0)
+    parts.ranking.affinity = Affinity(
+        torch.from_numpy(rng.integers(0, N, (N, 4))), torch.from_numpy(rng.normal(size=(N, 4)).astype(np.float32)))
+    parts.ranking.fused.evidence_gain.fill_(0.5)
+    parts.ranking.fused.evidence_half_life.fill_(3.0)
+    group = cohort(12, 0)
+    group = group[np.flatnonzero(group.sequences.lengths() <= parts.ranking.max_len)]
+    done = margins(parts, group)
+    assert len(group) > 3
+    for user, first in zip(group.users.tolist(), group.rows.tolist(), strict=True):
+        start, stop = group.sequences.offsets[user : user + 2].tolist()
+        items, cut = group.sequences.item[start:stop].tolist(), first - start
+        read = np.full((1, parts.history), -1)
+        read[0, :min(cut, parts.history)] = items[:cut][-parts.history:]
+        made = parts.knowledge.generate(parts.ranking.user_hidden([items[:cut]]), read, parts.cache, parts.llm)
+        evidence = parts.ranking.affinity.evidence(np.array([items[:cut]]))
+        for at in range(cut, stop - start):
+            known = UserKnowledge(
+                made.vectors[0], evidence.items[0].numpy(), evidence.weights[0].numpy(), behind=at - cut)
+            ((value,),) = parts.ranking.rank(RankBatch([items[:at]], [[]], [known], [[(at, items[at])]])).margins
+            assert value == pytest.approx(done.value[done.user == user][at - cut], abs=1e-4)
 
 
 def test_restraint_holds_untouched_users_where_they_were(parts: Parts, tmp_path: Path) -> None:
