@@ -121,7 +121,8 @@ class Composed(nn.Module):
             index = which[part]
             fused = hidden[part]
             known = index >= 0
-            fused[known] = self.fuse(fused[known], vectors[index[known]])
+            if known.any():
+                fused[known] = self.fuse(fused[known], vectors[index[known]])
             logits = self.backbone.scores(fused, side)
             if ref_hidden is None:
                 return logits

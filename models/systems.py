@@ -20,6 +20,7 @@ from models.composition import Composed
 from models.dataset import Dataset
 from models.evaluation import hidden_before, target_ranks
 from models.fusion import condense
+from models.generative import extend_generative, rank_generative, train_generative
 from models.holistic import texts_with_neighbours
 from models.item_cache import ItemCache
 from models.joint_training import Plan
@@ -28,6 +29,7 @@ from models.llm import LanguageModel
 from models.objectives import FixedPenalty, Objective
 from models.parts import FUSIONS, OBJECTIVES, SOURCES
 from models.protocols import Age, Outcome, Ranks, Split
+from models.semantic_ids import quantise
 from schemas.errors import FreshetError
 from schemas.settings import Settings
 
@@ -42,7 +44,7 @@ class System:
         name: what `--system` takes.
         about: one line for people.
         backbone: "sasrec" (items are ids), "sasrec+text" (ids and item texts) or "sasrec+text+neighbours" (and the
-            mean of each text's nearest).
+            mean of each text's nearest); "semantic-ids" is a generative one, and takes no knowledge yet.
         instruction, extraction: what the language model is asked, and what is kept of its answer; together they name
             the source of knowledge (`models.parts.SOURCES`). "" = no knowledge of users.
         adaptor: what turns states into vectors of the backbone's width; part of the source.
@@ -69,7 +71,7 @@ class System:
     @property
     def needs_llm(self) -> bool:
         """Whether it cannot be trained without a language model."""
-        return self.has_knowledge or "text" in self.backbone
+        return self.has_knowledge or self.backbone != "sasrec"
 
     def controls(self) -> tuple[str, ...]:
         """Return the names of its controls."""
@@ -81,6 +83,8 @@ class System:
 
 SYSTEMS = {system.name: system for system in (
     System("dense", "behaviour alone: SASRec, full softmax; the reference of the others"),
+    System("generative", "semantic IDs of item texts, spelled by a decoder within the catalogue's trie (TIGER-style)",
+           backbone="semantic-ids"),
     System("grasp", "descriptions of users and items, their ten nearest, holistic attention",
            backbone="sasrec+text+neighbours", instruction="descriptions", extraction="neighbours",
            adaptor="holistic-attention", fusion="concat-3"),
@@ -199,6 +203,8 @@ def train(system: System, control: str | None, shop: Workshop) -> Trained:
         return _knowledge(system, control, shop)
     if control == "extra-steps":
         return _extra_steps(shop)
+    if system.backbone == "semantic-ids":
+        return _generative(shop)
     model, about = _text_init(shop) if control == "text-init" else shop.backbone(system.backbone)
     served = shop.served(model, control or system.backbone)
     reference = None if system.backbone == "sasrec" and control is None else shop.reference_ranks()
@@ -234,6 +240,17 @@ def _plan(shop: Workshop, objective: Objective) -> Plan:
     fit = shop.settings.fit
     device = "cuda" if torch.cuda.is_available() and shop.settings.llm.device != "cpu" else "cpu"
     return Plan(fit.knowledge_epochs, objective, seed=fit.seed, device=device)
+
+
+def _generative(shop: Workshop) -> Trained:
+    fit, fold = shop.settings.fit, shop.split.fold
+    ids = quantise(shop.texts(), seed=fit.seed)
+    model, about = train_generative(fold, ids, fit, shop.max_len, shop.during("generative"))
+    if shop.split.extends:
+        model = extend_generative(model, fold, fit, shop.during("extension (generative)"))
+    beams = shop.during("beams")
+    ranks = rank_generative(model, shop.split.test, shop.split.begin, lambda done, total: beams(done, total, {}))
+    return Trained(lambda _: Outcome(ranks), about)
 
 
 def _extra_steps(shop: Workshop) -> Trained:

@@ -10,13 +10,13 @@ def chains(users=60, items=30, each=16, seed=0):
     rng = np.random.default_rng(seed)
     rows = []
     for user in range(users):
-        at, step = int(rng.integers(items)), 1 + user % 2
+        at, step, start = int(rng.integers(items)), 1 + user % 2, rng.uniform(0, 50)
         seen: list[int] = []
         for event in range(each):
             while at in seen:
                 at = (at + 1) % items
             seen.append(at)
-            rows.append((rng.uniform(0, 50) + event, user, at))
+            rows.append((start + event, user, at))
             at = (at + (step if rng.random() < 0.9 else int(rng.integers(items)))) % items
     rows.sort()
     time, user, item = (np.array(column) for column in zip(*rows, strict=True))

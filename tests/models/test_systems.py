@@ -19,7 +19,7 @@ from tests.models.planted import chains
 
 SETTINGS = replace(
     Settings(), state=StateSettings(history=10), llm=LlmSettings(batch=8, history=4, item_tokens=8, device="cpu"),
-    fit=FitSettings(dim=16, layers=1, dropout=0.1, epochs=25, knowledge_epochs=2, instructions=3, codes=4, seed=1))
+    fit=FitSettings(dim=16, layers=1, dropout=0.1, epochs=12, knowledge_epochs=2, instructions=3, codes=4, seed=1))
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def test_dense_learns_what_follows_what(data, language, protocol):
     outcome = trained.rank(FRESH)
     assert outcome.reference is None
     assert (outcome.ranks.rows == split.rows()).all()
-    assert summary(outcome)["ndcg_at_10"] > popularity(split) + 0.1
+    assert summary(outcome)["ndcg_at_10"] > popularity(split) + 0.3
 
 
 @pytest.mark.slow
@@ -89,7 +89,7 @@ def test_dense_controls_learn_too_and_know_their_reference(shop, control):
     assert outcome.reference is not None
     assert (outcome.reference.rows == outcome.ranks.rows).all()
     assert not np.array_equal(outcome.ranks.logp, outcome.reference.logp)
-    assert summary(outcome)["ndcg_at_10"] > popularity(shop.split) + 0.1
+    assert summary(outcome)["ndcg_at_10"] > popularity(shop.split) + 0.2
 
 
 @pytest.mark.slow
@@ -98,7 +98,7 @@ def test_systems_with_knowledge_learn(shop, name, monkeypatch):
     monkeypatch.setattr("models.sources.FROZEN", 64)
     trained = train(SYSTEMS[name], None, shop)
     fresh = trained.rank(FRESH)
-    assert summary(fresh)["ndcg_at_10"] > popularity(shop.split) + 0.1
+    assert summary(fresh)["ndcg_at_10"] > popularity(shop.split) + 0.2
     assert 0 <= summary(fresh)["harmed_fraction"] <= 1
     history = trained.about["history"]
     assert [entry["epoch"] for entry in history] == list(range(len(history)))
@@ -173,3 +173,13 @@ def test_the_dual_variable_follows_the_constraint():
     fixed.after_epoch(9.0)
     assert fixed.lagrange == 1
     assert Objective().log() == {}
+
+
+@pytest.mark.slow
+def test_generative_learns_what_follows_what(shop):
+    trained = train(SYSTEMS["generative"], None, shop)
+    outcome = trained.rank(FRESH)
+    assert (outcome.ranks.rows == shop.split.rows()).all()
+    assert summary(outcome)["harmed_fraction"] is None
+    assert summary(outcome)["ndcg_at_10"] > popularity(shop.split) + 0.2
+    assert 0 < trained.about["semantic_ids_utilisation_1"] <= 1
