@@ -1,0 +1,184 @@
+"""Replay and the live stack decide alike: the same events through both, every decision compared.
+
+The live roles work side by side, so a judgement and new knowledge for the same user race. Replay has the judgement
+first. So that both have one order, the live stack gets one event at a time, and the knowledge role is held (SIGSTOP)
+until the event's judgement is in the user's state.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from schemas.artifacts import Registry
+from schemas.events import make_event_id
+from schemas.messages import Judgement
+from schemas.settings import KafkaSettings, RefreshSettings, Settings, to_environ
+from streams.catalogue import ItemVectors
+from streams.planner import Plan, Planner
+from streams.profile import Event
+from streams.state import UserState, loads
+from tests.system.stack import CHANGELOG, Stack
+from tests.workers.fitted import ITEMS, publish, settings_in
+from workers.generator import LlmGenerator
+from workers.ranker import Ranker
+from workers.replay.play import Replay
+from workers.topic_reader import TopicReader
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+EVENTS, USERS, BASE = 72, 4, 1_700_000_000
+ASKED, JUDGED, RANK, OFFERED = "knowledge-requests", "judgements", "ranking-requests", "recommendations"
+
+
+def made_up() -> list[Event]:
+    """Users who change what they like every nine events; the model is random, so that knowledge errs often."""
+    rng = random.Random(11)
+    events = []
+    for n in range(EVENTS):
+        user, turn = rng.randrange(USERS), n // (9 * USERS)
+        item, time = rng.choice(ITEMS[10 * ((user + turn) % 3):][:10]), BASE + 60.0 * n
+        events.append(Event(f"u{user}", item, time, "interaction",
+                            make_event_id(f"u{user}", item, time, "interaction"), n, time))
+    return events
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    settings = settings_in(tmp_path / "home")
+    publish(settings, "m1")
+    # Thresholds at which a few dozen events lead to every reason, and a budget that refuses some of them.
+    refresh = RefreshSettings(drift_threshold=1.5, alpha=0.6, cooldown=1, calls_per_1000=200)
+    return replace(settings, refresh=refresh, kafka=KafkaSettings(partitions=1))  # one partition: one price
+
+
+class Offline:
+    """The replay, one event at a time, and what it decided."""
+
+    def __init__(self, settings: Settings) -> None:
+        artifact = Registry(settings.home).open()
+        planner = Planner(ItemVectors.load(artifact), artifact.calibration(), settings, artifact.model_version)
+        self.requests: list[dict[str, Any]] = []
+        self.judgements: list[Judgement] = []
+        self.rankings = 0
+        self.replay = Replay(
+            planner, Ranker.load(settings), LlmGenerator.load(settings, artifact), {},
+            llm_batch=settings.llm.batch, wave=1, listen=self._listen)
+
+    def step(self, event: Event) -> tuple[UserState, int]:
+        """Play an event; return the user's state and the number of ranking requests it led to."""
+        before = self.rankings
+        self.replay.play([event])
+        return self.replay.states[event.user_id], self.rankings - before
+
+    def _listen(self, plan: Plan, judgements: Sequence[Judgement]) -> None:
+        self.rankings += len(plan.ranking)
+        self.requests.extend(request.model_dump() for request in plan.knowledge)
+        self.judgements.extend(judgements)
+
+
+class Live:
+    """The stack, watched from outside."""
+
+    def __init__(self, stack: Stack, reader: TopicReader) -> None:
+        self.stack = stack
+        self.seen: dict[str, list[Any]] = {topic: [] for topic in (ASKED, JUDGED, RANK, OFFERED, CHANGELOG)}
+        self._reader = reader
+
+    def look(self) -> None:
+        for message in self._reader.poll(0.02):
+            value = message.value()
+            if message.topic() != CHANGELOG:
+                self.seen[message.topic()].append(orjson.loads(value))
+            elif value:
+                self.seen[CHANGELOG].append((message.key().decode(), loads(value)))
+
+    def state(self, user: str) -> UserState:
+        return next((state for name, state in reversed(self.seen[CHANGELOG]) if name == user), UserState())
+
+    def until(self, event: Event, true: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 20
+        while not true():
+            self.look()
+            assert time.monotonic() < deadline, (
+                f"event {event.offset} of {event.user_id}\n{self.state(event.user_id)}\n{self.stack.story()}")
+
+    def judged(self, event: Event, expected: UserState) -> bool:
+        state = self.state(event.user_id)
+        return (state.count, state.judged_count) == (expected.count, expected.judged_count)
+
+    def settled(self, event: Event, expected: UserState, asked_before: int, rankings: int) -> bool:
+        """Everything the event leads to is done: known by its state, and by the answer to its last ranking request."""
+        state = self.state(event.user_id)
+        if (state.knowledge_version, state.pending) != (expected.knowledge_version, None):
+            return False
+        asked = self.seen[RANK][asked_before:]
+        return len(asked) >= rankings and any(
+            offer["requested_at"] == asked[-1]["requested_at"] for offer in reversed(self.seen[OFFERED]))
+
+
+@contextmanager
+def held(pid: int) -> Iterator[None]:
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def test_replay_and_the_live_stack_decide_alike(settings: Settings) -> None:
+    offline = Offline(settings)
+    environ = {name: value for name, value in to_environ(settings).items() if name != "FRESHET_HOME"}
+    with Stack(settings.home, **environ) as stack, TopicReader(
+            stack.kafka, [ASKED, JUDGED, RANK, OFFERED, CHANGELOG]) as reader:
+        live = Live(stack, reader)
+        assert stack.running is not None
+        for event in made_up():
+            asked_before = len(live.seen[RANK])
+            with held(stack.running.pids["knowledge"]):
+                expected, rankings = offline.step(event)
+                stack.produce([{"user_id": event.user_id, "item_id": event.item_id, "event_time": event.event_time}])
+                live.until(event, partial(live.judged, event, expected))
+            live.until(event, partial(live.settled, event, expected, asked_before, rankings))
+        states = stack.states()
+
+    decided = [_decision(request) for request in live.seen[ASKED]]
+    assert decided == [_decision(request) for request in offline.requests]
+    assert {request["reason"] for request in offline.requests} == {"cold_start", "drift", "contradiction", "stale"}
+    margins = [_margins(judgement) for judgement in live.seen[JUDGED]]
+    assert len(margins) == len(offline.judgements) > EVENTS // 2
+    for mine, theirs in zip(margins, offline.judgements, strict=True):
+        ours = _margins(theirs.model_dump())
+        assert mine.keys() == ours.keys()
+        assert list(mine.values()) == pytest.approx(list(ours.values()), abs=1e-3)
+    for user, state in offline.replay.states.items():
+        have = states[user]
+        assert (have.items, have.count, have.knowledge_version, have.knowledge_count, have.judged_count) == (
+            state.items, state.count, state.knowledge_version, state.knowledge_count, state.judged_count)
+        assert (have.contradicted_at, have.last_refresh_count) == (state.contradicted_at, state.last_refresh_count)
+        assert (have.trust, have.standing) == pytest.approx((state.trust, state.standing), abs=1e-3)
+        assert have.cusum == pytest.approx(state.cusum, abs=1e-6)
+    offers = {offer["user_id"]: offer for offer in live.seen[OFFERED]}
+    for user, offer in offline.replay.record.offers.items():
+        assert offers[user]["reference"] == list(offer.reference)[:len(offers[user]["reference"])]
+        assert (offers[user]["source"] == "fused") == offer.fused
+
+
+def _decision(request: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(request[name] for name in (
+        "user_id", "version", "reason", "count", "history", "event_id", "event_time"))
+
+
+def _margins(judgement: dict[str, Any]) -> dict[tuple[Any, ...], float]:
+    return {(judgement["user_id"], m["event_id"], m["count"], m["knowledge_version"]): m["value"]
+            for m in judgement["margins"]}
