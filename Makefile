@@ -44,7 +44,10 @@ bench-drift: setup ## drift detection on planted changes, beside river's Page–
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c deploy/constraints.txt -e '.[bench]'
 	$(BIN)/python -m benchmarks.drift $(ARGS)
 
+bench-price: setup ## the price of a refresh: storm, slow and dead GPU, budgets (ARGS=--quick: seconds)
+	$(BIN)/python -m benchmarks.price $(ARGS)
+
 clean: ## remove the environment, caches and fitted models
 	rm -rf .venv .freshet runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help setup demo test test-quick lint bench-experiment bench-drift bench-ingest bench-judge clean
+.PHONY: help setup demo test test-quick lint bench-experiment bench-drift bench-ingest bench-judge bench-price clean

@@ -21,12 +21,13 @@ STORM, END = 400, 900
 TROUBLES = [
     Scenario("storm", "all users change their mind", storm_at=STORM),
     Scenario("slow", "… and the GPU is 10 × slower for 200 s", storm_at=STORM, trouble=(STORM, STORM + 200),
-             speed_in_trouble=0.3),
+             speed_in_trouble=0.2),
     Scenario("dead", "… and the GPU is dead for 200 s", storm_at=STORM, trouble=(STORM, STORM + 200),
              speed_in_trouble=0.0)]
-# Users change their mind once in 150 events; the worker is fast.
-STEADY = Scenario("budget", "", users=200, duration=700, speed=1000.0, speed_in_trouble=1000.0, changes=1 / 150)
-BUDGETS = (5, 10, 20, 50)
+# Users join over time and change their mind once in 150 events; the worker is fast.
+STEADY = Scenario("budget", "", arriving=True, users=200, events_per_s=60.0, duration=500, speed=1000.0, speed_in_trouble=1000.0, changes=1 / 150)
+BUDGETS = (5.0, 10.0, 20.0, 50.0)
+EVERY = (1000, 200, 70, 23)  # about as many calls
 
 
 def smaller(scenario: Scenario) -> Scenario:
@@ -65,19 +66,20 @@ def right_again(story: Story, scenario: Scenario) -> int:
 
 
 def budgets(scenario: Scenario, seed: int) -> list[dict]:
-    """Run budgets under `freshet` and, at the same number of calls, `every-n`; return a row each."""
+    """Run budgets under `freshet`, and `every-n` at about as many calls; return a row each."""
     rows = []
-    for budget in BUDGETS:
-        for one in (replace(scenario, calls_per_1000=float(budget)),
-                    replace(scenario, policy="every-n", every=round(1000 / budget))):
+    for budget, every in zip(BUDGETS, EVERY, strict=True):
+        for one in (replace(scenario, calls_per_1000=budget), replace(scenario, policy="every-n", every=every)):
             simulation = Simulation(one, seed=seed)
             story = simulation.run()
             market = simulation.planner.market
             rows.append({
-                "policy": one.policy, "budget": budget, "events": story.events,
+                "policy": one.policy if market is not None else f"every-{one.every}",
+                "budget": budget if market is not None else None, "events": story.events,
                 "calls_per_1000": round(1000 * len(story.requests) / story.events, 2),
                 "forced": market.forced if market is not None else 0,
-                "wait_most": story.longest_wait, "patience": simulation.planner.limits.patience,
+                "wait_most": story.longest_wait,
+                "patience": simulation.planner.limits.patience if market is not None else None,
                 "margin": round(float(np.sum(story.margin) / len(story.margin)), 4),
                 "wrong": round(float(np.mean(story.wrong)), 4)})
     return rows
@@ -120,7 +122,7 @@ def plot(rows: list[dict], scenarios: list[Scenario]) -> None:
 def table(rows: list[dict], columns: dict[str, str]) -> str:
     """Return rows as a Markdown table; columns: key → heading."""
     lines = ["| " + " | ".join(columns.values()) + " |", "|" + "---|" * len(columns)]
-    lines += ["| " + " | ".join(str(row[key]) for key in columns) + " |" for row in rows]
+    lines += ["| " + " | ".join("–" if row[key] is None else str(row[key]) for key in columns) + " |" for row in rows]
     return "\n".join(lines)
 
 

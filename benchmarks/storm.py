@@ -32,13 +32,14 @@ class Scenario:
 
     name: str
     title: str
-    users: int = 600
-    events_per_s: float = 60.0
+    users: int = 400
+    events_per_s: float = 40.0
     duration: int = 900
     storm_at: int = 10**9
-    speed: float = 3.0
+    speed: float = 2.0
     trouble: tuple[int, int] = (0, 0)  # from, to
-    speed_in_trouble: float = 3.0
+    speed_in_trouble: float = 2.0
+    arriving: bool = False  # users join one after the other over the whole duration; False = all are there at once
     changes: float = 0.0  # probability per event that its user changes theme
     policy: str = "freshet"
     every: int = 20
@@ -105,7 +106,8 @@ class Simulation:
         if second == scenario.storm_at:
             self.interest = 1 - self.interest
         events = []
-        for user in self.rng.integers(scenario.users, size=self.rng.poisson(scenario.events_per_s)).tolist():
+        here = 1 + second * (scenario.users - 1) // scenario.duration if scenario.arriving else scenario.users
+        for user in self.rng.integers(here, size=self.rng.poisson(scenario.events_per_s)).tolist():
             if scenario.changes and self.rng.random() < scenario.changes:
                 self.interest[user] = 1 - self.interest[user]
             item = self.interest[user] * THEME_ITEMS + int(self.rng.integers(THEME_ITEMS))
@@ -128,8 +130,9 @@ class Simulation:
         market = self.planner.market
         story.queue.append(len(self.queue))
         story.price.append(market.budget_price + market.queue_price if market is not None else 0.0)
-        wrong = [self.theme.get(f"u{user}") != theme for user, theme in enumerate(self.interest.tolist())]
-        story.wrong.append(float(np.mean(wrong)))
+        wrong = [self.theme.get(f"u{user}") != theme for user, theme in enumerate(self.interest.tolist())
+                 if not scenario.arriving or f"u{user}" in self.states]
+        story.wrong.append(float(np.mean(wrong)) if wrong else 0.0)
 
     def _judge(self, ranking: list) -> list[Judgement]:
         out = []

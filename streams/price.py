@@ -46,6 +46,8 @@ FULL = 2.0
 BURST = 8
 PATIENCE = 100
 BUDGET_STEP, QUEUE_STEP, SHUT = 0.05, 2.0, 4.0
+# Calls refused for the ledger have raised the price too; while more than BURST is left unspent it falls faster.
+CATCH_UP = 3.0
 # The typical gain is a mean over the last thousand candidates.
 _MEMORY = 1000.0
 # A request this much older than one that was answered is lost: the worker takes them in order. As PENDING_S.
@@ -101,7 +103,9 @@ def advance(market: Market, limits: Limits, events: int, now: float) -> None:
     """Let `events` events and the time up to `now`, wall clock in seconds, pass."""
     market.events += events
     if limits.budget is not None:
-        market.budget_price = max(0.0, market.budget_price - BUDGET_STEP * market.typical * limits.budget * events)
+        left = limits.budget * market.events - market.calls > BURST
+        fall = BUDGET_STEP * market.typical * limits.budget * events * (CATCH_UP if left else 1.0)
+        market.budget_price = max(0.0, market.budget_price - fall)
     passed = min(TARGET_S, max(0.0, now - market.now)) if market.now > float("-inf") else 0.0
     market.now = max(now, market.now)
     if not passed:
