@@ -25,7 +25,8 @@ TROUBLES = [
     Scenario("dead", "… and the GPU is dead for 200 s", storm_at=STORM, trouble=(STORM, STORM + 200),
              speed_in_trouble=0.0)]
 # Users join over time and change their mind once in 150 events; the worker is fast.
-STEADY = Scenario("budget", "", arriving=True, users=200, events_per_s=60.0, duration=500, speed=1000.0, speed_in_trouble=1000.0, changes=1 / 150)
+STEADY = Scenario("budget", "", arriving=True, users=200, events_per_s=60.0, duration=500, speed=1000.0,
+                  speed_in_trouble=1000.0, changes=1 / 150)
 BUDGETS = (5.0, 10.0, 20.0, 50.0)
 EVERY = (1000, 200, 70, 23)  # about as many calls
 
@@ -109,11 +110,11 @@ def plot(rows: list[dict], scenarios: list[Scenario]) -> None:
             if scenario.trouble[1]:
                 axis.axvspan(*scenario.trouble, color="tab:red", alpha=0.08)
             axis.grid(alpha=0.3)
-            axis.set_ylim(bottom=0)
         axes[0][column].set_title(scenario.title, fontsize=10)
         axes[2][column].set_xlabel("seconds")
     for place, (_, label) in enumerate(panels):
         axes[place][0].set_ylabel(label)
+        axes[place][0].set_ylim(bottom=0)
     axes[0][0].legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(ROOT / "docs" / "price.svg", metadata={"Date": None})
