@@ -31,6 +31,9 @@ lint: setup ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+bench-frontier: setup ## gain against LLM calls of every refresh policy (ARGS=--quick: a made-up world)
+	$(BIN)/python -m benchmarks.frontier $(ARGS)
+
 bench-ingest: setup ## events/s of the profile stage beside idiomatic Faust, Quix Streams and Bytewax
 	$(BIN)/python -m benchmarks.ingest $(ARGS)
 
@@ -50,4 +53,4 @@ bench-price: setup ## the price of a refresh: storm, slow and dead GPU, budgets 
 clean: ## remove the environment, caches and fitted models
 	rm -rf .venv .freshet runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help setup demo test test-quick lint bench-experiment bench-drift bench-ingest bench-judge bench-price clean
+.PHONY: help setup demo test test-quick lint bench-experiment bench-drift bench-frontier bench-ingest bench-judge bench-price clean

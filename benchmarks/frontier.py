@@ -1,0 +1,206 @@
+"""The frontier: gain over behaviour alone against LLM calls, all refresh policies at several budgets.
+
+    python -m benchmarks.frontier [--quick] [--datasets movielens,beauty] [--budgets 25,50,100,200] [--seeds 42,43]
+
+Per data set and seed a model is fitted (if there is none) in a home folder of the data set's own, and every policy is
+replayed (`freshet replay`). `freshet` goes first at each budget; the knobs of nightly, every-n, drift and judge are
+then turned to the calls it really made. Finished points are kept in the home, so an interrupted run goes on where it
+was, and a data set that was played before costs nothing: name all that the page is to show.
+Results: benchmarks/results/frontier.json, the tables and plots of docs/frontier.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from benchmarks import frontier_page
+from benchmarks.frontier_points import ROOT, Kept, Point, code_hash, grouped, share_of, versus
+from schemas.artifacts import Registry
+from schemas.errors import ArtifactError, FreshetError
+from schemas.settings import Settings, load, to_environ
+from workers import movielens
+from workers.demo.report import revision
+from workers.replay.scene import Scene
+from workers.stages import Stages
+
+BEAUTY = ROOT.parent / "shared" / "data" / "amazon-beauty"
+FIXED = ("always", "never", "once")  # `always` first: what the LLM says to it, every other policy asks again
+TURNED = ("nightly", "every-n", "drift", "judge")
+FIELDS = ("dataset", "policy", "budget", "seed", "calls_per_1000", "ndcg_at_10", "gain", "gain_interval",
+          "median_age_s", "median_age_events", "recall_at_10", "reference_ndcg_at_10", "refreshes", "setting",
+          "llm_seconds", "store_bytes_per_user", "state_bytes_per_user", "events", "predicted", "calls", "wall_s",
+          "model_version", "revision")
+
+
+class Home:
+    """A data set with the home its models, generations and points are in."""
+
+    def __init__(self, name: str, folder: Path, home: Path, settings: Settings, *, as_fitted: bool) -> None:
+        self.name, self._folder, self._as_fitted = name, folder, as_fitted
+        self._settings = replace(settings, home=home.absolute())
+
+    def points(self, seed: int, budgets: list[float], events: int, stages: Stages) -> list[Point]:
+        """Return every policy's points of one seed, playing what is not kept."""
+        settings = replace(self._settings, fit=replace(self._settings.fit, seed=seed))
+        if not (self._as_fitted and _has_model(settings)):
+            self._fit(settings)
+        artifact = Registry(settings.home).open()
+        kept = Kept(settings.home / "cache" / "frontier" / f"{artifact.model_version}-{code_hash()}")
+        scene: list[Scene] = []
+
+        def point(policy: Any, budget: float | None, target: float | None) -> Point:
+            key = _key(settings, policy, budget, target, seed, events)
+            found = kept.find(key)
+            if found is None:
+                stages.say(f"{self.name}, seed {seed}: {policy}" + (f" at {budget:g}" if budget else ""))
+                if not scene:
+                    scene.append(Scene(settings, self._folder, stages, events))
+                outcome = scene[0].run(policy, target, seed)
+                figures = outcome.figures | {
+                    "dataset": self.name, "budget": budget, "wall_s": round(outcome.wall_s, 1), "revision": revision()}
+                found = kept.keep(key, figures, outcome.columns)
+            figures = found.figures
+            stages.say(f"  {policy:8} {figures['calls_per_1000']:7.1f} calls per 1,000, gain {figures['gain']:+.4f}")
+            return found
+
+        out = [point(policy, None, None) for policy in FIXED]
+        for budget in budgets:
+            priced = point("freshet", budget, budget)
+            target = priced.figures["calls_per_1000"] or budget
+            out += [priced, *(point(policy, budget, target) for policy in TURNED)]
+        return out
+
+    def _fit(self, settings: Settings) -> None:
+        """Fit in a process of its own: the memory of training is free again before the replays."""
+        environ = {k: v for k, v in os.environ.items() if not k.startswith("FRESHET_")} | to_environ(settings)
+        command = [sys.executable, "-m", "workers.cli", "fit", "--data", str(self._folder.absolute())]
+        if subprocess.run(command, env=environ, cwd=ROOT, check=False).returncode != 0:
+            raise FreshetError(f"{self.name} could not be fitted; the message is above")
+
+
+def _has_model(settings: Settings) -> bool:
+    try:
+        return Registry(settings.home).open().card.settings.get("fit", {}).get("seed") == settings.fit.seed
+    except ArtifactError:
+        return False
+
+
+def _key(settings: Settings, policy: str, budget: float | None, target: float | None, seed: int, events: int) -> str:
+    what = [asdict(settings.refresh), asdict(settings.state), asdict(settings.llm), settings.ranking.epsilon,
+            policy, budget, target, seed, events]
+    digest = hashlib.blake2b(orjson.dumps(what, option=orjson.OPT_SORT_KEYS), digest_size=6).hexdigest()
+    return f"{policy}-{'' if budget is None else f'{budget:g}-'}{seed}-{digest}"
+
+
+def compared(points: list[Point]) -> dict[float | None, dict[str, Any]]:
+    """Return per budget how `freshet` does against each other policy, over all seeds, and its share of `always`."""
+    groups = grouped(points)
+    out: dict[float | None, dict[str, Any]] = {}
+    for (policy, budget), mine in groups.items():
+        if policy == "freshet":
+            others = {name: versus(mine, theirs) for (name, other), theirs in groups.items()
+                      if name != "freshet" and other in (budget, None)}
+            out[budget] = {"against": others, "of_always": share_of(mine, groups["always", None])}
+    return out
+
+
+def results(points: list[Point]) -> list[dict[str, Any]]:
+    """Return the list for frontier.json: a point each; those of `freshet` with their comparisons over all seeds."""
+    out = []
+    for dataset in dict.fromkeys(point.figures["dataset"] for point in points):
+        own = [point for point in points if point.figures["dataset"] == dataset]
+        comparisons = compared(own)
+        for point in own:
+            row = {name: point.figures[name] for name in FIELDS}
+            out.append(row | comparisons[point.name[1]] if point.name[0] == "freshet" else row)
+    return out
+
+
+def datasets(names: list[str], homes: Path, settings: Settings, say: Callable[[str], None], *, as_fitted: bool
+             ) -> list[Home]:
+    """Return the data sets asked for; Beauty only where its folder is there.
+
+    Raises:
+        FreshetError: none is there, or a name is not known.
+    """
+    out = []
+    for name in names:
+        if name == "movielens":
+            home = homes / "movielens-100k"
+            out.append(Home("movielens-100k", movielens.fetch(home, say), home, settings, as_fitted=as_fitted))
+        elif name == "beauty":
+            if BEAUTY.is_dir():
+                out.append(Home("amazon-beauty", BEAUTY, homes / "amazon-beauty", settings, as_fitted=as_fitted))
+            else:
+                say(f"Beauty is left out: {BEAUTY} is not there")
+        else:
+            raise FreshetError(f"--datasets are movielens and beauty, not {name!r}")
+    if not out:
+        raise FreshetError("there is no data set to play")
+    return out
+
+
+def quick(folder: Path) -> tuple[Home, list[float], int]:
+    """Return a made-up data set, with the tests' language model of a few thousand random weights."""
+    from tests.models import tiny
+    from tests.system.world import write_data
+
+    settings = Settings()
+    settings = replace(
+        settings, fit=replace(settings.fit, dim=16, epochs=2, knowledge_epochs=1, instructions=3, codes=8),
+        llm=replace(settings.llm, name=str(tiny.save(folder / "llm")), device="cpu"))
+    return Home("made-up", write_data(folder / "data"), folder / "home", settings, as_fitted=False), [200.0], 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--datasets", default="movielens,beauty", help="comma-separated")
+    parser.add_argument("--budgets", default="25,50,100,200,400", help="LLM calls per 1,000 events, comma-separated")
+    parser.add_argument("--seeds", default="42", help="of the fits, comma-separated")
+    parser.add_argument("--events", type=int, default=0, help="play so many events after the split; 0 = all")
+    parser.add_argument("--homes", type=Path, default=ROOT / ".freshet" / "frontier",
+                        help="folder with a FRESHET_HOME per data set: movielens-100k, amazon-beauty")
+    parser.add_argument("--as-fitted", action="store_true",
+                        help="take the home's current model though code has changed since it was fitted")
+    parser.add_argument("--quick", action="store_true", help="a made-up world, in seconds; nothing is written")
+    given = parser.parse_args()
+    points: list[Point] = []
+    try:
+        with Stages() as stages, tempfile.TemporaryDirectory() as scratch:
+            budgets, events = [float(x) for x in given.budgets.split(",") if x], given.events
+            if given.quick:
+                home, budgets, events = quick(Path(scratch))
+                homes, seeds = [home], [42]
+            else:
+                homes = datasets([name.strip() for name in given.datasets.split(",")], given.homes, load(), stages.say,
+                                 as_fitted=given.as_fitted)
+                seeds = [int(x) for x in given.seeds.split(",")]
+            for home in homes:
+                for seed in seeds:
+                    points += home.points(seed, budgets, events, stages)
+    except FreshetError as error:
+        print(f"frontier: {error}", file=sys.stderr)
+        return 1
+    rows = results(points)
+    print(frontier_page.tables(points, {name: compared([p for p in points if p.figures["dataset"] == name])
+                                        for name in dict.fromkeys(p.figures["dataset"] for p in points)}))
+    if not given.quick:
+        frontier_page.write(rows, points, compared)
+        print(json.dumps({"points": len(rows), "written": str(frontier_page.JSON_PATH)}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
