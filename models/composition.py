@@ -19,9 +19,9 @@ from models.dataset import IntArray
 from models.evaluation import hidden_before, target_ranks
 from models.protocols import Age, Ranks, moments
 from models.sequences import Sequences
+from models.snapshots import before
 
 BATCH = 16  # moments whose knowledge is generated at a time
-CHUNK = 512  # moments between two reports of progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,73 +97,85 @@ class Composed(nn.Module):
 
     @torch.no_grad()
     def rank(
-        self, sequences: Sequences, begin: IntArray, age: Age, epsilon: float | None = None,
+        self, sequences: Sequences, begin: IntArray, age: Age, epsilon: float | None = None, least: int = 1,
         progress: Callable[[int, int], None] | None = None,
     ) -> Ranks:
         """Rank the item of every event from row `begin` on of each user.
 
         Args:
             age: of the knowledge that is used.
-            epsilon: full trust radius, nats: p is the best within KL(p ‖ p_ref) ≤ ε; None = the fused scores as they
-                are.
+            epsilon: full trust radius, nats: p is the best within KL(p ‖ p_ref) ≤ ε, and without knowledge it is p_ref;
+                None = the scores as they are.
+            least: events a user must have had before knowledge is generated.
             progress: called with moments done and moments in all.
         """
         self.eval()
         rows, hidden = hidden_before(self.backbone, sequences, begin)
         own = moments(sequences, begin, rows, age)
-        vectors, which = self._vectors(sequences, own, progress)
+        known = own >= sequences.offsets[np.searchsorted(sequences.offsets, own, "right") - 1] + max(1, least)
+        used, vectors, which = self._vectors(sequences, np.where(known, own, -1), progress)
         side = self.backbone.item_side()
         ref_hidden = hidden_before(self.reference, sequences, begin)[1] if epsilon is not None else None
 
         def scores(part: Tensor) -> Tensor:
-            if vectors is None:
-                return self.backbone.scores(hidden[part], side)
-            index = which[part]
+            has = which[part] >= 0
             fused = hidden[part]
-            known = index >= 0
-            if known.any():
-                fused[known] = self.fuse(fused[known], vectors[index[known]])
+            if vectors is not None and has.any():
+                fused[has] = self.fuse(fused[has], vectors[which[part][has]])
             logits = self.backbone.scores(fused, side)
+            if has.any():
+                at = part[has].numpy()
+                logits[has] = self.finish(logits[has], sequences, used[at], rows[at] - own[at])
             if ref_hidden is None:
                 return logits
             ref = self.reference.scores(ref_hidden[part]).log_softmax(-1)
-            radius = torch.where(known, float(epsilon or 0.0), 0.0)
+            radius = torch.where(has, float(epsilon or 0.0), 0.0)
             return trust_region(ref, logits.log_softmax(-1) - ref, radius)[0]
 
         return Ranks(rows, *target_ranks(scores, self.backbone.n_items, sequences, rows))
 
+    def finish(self, logits: Tensor, sequences: Sequences, used: IntArray, age: IntArray) -> Tensor:
+        """Return logits (m, n) with what knowledge adds to them directly: here nothing.
+
+        Args:
+            used: (m,) the moments (rows) whose knowledge is used.
+            age: (m,) events since it was generated.
+        """
+        return logits
+
     def _vectors(
         self, sequences: Sequences, own: IntArray, progress: Callable[[int, int], None] | None,
-    ) -> tuple[Tensor | None, Tensor]:
-        """Return knowledge (u, K, d) of the distinct moments, and which of it each event uses (m,), −1 = none."""
-        low = sequences.offsets[np.searchsorted(sequences.offsets, own, "right") - 1]
+    ) -> tuple[IntArray, Tensor | None, Tensor]:
+        """Make the knowledge of moments `own` (m,), −1 = none wanted.
+
+        Returns:
+            The moment whose knowledge each event uses (m,), −1 = none; knowledge (u, K, d) of distinct moments; the row
+            of it that each event uses (m,), −1 = none.
+        """
         which = torch.full((len(own),), -1, dtype=torch.int64)
-        has = np.flatnonzero(own > low)
+        has = np.flatnonzero(own >= 0)
         if self.source is None or not len(has):
-            return None, which
+            return own, None, which
         places, inverse = np.unique(own[has], return_inverse=True)
+        if self.shuffled:  # over all moments: those next to each other are of the same user
+            inverse = np.random.default_rng(0).permutation(len(places))[inverse]
         which[torch.from_numpy(has)] = torch.from_numpy(inverse)
+        used = np.full(len(own), -1, np.int64)
+        used[has] = places[inverse]
         first = sequences.offsets[1:].copy()
         np.minimum.at(first, np.searchsorted(sequences.offsets, places, "right") - 1, places)
         at, hidden = hidden_before(self.reference, sequences, first)
         parts = []
-        for begin in range(0, len(places), CHUNK):
-            chunk = places[begin : begin + CHUNK]
+        for begin in range(0, len(places), BATCH):
+            chunk = places[begin : begin + BATCH]
             state = hidden[torch.from_numpy(np.searchsorted(at, chunk))]
-            for some in range(0, len(chunk), BATCH):
-                piece = slice(some, some + BATCH)
-                parts.append(self.source(moments_at(sequences, chunk[piece], state[piece], self.source.items)))
+            parts.append(self.source(moments_at(sequences, chunk, state, self.source.items)))
             if progress is not None:
-                progress(min(begin + CHUNK, len(places)), len(places))
-        vectors = torch.cat(parts)
-        if self.shuffled:  # over all moments: those next to each other are of the same user
-            vectors = vectors[torch.randperm(len(vectors), generator=torch.Generator().manual_seed(0))]
-        return vectors, which
+                progress(begin + len(chunk), len(places))
+        return used, torch.cat(parts), which
 
 
 def moments_at(sequences: Sequences, rows: IntArray, hidden: Tensor, items: int) -> Moments:
     """Return the moments before rows (B,), with the newest `items` of each user's history."""
     user = np.searchsorted(sequences.offsets, rows, "right") - 1
-    places = rows[:, None] - np.arange(items, 0, -1)
-    inside = places >= sequences.offsets[user][:, None]
-    return Moments(user, hidden, np.where(inside, sequences.item[np.maximum(places, 0)], -1))
+    return Moments(user, hidden, before(sequences, rows, items))

@@ -72,8 +72,11 @@ def train(model: Composed, fold: Fold, plan: Plan, progress: Progress | None = N
     device = torch.device(plan.device)
     model.to(device)
     model.backbone.requires_grad_(plan.trains_backbone)
+    if model.fusion is not None:
+        model.fusion.requires_grad_(True)  # it may be a part of the backbone
     own = [w for part in (model.source, model.fusion) if part is not None for w in part.parameters() if w.requires_grad]
-    scorer = [weight for weight in model.backbone.parameters() if weight.requires_grad]
+    taken = {id(weight) for weight in own}
+    scorer = [w for w in model.backbone.parameters() if w.requires_grad and id(w) not in taken]
     weights = own + scorer
     groups = [{"params": part, "rate": rate} for part, rate in ((own, 1.0), (scorer, BACKBONE_RATE)) if part]
     optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, betas=(0.9, 0.98))

@@ -17,7 +17,7 @@ from models.sources import CodebookSource
 from schemas.settings import FitSettings
 
 if TYPE_CHECKING:
-    from models.systems import Workshop
+    from models.workshop import Workshop
 
 
 def parallel_codebooks(shop: Workshop) -> Source:

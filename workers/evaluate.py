@@ -28,7 +28,7 @@ from workers.stages import Stages, Step
 if TYPE_CHECKING:
     from models.item_cache import ItemCache
     from models.llm import LanguageModel
-    from models.systems import Workshop
+    from models.workshop import Workshop
 
 STALL_S = 1800.0  # seconds without a sign of life: an epoch of 200,000 events takes minutes on two slow cores
 FORMAT = 1  # of the result files
@@ -78,7 +78,8 @@ class Evaluator:
         Raises:
             FreshetError: there is no such system, control or protocol, or the data does not suffice.
         """
-        from models.systems import system_named, train
+        from models.recipes import train
+        from models.systems import system_named
 
         system = system_named(wanted.system, wanted.control)
         path = self.path(wanted)
@@ -171,7 +172,7 @@ class Evaluator:
 
     def _workshop(self, wanted: Wanted, opened: ExitStack) -> Workshop:
         from models.protocols import protocol
-        from models.systems import Workshop
+        from models.workshop import Workshop
 
         key = (wanted.protocol, wanted.seed)
         if self._shop is None or self._shop[0] != key:

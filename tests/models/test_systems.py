@@ -1,17 +1,21 @@
+import copy
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from models import joint_training
+from models import alignment, joint_training
+from models.affinity import Affinity
 from models.composition import Composed
-from models.evaluation import ndcg
+from models.evaluation import hidden_before, ndcg
 from models.fusion import KnowledgeAttention
 from models.item_cache import ItemCache
 from models.objectives import FixedPenalty, Objective, PrimalDual
-from models.protocols import FRESH, FROZEN, leave_one_out, stream_time, summary
-from models.systems import CONTROLS, SYSTEMS, Workshop, system_named, train
+from models.protocols import FRESH, FROZEN, leave_one_out, moments, stream_time, summary
+from models.recipes import train
+from models.systems import CONTROLS, SYSTEMS, system_named
+from models.workshop import Workshop
 from schemas.errors import FreshetError
 from schemas.settings import FitSettings, LlmSettings, Settings, StateSettings
 from tests.models import tiny
@@ -39,6 +43,8 @@ def shop(data, language):
     patch = pytest.MonkeyPatch()
     for name in ("JUDGED", "FEW"):
         patch.setattr(joint_training, name, 48)
+    for name in ("JUDGED", "SNAPSHOTS"):
+        patch.setattr(alignment, name, 48)
     yield Workshop(data, stream_time(data), SETTINGS, language)
     patch.undo()
 
@@ -100,7 +106,8 @@ def test_systems_with_knowledge_learn(shop, name, monkeypatch):
     fresh = trained.rank(FRESH)
     assert summary(fresh)["ndcg_at_10"] > popularity(shop.split) + 0.2
     assert 0 <= summary(fresh)["harmed_fraction"] <= 1
-    history = trained.about["history"]
+    history = trained.about.get("history", [])
+    assert history or name == "freshet"  # trained as `freshet fit` does
     assert [entry["epoch"] for entry in history] == list(range(len(history)))
     assert all(np.isfinite(value) for entry in history for value in entry.values())
     frozen = trained.rank(FROZEN)
@@ -111,7 +118,6 @@ def composed(shop, control=False):
     from models.parts import FUSIONS, parallel_codebooks
 
     reference = shop.backbone("sasrec")[0]
-    import copy
     return Composed(copy.deepcopy(reference), reference, parallel_codebooks(shop), FUSIONS["start-attention"](
         SETTINGS.fit), control)
 
@@ -183,3 +189,34 @@ def test_generative_learns_what_follows_what(shop):
     assert summary(outcome)["harmed_fraction"] is None
     assert summary(outcome)["ndcg_at_10"] > popularity(shop.split) + 0.2
     assert 0 < trained.about["semantic_ids_utilisation_1"] <= 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("control", SYSTEMS["freshet"].controls())
+def test_freshet_has_controls_that_differ(shop, control):
+    plain, changed = (train(SYSTEMS["freshet"], name, shop).rank(FRESH) for name in (None, control))
+    assert not np.array_equal(plain.ranks.logp, changed.ranks.logp)
+    if control == "shuffled-knowledge":  # another user's evidence points elsewhere
+        assert summary(changed)["ndcg_at_10"] < summary(plain)["ndcg_at_10"]
+
+
+def test_evidence_is_of_the_moment_of_the_knowledge(shop):
+    model = composed(shop)
+    from models.evidence import WithEvidence
+    from models.snapshots import before
+
+    affinity = Affinity.fit(shop.split.fold.training(), shop.split.fold.n_items)
+    fused = copy.deepcopy(shop.backbone("sasrec+text")[0])
+    fused.evidence_gain.fill_(3.0)
+    fused.evidence_half_life.fill_(4.0)
+    model = WithEvidence(fused, model.reference, model.source, fused.attention, False, affinity=affinity)
+    split = shop.split
+    for age in (FRESH, FROZEN):
+        ranks = model.rank(split.test, split.begin, age)
+        own = moments(split.test, split.begin, ranks.rows, age)
+        rows, hidden = hidden_before(fused, split.test, split.begin)
+        assert (rows == ranks.rows).all()
+        gathered = affinity.evidence(before(split.test, own, fused.max_len))
+        logits = fused.weigh(fused.scores(hidden), gathered, torch.from_numpy(rows - own))
+        logp = logits.log_softmax(-1)[torch.arange(len(rows)), torch.from_numpy(split.test.item[rows])]
+        np.testing.assert_allclose(ranks.logp, logp, atol=1e-4)  # attention starts at no change

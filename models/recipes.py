@@ -1,0 +1,154 @@
+"""How each row of `models.systems` and its controls are trained.
+
+Backbone and, where there is knowledge, the frozen reference it is measured against come first; knowledge is then
+trained on top (`models.joint_training`). As `freshet fit` does, scorers go on over the held-out rows at the end where
+the protocol says so, and what was trained on top stays.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import torch
+
+from models import training
+from models.affinity import Affinity
+from models.alignment import train_knowledge
+from models.backbone import Backbone
+from models.calibration import calibrate_epsilon, calibrate_min_history, replay
+from models.composition import Composed
+from models.evidence import WithEvidence
+from models.fusion import FusedScorer, condense
+from models.generative import extend_generative, rank_generative, train_generative
+from models.joint_training import Plan
+from models.joint_training import train as train_jointly
+from models.objectives import FixedPenalty, Objective
+from models.parts import FUSIONS, OBJECTIVES, SOURCES
+from models.protocols import Age, Outcome
+from models.semantic_ids import quantise
+from models.sources import CodebookSource
+from models.systems import System
+from models.workshop import Trained, Workshop
+
+
+def train(system: System, control: str | None, shop: Workshop) -> Trained:
+    """Train a system, or one of its controls."""
+    if system.name == "freshet":
+        return _freshet(system, control, shop)
+    if system.has_knowledge:
+        return _knowledge(system, control, shop)
+    if control == "extra-steps":
+        return _extra_steps(shop)
+    if system.backbone == "semantic-ids":
+        return _generative(shop)
+    model, about = _text_init(shop) if control == "text-init" else shop.backbone(system.backbone)
+    served = shop.served(model, control or system.backbone)
+    reference = None if system.backbone == "sasrec" and control is None else shop.reference_ranks()
+    ranks = shop.rank(served)
+    return Trained(lambda _: Outcome(ranks, reference), dict(about))
+
+
+def _knowledge(system: System, control: str | None, shop: Workshop) -> Trained:
+    reference = shop.backbone("sasrec")[0]
+    backbone = copy.deepcopy(shop.backbone(system.backbone)[0])
+    adaptor = control if control == "softmax-attention" else system.adaptor
+    source = SOURCES[system.instruction, system.extraction, adaptor](shop)
+    model = Composed(
+        backbone, reference, source, FUSIONS[system.fusion](shop.settings.fit), control == "shuffled-knowledge")
+    plan = _plan(shop, _objective(system, control))
+    about = train_jointly(model, shop.split.fold, plan, shop.during("knowledge"))
+    model.backbone = shop.served(model.backbone, f"{system.name} {control}")
+    model.reference = shop.served(reference, "sasrec")
+    return _trained(model, shop, about)
+
+
+def _freshet(system: System, control: str | None, shop: Workshop) -> Trained:
+    """Train as `models.fitting.fit` does, on the protocol's fold; with a control the knowledge by `joint_training`."""
+    fit, fold = shop.settings.fit, shop.split.fold
+    llm, cache = shop.llm()
+    reference = shop.backbone("sasrec")[0]
+    backbone, about = shop.backbone(system.backbone)
+    fused = copy.deepcopy(backbone)
+    assert isinstance(fused, FusedScorer)  # noqa: S101 - the table says so
+    source = SOURCES[system.instruction, system.extraction, system.adaptor](shop)
+    assert isinstance(source, CodebookSource)  # noqa: S101
+    affinity = shop.once("affinity", lambda: Affinity.fit(fold.training(), fold.n_items))
+    model = WithEvidence(
+        fused, reference, source, fused.attention, control == "shuffled-knowledge", affinity=affinity)
+    if control is None:
+        found = train_knowledge(
+            fold, reference, fused, source.knowledge, cache, llm, fit, shop.settings.llm, shop.during("knowledge"))
+    else:
+        plan = replace(_plan(shop, _objective(system, control)), trains_backbone=False)
+        found = train_jointly(model, fold, plan, shop.during("knowledge"))
+    done = replay(fold.sequences, fold.begin, reference, fused, source.knowledge, cache, llm, shop.settings.llm,
+                  seed=fit.seed, affinity=affinity)
+    epsilon, evidence = calibrate_epsilon(done)
+    least, _ = calibrate_min_history(done, epsilon)
+    model.reference = shop.served(reference, "sasrec")
+    model.backbone = shop.served(fused, f"freshet {control}")
+    model.fusion = model.backbone.attention if isinstance(model.backbone, FusedScorer) else model.fusion
+    if shop.split.extends:
+        model.affinity = shop.once("extended affinity", lambda: Affinity.fit(fold.sequences, fold.n_items))
+    about = about | found | evidence | {"epsilon": epsilon, "min_history": float(least)}
+    return _trained(model, shop, about, None if control == "unconstrained" else epsilon, least)
+
+
+def _objective(system: System, control: str | None) -> Objective:
+    if control == "unconstrained":
+        return Objective()
+    return FixedPenalty() if control == "fixed-penalty" else OBJECTIVES[system.objective]()
+
+
+def _trained(
+    model: Composed, shop: Workshop, about: dict[str, float], epsilon: float | None = None, least: int = 1,
+) -> Trained:
+    model.eval().requires_grad_(False)
+    generating = shop.during("knowledge of the test")
+
+    def rank(age: Age) -> Outcome:
+        return Outcome(model.rank(
+            shop.split.test, shop.split.begin, age, epsilon, least, lambda done, total: generating(done, total, {})),
+            shop.reference_ranks())
+
+    return Trained(rank, about)
+
+
+def _plan(shop: Workshop, objective: Objective) -> Plan:
+    fit = shop.settings.fit
+    device = "cuda" if torch.cuda.is_available() and shop.settings.llm.device != "cpu" else "cpu"
+    return Plan(fit.knowledge_epochs, objective, seed=fit.seed, device=device)
+
+
+def _generative(shop: Workshop) -> Trained:
+    fit, fold = shop.settings.fit, shop.split.fold
+    ids = quantise(shop.texts(), seed=fit.seed)
+    model, about = train_generative(fold, ids, fit, shop.max_len, shop.during("generative"))
+    if shop.split.extends:
+        model = extend_generative(model, fold, fit, shop.during("extension (generative)"))
+    beams = shop.during("beams")
+    ranks = rank_generative(model, shop.split.test, shop.split.begin, lambda done, total: beams(done, total, {}))
+    return Trained(lambda _: Outcome(ranks), about)
+
+
+def _extra_steps(shop: Workshop) -> Trained:
+    reference = shop.backbone("sasrec")[0]
+    model = Composed(copy.deepcopy(reference), reference, None, None)
+    about = train_jointly(
+        model, shop.split.fold, replace(_plan(shop, Objective()), none_is_an_epoch=False), shop.during("extra steps"))
+    ranks = shop.rank(shop.served(model.backbone, "extra-steps"))
+    return Trained(lambda _: Outcome(ranks, shop.reference_ranks()), about)
+
+
+def _text_init(shop: Workshop) -> tuple[Backbone, dict[str, float]]:
+    """Train a plain backbone whose item vectors start at their texts' leading components, of the usual size."""
+    fit, fold = shop.settings.fit, shop.split.fold
+    torch.manual_seed(fit.seed)
+    model = Backbone(fold.n_items, fit.dim, fit.layers, fit.heads, shop.max_len, fit.dropout, fold.fresh())
+    with torch.no_grad():
+        start = condense(torch.from_numpy(shop.llm()[1].embeddings), fit.dim)
+        has = (start != 0).any(1)
+        model.items[has, : start.shape[1]] = 0.02 * start[has]
+    return training._train(model, fold, fit, shop.during("text-initialised reference"))
+

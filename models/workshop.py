@@ -1,0 +1,122 @@
+"""What the systems of one protocol and seed share: data, scorers of behaviour, language model, the reference's ranks.
+
+Each is made when first asked for, once: seven rows do not train seven references.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from models import training
+from models.affinity import Affinity
+from models.backbone import Backbone
+from models.calibration import calibrate_evidence
+from models.dataset import Dataset
+from models.evaluation import hidden_before, target_ranks
+from models.fusion import FusedScorer, condense
+from models.holistic import texts_with_neighbours
+from models.item_cache import ItemCache
+from models.llm import LanguageModel
+from models.protocols import Age, Outcome, Ranks, Split
+from schemas.settings import Settings
+
+Report = Callable[[str, int, int, dict[str, float]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A trained system.
+
+    Args:
+        rank: gives an `Outcome` on the test rows for an age of knowledge.
+        about: metrics of training; "history" has one entry per epoch of knowledge.
+    """
+
+    rank: Callable[[Age], Outcome]
+    about: dict[str, Any]
+
+
+@dataclass
+class Workshop:
+    """Data, settings and what systems of one protocol and seed share, made when first asked for.
+
+    Args:
+        language: opens language model and item cache; called at most once.
+        report: called with stage, steps done, steps in all and metrics.
+    """
+
+    dataset: Dataset
+    split: Split
+    settings: Settings
+    language: Callable[[], tuple[LanguageModel, ItemCache]]
+    report: Report = lambda *_: None
+    _made: dict[str, Any] = field(default_factory=dict)
+
+    def once(self, name: str, make: Callable[[], Any]) -> Any:
+        """Return what `make` made the first time it was asked for by this name."""
+        if name not in self._made:
+            self._made[name] = make()
+        return self._made[name]
+
+    @property
+    def max_len(self) -> int:
+        """Items of a history that backbones read."""
+        return self.settings.state.history
+
+    def llm(self) -> tuple[LanguageModel, ItemCache]:
+        """Return language model and item cache."""
+        return self.once("llm", self.language)
+
+    def texts(self) -> torch.Tensor:
+        """Return condensed item texts (n_items, ≤ 128)."""
+        embeddings = self.llm()[1].embeddings
+        # half precision is what an artifact holds
+        return self.once("texts", lambda: condense(torch.from_numpy(embeddings)).half().float())
+
+    def during(self, stage: str) -> Callable[[int, int, dict[str, float]], None]:
+        """Return what reports the progress of a stage."""
+        return lambda done, total, metrics: self.report(stage, done, total, metrics)
+
+    def backbone(self, kind: str) -> tuple[Backbone, dict[str, float]]:
+        """Return a trained backbone by kind (see `models.systems.System`) and its metrics; not yet extended."""
+        fit, fold = self.settings.fit, self.split.fold
+        if kind == "sasrec":
+            return self.once(kind, lambda: training.train_reference(fold, fit, self.max_len, self.during("reference")))
+        if kind == "sasrec+text+evidence":
+            return self.once(kind, self._with_evidence)
+        text = self.texts() if kind == "sasrec+text" else texts_with_neighbours(self.llm()[1].embeddings)
+        return self.once(kind, lambda: training.train_fused(
+            fold, text, fit, self.max_len, self.during("scorer with texts")))
+
+    def _with_evidence(self) -> tuple[FusedScorer, dict[str, float]]:
+        trained, about = self.backbone("sasrec+text")
+        fold = self.split.fold
+        model = copy.deepcopy(trained)
+        assert isinstance(model, FusedScorer)  # noqa: S101 - of this kind they are
+        affinity = self.once("affinity", lambda: Affinity.fit(fold.training(), fold.n_items))
+        found = calibrate_evidence(fold.sequences, fold.begin, model, affinity, seed=self.settings.fit.seed)
+        return model, about | found
+
+    def served(self, model: Backbone, name: str) -> Backbone:
+        """Return a scorer as it is tested: gone on over the held-out rows where the protocol says so."""
+        if not self.split.extends:
+            return model
+        return self.once(f"extended {name}", lambda: training.extend(
+            model, self.split.fold, self.settings.fit, self.during(f"extension ({name})")))
+
+    def reference_ranks(self) -> Ranks:
+        """Return what behaviour alone makes of the test."""
+        return self.once("reference ranks", lambda: self.rank(
+            self.served(self.backbone("sasrec")[0], "sasrec")))
+
+    def rank(self, model: Backbone) -> Ranks:
+        """Return what a scorer without knowledge makes of the test."""
+        rows, hidden = hidden_before(model, self.split.test, self.split.begin)
+        side = model.item_side()
+        return Ranks(rows, *target_ranks(
+            lambda part: model.scores(hidden[part], side), model.n_items, self.split.test, rows))
