@@ -111,11 +111,11 @@ def build(settings: Settings, planner: Planner) -> StreamsApp:
 
     @app.on_partitions_revoked.connect
     async def on_revoked(*args: Any, **kwargs: Any) -> None:
-        the_stage().table.clear()
+        the_stage().forget()
 
     @app.on_partitions_assigned.connect
     async def on_assigned(*args: Any, **kwargs: Any) -> None:
-        the_stage().table.clear()
+        the_stage().forget()
         check_partitions(app, kafka.partitions)
 
     @app.task

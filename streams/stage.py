@@ -115,6 +115,12 @@ class Stage:
             jobs.append(self.outbox.send_dead_letters(delivery.bad, delivery.now))
         await asyncio.gather(*jobs)
 
+    def forget(self) -> None:
+        """Forget users in memory and their requests on the way: partitions are changing hands."""
+        self.table.clear()
+        if self.planner.market is not None:
+            self.planner.market.out.clear()
+
     def _strays(self, partition: int, users: set[str]) -> set[str]:
         """Return the users whose state is elsewhere: a producer with another partitioner, or none, sent them here.
 

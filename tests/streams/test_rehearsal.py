@@ -40,6 +40,15 @@ def test_the_limit_makes_staleness_a_minority_reason() -> None:
     assert ttl > 60.0
 
 
+def test_the_policy_in_use_and_its_budget_have_no_say_in_a_rehearsal() -> None:
+    events = visits()[:2000]
+    calibration = CALIBRATION.model_copy(update={"drift_threshold": 3.0, "drift_mean": 0.3})
+    usual = rehearse(planner(calibration), events)
+    assert usual.refreshes["drift"] > 0
+    for refresh in ({"policy": "never"}, {"policy": "nightly"}, {"calls_per_1000": 1.0}):
+        assert rehearse(planner(calibration, **refresh), events).refreshes == usual.refreshes
+
+
 def test_without_returning_users_the_limit_is_a_week() -> None:
     ttl, chosen = choose_ttl([event(0)], stage)
     assert ttl == 7 * 86_400.0
