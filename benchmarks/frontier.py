@@ -40,15 +40,18 @@ FIXED = ("always", "never", "once")  # `always` first: what the LLM says to it, 
 TURNED = ("nightly", "every-n", "drift", "judge")
 FIELDS = ("dataset", "policy", "budget", "seed", "calls_per_1000", "ndcg_at_10", "gain", "gain_interval",
           "median_age_s", "median_age_events", "recall_at_10", "reference_ndcg_at_10", "refreshes", "setting",
-          "llm_seconds", "store_bytes_per_user", "state_bytes_per_user", "events", "predicted", "calls", "wall_s",
+          "llm_seconds", "store_bytes_per_user", "state_bytes_per_user", "events", "predicted", "calls", "stock",
+          "stocked", "wall_s",
           "model_version", "revision")
 
 
 class Home:
     """A data set with the home its models, generations and points are in."""
 
-    def __init__(self, name: str, folder: Path, home: Path, settings: Settings, *, as_fitted: bool) -> None:
-        self.name, self._folder, self._as_fitted = name, folder, as_fitted
+    def __init__(
+        self, name: str, folder: Path, home: Path, settings: Settings, *, as_fitted: bool = False, stock: bool = True,
+    ) -> None:
+        self.name, self._folder, self._as_fitted, self._stock = name, folder, as_fitted, stock
         self._settings = replace(settings, home=home.absolute())
 
     def points(self, seed: int, budgets: list[float], events: int, stages: Stages) -> list[Point]:
@@ -61,12 +64,12 @@ class Home:
         scene: list[Scene] = []
 
         def point(policy: Any, budget: float | None, target: float | None) -> Point:
-            key = _key(settings, policy, budget, target, seed, events)
+            key = _key(settings, policy, budget, target, seed, events, self._stock)
             found = kept.find(key)
             if found is None:
                 stages.say(f"{self.name}, seed {seed}: {policy}" + (f" at {budget:g}" if budget else ""))
                 if not scene:
-                    scene.append(Scene(settings, self._folder, stages, events))
+                    scene.append(Scene(settings, self._folder, stages, events, stock=self._stock))
                 outcome = scene[0].run(policy, target, seed)
                 figures = outcome.figures | {
                     "dataset": self.name, "budget": budget, "wall_s": round(outcome.wall_s, 1), "revision": revision()}
@@ -97,11 +100,11 @@ def _has_model(settings: Settings) -> bool:
         return False
 
 
-def _key(settings: Settings, policy: str, budget: float | None, target: float | None, seed: int, events: int) -> str:
+def _key(settings: Settings, policy: str, budget: float | None, target: float | None, *others: object) -> str:
     what = [asdict(settings.refresh), asdict(settings.state), asdict(settings.llm), settings.ranking.epsilon,
-            policy, budget, target, seed, events]
+            policy, budget, target, *others]
     digest = hashlib.blake2b(orjson.dumps(what, option=orjson.OPT_SORT_KEYS), digest_size=6).hexdigest()
-    return f"{policy}-{'' if budget is None else f'{budget:g}-'}{seed}-{digest}"
+    return f"{policy}-{'' if budget is None else f'{budget:g}-'}{digest}"
 
 
 def compared(points: list[Point]) -> dict[float | None, dict[str, Any]]:
@@ -128,7 +131,7 @@ def results(points: list[Point]) -> list[dict[str, Any]]:
     return out
 
 
-def datasets(names: list[str], homes: Path, settings: Settings, say: Callable[[str], None], *, as_fitted: bool
+def datasets(names: list[str], homes: Path, settings: Settings, say: Callable[[str], None], **how: bool
              ) -> list[Home]:
     """Return the data sets asked for; Beauty only where its folder is there.
 
@@ -139,10 +142,10 @@ def datasets(names: list[str], homes: Path, settings: Settings, say: Callable[[s
     for name in names:
         if name == "movielens":
             home = homes / "movielens-100k"
-            out.append(Home("movielens-100k", movielens.fetch(home, say), home, settings, as_fitted=as_fitted))
+            out.append(Home("movielens-100k", movielens.fetch(home, say), home, settings, **how))
         elif name == "beauty":
             if BEAUTY.is_dir():
-                out.append(Home("amazon-beauty", BEAUTY, homes / "amazon-beauty", settings, as_fitted=as_fitted))
+                out.append(Home("amazon-beauty", BEAUTY, homes / "amazon-beauty", settings, **how))
             else:
                 say(f"Beauty is left out: {BEAUTY} is not there")
         else:
@@ -161,7 +164,7 @@ def quick(folder: Path) -> tuple[Home, list[float], int]:
     settings = replace(
         settings, fit=replace(settings.fit, dim=16, epochs=2, knowledge_epochs=1, instructions=3, codes=8),
         llm=replace(settings.llm, name=str(tiny.save(folder / "llm")), device="cpu"))
-    return Home("made-up", write_data(folder / "data"), folder / "home", settings, as_fitted=False), [200.0], 0
+    return Home("made-up", write_data(folder / "data"), folder / "home", settings), [200.0], 0
 
 
 def main() -> int:
@@ -174,6 +177,8 @@ def main() -> int:
                         help="folder with a FRESHET_HOME per data set: movielens-100k, amazon-beauty")
     parser.add_argument("--as-fitted", action="store_true",
                         help="take the home's current model though code has changed since it was fitted")
+    parser.add_argument("--cold", action="store_true",
+                        help="users of the past start without knowledge, and every policy pays for their first")
     parser.add_argument("--quick", action="store_true", help="a made-up world, in seconds; nothing is written")
     given = parser.parse_args()
     points: list[Point] = []
@@ -185,7 +190,7 @@ def main() -> int:
                 homes, seeds = [home], [42]
             else:
                 homes = datasets([name.strip() for name in given.datasets.split(",")], given.homes, load(), stages.say,
-                                 as_fitted=given.as_fitted)
+                                 as_fitted=given.as_fitted, stock=not given.cold)
                 seeds = [int(x) for x in given.seeds.split(",")]
             for home in homes:
                 for seed in seeds:

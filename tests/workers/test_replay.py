@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import orjson
 import pytest
@@ -24,7 +25,7 @@ from workers.cli.replay import as_json
 from workers.replay.budget import within
 from workers.replay.generations import KeptGenerator
 from workers.replay.scene import Scene
-from workers.replay.timeline import waves
+from workers.replay.timeline import Timeline, waves
 from workers.stages import Stages
 
 USERS, EVENTS, SPLIT = 8, 180, 1_600_000_000.0  # the split of tests' models is 0: everything is played
@@ -173,6 +174,23 @@ def test_budgets_are_met(scene: Scene, policy: str, budget: float) -> None:
     # 180 events are coarse: one more call is 5.6 per 1,000
     assert figures["calls_per_1000"] == pytest.approx(budget, rel=0.12, abs=12)
     assert figures["budget"] == budget
+
+
+def test_stock_is_there_when_users_come_back_and_costs_the_policy_nothing(settings: Settings, data: Path) -> None:
+    """The model's split is moved into the data, so that there is a past."""
+    scene = scene_of(settings, data)
+    cut = len(scene.timeline.future) // 2
+    future = scene.timeline.future[cut:]
+    past = [msgspec.structs.replace(event, backfill=True) for event in scene.timeline.future[:cut]]
+    for stock in (False, True):
+        scene.restart(Timeline(past, future), stock=stock)
+        figures = scene.run("once", None, 0).figures
+        assert figures["predicted"] == figures["events"]  # everyone was there before
+        assert (figures["calls"], figures["stocked"]) == ((0, USERS) if stock else (USERS, 0))
+        assert figures["with_knowledge"] == figures["events"] - (0 if stock else USERS)
+    assert scene.run("never", None, 0).figures["stocked"] == 0
+    every = scene.run("every-n", 300, 0).figures
+    assert every["calls_per_1000"] == pytest.approx(300, abs=25)
 
 
 def test_the_price_keeps_to_the_budget(scene: Scene) -> None:

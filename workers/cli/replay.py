@@ -29,6 +29,9 @@ def replay(
              "settings say.")] = None,
     json: Annotated[Path | None, typer.Option(help="Write the figures to this file.")] = None,
     events: Annotated[int, typer.Option(help="Events to play, from the split on; 0 = all.")] = 0,
+    stock: Annotated[bool, typer.Option(
+        "--stock", help="Users of the past have knowledge when they come back, as an offline run at the split would "
+                        "have left it; the policy does not pay for that. Without it all start with none.")] = False,
     seed: Annotated[int, typer.Option(help="Of the bootstrap interval.")] = 0,
 ) -> None:
     """Play recorded events through the live system's decisions and models, without a broker.
@@ -59,7 +62,7 @@ def replay(
         raise FreshetError("--events is at least 0")
     folder = data or movielens.fetch(settings.home, typer.echo)
     with Stages() as stages:
-        outcome = Scene(settings, folder, stages, events).run(policy, budget, seed)
+        outcome = Scene(settings, folder, stages, events, stock=stock).run(policy, budget, seed)
     _show(outcome)
     if json is not None:
         json.parent.mkdir(parents=True, exist_ok=True)
@@ -80,7 +83,8 @@ def _show(outcome: Outcome) -> None:
     rows: list[tuple[str, Any]] = [
         ("policy", f["policy"] + (f" ({setting})" if setting else "")),
         ("events", f"{f['events']:,} played, {f['predicted']:,} predicted, {f['with_knowledge']:,} with knowledge"),
-        ("LLM calls", f"{f['calls']:,}, {f['calls_per_1000']:.1f} per 1,000 events ({f['llm_seconds']:.1f} s)"),
+        ("LLM calls", f"{f['calls']:,}, {f['calls_per_1000']:.1f} per 1,000 events ({f['llm_seconds']:.1f} s)"
+                      + (f"; {f['stocked']:,} before" if f["stock"] else "")),
         ("refreshes", reasons),
         ("NDCG@10", f"{f['ndcg_at_10']:.4f}, by behaviour alone {f['reference_ndcg_at_10']:.4f}"),
         ("gain", f"{f['gain']:+.4f}, 95% interval {low:+.4f} to {high:+.4f}"),

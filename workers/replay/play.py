@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 
 from schemas.messages import Judgement, KnowledgeRequest, KnowledgeUpdate, RankingRequest, Recommendation
 from schemas.settings import RankingSettings
+from streams.admission import ask
+from streams.outgoing import knowledge_request, ranking_request
 from streams.planner import Plan, Planner, States
 from streams.profile import Event
 from streams.rehearsal import answer
@@ -60,6 +62,7 @@ class Replay:
         states: after the past was folded; changed in place.
         wave: users side by side at most; 1 = one event at a time.
         block: see `timeline.waves`.
+        stock: users of the past have knowledge when they come back; see `stocked`.
         listen: is shown every plan, with the judgements that led to it; for tests.
     """
 
@@ -71,6 +74,7 @@ class Replay:
     epsilon: float | None = None
     wave: int = WAVE
     block: int | None = None
+    stock: bool = False
     listen: Callable[[Plan, Sequence[Judgement]], None] | None = None
     record: Record = field(default_factory=Record)
     clock: Clock = field(default_factory=Clock)
@@ -101,16 +105,14 @@ class Replay:
 
     def _open(self, events: Sequence[Event]) -> None:
         """Recommend to users of the past who have had nothing yet: whatever the policy, their next event is judged."""
-        requests = []
-        for event in events:
-            state = self.states.get(event.user_id)
-            if state is not None and state.items and event.user_id not in self.record.offers:
-                requests.append(RankingRequest(
-                    user_id=event.user_id, reason="event", history=list(state.items), seen=list(state.seen),
-                    count=state.count, knowledge_version=state.knowledge_version,
-                    knowledge_model_version=state.model_version, trust=state.trust, event_time=state.event_time,
-                    caused_at=state.event_time, requested_at=self.clock.now))
-        self._rank(requests)
+        now = self.clock.now
+        new = [event.user_id for event in events if event.user_id not in self.record.offers]
+        if self.stock:
+            requests = stocked(self.planner, self.states, new, now)
+            self.planner.updates(self.states, self._generate(requests, stock=True), now)
+        self._rank([
+            ranking_request(user, state, "event", state.caused_at, now, [])
+            for user in new if (state := self.states.get(user)) is not None and state.items])
 
     def _settle(self, plan: Plan) -> None:
         """Answer everything a plan asks for, and what the answers lead to, until nothing is left.
@@ -142,17 +144,25 @@ class Replay:
                     judgements.append(output.message)
         return judgements
 
-    def _generate(self, requests: Sequence[KnowledgeRequest]) -> list[tuple[KnowledgeUpdate, float]]:
+    def _generate(
+        self, requests: Sequence[KnowledgeRequest], *, stock: bool = False,
+    ) -> list[tuple[KnowledgeUpdate, float]]:
         updates = []
+        before = self._knowledge.counters["generated"]
         for start in range(0, len(requests), PASSES * self.llm_batch):
             for part in self._knowledge(requests[start:start + PASSES * self.llm_batch]):
                 for output in part:
                     if isinstance(output, Rejected):
                         self.record.rejected += 1
                     elif isinstance(output.message, KnowledgeUpdate):
-                        self.record.refreshed(output.message)
+                        if not stock:
+                            self.record.refreshed(output.message)
                         updates.append((output.message, self.clock.now))
-        self.record.calls = self._knowledge.counters["generated"]
+        made = self._knowledge.counters["generated"] - before
+        if stock:
+            self.record.stocked += made
+        else:
+            self.record.calls += made
         return updates
 
     def _count(self, user: str) -> int:
@@ -172,22 +182,52 @@ def fold_past(planner: Planner, past: Sequence[Event]) -> States:
     return states
 
 
-def rehearse(planner: Planner, states: States, events: Sequence[Event]) -> list[KnowledgeRequest]:
+def stocked(planner: Planner, states: States, users: Sequence[str], now: float) -> list[KnowledgeRequest]:
+    """Ask for the knowledge of users of the past as an offline run at the split would have made it, for all at once.
+
+    Asked for when a user comes back, from the very state the run would have found: nobody sees it earlier, and for
+    users who never come back it need not be made. None under the policy `never`.
+    """
+    requests: list[KnowledgeRequest] = []
+    for user in users:
+        state = states.get(user)
+        if (state is not None and planner.policy.name != "never" and state.knowledge_version == 0
+                and state.pending is None and state.count >= planner.policy.min_history):
+            ask(state, "cold_start", now, 0.0)
+            assert state.pending is not None  # noqa: S101 - for the type checker
+            requests.append(knowledge_request(user, state, state.pending))
+    return requests
+
+
+def rehearse(
+    planner: Planner, states: States, events: Sequence[Event], *, stock: bool = False,
+) -> tuple[list[KnowledgeRequest], list[KnowledgeRequest]]:
     """Return what the planner asks for when every request is answered at once and nothing is judged.
 
     It is what a replay asks for under every policy that does not act on judgements, without the cost of models.
 
     Args:
         states: changed in place.
+
+    Returns:
+        What the policy asks for, and, with `stock`, what `stocked` does.
     """
     asked: list[KnowledgeRequest] = []
+    before: list[KnowledgeRequest] = []
+    known: set[str] = set()
+    version = planner.policy.model_version
     now = 0.0
     for wave in waves(events, WAVE):
         part = [events[place] for place in wave]
         now = max(now, *(event.event_time for event in part))
+        if stock:
+            new = [event.user_id for event in part if event.user_id not in known]
+            known.update(new)
+            requests = stocked(planner, states, new, now)
+            before.extend(requests)
+            planner.updates(states, [(answer(request, version), now) for request in requests], now)
         for plan in (planner.before(states, part, now), planner.events(states, part, now)):
             newest = {request.user_id: request for request in plan.knowledge}
             asked.extend(newest.values())
-            version = planner.policy.model_version
             planner.updates(states, [(answer(request, version), now) for request in newest.values()], now)
-    return asked
+    return asked, before

@@ -47,6 +47,7 @@ class Record:
     recommendations: int = 0
     events: int = 0
     calls: int = 0
+    stocked: int = 0  # generations before the policy's first: see `play.stocked`
     rejected: int = 0
     _made_from: dict[str, float] = field(default_factory=dict)  # user → newest event the offer's knowledge includes
 
@@ -99,7 +100,8 @@ class Record:
         used = rows.age_events >= 0
         return {
             "events": self.events, "predicted": len(rows.place), "unpredicted": self.quality.unpredicted,
-            "calls": self.calls, "calls_per_1000": 1000.0 * self.calls / max(1, self.events),
+            "calls": self.calls, "stocked": self.stocked,
+            "calls_per_1000": 1000.0 * self.calls / max(1, self.events),
             "ndcg_at_10": _mean(rows.served), "recall_at_10": _mean(rows.served > 0),
             "reference_ndcg_at_10": _mean(rows.reference), "reference_recall_at_10": _mean(rows.reference > 0),
             "gain": gain, "gain_interval": [low, high],

@@ -13,7 +13,7 @@ from typing import Any
 from models import dataset as data
 from schemas.artifacts import Artifact, Registry
 from schemas.errors import FreshetError
-from schemas.messages import Judgement
+from schemas.messages import Judgement, KnowledgeRequest
 from schemas.settings import RefreshSettings, Settings
 from streams.catalogue import ItemVectors
 from streams.planner import Plan, Planner
@@ -34,7 +34,7 @@ from workers.replay.play import (
     rehearse,
 )
 from workers.replay.record import Columns
-from workers.replay.timeline import timeline
+from workers.replay.timeline import Timeline, timeline
 from workers.stages import Stages
 
 # Seconds without a sign of life after which a stage counts as hung; the language model is unpacked the first time.
@@ -64,13 +64,17 @@ class Scene:
         settings: of the home the model is in.
         folder: a data set.
         events: how many of the events after the split are played; 0 = all.
+        stock: users of the past have knowledge when they come back, as an offline run at the split would have left it;
+            the calls of that are counted apart, and no policy pays for it.
         stages: shows how far things are.
 
     Raises:
         FreshetError: there is no model or no usable data, or nothing after the split.
     """
 
-    def __init__(self, settings: Settings, folder: Path, stages: Stages, events: int = 0) -> None:
+    def __init__(
+        self, settings: Settings, folder: Path, stages: Stages, events: int = 0, *, stock: bool = False,
+    ) -> None:
         self.settings = settings
         self.stages = stages
         self.name = folder.resolve().name
@@ -89,8 +93,13 @@ class Scene:
                 folder_of(settings.home, self.artifact.model_version, settings.llm), self.artifact.model_version,
                 partial(LlmGenerator.load, settings, self.artifact))
         with stages.stage("past", STALL_S["past"]):
-            past = fold_past(self.planner(settings.refresh), self.timeline.past)
-            self._past = {user: dumps(state) for user, state in past.items()}
+            self.restart(self.timeline, stock=stock)
+
+    def restart(self, timeline: Timeline, *, stock: bool) -> None:
+        """Play another timeline from now on."""
+        self.timeline, self.stock = timeline, stock
+        past = fold_past(self.planner(self.settings.refresh), timeline.past)
+        self._past = {user: dumps(state) for user, state in past.items()}
 
     def planner(self, refresh: RefreshSettings) -> Planner:
         """Return a planner as the streams role makes it, with these settings of refresh."""
@@ -107,18 +116,18 @@ class Scene:
         priced = refresh.policy == "freshet" and refresh.calls_per_1000 is not None
         playing = Replay(
             self.planner(refresh), self._ranker, self.generator, states, llm_batch=self.settings.llm.batch,
-            epsilon=self.settings.ranking.epsilon, wave=wave, block=PRICED_BLOCK if priced else None, listen=listen)
+            epsilon=self.settings.ranking.epsilon, wave=wave, block=PRICED_BLOCK if priced else None, stock=self.stock,
+            listen=listen)
         try:
             playing.play(events, step)
         finally:
             self.generator.flush()
         return playing
 
-    def rehearse(self, refresh: RefreshSettings, events: Sequence[Event] | None = None) -> list[list[str]]:
-        """Return the histories that the planner alone asks about."""
+    def rehearse(self, refresh: RefreshSettings) -> tuple[list[KnowledgeRequest], list[KnowledgeRequest]]:
+        """Return what the planner alone asks for on all events, and what the stock takes."""
         states = {user: loads(state) for user, state in self._past.items()}
-        asked = rehearse(self.planner(refresh), states, self.timeline.future if events is None else events)
-        return [request.history for request in asked]
+        return rehearse(self.planner(refresh), states, self.timeline.future, stock=self.stock)
 
     def within(self, refresh: RefreshSettings, budget: float | None, seed: int = 0) -> RefreshSettings:
         """Return the settings with which a policy keeps to a budget of calls per 1,000 events; None = as they are.
@@ -146,7 +155,7 @@ class Scene:
                 if tried.policy == "judge":
                     asked = self.replay(tried, events, step=lambda *_: step(tries, tries + 1)).record.calls
                 else:
-                    asked = len(self.rehearse(tried, events))
+                    asked = len(self.rehearse(tried)[0])
                 tries += 1
                 step(tries, tries + 1, f"{1000 * asked / len(events):.1f} calls per 1,000 events")
                 return 1000 * asked / len(events)
@@ -166,14 +175,15 @@ class Scene:
         refresh = self.within(replace(self.settings.refresh, policy=policy), budget, seed)
         if policy not in JUDGING | {"never"}:
             with self.stages.stage("language model", STALL_S["language model"]) as step:
-                self.generator.prepare(self.rehearse(refresh), step)
+                asked, stock = self.rehearse(refresh)
+                self.generator.prepare([request.history for request in (*stock, *asked)], step)
         llm_s, began = self.generator.llm_s, time.perf_counter()
         with self.stages.stage("replay", STALL_S["replay"]) as step:
             playing = self.replay(refresh, step=step)
         knob = "calls_per_1000" if policy == "freshet" else KNOBS[policy].name if policy in KNOBS else None
         figures: dict[str, Any] = {
             "dataset": self.name, "data_hash": self.data_hash, "model_version": self.artifact.model_version,
-            "policy": policy, "budget": budget, "seed": seed,
+            "policy": policy, "budget": budget, "seed": seed, "stock": self.stock,
             "setting": {knob: getattr(refresh, knob)} if knob else {},
         } | playing.record.figures(seed) | {
             "store_bytes_per_user": round(playing.store.bytes_per_user(), 1),
