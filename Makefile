@@ -50,7 +50,10 @@ bench-drift: setup ## drift detection on planted changes, beside river's Page–
 bench-price: setup ## the price of a refresh: storm, slow and dead GPU, budgets (ARGS=--quick: seconds)
 	$(BIN)/python -m benchmarks.price $(ARGS)
 
+bench-quality: setup ## all systems and controls, both protocols, three seeds (hours on a CPU; ARGS='--quick': seconds)
+	$(BIN)/python -m benchmarks.quality $(ARGS)
+
 clean: ## remove the environment, caches and fitted models
 	rm -rf .venv .freshet runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help setup demo test test-quick lint bench-experiment bench-drift bench-frontier bench-ingest bench-judge bench-price clean
+.PHONY: help setup demo test test-quick lint bench-experiment bench-drift bench-frontier bench-ingest bench-judge bench-price bench-quality clean

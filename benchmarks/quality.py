@@ -1,0 +1,228 @@
+"""Which system recommends best? All rows of the table and their controls, under both protocols, with several seeds.
+
+    python -m benchmarks.quality [--quick] [--systems dense,lwgr] [--controls none|all] [--seeds 1,2,3]
+
+Finished runs are kept (see `freshet evaluate`), so it goes on where it was interrupted. Writes
+benchmarks/results/quality.json, a list of runs, and docs/quality.svg; prints mean ± standard deviation over seeds and
+the gain over `dense` with its 95% interval (paired bootstrap over users, gains averaged over seeds first).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import quality_plot
+from models.evaluation import ndcg, paired_interval
+from models.protocols import PROTOCOLS, by_user, protocol
+from models.systems import SYSTEMS, system_named
+from schemas.errors import FreshetError
+from schemas.settings import FitSettings, Settings, load
+from workers import movielens
+from workers.evaluate import Evaluator, Wanted, label
+from workers.stages import Stages
+
+ROOT = Path(__file__).parents[1]
+JSON_PATH = ROOT / "benchmarks" / "results" / "quality.json"
+BEAUTY = ROOT / ".." / "shared" / "data" / "amazon-beauty"
+METRICS = ("recall_at_5", "ndcg_at_5", "recall_at_10", "ndcg_at_10", "harmed_fraction")
+KEY = ("dataset", "protocol", "system", "control", "seed")
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What to run on every data set."""
+
+    systems: tuple[str, ...]
+    controls: bool
+    protocols: tuple[str, ...]
+    seeds: tuple[int, ...]
+
+    def runs(self) -> Iterator[Wanted]:
+        """Yield runs so that those which share a reference come one after the other."""
+        for name in self.protocols:
+            for seed in self.seeds:
+                for system in self.systems:
+                    controls = SYSTEMS[system].controls() if self.controls else ()
+                    for control in (None, *controls):
+                        yield Wanted(system, name, control, seed)
+
+
+def record(result: dict[str, Any]) -> dict[str, Any]:
+    """Return the entry of quality.json."""
+    return {key: result[key] for key in KEY} | {
+        "metrics": {name: result["metrics"][name] for name in METRICS},
+        "seconds": result["seconds"], "revision": result["revision"]}
+
+
+def merged(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return both lists, a new run in the place of an old one with the same key."""
+    runs = {tuple(run[key] for key in KEY): run for run in [*old, *new]}
+    return [runs[key] for key in sorted(runs, key=lambda key: tuple(str(part) for part in key))]
+
+
+def summarise(evaluator: Evaluator, results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return one row per protocol, system and control: mean and sd over seeds, gain over dense with its interval."""
+    groups: dict[tuple[str, str, str | None], list[dict[str, Any]]] = {}
+    for result in results:
+        groups.setdefault((result["protocol"], result["system"], result["control"]), []).append(result)
+    rows = []
+    for (name, system, control), group in groups.items():
+        seeds = sorted(run["seed"] for run in group)
+        row: dict[str, Any] = {"protocol": name, "system": system, "control": control, "seeds": len(seeds)}
+        for metric in METRICS:
+            values = [run["metrics"][metric] for run in group if run["metrics"][metric] is not None]
+            row[metric] = statistics.mean(values) if values else None
+            row[f"{metric}_sd"] = statistics.stdev(values) if len(values) > 1 else 0.0
+        paired = [seed for seed in seeds if any(
+            run["seed"] == seed for run in groups.get((name, "dense", None), []))]
+        if (system, control) != ("dense", None) and paired:
+            row["gain"] = gain(evaluator, name, system, control, paired)
+        rows.append(row)
+    return rows
+
+
+def gain(
+    evaluator: Evaluator, name: str, system: str, control: str | None, seeds: list[int],
+) -> tuple[float, float, float]:
+    """Return the gain in NDCG@10 over dense and its interval."""
+    gains = []
+    for seed in seeds:
+        one, other = (evaluator.ranks(Wanted(*who, seed)) for who in ((system, name, control), ("dense", name, None)))
+        gains.append(ndcg(one["rank"]) - ndcg(other["rank"]))
+    mean = np.mean(gains, axis=0)
+    split = protocol(name, evaluator.dataset, evaluator.settings.fit.train_fraction)
+    return (float(mean.mean()), *paired_interval(by_user(split, one["row"], mean)))
+
+
+def table(dataset: str, rows: list[dict[str, Any]]) -> str:
+    """Return a Markdown table."""
+    lines = [f"**{dataset}**", "", "| protocol | system | R@5 | N@5 | R@10 | N@10 | N@10 over dense, 95% | harmed |",
+             "|---|---|--:|--:|--:|--:|--:|--:|"]
+    for row in rows:
+        name = row["system"] + (f", {row['control']}" if row["control"] else "")
+        figures = " | ".join(f"{row[m]:.4f} ± {row[f'{m}_sd']:.4f}" for m in METRICS[:4])
+        over = "{:+.4f} [{:+.4f}, {:+.4f}]".format(*row["gain"]) if "gain" in row else "–"
+        harmed = "–" if row["harmed_fraction"] is None else f"{row['harmed_fraction']:.1%}"
+        lines.append(f"| {row['protocol'].replace('_', '-')} | {name} | {figures} | {over} | {harmed} |")
+    return "\n".join(lines)
+
+
+def evaluate(evaluator: Evaluator, choice: Choice, stages: Stages, path: Path | None) -> tuple[list[Any], list[str]]:
+    """Run everything on one data set; return results and what failed. Each result is written as soon as it is there."""
+    wanted = list(choice.runs())
+    results, failed, began = [], [], time.monotonic()
+    for at, run in enumerate(wanted):
+        left = (time.monotonic() - began) / at * (len(wanted) - at) if at else 0.0
+        stages.say(f"[{evaluator.name} {at + 1}/{len(wanted)}, about {left / 60:.0f} min left] {label(run)}")
+        try:
+            results.append(evaluator.run(run))
+        except FreshetError as error:
+            failed.append(f"{evaluator.name}, {label(run)}: {error}")
+            continue
+        if path is not None:
+            save(path, [record(results[-1])])
+    return results, failed
+
+
+def save(path: Path, runs: list[dict[str, Any]]) -> None:
+    """Merge runs into a results file, whole or not at all."""
+    old = json.loads(path.read_text()) if path.is_file() else []
+    scratch = path.with_suffix(f".{os.getpid()}")
+    scratch.write_text(json.dumps(merged(old, runs), indent=1) + "\n")
+    scratch.replace(path)
+
+
+def quick(stages: Stages) -> None:
+    """Run the rows that need no language model on made-up chains, in seconds; nothing is saved."""
+    with tempfile.TemporaryDirectory() as folder:
+        home = Path(folder)
+        rng = np.random.default_rng(0)
+        events = ["user_id,item_id,timestamp"]
+        for user in range(60):
+            start = int(rng.integers(40))
+            events += [f"{user},{(start + step * (1 + user % 2)) % 40},{user + 100 * step}" for step in range(16)]
+        (home / "events.csv").write_text("\n".join(events) + "\n")
+        (home / "items.jsonl").write_text("".join(f'{{"item_id": "{i}", "title": "thing {i}"}}\n' for i in range(40)))
+        settings = replace(Settings(), home=home, fit=FitSettings(dim=16, layers=1, epochs=8, knowledge_epochs=1))
+        evaluator = Evaluator(settings, home, stages, "made-up")
+        results = [evaluator.run(Wanted("dense", name, control, 1))
+                   for name in PROTOCOLS for control in (None, "extra-steps")]
+        print(table("made-up", summarise(evaluator, results)))
+
+
+def names(text: str, allowed: tuple[str, ...], what: str) -> tuple[str, ...]:
+    """Return the comma-separated names of `text`, "all" = `allowed`."""
+    chosen = allowed if text == "all" else tuple(part.strip().replace("-", "_") if what == "protocol" else part.strip()
+                                                 for part in text.split(","))
+    for name in chosen:
+        if name not in allowed:
+            raise FreshetError(f"unknown {what} {name!r}; there are {', '.join(allowed)}")
+    return chosen
+
+
+def datasets(chosen: tuple[str, ...], settings: Settings) -> list[tuple[str, Path]]:
+    """Return names and folders; a data set that is not at hand is left out and said to be."""
+    found = []
+    for name in chosen:
+        if name == "movielens-100k":
+            found.append((name, movielens.fetch(settings.home)))
+        elif BEAUTY.is_dir():
+            found.append((name, BEAUTY))
+        else:
+            print(f"{BEAUTY} is not there: no {name}")
+    return found
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="benchmarks.quality", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="made-up data, dense only, seconds, nothing saved")
+    parser.add_argument("--systems", default="all", help=f"of {', '.join(SYSTEMS)} (%(default)s)")
+    parser.add_argument("--controls", choices=("all", "none"), default="all", help="(%(default)s)")
+    parser.add_argument("--protocols", default="all", help="of leave-one-out, stream-time (%(default)s)")
+    parser.add_argument("--datasets", default="all", help="of movielens-100k, amazon-beauty (%(default)s)")
+    parser.add_argument("--seeds", default="1,2,3", help="(%(default)s)")
+    args = parser.parse_args(argv)
+    failed: list[str] = []
+    try:
+        with Stages() as stages:
+            if args.quick:
+                quick(stages)
+                return
+            settings = load()
+            choice = Choice(
+                names(args.systems, tuple(SYSTEMS), "system"), args.controls == "all",
+                names(args.protocols, PROTOCOLS, "protocol"), tuple(int(seed) for seed in args.seeds.split(",")))
+            for system in choice.systems:
+                system_named(system)
+            shown = []
+            for name, folder in datasets(
+                    names(args.datasets, ("movielens-100k", "amazon-beauty"), "dataset"), settings):
+                evaluator = Evaluator(settings, folder, stages, name)
+                results, lost = evaluate(evaluator, choice, stages, JSON_PATH)
+                failed += lost
+                shown.append((name, summarise(evaluator, results)))
+    except FreshetError as error:
+        sys.exit(f"benchmarks.quality: {error}")
+    for name, rows in shown:
+        print(f"\n{table(name, rows)}")
+    quality_plot.draw(json.loads(JSON_PATH.read_text()) if JSON_PATH.is_file() else [], ROOT / "docs" / "quality.svg")
+    print(f"\nwritten: {JSON_PATH.relative_to(ROOT)}, docs/quality.svg")
+    if failed:
+        sys.exit("benchmarks.quality: not done: " + "; ".join(failed))
+
+
+if __name__ == "__main__":
+    main()
