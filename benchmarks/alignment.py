@@ -77,26 +77,28 @@ def convict(cohort: Cohort, done: Margins, bound: float, alpha: float) -> Convic
 def groups(cohort: Cohort, by: Convicted, held_out: float, most: int, seed: int) -> tuple[Groups, Cohort]:
     """Return who is trained on and who judges, and the events that convicted the latter.
 
-    Those who judge are judged by what follows: after the conviction, or after the `SPAN` events nothing spoke against.
+    Convicted users teach with all of their snapshots, the mask picks the events. Those who judge are judged by all that
+    follows, with knowledge made anew every `span` events: after the conviction, or after the events nothing spoke
+    against.
 
     Args:
         most: users of each kind.
     """
     rng = np.random.default_rng(seed)
-    stop = cohort.sequences.offsets[cohort.users + 1]
-    next_wrong, next_calm = cohort.rows[by.wrong] + by.crossed + 1, cohort.rows[by.calm] + cohort.span
 
-    def halves(snapshots: IntArray, after: IntArray) -> tuple[IntArray, IntArray]:
+    def halves(snapshots: IntArray, after: IntArray) -> tuple[Cohort, Cohort, IntArray]:
         order = rng.permutation(len(snapshots))[:most]
         cut = round(held_out * len(order))
-        judge = order[:cut]
-        return snapshots[order[cut:]], judge[stop[snapshots[judge]] - after[judge] >= LATER]
+        teach, judge = order[cut:], order[:cut]
+        stop = cohort.sequences.offsets[cohort.users[snapshots] + 1]
+        later = [np.arange(after[one], stop[one] - LATER + 1, cohort.span) for one in judge]
+        all_of = np.flatnonzero(np.isin(cohort.users, cohort.users[snapshots[teach]]))
+        rows = np.concatenate([*later, np.zeros(0, np.int64)])
+        return cohort[all_of], Cohort(cohort.sequences, rows, cohort.span), judge
 
-    wrong, judge = halves(by.wrong, next_wrong)
-    calm, judge_calm = halves(by.calm, next_calm)
-    later = Cohort(cohort.sequences, next_wrong[judge], cohort.span)
-    later_calm = Cohort(cohort.sequences, next_calm[judge_calm], cohort.span)
-    return Groups(cohort[wrong], cohort[calm], later, later_calm), cohort[by.wrong[judge]]
+    wrong, later, judge = halves(by.wrong, cohort.rows[by.wrong] + by.crossed + 1)
+    calm, later_calm, _ = halves(by.calm, cohort.rows[by.calm] + cohort.span)
+    return Groups(wrong, calm, later, later_calm), cohort[by.wrong[judge]]
 
 
 def mirrored(folder: Path) -> Path:
@@ -158,10 +160,11 @@ def run(settings: Settings, folder: Path, events: int, users: int, seed: int, st
 
         found = convict(cohort, margins(parts, cohort, judged), bound, alpha)
     made, convicting = groups(cohort, found, settings.alignment.held_out, users, seed)
+    teach, calm, judge, calm_judge = (len(np.unique(part.users)) for part in (
+        made.contradicted, made.untouched, made.held_contradicted, made.held_untouched))
     stages.say(f"{len(cohort)} snapshots: {len(found.wrong)} users contradicted at {alpha:g}, {len(found.calm)} "
-               f"untouched; {len(made.contradicted)} and {len(made.untouched)} train, "
-               f"{len(made.held_contradicted)} and {len(made.held_untouched)} judge")
-    if min(len(made.contradicted), len(made.held_contradicted), len(made.held_untouched)) < FEWEST:
+               f"untouched; {teach} and {calm} teach, {judge} and {calm_judge} judge")
+    if min(teach, judge, calm_judge) < FEWEST:
         raise FreshetError(f"too few users to learn from or to judge by (at least {FEWEST} each): raise --events, or "
                            "take data with longer histories; a contradiction takes 10 events of a user and more")
     path: list[dict[str, float]] = []
@@ -179,8 +182,8 @@ def run(settings: Settings, folder: Path, events: int, users: int, seed: int, st
         "snapshots": len(cohort), "contradicted": len(found.wrong), "untouched": len(found.calm),
         "published": outcome.verdict.publish, "reason": outcome.verdict.reason,
         "figures": outcome.figures() | controls, "path": path, "revision": revision(),
-        "harm": {name: np.round(-values, 4).tolist() for name, values in (
-            ("before", outcome.contradicted.before), ("after", outcome.contradicted.after))}}
+        "harm": {name: np.round(values, 4).tolist() for name, values in (
+            ("before", outcome.before.harm), ("after", outcome.after.harm))}}
 
 
 def _controls(parts: Parts, adapter: Path, later: Cohort, convicting: Cohort, bound: float) -> dict[str, float]:
@@ -247,15 +250,19 @@ def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with events.csv and items.jsonl")
-    parser.add_argument("--events", type=int, default=8000, help="about so many events are judged")
+    parser.add_argument("--events", type=int, default=20_000, help="about so many events are judged")
+    parser.add_argument(
+        "--alpha", type=float, default=0.5,
+        help="level at which a user counts as contradicted; at the judge's .05 MovieLens has nobody within 24 events")
     parser.add_argument("--users", type=int, default=200, help="at most so many users of each kind")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="10 steps on 3,000 events: does it run?")
+    parser.add_argument("--quick", action="store_true", help="10 steps on 5,000 events: does it run?")
     arguments = parser.parse_args()
     settings, events = load(), arguments.events
     settings = replace(settings, home=settings.home.absolute())
     if arguments.quick:
-        settings, events = replace(settings, alignment=replace(settings.alignment, steps=10)), 3000
+        settings, events = replace(settings, alignment=replace(settings.alignment, steps=10)), 5000
+    settings = replace(settings, refresh=replace(settings.refresh, alpha=arguments.alpha))
     began = time.monotonic()
     try:
         with Stages() as stages:

@@ -1,7 +1,10 @@
 """Users whose knowledge is judged: a moment at which it is generated, and the events after it, scored both ways.
 
-ℓ⁺ and ℓ⁰ are the negative log-likelihoods (nats, over the whole catalogue) of what the user did, with and without
-knowledge; a margin is ℓ⁰ − ℓ⁺. Below zero knowledge has done harm: CoCo's contradiction (arXiv 2510.14257).
+Negative log-likelihoods, nats over the whole catalogue, of what a user did: ℓ⁺ of the fused scorer, ℓ⁰ of the same
+without the language model's vectors, ℓʳ of the reference. The judge's margin is ℓʳ − ℓ⁺, what all knowledge was worth.
+CoCo's contradiction (arXiv 2510.14257) is ℓ⁺ − ℓ⁰ > γ, the same encoder with and without what the language model said:
+only for that can the language model be blamed. On MovieLens-100K margins have a standard deviation of 0.50 nats, the
+vectors' part in them one of 0.09; the rest is item texts.
 """
 
 from __future__ import annotations
@@ -65,8 +68,8 @@ class Parts:
         """Return the knowledge (B, K, d) of snapshots, by the language model as it is now."""
         return self.knowledge(at.batch.user_hidden, at.batch.histories, self.cache, self.llm)
 
-    def logits(self, at: Moments, vectors: Tensor) -> Tensor:
-        """Return fused scores (m, n) of the events after snapshots."""
+    def logits(self, at: Moments, vectors: Tensor | None) -> Tensor:
+        """Return fused scores (m, n) of the events after snapshots; None = without the language model's vectors."""
         fused, batch = self.ranking.fused, at.batch
         side = tuple(part.detach() for part in fused.item_side())
         scores = fused.scores(fused.fuse(batch.fused_hidden, vectors)[batch.user, batch.slot], (side[0], side[1]))
@@ -124,12 +127,14 @@ class Margins:
     Args:
         snapshot: (m,) which of the cohort's, ascending; of one snapshot oldest first.
         user: (m,) users.
-        value: (m,) ℓ⁰ − ℓ⁺, nats.
+        value: (m,) ℓʳ − ℓ⁺, nats.
+        harm: (m,) ℓ⁺ − ℓ⁰, nats.
     """
 
     snapshot: IntArray
     user: IntArray
     value: FloatArray
+    harm: FloatArray
 
 
 def cohort_of(histories: Sequence[Sequence[int]], first: Sequence[int], span: int = SPAN) -> Cohort:
@@ -151,11 +156,12 @@ def newest(history: Sequence[int], span: int) -> int:
     return len(history) - max(1, min(span, len(history) // 2))
 
 
-def losses(parts: Parts, cohort: Cohort, at: Moments, vectors: Tensor) -> tuple[Tensor, Tensor]:
-    """Return ℓ⁺ and ℓ⁰ of the events after snapshots, (m,) each, nats."""
+def harm(parts: Parts, cohort: Cohort, at: Moments, vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """Return ℓ⁺ and ℓ⁰ of the events after snapshots, (m,) each, nats; ℓ⁰ takes no gradient."""
     target = cohort.targets(at)
-    positive = F.cross_entropy(parts.logits(at, vectors), target, reduction="none")
-    return positive, F.cross_entropy(at.batch.ref_logits, target, reduction="none")
+    with torch.no_grad():
+        zero = F.cross_entropy(parts.logits(at, None), target, reduction="none")
+    return F.cross_entropy(parts.logits(at, vectors), target, reduction="none"), zero
 
 
 @torch.no_grad()
@@ -167,17 +173,20 @@ def margins(parts: Parts, cohort: Cohort, step: Callable[[], None] | None = None
     """
     snapshots: list[IntArray] = []
     values: list[FloatArray] = []
+    harms: list[FloatArray] = []
     for chosen in cohort.chunks(parts.batch):
         at = cohort.moments(parts, chosen)
-        positive, zero = losses(parts, cohort, at, parts.vectors(at))
+        positive, zero = harm(parts, cohort, at, parts.vectors(at))
+        reference = F.cross_entropy(at.batch.ref_logits, cohort.targets(at), reduction="none")
         snapshots.append(chosen[at.batch.user.numpy()])
-        values.append((zero - positive).double().numpy())
+        values.append((reference - positive).double().numpy())
+        harms.append((positive - zero).double().numpy())
         if step is not None:
             step()
     if not snapshots:
-        return Margins(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
+        return Margins(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0), np.zeros(0))
     snapshot = np.concatenate(snapshots)
-    return Margins(snapshot, cohort.users[snapshot], np.concatenate(values))
+    return Margins(snapshot, cohort.users[snapshot], np.concatenate(values), np.concatenate(harms))
 
 
 def split_by_user(cohort: Cohort, held_out: float, seed: int) -> tuple[Cohort, Cohort]:

@@ -3,7 +3,8 @@
 L = Σ m ℓ⁺ / max(1, Σ m) + β KL(p_before ‖ p_after), m = 1[sg(ℓ⁺ − ℓ⁰) > γ]. An event on which knowledge does no harm
 moves nothing (m = 0). The second term is ours: on users whose knowledge was not contradicted the fused distribution is
 held where it was. Only the adapter is trained; instructions, experts, fusion and item states stay as they are, so that
-an adapter can be put in and taken out of a running system. ℓ⁺ and ℓ⁰ are of `models/cohort.py`, without dropout.
+an adapter can be put in and taken out of a running system. ℓ⁺ and ℓ⁰ (`models/cohort.py`) are the fused scorer's, with
+and without the language model's vectors, no dropout.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from models import adapters
-from models.cohort import Cohort, Margins, Parts, losses, margins
+from models.cohort import Cohort, Margins, Parts, harm, margins
 from models.dataset import IntArray
 from models.publication import Paired, Verdict, decide_publication
 from schemas.settings import AlignmentSettings
@@ -46,17 +47,17 @@ class Outcome:
 
     Args:
         metrics: of training: steps, trigger rate at the first and last tenth of the steps, KL, seconds.
-        contradicted, untouched: the held-out events, before and after.
+        before, after: of the held-out contradicted users' events.
     """
 
     verdict: Verdict
     metrics: dict[str, float]
-    contradicted: Paired
-    untouched: Paired
+    before: Margins
+    after: Margins
 
     def figures(self) -> dict[str, float]:
         """Return all numbers of the attempt."""
-        return self.metrics | self.verdict.figures | harm(self.contradicted)
+        return self.metrics | self.verdict.figures | harms(self.before, self.after)
 
 
 def align(
@@ -94,7 +95,7 @@ def align(
         adapters.remove(llm.decoder, TRIAL)
     contradicted, untouched = (_paired(*pair) for pair in zip(before, after, strict=True))
     verdict = decide_publication(contradicted, untouched, bound=settings.bound, clip=clip)
-    return Outcome(verdict, metrics, contradicted, untouched)
+    return Outcome(verdict, metrics, before[0], after[0])
 
 
 def train(
@@ -163,14 +164,14 @@ def masked_loss(positive: Tensor, zero: Tensor, gamma: float) -> tuple[Tensor, T
     return torch.where(mask, positive, 0.0).sum() / mask.sum().clamp(min=1), mask
 
 
-def harm(held: Paired) -> dict[str, float]:
+def harms(before: Margins, after: Margins) -> dict[str, float]:
     """Return how ℓ⁺ − ℓ⁰ is distributed over held-out events before and after: quantiles (nats), share above 0."""
     out = {}
-    for name, values in (("before", held.before), ("after", held.after)):
+    for name, values in (("before", before.harm), ("after", after.harm)):
         if len(values) and np.isfinite(values).all():
             for quantile in (10, 50, 90):
-                out[f"harm_{name}_p{quantile}"] = float(np.percentile(-values, quantile))
-            out[f"harmed_{name}"] = float((values < 0).mean())
+                out[f"harm_{name}_p{quantile}"] = float(np.percentile(values, quantile))
+            out[f"harmed_{name}"] = float((values > 0).mean())
     return out
 
 
@@ -179,7 +180,7 @@ def _gradients(
     settings: AlignmentSettings,
 ) -> dict[str, float]:
     at = contradicted.moments(parts, wrong)
-    positive, zero = losses(parts, contradicted, at, parts.vectors(at))
+    positive, zero = harm(parts, contradicted, at, parts.vectors(at))
     loss, mask = masked_loss(positive, zero, settings.gamma)
     kl = torch.zeros(())
     if len(right) and settings.restraint:

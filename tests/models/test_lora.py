@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from models import adapters
 from models.affinity import Affinity
-from models.cohort import Cohort, Parts, cohort_of, losses, margins, newest, split_by_user
+from models.cohort import Cohort, Parts, cohort_of, harm, margins, newest, split_by_user
 from models.item_cache import ItemCache
 from models.knowledge import KnowledgeModel
 from models.lora import TRAINING, TRIAL, Groups, align, masked_loss, train
@@ -65,7 +65,7 @@ def gradients(parts: Parts, group: Cohort, gamma: float) -> tuple[list[torch.Ten
         for weight in weights:
             weight.normal_(std=0.1)
     at = group.moments(parts, np.arange(len(group)))
-    positive, zero = losses(parts, group, at, parts.vectors(at))
+    positive, zero = harm(parts, group, at, parts.vectors(at))
     loss, mask = masked_loss(positive, zero, gamma)
     loss.backward() if loss.requires_grad else None
     grads = [torch.zeros_like(weight) if weight.grad is None else weight.grad.clone() for weight in weights]
@@ -183,7 +183,7 @@ def test_what_is_judged_is_what_was_written(parts: Parts, tmp_path: Path) -> Non
     assert adapters.names(parts.llm.decoder).isdisjoint({TRAINING, TRIAL})
     parts.llm.load_adapter(tmp_path / "a", "a")
     parts.llm.use_adapter("a")
-    np.testing.assert_array_equal(margins(parts, groups().held_contradicted).value, made.contradicted.after)
+    np.testing.assert_array_equal(margins(parts, groups().held_contradicted).value, made.after.value)
     figures = made.figures()
     assert {"trigger_rate_first", "harm_before_p50", "harm_after_p90", "contradicted_low"} <= set(figures)
     assert {path.name for path in (tmp_path / "a").iterdir()} >= {"adapter_model.safetensors", "adapter_config.json"}
@@ -191,10 +191,11 @@ def test_what_is_judged_is_what_was_written(parts: Parts, tmp_path: Path) -> Non
 
 def test_an_adapter_that_harms_untouched_users_is_rejected(parts: Parts, tmp_path: Path) -> None:
     """All contradicted users take one item, all others another one: what the former gain the latter lose."""
-    wrong, right = cohort(24, 3, low=3, high=4), cohort(24, 4, low=2, high=3)
+    wrong, right = cohort(24, 3, low=2, high=3), cohort(24, 4, low=3, high=4)
     made = Groups(wrong, right[:0], wrong, right)  # judged by whom it was trained on: a sure gain
     for bound, publish in ((10.0, True), (0.01, False)):
-        out = align(parts, made, replace(SETTINGS, bound=bound), tmp_path / f"{bound}", 2.0, lambda *_: None).verdict
+        settings = replace(SETTINGS, bound=bound, gamma=-1e6)
+        out = align(parts, made, settings, tmp_path / f"{bound}", 2.0, lambda *_: None).verdict
         assert out.figures["contradicted_low"] > 0
         assert out.figures["untouched_low"] < -0.01
         assert out.publish == publish, out.reason
