@@ -54,6 +54,14 @@ class Source(nn.Module):
         """Return knowledge (B, K, d)."""
         raise NotImplementedError
 
+    def auxiliary(self) -> Tensor:
+        """Return a loss of its own on the last batch."""
+        return torch.zeros(())
+
+    def masked(self) -> list[nn.Parameter]:
+        """Return weights that learn only from what an objective masks (`models.objectives.Judged`)."""
+        return []
+
     def log(self) -> dict[str, float]:
         """Return figures of its inner state (use of codes, say)."""
         return {}

@@ -29,6 +29,7 @@ Progress = Callable[[int, int, dict[str, float]], None]
 BATCH = 16  # snapshots per step
 LEARNING_RATE = 2e-3
 BACKBONE_RATE = 0.1  # of the learning rate: it is trained already, and snapshots are few
+MASKED_RATE = 0.05  # LoRA learns at 1e-4
 WEIGHT_DECAY = 0.05
 JUDGED = 192  # snapshots of held-out events that move λ and choose the epoch
 WARMUP = 20  # steps
@@ -74,13 +75,7 @@ def train(model: Composed, fold: Fold, plan: Plan, progress: Progress | None = N
     model.backbone.requires_grad_(plan.trains_backbone)
     if model.fusion is not None:
         model.fusion.requires_grad_(True)  # it may be a part of the backbone
-    own = [w for part in (model.source, model.fusion) if part is not None for w in part.parameters() if w.requires_grad]
-    taken = {id(weight) for weight in own}
-    scorer = [w for w in model.backbone.parameters() if w.requires_grad and id(w) not in taken]
-    weights = own + scorer
-    groups = [{"params": part, "rate": rate} for part, rate in ((own, 1.0), (scorer, BACKBONE_RATE)) if part]
-    optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, betas=(0.9, 0.98))
-    averaged = [weight.detach().clone() for weight in weights]
+    steps = _Steps(model)
     judged = _chunks(draw(fold.sequences, JUDGED, rng, fold.begin))
     now = judge(model, fold, judged)
     plan.objective.start(now["constraint"])
@@ -88,38 +83,84 @@ def train(model: Composed, fold: Fold, plan: Plan, progress: Progress | None = N
     best, kept = history[0], _weights(model)
     chosen = plan.none_is_an_epoch
     snapshots = plan.snapshots or (model.source.snapshots if model.source is not None else FEW)
-    each = -(-snapshots // BATCH)
-    steps = 0
+    total = plan.epochs * -(-snapshots // BATCH)
     for epoch in range(plan.epochs):
         for rows in _chunks(_drawn(training, snapshots, rng)):
             model.train()
-            losses = _losses(model, training, rows, device)
+            losses = _losses(model, training, rows, device, plan.objective.wants_plain)
             loss = plan.objective.loss(losses)
-            optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(weights, 1.0)
-            steps += 1
-            for group in optimizer.param_groups:
-                group["lr"] = LEARNING_RATE * group["rate"] * min(1.0, steps / WARMUP)
-            optimizer.step()
-            now_weights = [weight.detach() for weight in weights]
-            torch._foreach_lerp_(averaged, now_weights, 1 - min(DECAY, steps / (10 + steps)))
+            if model.source is not None:
+                loss = loss + model.source.auxiliary().to(loss.device)
+            steps.take(loss, plan.objective.masked(losses))
             if progress is not None:
-                progress(min(steps, plan.epochs * each), plan.epochs * each, {"loss": float(loss.detach())})
-        raw = [weight.detach().clone() for weight in weights]
-        _set(weights, averaged)
+                progress(min(steps.taken, total), total, {"loss": float(loss.detach())})
+        raw = steps.average()
         now = judge(model, fold, judged)
         plan.objective.after_epoch(now["constraint"])
         history.append(now | plan.objective.log() | _log(model) | {"epoch": epoch + 1.0})
         if not chosen or now["nll"] < best["nll"]:
             best, kept, chosen = history[-1], _weights(model), True
-        _set(weights, raw)
+        steps.set(raw)
     _trainable(model).load_state_dict(kept)
     model.to("cpu").eval().requires_grad_(False)
-    return best | {"seconds": time.monotonic() - began, "steps": float(steps), "history": history}
+    return best | {"seconds": time.monotonic() - began, "steps": float(steps.taken), "history": history}
 
 
-def _losses(model: Composed, sequences: Sequences, rows: IntArray, device: torch.device) -> Losses:
+class _Steps:
+    """Optimisation of a composition's weights that require a gradient, and their running average."""
+
+    def __init__(self, model: Composed) -> None:
+        self.taken = 0
+        self.masked = model.source.masked() if model.source is not None else []
+        for weight in self.masked:
+            weight.requires_grad_(True)
+        known = {id(weight) for weight in self.masked}
+        self.weights = list(self.masked)
+        groups = [{"params": self.masked, "rate": MASKED_RATE}]
+        # fusion may be a part of the backbone: what comes first has it
+        for part, rate in ((model.source, 1.0), (model.fusion, 1.0), (model.backbone, BACKBONE_RATE)):
+            own = [w for w in part.parameters() if w.requires_grad and id(w) not in known] if part is not None else []
+            known |= {id(weight) for weight in own}
+            self.weights += own
+            groups.append({"params": own, "rate": rate})
+        self._optimizer = torch.optim.AdamW(
+            [group for group in groups if group["params"]], lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY,
+            betas=(0.9, 0.98))
+        self._averaged = [weight.detach().clone() for weight in self.weights]
+
+    def take(self, loss: Tensor, masked_loss: Tensor | None) -> None:
+        """Go one step; masked weights follow `masked_loss` alone, None = they stay."""
+        self._optimizer.zero_grad()
+        apart: tuple[Tensor | None, ...] = (None,) * len(self.masked)
+        if self.masked and masked_loss is not None:
+            apart = torch.autograd.grad(masked_loss, self.masked, retain_graph=True, allow_unused=True)
+        loss.backward()
+        for weight, gradient in zip(self.masked, apart, strict=True):
+            weight.grad = gradient
+        nn.utils.clip_grad_norm_(self.weights, 1.0)
+        self.taken += 1
+        for group in self._optimizer.param_groups:
+            group["lr"] = LEARNING_RATE * group["rate"] * min(1.0, self.taken / WARMUP)
+        self._optimizer.step()
+        share = 1 - min(DECAY, self.taken / (10 + self.taken))
+        torch._foreach_lerp_(self._averaged, [weight.detach() for weight in self.weights], share)
+
+    def average(self) -> list[Tensor]:
+        """Put the running average in the weights' place and return what was there."""
+        raw = [weight.detach().clone() for weight in self.weights]
+        self.set(self._averaged)
+        return raw
+
+    @torch.no_grad()
+    def set(self, values: list[Tensor]) -> None:
+        """Give the weights these values."""
+        for weight, value in zip(self.weights, values, strict=True):
+            weight.copy_(value)
+
+
+def _losses(
+    model: Composed, sequences: Sequences, rows: IntArray, device: torch.device, plain: bool = False,
+) -> Losses:
     """Return the losses (m,) of the events after the moments before `rows` (B,)."""
     # a window must reach back to the moment: half of what is read is context at least
     span = min(SPAN, max(1, model.reference.max_len // 2))
@@ -143,11 +184,13 @@ def _losses(model: Composed, sequences: Sequences, rows: IntArray, device: torch
         hidden = model.backbone(tokens, side)[where, slots]
         fused = model.fuse(hidden, vectors)
         logits = model.backbone.scores(fused, side)
+        without = model.backbone.scores(hidden, side) if plain else None
     fresh = model.backbone.fresh if model.training else torch.zeros_like(model.backbone.fresh)
     # New items are no negatives while training: that would teach that new items score low.
-    nll = F.cross_entropy(logits.float().masked_fill(fresh, -torch.inf), target, reduction="none")
-    reference = F.cross_entropy(ref_logits.float().masked_fill(fresh, -torch.inf), target, reduction="none")
-    return Losses(nll, reference, fused, hidden, side[0], target, where)
+    def nll(scored: Tensor) -> Tensor:
+        return F.cross_entropy(scored.float().masked_fill(fresh, -torch.inf), target, reduction="none")
+
+    return Losses(nll(logits), nll(ref_logits), nll(without) if without is not None else None)
 
 
 @torch.no_grad()
@@ -177,12 +220,6 @@ def _chunks(rows: IntArray) -> list[IntArray]:
 def _trainable(model: Composed) -> nn.ModuleDict:
     parts = {"backbone": model.backbone, "source": model.source, "fusion": model.fusion}
     return nn.ModuleDict({name: part for name, part in parts.items() if part is not None})
-
-
-@torch.no_grad()
-def _set(weights: list[nn.Parameter], values: list[Tensor]) -> None:
-    for weight, value in zip(weights, values, strict=True):
-        weight.copy_(value)
 
 
 def _weights(model: Composed) -> dict[str, Tensor]:

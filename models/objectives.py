@@ -1,7 +1,9 @@
-"""What a composition is trained to do: likelihood alone, or likelihood under a bound on harm.
+"""What a composition is trained to do: likelihood alone, under a bound on harm, or with harm as judge of what learns.
 
 LWGR (arXiv 2605.18771): min_θ max_{λ ≥ 0} L_rec + λ (C − ε_C), C = E[max(0, s_ref − s_θ − δ)]. λ follows C on held-out
 events, since C of the training events vanishes by overfitting: λ ← [λ + η (C_val/ε_C − 1)]_+, after every epoch.
+CoCo (arXiv 2510.14257): ℓ⁺ + ℓ⁰ with and without knowledge, and the language model's LoRA moved only by events with
+ℓ⁺ − ℓ⁰ > γ. Its InfoNCE is taken to the limit: the whole catalogue are the negatives.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from models.lora import masked_loss
 from models.protocols import DELTA
 
 ALLOWED = 0.5  # ε_C as a share of C at the start; without such a scale λ is inert
@@ -25,19 +28,12 @@ class Losses:
 
     Args:
         nll, reference: (m,) negative log-likelihood of the composition and of its reference, nats.
-        fused, hidden: (m, d) user states with and without knowledge.
-        vectors: (n, d) of the catalogue.
-        target: (m,) item rows.
-        moment: (m,) the snapshot each event belongs to.
+        plain: (m,) negative log-likelihood of the same scorer without knowledge, where the objective wants it.
     """
 
     nll: Tensor
     reference: Tensor
-    fused: Tensor
-    hidden: Tensor
-    vectors: Tensor
-    target: Tensor
-    moment: Tensor
+    plain: Tensor | None = None
 
     def shortfall(self) -> Tensor:
         """Return max(0, s_ref − s_θ − δ), (m,)."""
@@ -45,7 +41,13 @@ class Losses:
 
 
 class Objective:
-    """Likelihood alone: unconstrained fusion."""
+    """Likelihood alone: unconstrained fusion.
+
+    Attributes:
+        wants_plain: whether `Losses.plain` is needed.
+    """
+
+    wants_plain = False
 
     def start(self, constraint: float) -> None:
         """Take note of C before training (nats)."""
@@ -53,6 +55,10 @@ class Objective:
     def loss(self, losses: Losses) -> Tensor:
         """Return the loss of a batch."""
         return losses.nll.mean()
+
+    def masked(self, losses: Losses) -> Tensor | None:
+        """Return the loss that a source's masked weights learn from; None = they stay as they are."""
+        return None
 
     def after_epoch(self, constraint: float) -> None:
         """Take note of C on held-out events (nats)."""
@@ -95,3 +101,33 @@ class PrimalDual(FixedPenalty):
 
     def log(self) -> dict[str, float]:  # noqa: D102
         return {"lagrange": self.lagrange, "allowed": self.allowed}
+
+
+class Judged(Objective):
+    """CoCo's judge. In the first epoch the language model stays as it is, until there is knowledge to judge."""
+
+    wants_plain = True
+
+    def __init__(self, gamma: float = 0.0) -> None:
+        self.gamma, self.judging = gamma, False
+        self._triggered, self._events = 0, 0
+
+    def loss(self, losses: Losses) -> Tensor:  # noqa: D102
+        return losses.nll.mean() + (losses.plain.mean() if losses.plain is not None else 0.0)
+
+    def masked(self, losses: Losses) -> Tensor | None:  # noqa: D102
+        if losses.plain is None:
+            return None
+        loss, mask = masked_loss(losses.nll, losses.plain, self.gamma)
+        self._triggered += int(mask.sum())
+        self._events += len(mask)
+        return loss if self.judging else None
+
+    def after_epoch(self, constraint: float) -> None:  # noqa: D102
+        self.judging = True
+
+    def log(self) -> dict[str, float]:
+        """Return the share of events that triggered since the last call."""
+        rate = self._triggered / max(1, self._events)
+        self._triggered = self._events = 0
+        return {"trigger_rate": rate}

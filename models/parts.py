@@ -12,7 +12,8 @@ from models.composition import Source
 from models.fusion import KnowledgeAttention
 from models.holistic import ConcatFusion, HolisticSource
 from models.knowledge import KnowledgeModel
-from models.objectives import Objective, PrimalDual
+from models.objectives import Judged, Objective, PrimalDual
+from models.prompts import GatedFusion, PromptSource
 from models.sources import CodebookSource
 from schemas.settings import FitSettings
 
@@ -35,8 +36,17 @@ def descriptions(shop: Workshop, softmax: bool = False) -> Source:
         shop.split.fold.training(), cache, llm, shop.settings.llm.history, shop.settings.fit.dim, softmax)
 
 
+def prompts(shop: Workshop) -> Source:
+    """Return soft prompts from one codebook whose answers are read by cross-attention."""
+    llm, cache = shop.llm()
+    fit = shop.settings.fit
+    torch.manual_seed(fit.seed)
+    return PromptSource(fit.dim, fit.instructions, fit.codes, cache, llm, shop.settings.llm.history)
+
+
 SOURCES: dict[tuple[str, str, str], Callable[[Workshop], Source]] = {
     ("parallel-codebooks", "cached-states", "hybrid-experts"): parallel_codebooks,
+    ("prompt-codebook", "prompt-query", "experts"): prompts,
     ("descriptions", "neighbours", "holistic-attention"): descriptions,
     ("descriptions", "neighbours", "softmax-attention"): lambda shop: descriptions(shop, softmax=True),
 }
@@ -44,6 +54,7 @@ SOURCES: dict[tuple[str, str, str], Callable[[Workshop], Source]] = {
 
 FUSIONS: dict[str, Callable[[FitSettings], nn.Module]] = {
     "start-attention": lambda fit: KnowledgeAttention(fit.dim, fit.heads),
+    "gated": lambda fit: GatedFusion(fit.dim),
     "concat-3": lambda fit: ConcatFusion(fit.dim, 3),
 }
-OBJECTIVES: dict[str, Callable[[], Objective]] = {"softmax": Objective, "primal-dual": PrimalDual}
+OBJECTIVES: dict[str, Callable[[], Objective]] = {"softmax": Objective, "primal-dual": PrimalDual, "judged": Judged}
