@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 # 200,000 events takes minutes on two slow cores; the language model is unpacked (1 GB) the first time.
 STALL_S = {"language model": 600.0, "item texts": 300.0, "training": 1800.0, "refresh thresholds": 300.0}
 # Of the drift detector (design: a needless refresh costs one LLM call, a missed drift many events of old knowledge).
-PRIOR = 1.0  # events: users differ more than events; within 10 events 58% of planted drifts are seen, 48% with 10.0
+PRIOR = 1.0  # events: users differ more than events; 47% of planted drifts seen in 10 events, 39% with 10.0 and 0.5
 SLACK = 0.75  # standard deviations: sooner than the textbook half; docs/drift.md has the curves
 FALSE_ALARM_EVERY = 200.0  # a user's events per needless refresh on histories without drift
 STALE_SHARE = 0.5  # staleness is the backstop: of the refreshes after a user's first at most half are for it

@@ -42,8 +42,8 @@ class Result:
             raise DataError(
                 f"the check failed: on users the threshold was not chosen on, a false alarm comes every "
                 f"{check.every:.0f} events (95% interval {check.low:.0f} to {check.high:.0f}), more often than the "
-                f"stated {stated:g}. Nothing was changed. Users differ more than this many of them can show: give more data, or ask for "
-                f"--false-alarm-every {2 * stated:g}")
+                f"stated {stated:g}. Nothing was changed. Users differ more than this many of them can show: give more "
+                f"data, or ask for --false-alarm-every {2 * stated:g}")
 
 
 def recalibrate(
