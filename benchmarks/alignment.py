@@ -20,14 +20,16 @@ from typing import Any
 
 import numpy as np
 import orjson
+import torch
 from safetensors.torch import load_file, save_file
 
+from models import adapters
 from models import dataset as data
 from models.cohort import Cohort, Margins, Parts, margins
 from models.dataset import IntArray
 from models.item_cache import ItemCache
 from models.llm import LanguageModel
-from models.lora import Groups, align
+from models.lora import TRAINING, Groups, align
 from models.publication import FEWEST, paired_interval
 from models.sequences import Sequences
 from models.snapshots import regular
@@ -115,6 +117,20 @@ def mirrored(folder: Path) -> Path:
     return out
 
 
+def plant(parts: Parts, strength: float, rank: int, folder: Path, seed: int) -> None:
+    """Put a random adapter into use: a language model that has gone wrong, which the contradictions should mend."""
+    torch.manual_seed(seed)
+    decoder = parts.llm.decoder
+    adapters.create(decoder, TRAINING, rank)
+    with torch.no_grad():
+        for weight in adapters.trainable(decoder, TRAINING):
+            weight.normal_(std=strength)
+    adapters.save(decoder, TRAINING, folder)
+    adapters.remove(decoder, TRAINING)
+    parts.llm.load_adapter(folder, "planted")
+    parts.llm.use_adapter("planted")
+
+
 def load_parts(settings: Settings, artifact: Artifact, stages: Stages) -> Parts:
     """Return the fitted models."""
     with stages.stage("language model", 600.0):
@@ -144,10 +160,15 @@ def unseen(folder: Path, artifact: Artifact, events: int, seed: int) -> Cohort:
     return Cohort(sequences, rows[np.isin(whose, chosen)])
 
 
-def run(settings: Settings, folder: Path, events: int, users: int, seed: int, stages: Stages) -> dict[str, Any]:
+def run(
+    settings: Settings, folder: Path, events: int, users: int, seed: int, planted: float, stages: Stages,
+) -> dict[str, Any]:
     """Run the experiment and return its figures."""
     artifact = Registry(settings.home).open()
     parts = load_parts(settings, artifact, stages)
+    if planted:
+        with tempfile.TemporaryDirectory() as scratch:
+            plant(parts, planted, settings.alignment.rank, Path(scratch) / "planted", seed)
     cohort = unseen(folder, artifact, events, seed)
     bound, alpha = artifact.calibration().margin_bound, settings.refresh.alpha
     with stages.stage("judge", 300.0) as step:
@@ -178,7 +199,7 @@ def run(settings: Settings, folder: Path, events: int, users: int, seed: int, st
         controls = _controls(parts, adapter, made.held_contradicted, convicting, bound)
     return {
         "model_version": artifact.model_version, "data_hash": artifact.card.data_hash, "llm": parts.llm.model_id,
-        "settings": asdict(settings.alignment), "alpha": alpha, "margin_bound": bound, "seed": seed,
+        "settings": asdict(settings.alignment), "alpha": alpha, "margin_bound": bound, "seed": seed, "planted": planted,
         "snapshots": len(cohort), "contradicted": len(found.wrong), "untouched": len(found.calm),
         "published": outcome.verdict.publish, "reason": outcome.verdict.reason,
         "figures": outcome.figures() | controls, "path": path, "revision": revision(),
@@ -190,6 +211,7 @@ def _controls(parts: Parts, adapter: Path, later: Cohort, convicting: Cohort, bo
     """Return the change on the convicting events, and what the mirrored adapter does on both kinds."""
     out: dict[str, float] = {}
     cohorts = {"later": later, "convicting": convicting}
+    used = parts.llm.adapter
     before = {name: margins(parts, cohort) for name, cohort in cohorts.items()}
     for kind, folder in (("taught", adapter), ("mirrored", mirrored(adapter))):
         parts.llm.load_adapter(folder, kind)
@@ -198,7 +220,7 @@ def _controls(parts: Parts, adapter: Path, later: Cohort, convicting: Cohort, bo
             was, now = (np.clip(m.value, -bound, bound) for m in (before[name], margins(parts, cohort)))
             change = paired_interval(before[name].user, now - was)
             out |= dict(zip([f"{kind}_{name}_{part}" for part in ("change", "low", "high")], change, strict=True))
-        parts.llm.use_adapter(None)
+        parts.llm.use_adapter(used)
     return out
 
 
@@ -256,6 +278,7 @@ def main() -> None:
         help="level at which a user counts as contradicted; at the judge's .05 MovieLens has nobody within 24 events")
     parser.add_argument("--users", type=int, default=200, help="at most so many users of each kind")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--plant", type=float, default=0.0, help="damage the language model first: a random adapter")
     parser.add_argument("--quick", action="store_true", help="10 steps on 5,000 events: does it run?")
     arguments = parser.parse_args()
     settings, events = load(), arguments.events
@@ -266,15 +289,16 @@ def main() -> None:
     began = time.monotonic()
     try:
         with Stages() as stages:
-            result = run(settings, arguments.data, events, arguments.users, arguments.seed, stages)
+            result = run(settings, arguments.data, events, arguments.users, arguments.seed, arguments.plant, stages)
     except FreshetError as error:
         raise SystemExit(f"benchmarks.alignment: {error}") from None
     result |= {"seconds": round(time.monotonic() - began, 1), "dataset": arguments.data.name}
     print(table(result))
     if not arguments.quick:
-        out = ROOT / "benchmarks" / "results" / "alignment.json"
-        out.write_text(json.dumps(result, indent=1) + "\n")
-        plot(result, ROOT / "docs" / "alignment.svg")
+        name = "alignment_planted" if arguments.plant else "alignment"
+        out = ROOT / "benchmarks" / "results" / f"{name}.json"
+        out.write_text(json.dumps(result) + "\n")
+        plot(result, ROOT / "docs" / f"{name}.svg")
         print(f"written to {out}")
 
 
