@@ -32,11 +32,13 @@ class Moments:
         user: (B,) user rows.
         hidden: (B, d) the reference's state of the user then.
         histories: (B, H) newest item rows before, oldest first, −1 = none.
+        length: (B,) events of the user before.
     """
 
     user: IntArray
     hidden: Tensor
     histories: IntArray
+    length: IntArray
 
 
 class Source(nn.Module):
@@ -53,6 +55,9 @@ class Source(nn.Module):
     def forward(self, moments: Moments) -> Tensor:
         """Return knowledge (B, K, d)."""
         raise NotImplementedError
+
+    def attach(self, backbone: Backbone) -> None:
+        """Share parts with the scorer it is trained with, where the system says so."""
 
     def auxiliary(self) -> Tensor:
         """Return a loss of its own on the last batch."""
@@ -186,4 +191,4 @@ class Composed(nn.Module):
 def moments_at(sequences: Sequences, rows: IntArray, hidden: Tensor, items: int) -> Moments:
     """Return the moments before rows (B,), with the newest `items` of each user's history."""
     user = np.searchsorted(sequences.offsets, rows, "right") - 1
-    return Moments(user, hidden, before(sequences, rows, items))
+    return Moments(user, hidden, before(sequences, rows, items), rows - sequences.offsets[user])

@@ -11,6 +11,7 @@ from torch import nn
 from models.composition import Source
 from models.fusion import KnowledgeAttention
 from models.holistic import ConcatFusion, HolisticSource
+from models.kar import WrittenSource, user_prompts, written_about
 from models.knowledge import KnowledgeModel
 from models.objectives import Judged, Objective, PrimalDual
 from models.prompts import GatedFusion, PromptSource
@@ -44,9 +45,20 @@ def prompts(shop: Workshop) -> Source:
     return PromptSource(fit.dim, fit.instructions, fit.codes, cache, llm, shop.settings.llm.history)
 
 
+def written(shop: Workshop) -> Source:
+    """Return texts about users, written from the first half of their training events, through the user tower."""
+    training = shop.split.fold.training()
+    about = written_about(training)
+    histories = [training.item[low : low + n].tolist() for low, n in zip(training.offsets[:-1], about, strict=True)]
+    states = shop.written(user_prompts(histories, shop.dataset.texts), "texts about users")
+    torch.manual_seed(shop.settings.fit.seed)
+    return WrittenSource(states, about)
+
+
 SOURCES: dict[tuple[str, str, str], Callable[[Workshop], Source]] = {
     ("parallel-codebooks", "cached-states", "hybrid-experts"): parallel_codebooks,
     ("prompt-codebook", "prompt-query", "experts"): prompts,
+    ("factorised-prompts", "written-text", "hybrid-experts"): written,
     ("descriptions", "neighbours", "holistic-attention"): descriptions,
     ("descriptions", "neighbours", "softmax-attention"): lambda shop: descriptions(shop, softmax=True),
 }
@@ -55,6 +67,7 @@ SOURCES: dict[tuple[str, str, str], Callable[[Workshop], Source]] = {
 FUSIONS: dict[str, Callable[[FitSettings], nn.Module]] = {
     "start-attention": lambda fit: KnowledgeAttention(fit.dim, fit.heads),
     "gated": lambda fit: GatedFusion(fit.dim),
+    "concat-1": lambda fit: ConcatFusion(fit.dim, 1),
     "concat-3": lambda fit: ConcatFusion(fit.dim, 3),
 }
 OBJECTIVES: dict[str, Callable[[], Objective]] = {"softmax": Objective, "primal-dual": PrimalDual, "judged": Judged}

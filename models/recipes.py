@@ -54,6 +54,7 @@ def _knowledge(system: System, control: str | None, shop: Workshop) -> Trained:
     backbone = copy.deepcopy(shop.backbone(system.backbone)[0])
     adaptor = control if control == "softmax-attention" else system.adaptor
     source = SOURCES[system.instruction, system.extraction, adaptor](shop)
+    source.attach(backbone)
     model = Composed(
         backbone, reference, source, FUSIONS[system.fusion](shop.settings.fit), control == "shuffled-knowledge")
     plan = _plan(shop, _objective(system, control))

@@ -19,7 +19,8 @@ class System:
         name: what `--system` takes.
         about: one line for people.
         backbone: "sasrec" (items are ids), "sasrec+text" (ids and item texts), "sasrec+text+neighbours" (and the mean
-            of each text's nearest), "sasrec+text+evidence" (and `models.affinity`); "semantic-ids" is generative, and
+            of each text's nearest), "sasrec+text+evidence" (and `models.affinity`), "sasrec+written" (ids
+            and what the language model writes about items); "semantic-ids" is generative, and
             takes no knowledge yet.
         instruction, extraction: what the language model is asked, and what is kept of its answer; together they name
             the source of knowledge (`models.parts.SOURCES`). "" = no knowledge of users.
@@ -61,6 +62,9 @@ SYSTEMS = {system.name: system for system in (
     System("dense", "behaviour alone: SASRec, full softmax; the reference of the others"),
     System("generative", "semantic IDs of item texts, spelled by a decoder within the catalogue's trie (TIGER-style)",
            backbone="semantic-ids"),
+    System("kar", "texts the language model writes about items and users, hybrid experts, stored beforehand",
+           backbone="sasrec+written", instruction="factorised-prompts", extraction="written-text",
+           adaptor="hybrid-experts", fusion="concat-1"),
     System("coco", "soft prompts from a codebook, prompt-as-query attention, LoRA moved by contradicted events only",
            instruction="prompt-codebook", extraction="prompt-query", adaptor="experts", fusion="gated",
            objective="judged"),

@@ -21,8 +21,10 @@ from models.evaluation import hidden_before, target_ranks
 from models.fusion import FusedScorer, condense
 from models.holistic import texts_with_neighbours
 from models.item_cache import ItemCache
+from models.kar import KnowledgeScorer, item_prompts, knowledge_states
 from models.llm import LanguageModel
 from models.protocols import Age, Outcome, Ranks, Split
+from models.sources import Whitening
 from schemas.settings import Settings
 
 Report = Callable[[str, int, int, dict[str, float]], None]
@@ -89,9 +91,27 @@ class Workshop:
             return self.once(kind, lambda: training.train_reference(fold, fit, self.max_len, self.during("reference")))
         if kind == "sasrec+text+evidence":
             return self.once(kind, self._with_evidence)
+        if kind == "sasrec+written":
+            return self.once(kind, self._with_written)
         text = self.texts() if kind == "sasrec+text" else texts_with_neighbours(self.llm()[1].embeddings)
         return self.once(kind, lambda: training.train_fused(
             fold, text, fit, self.max_len, self.during("scorer with texts")))
+
+    def _with_written(self) -> tuple[Backbone, dict[str, float]]:
+        fit, fold = self.settings.fit, self.split.fold
+        states = self.written(item_prompts(self.dataset.texts), "texts about items")
+        whitened = Whitening(states)(states) * (states != 0).any(1, keepdim=True)
+        torch.manual_seed(fit.seed)
+        model = KnowledgeScorer(
+            whitened, fold.fresh(), fold.n_items, fit.dim, fit.layers, fit.heads, self.max_len, fit.dropout)
+        return training._train(model, fold, fit, self.during("scorer with written texts"))
+
+    def written(self, prompts: list[str], stage: str) -> torch.Tensor:
+        """Return states (n, H) of what the language model writes after prompts; texts and states are kept on disk."""
+        writing = self.during(stage)
+        return knowledge_states(
+            self.llm()[0], prompts, self.settings.home / "cache" / "written",
+            lambda done, total: writing(done, total, {}))
 
     def _with_evidence(self) -> tuple[FusedScorer, dict[str, float]]:
         trained, about = self.backbone("sasrec+text")

@@ -39,13 +39,14 @@ def language(data, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def shop(data, language):
+def shop(data, language, tmp_path_factory):
     patch = pytest.MonkeyPatch()
     for name in ("JUDGED", "FEW"):
         patch.setattr(joint_training, name, 48)
     for name in ("JUDGED", "SNAPSHOTS"):
         patch.setattr(alignment, name, 48)
-    yield Workshop(data, stream_time(data), SETTINGS, language)
+    settings = replace(SETTINGS, home=tmp_path_factory.mktemp("home"))
+    yield Workshop(data, stream_time(data), settings, language)
     patch.undo()
 
 
@@ -101,7 +102,8 @@ def test_dense_controls_learn_too_and_know_their_reference(shop, control):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, system in SYSTEMS.items() if system.has_knowledge])
 def test_systems_with_knowledge_learn(shop, name, monkeypatch):
-    monkeypatch.setattr("models.sources.FROZEN", 64)
+    for module in ("holistic", "kar"):
+        monkeypatch.setattr(f"models.{module}.FROZEN", 64)
     trained = train(SYSTEMS[name], None, shop)
     fresh = trained.rank(FRESH)
     assert summary(fresh)["ndcg_at_10"] > popularity(shop.split) + 0.2

@@ -1,0 +1,96 @@
+import numpy as np
+import pytest
+import torch
+
+from models import generation, kar
+from models.composition import Moments
+from models.generation import answer, generated
+from models.kar import KnowledgeScorer, Towers, WrittenSource, item_prompts, knowledge_states, user_prompts
+from models.sequences import Sequences
+from tests.models import tiny
+
+
+@pytest.fixture(scope="module", params=["llama", "gemma3"])
+def llm(request, tmp_path_factory):
+    return tiny.load(tmp_path_factory.mktemp("llm"), request.param)
+
+
+def alone(llm, prompt, tokens):
+    """Greedy decoding without any stored state."""
+    ids = [llm.tokenizer.bos_token_id, *llm.tokenizer(prompt, add_special_tokens=False).input_ids]
+    start, ends = len(ids), generation._ends(llm).tolist()
+    with torch.no_grad(), llm.whole():
+        for _ in range(tokens):
+            logits = llm.causal(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1]
+            ids.append(int(logits.argmax()))
+            if ids[-1] in ends:
+                break
+    return llm.tokenizer.decode(ids[start:], skip_special_tokens=True)
+
+
+def test_answers_are_those_of_plain_greedy_decoding(llm):
+    prompts = ["the cat", "a much longer text about a dog and a hat", "x"]
+    assert answer(llm, prompts, 12) == [alone(llm, prompt, 12) for prompt in prompts]
+    assert answer(llm, []) == []
+
+
+def test_answers_are_kept_and_an_interrupted_run_goes_on(llm, tmp_path, monkeypatch):
+    monkeypatch.setattr(generation, "BATCH", 2)
+    prompts = ["one", "two", "three", "four", "one"]
+    calls = []
+    first = generated(llm, prompts[:2], tmp_path, tokens=6)
+    file = next(tmp_path.glob("*.jsonl"))
+    with file.open("ab") as out:
+        out.write(b'["half a li')  # killed while writing
+    again = generated(llm, prompts, tmp_path, lambda *call: calls.append(call), tokens=6)
+    assert again[:2] == first
+    assert again[4] == again[0]
+    assert calls[-1] == (2, 2)  # only what was missing
+    monkeypatch.setattr(generation, "answer", lambda *_: pytest.fail("asked again"))
+    assert generated(llm, prompts[:2], tmp_path, tokens=6) == first
+
+
+def test_states_are_of_the_answers_and_zero_without(llm, tmp_path):
+    states = knowledge_states(llm, ["the cat", "", "a dog"], tmp_path)
+    assert states.shape == (3, llm.hidden_size)
+    assert (states[1] == 0).all()
+    assert torch.equal(knowledge_states(llm, ["the cat", "", "a dog"], tmp_path), states)
+
+
+def test_prompts_name_what_was_chosen():
+    assert item_prompts(["A film", ""])[1] == ""
+    assert "A film" in item_prompts(["A film", ""])[0]
+    prompts = user_prompts([[0, 1], [1], []], ["A film", ""])
+    assert prompts[0].count("\n- ") == 1
+    assert prompts[1:] == ["", ""]
+
+
+def test_a_tower_is_that_of_the_hybrid_experts():
+    torch.manual_seed(0)
+    towers = Towers(2, 6, 4, shared=2, specific=5).eval()
+    torch.nn.init.normal_(towers.gate)
+    x = torch.randn(3, 6)
+    both = towers(torch.stack([x, x], 1) * (1.01 + 1e-12) ** 0.5)  # undo standardisation with variance 1
+    for tower in (0, 1):
+        torch.testing.assert_close(towers.tower(x, tower), both[:, tower], rtol=1e-4, atol=1e-5)
+
+
+def test_a_text_is_unknown_before_the_events_it_is_about():
+    torch.manual_seed(0)
+    states = torch.randn(4, 8)
+    states[3] = 0
+    source = WrittenSource(states, np.array([2, 2, 2, 2]))
+    backbone = KnowledgeScorer(torch.randn(5, 8), None, 5, 8, 1, 1, 4, 0.0)
+    source.attach(backbone)
+    assert source.experts is backbone.experts
+    vectors = source(Moments(
+        np.array([0, 1, 2, 3]), torch.zeros(4, 8), np.zeros((4, 1), np.int64), np.array([1, 2, 5, 9])))
+    assert vectors.shape == (4, 1, 8)
+    assert (vectors[[0, 3]] == 0).all()
+    assert (vectors[[1, 2]] != 0).any(-1).all()
+
+
+def test_half_of_the_training_events_are_written_about():
+    offsets = np.cumsum([0, 0, 1, 4, 99])
+    sequences = Sequences(np.zeros(104, np.int64), np.arange(104), offsets)
+    assert kar.written_about(sequences).tolist() == [0, 1, 2, 15]
