@@ -29,13 +29,18 @@ Floats = NDArray[np.float64]
 
 # The cooldown's default: refreshes that follow each other as fast as allowed still have their outcome.
 WINDOW = 5
-# Old outcomes fade by half in 700 refreshes, enough to fit nine weights and soon over after a new model.
+# Old outcomes fade by half in 700 refreshes, soon enough after a new model. An outcome is a mean of 5 margins of which
+# most are clipped, so a single one says little: the prior weighs as much as a hundred.
 FORGET = 0.999
-RIDGE = 20.0
-FEATURES = ("constant", "priority", "drift", "harm", "events since", "time since", "rate", "trust", "cold start")
-# In units of B per event. Priority is 0 where no threshold is crossed and up to 3 (here 1); without a crossing all the
-# others together promise about what drift does that has just crossed its threshold (0.1).
-PRIOR = np.array([0.0, 0.3, 0.05, 0.05, 0.03, 0.02, 0.0, 0.0, 0.0])
+RIDGE = 100.0
+FEATURES = ("constant", "priority", "drift", "harm", "unseen", "time since", "rate", "trust", "cold start")
+# In units of B per event. Priority is 0 where no threshold is crossed and up to 3 (here 1). `unseen` is the number of
+# events the knowledge lacks times the length of the short interest, which is near 1 where those items are alike and
+# near 0 where they go in all directions: alike items are followed by more of their kind, and only knowledge that has
+# seen them knows. MovieLens-100K: of 13 quantities known at the time, this likeness says most about what a refresh brings
+# (correlation .22 with the gain in log-likelihood; the number of events alone .07, the CUSUM's distance .03).
+PRIOR = np.array([0.0, 0.3, 0.05, 0.05, 0.4, 0.02, 0.0, 0.0, 0.0])
+UNSEEN = 40.0  # events of one kind at which it is 1
 _NO_BETS = [0.0] * len(KAPPAS)
 _DAY = 86_400.0
 
@@ -81,7 +86,8 @@ def describe(
         rows.append((
             1.0, priority(state, reason, policy) / 3.0 if reason is not None else 0.0,
             min(1.0, 0.5 * state.cusum / policy.drift_threshold), 0.0,
-            min(1.0, log1p(state.count - state.last_refresh_count) / log1p(1000.0)), min(1.0, 0.5 * age / policy.ttl_s),
+            min(1.0, (state.count - state.last_refresh_count) * _likeness(state) / UNSEEN),
+            min(1.0, 0.5 * age / policy.ttl_s),
             min(1.0, log1p(_DAY * (len(times) - 1) / span) / log1p(1000.0)) if span > 0 else 1.0,
             state.trust, float(cold)))
     out = np.array(rows, dtype=np.float64).reshape(len(rows), len(PRIOR))
@@ -89,6 +95,11 @@ def describe(
     if rows:
         out[:, 3] = np.clip(mixture(wealth) / log(1.0 / alpha), -1.0, 1.0)
     return out
+
+
+def _likeness(state: UserState) -> float:
+    """Return the length of the short interest, an average of unit vectors: 1 = the newest items point one way."""
+    return float(np.linalg.norm(np.frombuffer(state.short, dtype="<f4")))
 
 
 def note_margins(state: UserState, values: Sequence[float], bound: float) -> tuple[list[float], float] | None:
