@@ -90,10 +90,12 @@ class KeptGenerator:
         """Make what is not kept, in large batches of equally long histories; nothing is counted as a call."""
         missing = {key: history for history in histories if (key := key_of(history)) not in self._rows}
         order = sorted(missing, key=lambda key: (len(missing[key]), key))
-        for start in range(0, len(order), batch):
-            self._make({key: missing[key] for key in order[start:start + batch]})
-            step(min(start + batch, len(order)), len(order))
-        self.flush()
+        try:
+            for start in range(0, len(order), batch):
+                self._make({key: missing[key] for key in order[start:start + batch]})
+                step(min(start + batch, len(order)), len(order))
+        finally:
+            self.flush()
 
     def flush(self) -> None:
         """Write what is new to disk."""

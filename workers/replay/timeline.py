@@ -1,7 +1,8 @@
 """What is played, and in which order.
 
 A user's decisions depend on that user's events alone, so users may be taken side by side: *waves*, in which every user
-occurs at most once and everyone's events keep their order, lead to what one event at a time in order of time leads to.
+occurs at most once and everyone's events keep their order, lead to what one event at a time in order of time leads to
+(margins to rounding: the order of a sum depends on how many rows a product has).
 The price of policy `freshet` is the exception: it looks at everyone's calls so far. There waves are cut from blocks of
 a few hundred consecutive events, so that no event is moved further than a block.
 """
