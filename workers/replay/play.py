@@ -32,9 +32,9 @@ from workers.replay.timeline import waves
 from workers.store.cached import CachedReader
 
 WAVE = 256  # users side by side: what the ranking role takes at once
-# Events of which waves are cut under a price. At 256 no event is moved by more than a quarter of the 1,000 that a budget
-# counts. A wave of Beauty then has 25 users on average, one of MovieLens-100K, whose users rate in bursts, 2: a priced
-# replay of it takes as long as one event at a time.
+# Events of which waves are cut under a price. At 256 no event is moved by more than a quarter of the 1,000 that a
+# budget counts. A wave of Beauty then has 25 users on average, one of MovieLens-100K, whose users rate in bursts, 2: a
+# priced replay of it takes as long as one event at a time.
 PRICED_BLOCK = 256
 PASSES = 8  # of the language model per call, as the knowledge role takes
 BACKFILL = 4096  # events folded at once
