@@ -66,7 +66,8 @@ class Codebook(nn.Module):
         if int(self.steps) % RESTART_EVERY:
             return
         dead = torch.nonzero(self.usage < DEAD / len(self.words)).flatten()
-        self.words[dead] = wanted[torch.randint(len(wanted), (len(dead),), device=wanted.device)]
+        pick = torch.randint(len(wanted), (len(dead),), device=wanted.device)
+        self.words[dead] = wanted[pick].to(self.words.dtype)  # bfloat16 under autocast
         self.usage[dead] = 1.0 / len(self.words)
 
 

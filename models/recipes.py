@@ -113,7 +113,7 @@ def _trained(
             shop.split.test, shop.split.begin, age, epsilon, least, lambda done, total: generating(done, total, {})),
             shop.reference_ranks())
 
-    return Trained(rank, about)
+    return Trained(rank, about, model)
 
 
 def _plan(shop: Workshop, objective: Objective) -> Plan:

@@ -16,6 +16,7 @@ from models import training
 from models.affinity import Affinity
 from models.backbone import Backbone
 from models.calibration import calibrate_evidence
+from models.composition import Composed
 from models.dataset import Dataset
 from models.evaluation import hidden_before, target_ranks
 from models.fusion import FusedScorer, condense
@@ -37,10 +38,12 @@ class Trained:
     Args:
         rank: gives an `Outcome` on the test rows for an age of knowledge.
         about: metrics of training; "history" has one entry per epoch of knowledge.
+        model: of systems with knowledge; `models.serving.ranking_model` makes it servable.
     """
 
     rank: Callable[[Age], Outcome]
     about: dict[str, Any]
+    model: Composed | None = None
 
 
 @dataclass

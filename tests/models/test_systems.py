@@ -7,13 +7,16 @@ import torch
 
 from models import alignment, joint_training
 from models.affinity import Affinity
-from models.composition import Composed
+from models.composition import Composed, moments_at
 from models.evaluation import hidden_before, ndcg
 from models.fusion import KnowledgeAttention
 from models.item_cache import ItemCache
 from models.objectives import FixedPenalty, Objective, PrimalDual
 from models.protocols import FRESH, FROZEN, leave_one_out, moments, stream_time, summary
 from models.recipes import train
+from models.serving import ranking_model
+from models.snapshots import before
+from models.system import RankBatch, UserKnowledge
 from models.systems import CONTROLS, SYSTEMS, system_named
 from models.workshop import Workshop
 from schemas.errors import FreshetError
@@ -205,7 +208,6 @@ def test_freshet_has_controls_that_differ(shop, control):
 def test_evidence_is_of_the_moment_of_the_knowledge(shop):
     model = composed(shop)
     from models.evidence import WithEvidence
-    from models.snapshots import before
 
     affinity = Affinity.fit(shop.split.fold.training(), shop.split.fold.n_items)
     fused = copy.deepcopy(shop.backbone("sasrec+text")[0])
@@ -222,3 +224,35 @@ def test_evidence_is_of_the_moment_of_the_knowledge(shop):
         logits = fused.weigh(fused.scores(hidden), gathered, torch.from_numpy(rows - own))
         logp = logits.log_softmax(-1)[torch.arange(len(rows)), torch.from_numpy(split.test.item[rows])]
         np.testing.assert_allclose(ranks.logp, logp, atol=1e-4)  # attention starts at no change
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name, system in SYSTEMS.items() if system.has_knowledge])
+def test_the_ranking_worker_serves_what_was_measured(shop, name, monkeypatch):
+    for module in ("holistic", "kar"):
+        monkeypatch.setattr(f"models.{module}.FROZEN", 64)
+    trained = train(SYSTEMS[name], None, shop)
+    model = trained.model
+    torch.nn.init.normal_(model.fusion.out.weight, std=0.3)  # so that knowledge matters
+    served = ranking_model(model, name, SYSTEMS[name].fusion)
+    split = shop.split
+    measured = model.rank(split.test, split.begin, FRESH)  # without a trust region, which the worker applies
+    every = measured.rows - split.test.offsets[np.searchsorted(split.test.offsets, measured.rows, "right") - 1]
+    chosen = np.flatnonzero(every > 1)[:12]
+    rows = measured.rows[chosen]
+    known = moments_at(split.test, rows, hidden_at(model.reference, split, rows), model.source.items)
+    vectors = model.source(known)
+    histories = [split.test.item[row - length : row].tolist() for row, length in zip(rows, known.length, strict=True)]
+    gathered = served.affinity.evidence(before(split.test, rows, served.max_len))
+    batch = RankBatch(histories, [[] for _ in rows], [
+        UserKnowledge(vectors[at], gathered.items[at].numpy(), gathered.weights[at].numpy())
+        for at in range(len(rows))], [[(length, int(split.test.item[row]))] for row, length in zip(
+            rows, known.length.tolist(), strict=True)])
+    ref = shop.reference_ranks()
+    margins = [margin[0] for margin in served.rank(batch).margins]
+    np.testing.assert_allclose(margins, measured.logp[chosen] - ref.logp[np.isin(ref.rows, rows)], atol=1e-3)
+
+
+def hidden_at(model, split, rows):
+    found, hidden = hidden_before(model, split.test, split.test.offsets[:-1])
+    return hidden[torch.from_numpy(np.searchsorted(found, rows))]
