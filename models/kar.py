@@ -87,11 +87,12 @@ class Towers(HybridExperts):
 
     def tower(self, states: Tensor, tower: int) -> Tensor:
         """Return (…, outer) of states (…, inner) by one tower."""
+        # Two plain matrix products: the gate goes in before the second one, whose sum runs over experts too.
         gate = torch.softmax(states @ self.gate[tower], -1)
         into = torch.cat([self.shared_in, self.own_in[tower]])
         out = torch.cat([self.shared_out, self.own_out[tower]])
-        inner = torch.relu(torch.einsum("...i,eiw->...ew", states, into))
-        return torch.einsum("...ew,ewo,...e->...o", inner, out, gate)
+        inner = torch.relu(states @ into.permute(1, 0, 2).flatten(1)).unflatten(-1, into.shape[::2])
+        return (inner * gate[..., None]).flatten(-2) @ out.flatten(0, 1)
 
 
 class KnowledgeScorer(Backbone):
