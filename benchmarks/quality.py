@@ -3,8 +3,9 @@
     python -m benchmarks.quality [--quick] [--systems dense,lwgr] [--controls none|all] [--seeds 1,2,3]
 
 Finished runs are kept (see `freshet evaluate`), so it goes on where it was interrupted. Writes
-benchmarks/results/quality.json, a list of runs, and docs/quality.svg; prints mean ± standard deviation over seeds and
-the gain over `dense` with its 95% interval (paired bootstrap over users, gains averaged over seeds first).
+benchmarks/results/quality.json, a list of runs, docs/quality.svg and docs/quality-training.svg; prints mean ± standard
+deviation over seeds and the gain over `dense` with its 95% interval (paired bootstrap over users, gains averaged over
+seeds first).
 """
 
 from __future__ import annotations
@@ -207,19 +208,21 @@ def main(argv: list[str] | None = None) -> None:
                 names(args.protocols, PROTOCOLS, "protocol"), tuple(int(seed) for seed in args.seeds.split(",")))
             for system in choice.systems:
                 system_named(system)
-            shown = []
+            shown, moved = [], []
             for name, folder in datasets(
                     names(args.datasets, ("movielens-100k", "amazon-beauty"), "dataset"), settings):
                 evaluator = Evaluator(settings, folder, stages, name)
                 results, lost = evaluate(evaluator, choice, stages, JSON_PATH)
                 failed += lost
                 shown.append((name, summarise(evaluator, results)))
+                moved += [run for run in results if run["control"] is None and run["seed"] == choice.seeds[0]]
     except FreshetError as error:
         sys.exit(f"benchmarks.quality: {error}")
     for name, rows in shown:
         print(f"\n{table(name, rows)}")
     quality_plot.draw(json.loads(JSON_PATH.read_text()) if JSON_PATH.is_file() else [], ROOT / "docs" / "quality.svg")
-    print(f"\nwritten: {JSON_PATH.relative_to(ROOT)}, docs/quality.svg")
+    quality_plot.draw_training(moved, ROOT / "docs" / "quality-training.svg")
+    print(f"\nwritten: {JSON_PATH.relative_to(ROOT)}, docs/quality.svg, docs/quality-training.svg")
     if failed:
         sys.exit("benchmarks.quality: not done: " + "; ".join(failed))
 

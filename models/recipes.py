@@ -43,7 +43,7 @@ def train(system: System, control: str | None, shop: Workshop) -> Trained:
     if system.backbone == "semantic-ids":
         return _generative(shop)
     model, about = _text_init(shop) if control == "text-init" else shop.backbone(system.backbone)
-    served = shop.served(model, control or system.backbone)
+    served = shop.served(model, control or system.backbone, shared=control is None)
     reference = None if system.backbone == "sasrec" and control is None else shop.reference_ranks()
     ranks = shop.rank(served)
     return Trained(lambda _: Outcome(ranks, reference), dict(about))
@@ -60,7 +60,7 @@ def _knowledge(system: System, control: str | None, shop: Workshop) -> Trained:
     plan = _plan(shop, _objective(system, control))
     about = train_jointly(model, shop.split.fold, plan, shop.during("knowledge"))
     model.backbone = shop.served(model.backbone, f"{system.name} {control}")
-    model.reference = shop.served(reference, "sasrec")
+    model.reference = shop.served(reference, "sasrec", shared=True)
     return _trained(model, shop, about)
 
 
@@ -87,7 +87,7 @@ def _freshet(system: System, control: str | None, shop: Workshop) -> Trained:
                   seed=fit.seed, affinity=affinity)
     epsilon, evidence = calibrate_epsilon(done)
     least, _ = calibrate_min_history(done, epsilon)
-    model.reference = shop.served(reference, "sasrec")
+    model.reference = shop.served(reference, "sasrec", shared=True)
     model.backbone = shop.served(fused, f"freshet {control}")
     model.fusion = model.backbone.attention if isinstance(model.backbone, FusedScorer) else model.fusion
     if shop.split.extends:

@@ -125,17 +125,24 @@ class Workshop:
         found = calibrate_evidence(fold.sequences, fold.begin, model, affinity, seed=self.settings.fit.seed)
         return model, about | found
 
-    def served(self, model: Backbone, name: str) -> Backbone:
-        """Return a scorer as it is tested: gone on over the held-out rows where the protocol says so."""
+    def served(self, model: Backbone, name: str, shared: bool = False) -> Backbone:
+        """Return a scorer as it is tested: gone on over the held-out rows where the protocol says so.
+
+        Args:
+            shared: others will ask for the same one by this name.
+        """
         if not self.split.extends:
             return model
-        return self.once(f"extended {name}", lambda: training.extend(
-            model, self.split.fold, self.settings.fit, self.during(f"extension ({name})")))
+
+        def extended() -> Backbone:
+            return training.extend(model, self.split.fold, self.settings.fit, self.during(f"extension ({name})"))
+
+        return self.once(f"extended {name}", extended) if shared else extended()
 
     def reference_ranks(self) -> Ranks:
         """Return what behaviour alone makes of the test."""
         return self.once("reference ranks", lambda: self.rank(
-            self.served(self.backbone("sasrec")[0], "sasrec")))
+            self.served(self.backbone("sasrec")[0], "sasrec", shared=True)))
 
     def rank(self, model: Backbone) -> Ranks:
         """Return what a scorer without knowledge makes of the test."""

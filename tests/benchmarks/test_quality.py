@@ -1,0 +1,40 @@
+import json
+
+import pytest
+
+from benchmarks import quality, quality_plot
+from models.systems import SYSTEMS
+from schemas.errors import FreshetError
+
+
+def entry(system="dense", control=None, seed=1, value=0.1):
+    return {"dataset": "d", "protocol": "stream_time", "system": system, "control": control, "seed": seed,
+            "metrics": dict.fromkeys(quality.METRICS, value), "seconds": 1.0, "revision": "r"}
+
+
+def test_a_run_made_again_takes_the_old_one_s_place(tmp_path):
+    path = tmp_path / "quality.json"
+    quality.save(path, [entry(), entry(control="extra-steps")])
+    quality.save(path, [entry(value=0.2), entry(seed=2)])
+    runs = json.loads(path.read_text())
+    assert len(runs) == 3
+    assert {run["metrics"]["ndcg_at_5"] for run in runs if run["control"] is None and run["seed"] == 1} == {0.2}
+    assert set(runs[0]) == {"dataset", "protocol", "system", "control", "seed", "metrics", "seconds", "revision"}
+
+
+def test_every_row_and_control_is_run_with_every_seed_under_every_protocol():
+    choice = quality.Choice(tuple(SYSTEMS), True, ("stream_time", "leave_one_out"), (1, 2))
+    runs = list(choice.runs())
+    assert len(set(runs)) == len(runs) == 4 * sum(1 + len(system.controls()) for system in SYSTEMS.values())
+    with pytest.raises(FreshetError, match="there are dense"):
+        quality.names("dens", tuple(SYSTEMS), "system")
+    assert quality.names("leave-one-out", ("leave_one_out",), "protocol") == ("leave_one_out",)
+
+
+def test_plots_are_drawn(tmp_path):
+    quality_plot.draw([entry(), entry(seed=2), entry("lwgr", "unconstrained")], tmp_path / "a.svg")
+    history = [{"epoch": float(at), "constraint": 0.1, "allowed": 0.05, "lagrange": 1.0} for at in range(3)]
+    quality_plot.draw_training([entry("lwgr") | {"training": {"history": history}}], tmp_path / "b.svg")
+    assert all("<svg" in (tmp_path / name).read_text() for name in ("a.svg", "b.svg"))
+    quality_plot.draw_training([entry() | {"training": {}}], tmp_path / "c.svg")
+    assert not (tmp_path / "c.svg").exists()
