@@ -29,7 +29,8 @@ from models.sources import FROZEN, Whitening
 
 SHARED, SPECIFIC = 2, 5
 USER, ITEM = 0, 1  # towers
-FACTORS = "kind, style, maker, purpose, mood, period, price and quality"
+# Sentences to go on with rather than questions: asked, the packaged base model answers with an empty line.
+FACTORS = "style, mood, makers and period"
 FIRST = 15  # events of a user that are written about, at most (KAR: 15 books, 30 films)
 TEXT_TOKENS = 64  # of an answer that are encoded
 ENCODED = 64  # answers at a time
@@ -39,7 +40,7 @@ Step = Callable[[int, int], None]
 
 def item_prompts(texts: Sequence[str]) -> list[str]:
     """Return the prompt of each item; "" has none and gets none."""
-    return [f"{text}\nIntroduced in one line, by {FACTORS}:" if text else "" for text in texts]
+    return [f"{text} is known for its {FACTORS}: it is" if text else "" for text in texts]
 
 
 def user_prompts(histories: Sequence[Sequence[int]], texts: Sequence[str]) -> list[str]:
@@ -48,7 +49,7 @@ def user_prompts(histories: Sequence[Sequence[int]], texts: Sequence[str]) -> li
     for history in histories:
         known = [texts[item] for item in history if texts[item]]
         lines = "\n".join(f"- {text[:60]}" for text in known)
-        out.append(f"One person chose:\n{lines}\nThis person's taste in one line, by {FACTORS}:" if known else "")
+        out.append(f"One person chose:\n{lines}\nIn {FACTORS}, this person likes" if known else "")
     return out
 
 

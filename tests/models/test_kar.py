@@ -20,8 +20,12 @@ def alone(llm, prompt, tokens):
     ids = [llm.tokenizer.bos_token_id, *llm.tokenizer(prompt, add_special_tokens=False).input_ids]
     start, ends = len(ids), generation._ends(llm).tolist()
     with torch.no_grad(), llm.whole():
-        for _ in range(tokens):
+        for step in range(tokens):
             logits = llm.causal(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1]
+            new = ids[start:]
+            seen = {tuple(new[at : at + 3]) for at in range(len(new) - 2)}
+            banned = [token for token in range(len(logits)) if (*new[-2:], token) in seen]
+            logits[banned + (ends if step < generation.LEAST_TOKENS else [])] = -torch.inf
             ids.append(int(logits.argmax()))
             if ids[-1] in ends:
                 break
@@ -32,6 +36,11 @@ def test_answers_are_those_of_plain_greedy_decoding(llm):
     prompts = ["the cat", "a much longer text about a dog and a hat", "x"]
     assert answer(llm, prompts, 12) == [alone(llm, prompt, 12) for prompt in prompts]
     assert answer(llm, []) == []
+
+
+def test_no_three_tokens_come_twice():
+    assert generation._repeated([[1, 2, 3, 1, 2], [1, 2, 3, 4], [5, 5, 5, 5], [7], [1, 2, -1, -1]]) == [
+        [3], [], [5, 5], [], []]
 
 
 def test_answers_are_kept_and_an_interrupted_run_goes_on(llm, tmp_path, monkeypatch):
