@@ -24,6 +24,7 @@ def test_auc_by_hand():
     assert auc(np.zeros(2), np.ones(2)) == 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["din", "dcnv2"])
 def test_knowledge_tells_what_behaviour_cannot(kind):
     rng = np.random.default_rng(0)
