@@ -59,7 +59,7 @@ def _knowledge(system: System, control: str | None, shop: Workshop) -> Trained:
         backbone, reference, source, FUSIONS[system.fusion](shop.settings.fit), control == "shuffled-knowledge")
     plan = _plan(shop, _objective(system, control))
     about = train_jointly(model, shop.split.fold, plan, shop.during("knowledge"))
-    model.backbone = shop.served(model.backbone, f"{system.name} {control}")
+    model.backbone = shop.served(model.backbone, _name(system, control))
     model.reference = shop.served(reference, "sasrec", shared=True)
     return _trained(model, shop, about)
 
@@ -88,12 +88,16 @@ def _freshet(system: System, control: str | None, shop: Workshop) -> Trained:
     epsilon, evidence = calibrate_epsilon(done)
     least, _ = calibrate_min_history(done, epsilon)
     model.reference = shop.served(reference, "sasrec", shared=True)
-    model.backbone = shop.served(fused, f"freshet {control}")
+    model.backbone = shop.served(fused, _name(system, control))
     model.fusion = model.backbone.attention if isinstance(model.backbone, FusedScorer) else model.fusion
     if shop.split.extends:
         model.affinity = shop.once("extended affinity", lambda: Affinity.fit(fold.sequences, fold.n_items))
     about = about | found | evidence | {"epsilon": epsilon, "min_history": float(least)}
     return _trained(model, shop, about, None if control == "unconstrained" else epsilon, least)
+
+
+def _name(system: System, control: str | None) -> str:
+    return system.name if control is None else f"{system.name}, {control}"
 
 
 def _objective(system: System, control: str | None) -> Objective:
@@ -106,9 +110,8 @@ def _trained(
     model: Composed, shop: Workshop, about: dict[str, float], epsilon: float | None = None, least: int = 1,
 ) -> Trained:
     model.eval().requires_grad_(False)
-    generating = shop.during("knowledge of the test")
-
     def rank(age: Age) -> Outcome:
+        generating = shop.during(f"knowledge, {age.name}")
         return Outcome(model.rank(
             shop.split.test, shop.split.begin, age, epsilon, least, lambda done, total: generating(done, total, {})),
             shop.reference_ranks())

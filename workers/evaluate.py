@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -71,6 +70,7 @@ class Evaluator:
         self.name = name or folder.resolve().name
         self._llm: tuple[LanguageModel, ItemCache] | None = None
         self._shop: tuple[tuple[str, int], Workshop] | None = None
+        self._report: OneByOne | None = None
 
     def run(self, wanted: Wanted) -> dict[str, Any]:
         """Return the result of a run, from before where it is there.
@@ -179,7 +179,7 @@ class Evaluator:
             settings = replace(self.settings, fit=replace(self.settings.fit, seed=wanted.seed))
             split = protocol(wanted.protocol, self.dataset, settings.fit.train_fraction)
             self._shop = key, Workshop(self.dataset, split, settings, self._language)
-        self._shop[1].report = each_stage(self.stages, opened)
+        self._shop[1].report = self._report = OneByOne(self.stages, opened)
         return self._shop[1]
 
     def _language(self) -> tuple[LanguageModel, ItemCache]:
@@ -188,6 +188,8 @@ class Evaluator:
 
         if self._llm is None:
             settings = self.settings
+            if self._report is not None:
+                self._report.close()
             with self.stages.stage("language model", 600.0):
                 llm = LanguageModel.load(settings.llm, settings.home / "cache")
             with self.stages.stage("item texts", 300.0) as step:
@@ -198,19 +200,31 @@ class Evaluator:
         return self._llm
 
 
-def each_stage(stages: Stages, opened: ExitStack) -> Callable[[str, int, int, dict[str, float]], None]:
-    """Return what turns reports of training into stages, one after the other; the last ends with `opened`."""
-    current: list[Any] = ["", None]
+class OneByOne:
+    """Turns reports of training into stages, one after the other.
 
-    def _report(name: str, done: int, total: int, metrics: dict[str, float]) -> None:
-        if name != current[0]:
-            opened.close()
-            current[:] = [name, opened.enter_context(stages.stage(name, STALL_S))]
+    Args:
+        stages: where they are shown.
+        opened: ends the last one.
+    """
+
+    def __init__(self, stages: Stages, opened: ExitStack) -> None:
+        self._stages, self._opened = stages, opened
+        self._name = ""
+        self._step: Step = lambda *_: None
+
+    def __call__(self, name: str, done: int, total: int, metrics: dict[str, float]) -> None:
+        """Say how far stage `name` is."""
+        if name != self._name:
+            self.close()
+            self._name, self._step = name, self._opened.enter_context(self._stages.stage(name, STALL_S))
         shown = {key: value for key, value in metrics.items() if key in {"ndcg_at_10", "nll", "loss"}}
-        step: Step = current[1]
-        step(done, total, ", ".join(f"{key} {value:.4f}" for key, value in shown.items()))
+        self._step(done, total, ", ".join(f"{key} {value:.4f}" for key, value in shown.items()))
 
-    return _report
+    def close(self) -> None:
+        """End the current stage: what comes next is no part of it."""
+        self._opened.close()
+        self._name = ""
 
 
 def label(wanted: Wanted) -> str:
