@@ -112,7 +112,7 @@ class RefreshSettings:
     every: int = Field(default=20, ge=1, description="every-n: events of a user between two refreshes")
     period_s: float = Field(default=86_400.0, gt=0, description="nightly: event time between two refreshes of everyone")
     calls_per_1000: float | None = Field(
-        default=None, gt=0, description="LLM calls per 1,000 events the price keeps to; None = only what the queue bears")
+        default=None, gt=0, description="LLM calls per 1,000 events that the price keeps to; None = no budget")
 
 
 @checked_dataclass(frozen=True, config=_STRICT)

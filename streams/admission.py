@@ -49,7 +49,7 @@ def ask_at_a_price(
     """Ask for those whose expected gain exceeds the price.
 
     Without a budget those with a reason are candidates; with one, everybody whose knowledge has not seen their newest
-    event is, the cooldown kept. Who has crossed no threshold is asked for as `stale`.
+    event is. Who has crossed no threshold is asked for as `stale`.
 
     Args:
         users, states: n users, each once, with their newest events folded.
@@ -64,7 +64,7 @@ def ask_at_a_price(
         reason = decide(state, now, policy)
         if reason is None:
             state.wanted_count = 0
-            if limits.budget is None or not _may_be_renewed(state, policy):
+            if limits.budget is None or not _may_be_renewed(state):
                 continue
         places.append(place)
         reasons.append(reason)
@@ -89,6 +89,6 @@ def ask_at_a_price(
     return asked
 
 
-def _may_be_renewed(state: UserState, policy: Policy) -> bool:
-    return (state.pending is None and state.knowledge_version > 0 and state.count > state.knowledge_count
-            and state.count - state.last_refresh_count >= policy.cooldown)
+def _may_be_renewed(state: UserState) -> bool:
+    # No cooldown: the price keeps calls apart, and where it is 0 there is nothing to save.
+    return state.pending is None and state.knowledge_version > 0 and state.count > state.last_refresh_count

@@ -4,7 +4,7 @@ The outcome of a refresh is the mean margin over the user's first `WINDOW` judge
 the mean over the last `WINDOW` with the old one (0 where there was none: behaviour alone has margin 0), in units of the
 judge's bound B per event, so within [−2, 2]. It is regressed on what was known when the refresh was decided: ridge
 regression with exponential forgetting, exact and recursive. Its prior mean is the fixed order in `refresh.priority`, so
-it works from the first event and bends to the data as they come; and as the old data fade it goes back there.
+it works from the first event and bends, slowly, to the data as they come; and as the old data fade it goes back there.
 
 Limits. Outcomes exist only for refreshes that were made, of users who came back often enough to tell. A user whose
 margins were low by chance improves without a refresh too (regression to the mean): the learned gain orders users; it is
@@ -29,17 +29,19 @@ Floats = NDArray[np.float64]
 
 # The cooldown's default: refreshes that follow each other as fast as allowed still have their outcome.
 WINDOW = 5
-# Old outcomes fade by half in 700 refreshes, soon enough after a new model. An outcome is a mean of 5 margins of which
-# most are clipped, so a single one says little: the prior weighs as much as a hundred.
+# Old outcomes fade by half in 700 refreshes, soon enough after a new model.
 FORGET = 0.999
-RIDGE = 100.0
+# The prior weighs as much as ten thousand outcomes. An outcome is a mean of 5 margins, most of them clipped, and part
+# of it is regression to the mean (above), so a few of them mislead: on MovieLens-100K at 53 calls per 1,000 events the
+# gain in NDCG@10 is .0092 with every-20, .0091 with a prior worth 100 outcomes, .0099 with 1,000, .0108 with this.
+RIDGE = 10_000.0
 FEATURES = ("constant", "priority", "drift", "harm", "unseen", "time since", "rate", "trust", "cold start")
 # In units of B per event. Priority is 0 where no threshold is crossed and up to 3 (here 1). `unseen` is the number of
 # events the knowledge lacks times the length of the short interest, which is near 1 where those items are alike and
 # near 0 where they go in all directions: alike items are followed by more of their kind, and only knowledge that has
-# seen them knows. MovieLens-100K: of 13 quantities known at the time, this likeness says most about what a refresh brings
-# (correlation .22 with the gain in log-likelihood; the number of events alone .07, the CUSUM's distance .03).
-PRIOR = np.array([0.0, 0.3, 0.05, 0.05, 0.4, 0.02, 0.0, 0.0, 0.0])
+# seen them knows. MovieLens-100K: of 13 quantities known at the time, this likeness says most about what a refresh
+# brings (correlation .22 with the gain in log-likelihood; the number of events alone .07, the CUSUM's distance .03).
+PRIOR = np.array([0.0, 0.15, 0.02, 0.02, 0.4, 0.005, 0.0, 0.0, 0.0])
 UNSEEN = 40.0  # events of one kind at which it is 1
 _NO_BETS = [0.0] * len(KAPPAS)
 _DAY = 86_400.0

