@@ -38,16 +38,17 @@ def demo(
     events: Annotated[int, typer.Option(help="Events to produce, from the split on; 0 = all.")] = 0,
     window: Annotated[int, typer.Option(
         help="Events without an answer at a time, at most; 0 = 256, less for a short run.")] = 0,
-    per_user: Annotated[int, typer.Option(
+    per_user: Annotated[int | None, typer.Option(
         help="The same of one user, so that an event is judged by a recommendation that knows the ones before; other "
-             "users' events may then overtake a little. 0 = no limit, exact time order.")] = 2,
+             "users' events may then overtake a little. 0 = no limit, exact time order. [default: 2, with --speed 0]"
+    )] = None,
     out: Annotated[Path, typer.Option(help="Where the folder with the report goes.")] = Path("runs"),
 ) -> None:
     """Show the main job on this machine: fit, start everything, stream, recommend, report.
 
-    Models are fitted on the first part of the timeline; the rest is produced in time order, each event predicted from
-    what was recommended before it. Ends with runs/TIME/report.html and report.json. Ctrl-C ends it cleanly and still
-    writes the report.
+    Models are fitted on the first part of the timeline; the rest is produced in time order (every user's own, and with
+    --speed that of all), each event predicted from what was recommended before it. Ends with runs/TIME/report.html and
+    report.json. Ctrl-C ends it cleanly and still writes the report.
 
     Examples:
 
@@ -57,4 +58,5 @@ def demo(
     """
     from workers.demo.run import Demo
 
-    Demo(load(), data, speed=speed, events=events, window=window, per_user=per_user, out=out).run()
+    limit = per_user if per_user is not None else 0 if speed else 2
+    Demo(load(), data, speed=speed, events=events, window=window, per_user=limit, out=out).run()
