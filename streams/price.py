@@ -169,7 +169,8 @@ def admit(
         if not room:
             continue
         if limits.budget is not None and market.calls + 1 > limits.budget * market.events + BURST:
-            market.budget_price += step
+            # Not above what it refuses: a price that ran away would leave budget unspent while it comes back.
+            market.budget_price = min(market.budget_price + step, max(market.budget_price, float(gains[index])))
             continue
         _take(market, users[index], now, step)
         taken[index] = True

@@ -173,7 +173,8 @@ def test_the_budget_holds_when_everyone_always_wants_and_waits() -> None:
             stage.updates(states, [(answer(request), float(n))], float(n))
         assert asked == market.calls
         assert asked <= 0.04 * market.events + BURST + users
-    assert 0.95 * 240 <= asked <= 1.05 * 240
+    # The price that 40 cold starts at once have made takes some hundred events to come down.
+    assert 0.8 * 240 <= asked <= 1.05 * 240
     # Waits: the cooldown, then patience.
     assert max(gaps.values()) <= stage.limits.patience + 5 + 1
     assert market.forced < asked / 2
