@@ -41,6 +41,10 @@ class Evidence:
     items: Tensor
     weights: Tensor
 
+    def __getitem__(self, rows: Tensor) -> Evidence:
+        """Return the evidence of some of the histories, `rows` (m,) int64."""
+        return Evidence(self.items[rows], self.weights[rows])
+
 
 @dataclass(frozen=True, slots=True)
 class Affinity:

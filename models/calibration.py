@@ -110,7 +110,7 @@ def _gathered(
     """Return the evidence at snapshots `first` (B,) for events `rows` (m,) of `user` (m,), and its age at each."""
     gathered = affinity.evidence(before(sequences, first, fused.max_len))
     age = torch.from_numpy(rows - first[user.numpy()])
-    return Evidence(gathered.items[user], gathered.weights[user]), age
+    return gathered[user], age
 
 
 @torch.no_grad()

@@ -107,7 +107,7 @@ class Cohort:
         windows = after(self.sequences, first, ranking.max_len, self.span)
         batch = batch_of(self.sequences, windows, ranking.reference, ranking.fused, parts.history)
         gathered = ranking.affinity.evidence(before(self.sequences, first, ranking.max_len))
-        return Moments(batch, Evidence(gathered.items[batch.user], gathered.weights[batch.user]),
+        return Moments(batch, gathered[batch.user],
                        torch.from_numpy(batch.rows - first[batch.user.numpy()]))
 
     def targets(self, at: Moments) -> Tensor:

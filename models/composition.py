@@ -6,6 +6,7 @@ the events after it, in training as in serving. A composition without a source i
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -41,7 +42,7 @@ class Moments:
     length: IntArray
 
 
-class Source(nn.Module):
+class Source(nn.Module, ABC):
     """Makes users' knowledge; trainable.
 
     Attributes:
@@ -52,9 +53,9 @@ class Source(nn.Module):
     items: int
     snapshots: int
 
+    @abstractmethod
     def forward(self, moments: Moments) -> Tensor:
         """Return knowledge (B, K, d)."""
-        raise NotImplementedError
 
     def attach(self, backbone: Backbone) -> None:
         """Share parts with the scorer it is trained with, where the system says so."""

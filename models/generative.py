@@ -23,12 +23,11 @@ from models.evaluation import seen_pairs
 from models.protocols import Ranks
 from models.semantic_ids import SemanticIds, Trie
 from models.sequences import Sequences, Windows, batches, tensors, windows
-from models.training import FEWEST, FEWEST_SLOTS, PATIENCE, SLOTS, STEPS, STRIDE, WARMUP, Fold, average
+from models.training import FEWEST, FEWEST_SLOTS, LEARNING_RATE, PATIENCE, SLOTS, STEPS, STRIDE, Fold, descend
 from schemas.settings import FitSettings
 
 Progress = Callable[[int, int, dict[str, float]], None]
 
-LEARNING_RATE = 2e-3
 WEIGHT_DECAY = 0.01
 BEAMS = 64
 EPOCHS = 2  # times the dense scorer's: a level's softmax says less per step than the catalogue's
@@ -232,14 +231,7 @@ def _epoch(
     model.train()
     for batch in batches(part, slots, rng):
         nll = _nll(model, train, part[batch])
-        optimizer.zero_grad()
-        nll.mean().backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        steps += 1
-        for group in optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * min(1.0, steps / WARMUP)
-        optimizer.step()
-        average(averaged, model, steps)
+        steps = descend(nll.mean(), model, averaged, optimizer, steps)
         total += float(nll.detach().sum())
     return total / max(1, len(train.item)), steps
 

@@ -154,5 +154,5 @@ def _text_init(shop: Workshop) -> tuple[Backbone, dict[str, float]]:
         start = condense(torch.from_numpy(shop.llm()[1].embeddings), fit.dim)
         has = (start != 0).any(1)
         model.items[has, : start.shape[1]] = 0.02 * start[has]
-    return training._train(model, fold, fit, shop.during("text-initialised reference"))
+    return training.train_scorer(model, fold, fit, shop.during("text-initialised reference"))
 

@@ -120,7 +120,7 @@ class RankingModel:
         evidence, behind = _evidence(batch.knowledge)
         if have:
             scores = self.fused.weigh(
-                self.fused.scores(fused[have, 0], self._side), _of(evidence, torch.tensor(have)), behind[have])
+                self.fused.scores(fused[have, 0], self._side), evidence[torch.tensor(have)], behind[have])
             fused_logp[have] = scores.masked_fill_(seen[have], -torch.inf).log_softmax(-1)
         return RankResult(ref_logp, fused_logp, self._margins(batch, places, hidden, fused, evidence, behind))
 
@@ -156,7 +156,7 @@ class RankingModel:
             after = torch.tensor([
                 len(batch.histories[row]) - batch.judged[row][index][0] for row, index, _, _ in part])
             with_knowledge = self.fused.weigh(
-                self.fused.scores(fused[rows, columns], self._side), _of(evidence, rows),
+                self.fused.scores(fused[rows, columns], self._side), evidence[rows],
                 (behind[rows] - after).clamp(min=0))
             margin = with_knowledge.log_softmax(-1)[each, items] - ref
             for (row, index, _, _), value in zip(part, margin.tolist(), strict=True):
@@ -243,10 +243,6 @@ def _evidence(knowledge: Sequence[UserKnowledge | None]) -> tuple[Evidence, Tens
             items[row, :len(known.items)], weights[row, :len(known.weights)] = known.items, known.weights
             behind[row] = known.behind
     return Evidence(torch.from_numpy(items), torch.from_numpy(weights)), torch.from_numpy(behind)
-
-
-def _of(evidence: Evidence, rows: Tensor) -> Evidence:
-    return Evidence(evidence.items[rows], evidence.weights[rows])
 
 
 def _state(module: nn.Module) -> dict[str, Tensor]:

@@ -99,7 +99,7 @@ def train_reference(
     torch.manual_seed(settings.seed)
     model = Backbone(
         fold.n_items, settings.dim, settings.layers, settings.heads, max_len, settings.dropout, fold.fresh())
-    return _train(model, fold, settings, progress)
+    return train_scorer(model, fold, settings, progress)
 
 
 def train_fused(
@@ -113,7 +113,7 @@ def train_fused(
     torch.manual_seed(settings.seed)
     model = FusedScorer(
         text, fold.fresh(), fold.n_items, settings.dim, settings.layers, settings.heads, max_len, settings.dropout)
-    return _train(model, fold, settings, progress)
+    return train_scorer(model, fold, settings, progress)
 
 
 def extend(model: Scorer, fold: Fold, settings: FitSettings, progress: Progress | None = None) -> Scorer:
@@ -134,9 +134,10 @@ def extend(model: Scorer, fold: Fold, settings: FitSettings, progress: Progress 
     return averaged.eval().requires_grad_(False)
 
 
-def _train(
+def train_scorer(
     model: Scorer, fold: Fold, settings: FitSettings, progress: Progress | None,
 ) -> tuple[Scorer, dict[str, float]]:
+    """Return a scorer trained from where it stands, at its best epoch, with metrics; see `train_reference`."""
     began = time.monotonic()
     rng = np.random.default_rng(settings.seed)
     averaged = copy.deepcopy(model)
@@ -183,16 +184,24 @@ def _epoch(
         target = torch.from_numpy(train.item[rows.numpy()])
         side = model.item_side(torch.rand(model.n_items) < DROPPED)
         loss = _softmax_loss(model, model(tokens, side)[where, places], target, side, counts)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        steps += 1
-        for group in optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * min(1.0, steps / WARMUP)
-        optimizer.step()
-        average(averaged, model, steps)
+        steps = descend(loss, model, averaged, optimizer, steps)
         total += loss.item() * len(target)
     return total / max(1, len(train.item)), steps
+
+
+def descend(
+    loss: Tensor, model: nn.Module, averaged: nn.Module, optimizer: torch.optim.Optimizer, steps: int,
+) -> int:
+    """Take one step down `loss`, with warm-up, the averaged weights behind; return the number of steps so far."""
+    optimizer.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    steps += 1
+    for group in optimizer.param_groups:
+        group["lr"] = LEARNING_RATE * min(1.0, steps / WARMUP)
+    optimizer.step()
+    average(averaged, model, steps)
+    return steps
 
 
 def _softmax_loss(model: Backbone, hidden: Tensor, target: Tensor, side: ItemSide, counts: Tensor) -> Tensor:

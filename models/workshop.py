@@ -107,7 +107,7 @@ class Workshop:
         torch.manual_seed(fit.seed)
         model = KnowledgeScorer(
             whitened, fold.fresh(), fold.n_items, fit.dim, fit.layers, fit.heads, self.max_len, fit.dropout)
-        return training._train(model, fold, fit, self.during("scorer with written texts"))
+        return training.train_scorer(model, fold, fit, self.during("scorer with written texts"))
 
     def written(self, prompts: list[str], stage: str) -> torch.Tensor:
         """Return states (n, H) of what the language model writes after prompts; texts and states are kept on disk."""
