@@ -4,20 +4,26 @@
 2. What items say about each other, from the same part; the tenth says how much of it, for how long and how surely.
 3. Knowledge on those, frozen; the same tenth moves λ and chooses the epoch.
 4. Trust (ε, B, shortest history) on the same tenth, which no scorer has been trained on yet.
-5. Both scorers and the items' affinity take in the tenth as well: these are the ones served.
+5. Both scorers and the items' affinity take in the tenth as well, where the protocol says so: these are served.
+
+`fit` is the product's; `fit_fold` is the order itself, for any fold, and what `models.recipes` measures.
 """
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from models.affinity import Affinity
 from models.alignment import train_knowledge
+from models.backbone import Backbone
 from models.calibration import (
+    Replay,
     calibrate_epsilon,
     calibrate_evidence,
     calibrate_min_history,
@@ -25,7 +31,7 @@ from models.calibration import (
     replay,
 )
 from models.dataset import Dataset, Events, FloatArray
-from models.fusion import condense
+from models.fusion import FusedScorer, condense
 from models.item_cache import ItemCache
 from models.knowledge import KnowledgeModel
 from models.llm import LanguageModel
@@ -34,7 +40,35 @@ from models.training import Fold, extend, train_fused, train_reference
 from schemas.settings import Settings
 
 Report = Callable[[str, int, int, dict[str, float]], None]
+Once = Callable[[str, Callable[[], Any]], Any]
+Teach = Callable[[Backbone, FusedScorer, KnowledgeModel, Affinity], dict[str, Any]]
 STAGES = ("reference", "fused", "affinity", "knowledge", "calibration", "extension")
+
+
+@dataclass(frozen=True, slots=True)
+class Composition:
+    """What `fit_fold` made: Freshet's own composition, calibrated.
+
+    Args:
+        reference, fused, affinity: as they are served.
+        knowledge: the knowledge model, trained on the fused scorer's `attention`.
+        replay: the held-out events the thresholds rest on.
+        epsilon, min_history: of `schemas.calibration.Calibration`.
+        evidence: the figures these rest on.
+        about: what `teach` returned.
+        metrics: of the other stages: quality on the held-out tenth, epochs, seconds.
+    """
+
+    reference: Backbone
+    fused: FusedScorer
+    affinity: Affinity
+    knowledge: KnowledgeModel
+    replay: Replay
+    epsilon: float
+    min_history: int
+    evidence: dict[str, float]
+    about: dict[str, Any]
+    metrics: dict[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,56 +102,88 @@ def fit(
         cache: item states of `dataset.texts`, built with `llm`.
         report: called with stage (one of `STAGES`), steps done, steps in all and metrics.
     """
-
-    def during(stage: str) -> Callable[[int, int, dict[str, float]], None]:
-        return lambda done, total, metrics: report(stage, done, total, metrics) if report is not None else None
-
-    max_len = settings.state.history
     fold = Fold.of(events, len(dataset.users), len(dataset.items))
-    metrics: dict[str, float] = {}
-    reference, found = train_reference(fold, settings.fit, max_len, during("reference"))
-    metrics |= {f"reference_{name}": value for name, value in found.items()}
-    text = condense(torch.from_numpy(cache.embeddings[: len(dataset.items)]))
-    # Half precision is what the artifact holds; training with it keeps loaded and fitted models equal.
-    fused, found = train_fused(fold, text.half().float(), settings.fit, max_len, during("fused"))
-    metrics |= {f"fused_{name}": value for name, value in found.items()}
-    began = time.monotonic()
-    relating = during("affinity")
-    affinity = Affinity.fit(fold.training(), fold.n_items)
-    relating(1, 2, {})
-    metrics |= calibrate_evidence(fold.sequences, fold.begin, fused, affinity, seed=settings.fit.seed)
-    relating(2, 2, {})
-    metrics["affinity_seconds"] = time.monotonic() - began
-    torch.manual_seed(settings.fit.seed)
-    knowledge = KnowledgeModel.create(settings.fit, llm)
-    found = train_knowledge(
-        fold, reference, fused, knowledge, cache, llm, settings.fit, settings.llm, during("knowledge"))
-    metrics |= {f"knowledge_{name}": value for name, value in found.items()}
-
-    began = time.monotonic()
-    calibrating = during("calibration")
-    done = replay(
-        fold.sequences, fold.begin, reference, fused, knowledge, cache, llm, settings.llm, seed=settings.fit.seed,
-        progress=lambda at, total: calibrating(at, total, {}), affinity=affinity)
-    epsilon, evidence = calibrate_epsilon(done)
-    min_history, more = calibrate_min_history(done, epsilon)
-    metrics["calibration_seconds"] = time.monotonic() - began
-
-    began = time.monotonic()
-    extending = during("extension")
-    reference = extend(reference, fold, settings.fit, lambda at, total, now: extending(at, 2 * total, now))
-    fused = extend(fused, fold, settings.fit, lambda at, total, now: extending(at + total, 2 * total, now))
-    affinity = Affinity.fit(fold.sequences, fold.n_items)
-    metrics["extension_seconds"] = time.monotonic() - began
+    made = fit_fold(fold, settings, llm, cache, extends=True, report=report)
     config = {
         "backbone": {
             "n_items": fold.n_items, "dim": settings.fit.dim, "layers": settings.fit.layers,
-            "heads": settings.fit.heads, "max_len": max_len, "dropout": settings.fit.dropout},
+            "heads": settings.fit.heads, "max_len": settings.state.history, "dropout": settings.fit.dropout},
         "knowledge": {
             "dim": settings.fit.dim, "hidden": llm.hidden_size, "instructions": settings.fit.instructions,
             "codes": settings.fit.codes, "llm": llm.model_id, "layers": llm.layers,
             "item_tokens": settings.llm.item_tokens, "history": settings.llm.history},
     }
     return Fitted(
-        RankingModel(reference, fused, config, affinity), knowledge, margins_by_user(done), epsilon, min_history,
-        evidence | more, metrics)
+        RankingModel(made.reference, made.fused, config, made.affinity), made.knowledge, margins_by_user(made.replay),
+        made.epsilon, made.min_history, made.evidence,
+        made.metrics | {f"knowledge_{name}": value for name, value in made.about.items()})
+
+
+def _anew(_: str, make: Callable[[], Any]) -> Any:
+    return make()
+
+
+def fit_fold(
+    fold: Fold, settings: Settings, llm: LanguageModel, cache: ItemCache, *, extends: bool,
+    report: Report | None = None, once: Once = _anew, teach: Teach | None = None,
+) -> Composition:
+    """Train and calibrate Freshet's composition on a fold.
+
+    Args:
+        cache: item states of the catalogue, built with `llm`.
+        extends: whether scorers go on over the fold's held-out rows at the end (`models.protocols.Split.extends`).
+        report: called with stage (one of `STAGES`), steps done, steps in all and metrics.
+        once: gives what was made before under a name, else what a function makes: what other systems on the same fold
+            share (`models.workshop.Workshop.once`: "sasrec", "sasrec+text", "affinity", "extended sasrec", …). What is
+            shared is not changed.
+        teach: trains knowledge and `fused.attention` in place, given reference, fused scorer, knowledge model and
+            affinity; None = `models.alignment.train_knowledge`.
+    """
+
+    def during(stage: str) -> Callable[[int, int, dict[str, float]], None]:
+        return lambda done, total, metrics: report(stage, done, total, metrics) if report is not None else None
+
+    fit, max_len = settings.fit, settings.state.history
+    metrics: dict[str, float] = {}
+    reference, found = once("sasrec", lambda: train_reference(fold, fit, max_len, during("reference")))
+    metrics |= {f"reference_{name}": value for name, value in found.items()}
+    # Half precision is what the artifact holds; training with it keeps loaded and fitted models equal.
+    trained, found = once("sasrec+text", lambda: train_fused(
+        fold, condense(torch.from_numpy(cache.embeddings[: fold.n_items])).half().float(), fit, max_len,
+        during("fused")))
+    metrics |= {f"fused_{name}": value for name, value in found.items()}
+    began = time.monotonic()
+    relating = during("affinity")
+    affinity = once("affinity", lambda: Affinity.fit(fold.training(), fold.n_items))
+    relating(1, 2, {})
+    fused = copy.deepcopy(trained)
+    metrics |= calibrate_evidence(fold.sequences, fold.begin, fused, affinity, seed=fit.seed)
+    relating(2, 2, {})
+    metrics["affinity_seconds"] = time.monotonic() - began
+    torch.manual_seed(fit.seed)
+    knowledge = KnowledgeModel.create(fit, llm)
+    if teach is not None:
+        about = teach(reference, fused, knowledge, affinity)
+    else:
+        about = train_knowledge(
+            fold, reference, fused, knowledge, cache, llm, fit, settings.llm, during("knowledge"))
+
+    began = time.monotonic()
+    calibrating = during("calibration")
+    done = replay(
+        fold.sequences, fold.begin, reference, fused, knowledge, cache, llm, settings.llm, seed=fit.seed,
+        progress=lambda at, total: calibrating(at, total, {}), affinity=affinity)
+    epsilon, evidence = calibrate_epsilon(done)
+    min_history, more = calibrate_min_history(done, epsilon)
+    metrics["calibration_seconds"] = time.monotonic() - began
+
+    if extends:
+        began = time.monotonic()
+        going_on = during("extension")
+        reference = once("extended sasrec", lambda: extend(
+            reference, fold, fit, lambda at, total, now: going_on(at, 2 * total, now)))
+        fused = extend(fused, fold, fit, lambda at, total, now: going_on(at + total, 2 * total, now))
+        affinity = once("extended affinity", lambda: Affinity.fit(fold.sequences, fold.n_items))
+        metrics["extension_seconds"] = time.monotonic() - began
+    return Composition(
+        reference, fused, affinity, knowledge, done, epsilon, min_history, evidence | more, about, metrics)

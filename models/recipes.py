@@ -9,20 +9,21 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from typing import Any
 
 import torch
 
 from models import training
 from models.affinity import Affinity
-from models.alignment import train_knowledge
 from models.backbone import Backbone
-from models.calibration import calibrate_epsilon, calibrate_min_history, replay
 from models.composition import Composed
 from models.evidence import WithEvidence
+from models.fitting import fit_fold
 from models.fusion import FusedScorer, condense
 from models.generative import extend_generative, rank_generative, train_generative
 from models.joint_training import Plan
 from models.joint_training import train as train_jointly
+from models.knowledge import KnowledgeModel
 from models.objectives import FixedPenalty, Objective
 from models.parts import FUSIONS, OBJECTIVES, SOURCES
 from models.protocols import Age, Outcome
@@ -65,35 +66,28 @@ def _knowledge(system: System, control: str | None, shop: Workshop) -> Trained:
 
 
 def _freshet(system: System, control: str | None, shop: Workshop) -> Trained:
-    """Train as `models.fitting.fit` does, on the protocol's fold; with a control the knowledge by `joint_training`."""
-    fit, fold = shop.settings.fit, shop.split.fold
+    """Train as `freshet fit` does, on the protocol's fold; with a control the knowledge by `joint_training`."""
+    fold = shop.split.fold
     llm, cache = shop.llm()
-    reference = shop.backbone("sasrec")[0]
-    backbone, about = shop.backbone(system.backbone)
-    fused = copy.deepcopy(backbone)
-    assert isinstance(fused, FusedScorer)  # noqa: S101 - the table says so
-    source = SOURCES[system.instruction, system.extraction, system.adaptor](shop)
-    assert isinstance(source, CodebookSource)  # noqa: S101
-    affinity = shop.once("affinity", lambda: Affinity.fit(fold.training(), fold.n_items))
-    model = WithEvidence(
-        fused, reference, source, fused.attention, control == "shuffled-knowledge", affinity=affinity)
-    if control is None:
-        found = train_knowledge(
-            fold, reference, fused, source.knowledge, cache, llm, fit, shop.settings.llm, shop.during("knowledge"))
-    else:
+    shuffled = control == "shuffled-knowledge"
+
+    def teach(
+        reference: Backbone, fused: FusedScorer, knowledge: KnowledgeModel, affinity: Affinity,
+    ) -> dict[str, Any]:
+        source = CodebookSource(knowledge, cache, llm, shop.settings.llm.history)
+        model = WithEvidence(fused, reference, source, fused.attention, shuffled, affinity)
         plan = replace(_plan(shop, _objective(system, control)), trains_backbone=False)
-        found = train_jointly(model, fold, plan, shop.during("knowledge"))
-    done = replay(fold.sequences, fold.begin, reference, fused, source.knowledge, cache, llm, shop.settings.llm,
-                  seed=fit.seed, affinity=affinity)
-    epsilon, evidence = calibrate_epsilon(done)
-    least, _ = calibrate_min_history(done, epsilon)
-    model.reference = shop.served(reference, "sasrec", shared=True)
-    model.backbone = shop.served(fused, _name(system, control))
-    model.fusion = model.backbone.attention if isinstance(model.backbone, FusedScorer) else model.fusion
-    if shop.split.extends:
-        model.affinity = shop.once("extended affinity", lambda: Affinity.fit(fold.sequences, fold.n_items))
-    about = about | found | evidence | {"epsilon": epsilon, "min_history": float(least)}
-    return _trained(model, shop, about, None if control == "unconstrained" else epsilon, least)
+        return train_jointly(model, fold, plan, shop.during("knowledge"))
+
+    made = fit_fold(
+        fold, shop.settings, llm, cache, extends=shop.split.extends, report=shop.report, once=shop.once,
+        teach=None if control is None else teach)
+    model = WithEvidence(
+        made.fused, made.reference, CodebookSource(made.knowledge, cache, llm, shop.settings.llm.history),
+        made.fused.attention, shuffled, made.affinity)
+    about = made.metrics | made.about | made.evidence | {
+        "epsilon": made.epsilon, "min_history": float(made.min_history)}
+    return _trained(model, shop, about, None if control == "unconstrained" else made.epsilon, made.min_history)
 
 
 def _name(system: System, control: str | None) -> str:
@@ -107,7 +101,7 @@ def _objective(system: System, control: str | None) -> Objective:
 
 
 def _trained(
-    model: Composed, shop: Workshop, about: dict[str, float], epsilon: float | None = None, least: int = 1,
+    model: Composed, shop: Workshop, about: dict[str, Any], epsilon: float | None = None, least: int = 1,
 ) -> Trained:
     model.eval().requires_grad_(False)
     def rank(age: Age) -> Outcome:
