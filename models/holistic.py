@@ -9,16 +9,16 @@ users from training events alone, so that nothing looks ahead; nobody is their o
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from models.composition import Moments, Source
-from models.item_cache import ItemCache
-from models.llm import LanguageModel
+from models.descriptions import Descriptions
 from models.sequences import Sequences
-from models.sources import FROZEN, Whitening, describe, neighbours
+from models.sources import FROZEN, Whitening, neighbours
 
 NEAREST = 10
 
@@ -56,10 +56,11 @@ class HolisticSource(Source):
 
     Args:
         training: sequences that users' descriptions are made from; no later event is known.
-        cache, llm: of the item texts.
+        described: makes descriptions of histories.
         items: H, items of a history that are described and attended to.
         dim: d.
         softmax: the ablation.
+        progress: called with users described and users in all.
     """
 
     item: Tensor
@@ -67,12 +68,13 @@ class HolisticSource(Source):
     users: Tensor
 
     def __init__(
-        self, training: Sequences, cache: ItemCache, llm: LanguageModel, items: int, dim: int, softmax: bool = False,
+        self, training: Sequences, described: Descriptions, items: int, dim: int, softmax: bool = False,
+        progress: Callable[[int, int], None] | None = None,
     ) -> None:
         super().__init__()
         self.items, self.snapshots = items, FROZEN
-        self._language = (llm, cache)
-        embeddings = torch.from_numpy(cache.embeddings)
+        self._described = described
+        embeddings = torch.from_numpy(described.cache.embeddings)
         whiten = Whitening(embeddings)
         self.register_buffer("item", whiten(embeddings), persistent=False)
         nearest = neighbours(self.item, self.item, NEAREST, torch.arange(len(self.item)))
@@ -82,10 +84,9 @@ class HolisticSource(Source):
         inside = last >= training.offsets[:-1][:, None]
         histories = np.where(inside, training.item[np.clip(last, 0, max(0, len(training.item) - 1))], -1)
         known = np.asarray(inside.any(1))
-        bank = torch.zeros(len(known), llm.hidden_size)
-        bank[torch.from_numpy(known)] = describe(llm, cache, histories[known])
-        self.whiten = Whitening(bank)
-        self.register_buffer("users", self.whiten(bank[torch.from_numpy(known)]), persistent=False)
+        states = described(histories[known], progress)
+        self.whiten = Whitening(states)
+        self.register_buffer("users", self.whiten(states), persistent=False)
         self._place = np.where(known, np.cumsum(known) - 1, -1)
         x, u = whiten.width, self.whiten.width
         self.own = HolisticAttention(u, x, dim, items, softmax)
@@ -94,11 +95,10 @@ class HolisticSource(Source):
 
     def forward(self, moments: Moments) -> Tensor:
         """Return knowledge (B, 3, d)."""
-        llm, cache = self._language
         device = self.item.device
         rows = torch.from_numpy(moments.histories).to(device)
         mask, at = rows >= 0, rows.clamp(min=0)
-        user = self.whiten(describe(llm, cache, moments.histories).to(device))
+        user = self.whiten(self._described(moments.histories).to(device))
         place = torch.from_numpy(self._place[moments.user]).to(device)
         alike = self.users[neighbours(self.users, user, NEAREST, place)].mean(1)
         x, near = self.item[at], self.similar[at]

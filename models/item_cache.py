@@ -82,7 +82,7 @@ class ItemCache:
         target = folder / cache_key(llm, tokens)
         if not (target / "index.json").is_file():
             folder.mkdir(parents=True, exist_ok=True)
-            with _locked(folder / f".{target.name}.lock"):
+            with locked(folder / f".{target.name}.lock"):
                 if not (target / "index.json").is_file():
                     scratch = folder / f".{target.name}"
                     _encode_all(llm, tokens, scratch, progress or _silent)
@@ -217,7 +217,7 @@ def _encode_all(
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
     """Hold the lock of a file; it ends with the process, however that ends."""
     handle = os.open(path, os.O_RDWR | os.O_CREAT)
     try:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from models.composition import Source
+from models.descriptions import Descriptions
 from models.fusion import KnowledgeAttention
 from models.holistic import ConcatFusion, HolisticSource
 from models.kar import WrittenSource, user_prompts, written_about
@@ -31,10 +32,12 @@ def parallel_codebooks(shop: Workshop) -> Source:
 
 def descriptions(shop: Workshop, softmax: bool = False) -> Source:
     """Return descriptions of users with their neighbours, by holistic attention."""
-    llm, cache = shop.llm()
+    folder, step = shop.settings.home / "cache" / "descriptions", shop.during("descriptions of users")
+    described = shop.once("descriptions", lambda: Descriptions(*shop.llm(), folder))
     torch.manual_seed(shop.settings.fit.seed)
     return HolisticSource(
-        shop.split.fold.training(), cache, llm, shop.settings.llm.history, shop.settings.fit.dim, softmax)
+        shop.split.fold.training(), described, shop.settings.llm.history, shop.settings.fit.dim, softmax,
+        lambda done, total: step(done, total, {}))
 
 
 def prompts(shop: Workshop) -> Source:

@@ -6,12 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from models.composition import Moments, Source
-from models.dataset import IntArray
 from models.item_cache import ItemCache
 from models.knowledge import KnowledgeModel
 from models.llm import LanguageModel
 
-ASKED = "\nIn short, this person likes"  # the fixed instruction: what follows it is a description
 THROUGH_LLM = 192  # moments per epoch where gradients pass through the language model
 FROZEN = 1536  # where they do not
 
@@ -33,20 +31,6 @@ class CodebookSource(Source):
         """Return the use of codes: perplexity as a share of a codebook's size, mean and least over codebooks."""
         used = self.knowledge.instructions.utilisation()
         return {"code_use": float(used.mean()), "code_use_least": float(used.min())}
-
-
-@torch.no_grad()
-def describe(llm: LanguageModel, cache: ItemCache, histories: IntArray, batch: int = 16) -> Tensor:
-    """Return what a fixed instruction makes of histories (B, H) of item rows, −1 = none: mean last states (B, H')."""
-    ids = torch.tensor(llm.tokenizer(ASKED, add_special_tokens=False).input_ids, device=llm.device)
-    asked = llm.embed(ids)
-    out = []
-    for at in range(0, len(histories), batch):
-        memory = cache.history(histories[at : at + batch])
-        size = len(histories[at : at + batch])
-        positions = memory.next_position[:, None] + torch.arange(len(ids), device=llm.device)
-        out.append(llm.run(asked.expand(size, -1, -1), positions, memory).float().mean(1).cpu())
-    return torch.cat(out) if out else torch.zeros(0, llm.hidden_size)
 
 
 class Whitening(nn.Module):
