@@ -50,7 +50,8 @@ def train(system: System, control: str | None, shop: Workshop) -> Trained:
     return Trained(lambda _: Outcome(ranks, reference), dict(about))
 
 
-def _knowledge(system: System, control: str | None, shop: Workshop) -> Trained:
+def compose(system: System, control: str | None, shop: Workshop) -> tuple[Composed, dict[str, Any]]:
+    """Train a row with knowledge, and return it as no held-out row has been trained on yet, with its metrics."""
     reference = shop.backbone("sasrec")[0]
     backbone = copy.deepcopy(shop.backbone(system.backbone)[0])
     adaptor = control if control == "softmax-attention" else system.adaptor
@@ -59,10 +60,19 @@ def _knowledge(system: System, control: str | None, shop: Workshop) -> Trained:
     model = Composed(
         backbone, reference, source, FUSIONS[system.fusion](shop.settings.fit), control == "shuffled-knowledge")
     plan = _plan(shop, _objective(system, control))
-    about = train_jointly(model, shop.split.fold, plan, shop.during("knowledge"))
+    return model, train_jointly(model, shop.split.fold, plan, shop.during("knowledge"))
+
+
+def go_on(model: Composed, system: System, control: str | None, shop: Workshop) -> Composed:
+    """Let both scorers of what `compose` made go on over the held-out rows, where the protocol says so."""
     model.backbone = shop.served(model.backbone, _name(system, control))
-    model.reference = shop.served(reference, "sasrec", shared=True)
-    return _trained(model, shop, about)
+    model.reference = shop.served(model.reference, "sasrec", shared=True)
+    return model
+
+
+def _knowledge(system: System, control: str | None, shop: Workshop) -> Trained:
+    model, about = compose(system, control, shop)
+    return _trained(go_on(model, system, control, shop), shop, about)
 
 
 def _freshet(system: System, control: str | None, shop: Workshop) -> Trained:
