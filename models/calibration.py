@@ -16,6 +16,7 @@ from torch.nn import functional as F  # noqa: N812 - the name the field uses
 
 from models.affinity import Affinity, Evidence
 from models.backbone import Backbone
+from models.composition import Source, moments_at
 from models.constraint import trust_region
 from models.dataset import FloatArray, IntArray
 from models.evaluation import ndcg, seen_pairs
@@ -60,12 +61,13 @@ def replay(
     sequences: Sequences, begin: IntArray, reference: Backbone, fused: FusedScorer, knowledge: KnowledgeModel | None,
     cache: ItemCache | None, llm: LanguageModel | None, settings: LlmSettings, limit: int = 4000, seed: int = 0,
     progress: Callable[[int, int], None] | None = None, epsilons: tuple[float, ...] = EPSILONS, span: int = SPAN,
-    affinity: Affinity | None = None,
+    affinity: Affinity | None = None, source: Source | None = None,
 ) -> Replay:
     """Score events from row `begin` on of each user, generating knowledge every `span` events.
 
     Args:
         knowledge, cache, llm: None = fused scores without users' knowledge.
+        source: makes knowledge in the place of these three.
         limit: about so many events; whole snapshots are drawn.
         affinity: None = without evidence.
     """
@@ -78,6 +80,8 @@ def replay(
         vectors = None
         if knowledge is not None and cache is not None and llm is not None:
             vectors = knowledge(batch.user_hidden, batch.histories, cache, llm)
+        if source is not None:
+            vectors = source(moments_at(sequences, part.first, batch.user_hidden, source.items))
         logits = fused.scores(fused.fuse(batch.fused_hidden, vectors)[batch.user, batch.slot], side)
         if affinity is not None:
             logits = fused.weigh(logits, *_gathered(sequences, part.first, batch.user, batch.rows, affinity, fused))
