@@ -72,6 +72,9 @@ class LlmSettings:
 class FitSettings:
     """What `freshet fit` trains and for how long."""
 
+    system: str = Field(
+        default="freshet",
+        description="row of the table of systems to fit and serve; `freshet evaluate --list` shows them")
     train_fraction: float = Field(default=0.8, gt=0.05, lt=1, description="first share of the timeline to fit on")
     dim: int = Field(default=64, ge=8, description="width of the backbone and of knowledge vectors")
     layers: int = Field(default=2, ge=1, description="backbone layers")

@@ -71,7 +71,7 @@ class Planner:
         self.alpha = settings.refresh.alpha
         calls = settings.refresh.calls_per_1000
         self.limits = Limits(None if calls is None else calls / 1000.0)
-        self.market: Market | None = Market() if settings.refresh.policy == "freshet" else None
+        self.market: Market | None = Market() if self.policy.name == "freshet" else None
 
     def follow(self, model_version: str) -> bool:
         """Take another fitted model as the one in use: knowledge of any other is stale. Return whether it is another.

@@ -38,6 +38,8 @@ class Policy:
     def of(cls, calibration: Calibration, settings: RefreshSettings, model_version: str = "") -> Policy:
         """Return the policy as calibrated, each threshold overridden by the settings where they give one.
 
+        A model without knowledge of users has nothing to refresh: "never", whatever the settings say.
+
         Args:
             model_version: of the fitted model in use; knowledge of another is stale. "" = do not compare.
         """
@@ -45,7 +47,8 @@ class Policy:
             calibration.min_history if settings.min_history is None else settings.min_history,
             calibration.ttl_s if settings.ttl_s is None else settings.ttl_s,
             calibration.drift_threshold if settings.drift_threshold is None else settings.drift_threshold,
-            settings.cooldown, model_version, settings.policy, settings.every, settings.period_s)
+            settings.cooldown, model_version, settings.policy if calibration.knowledge else "never", settings.every,
+            settings.period_s)
 
 
 def decide(state: UserState, now: float, policy: Policy) -> RefreshReason | None:

@@ -122,7 +122,7 @@ class Evaluator:
         """Return where the result of a run is kept."""
         settings = self.settings
         llm = {key: value for key, value in asdict(settings.llm).items() if key not in {"device", "batch"}}
-        fit = {key: value for key, value in asdict(settings.fit).items() if key != "seed"}
+        fit = {key: value for key, value in asdict(settings.fit).items() if key not in {"seed", "system"}}
         about = [FORMAT, self.dataset.hash, wanted.system, wanted.control, wanted.protocol, wanted.seed, self._code,
                  fit, settings.state.history, llm]
         digest = hashlib.sha256(orjson.dumps(about, option=orjson.OPT_SORT_KEYS)).hexdigest()

@@ -163,3 +163,9 @@ def test_a_batch_delivered_again_is_answered_the_same_and_changes_no_state(polic
     states["u"].duplicates = 0
     assert dumps(states["u"]) == before
     assert again.knowledge == said.knowledge[-1:]
+
+
+@pytest.mark.parametrize("policy", ["always", "nightly", "freshet"])
+def test_nothing_is_asked_for_a_model_without_knowledge(policy: str) -> None:
+    without = CALIBRATION.model_copy(update={"knowledge": False})
+    assert run(planner(without, policy=policy), [event(n) for n in range(30)]) == []
