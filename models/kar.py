@@ -138,7 +138,8 @@ class WrittenSource(Source):
     def __init__(self, states: Tensor, written: IntArray) -> None:
         super().__init__()
         self.items, self.snapshots = 1, FROZEN
-        self.register_buffer("bank", Whitening(states)(states) * (states != 0).any(1, keepdim=True), persistent=False)
+        self.whiten = Whitening(states)
+        self.register_buffer("bank", self._whitened(states), persistent=False)
         self._written = np.where((states != 0).any(1).numpy(), written, np.iinfo(np.int64).max)
         self.experts: Towers | None = None
 
@@ -149,8 +150,18 @@ class WrittenSource(Source):
 
     def forward(self, moments: Moments) -> Tensor:
         """Return knowledge (B, 1, d); zero where a text is about events not before the moment."""
+        known = torch.from_numpy(moments.length >= self._written[moments.user]).to(self.bank.device)
+        return self._vectors(self.bank[torch.from_numpy(moments.user).to(self.bank.device)], known)
+
+    def about(self, states: Tensor) -> Tensor:
+        """Return knowledge (B, 1, d) of texts written just now, by their states (B, H); zero rows where there is none.
+        """
+        return self._vectors(self._whitened(states), (states != 0).any(1))
+
+    def _whitened(self, states: Tensor) -> Tensor:
+        return self.whiten(states) * (states != 0).any(1, keepdim=True)
+
+    def _vectors(self, user: Tensor, known: Tensor) -> Tensor:
         if self.experts is None:
             raise RuntimeError("WrittenSource needs attach(backbone) first")
-        known = torch.from_numpy(moments.length >= self._written[moments.user]).to(self.bank.device)
-        user = self.bank[torch.from_numpy(moments.user).to(self.bank.device)]
         return (self.experts.tower(user, USER) * known[:, None])[:, None] * self.experts.shape[1] ** 0.5

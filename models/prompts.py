@@ -50,12 +50,21 @@ class Codebook(nn.Module):
         """Return codewords (B, S, d) of users (B, d), straight through, and L_vq."""
         wanted = torch.einsum("bd,sde->bse", F.layer_norm(user, user.shape[-1:]), self.project)
         flat = wanted.flatten(0, 1)
-        chosen = torch.cdist(flat.detach(), self.words).argmin(1)
+        chosen = self._nearest(flat.detach())
         word = self.words[chosen].view_as(wanted)
         if self.training:
             self._count(chosen, flat.detach())
         loss = F.mse_loss(word, wanted.detach()) + BETA * F.mse_loss(wanted, word.detach())
         return wanted + (word - wanted).detach(), loss
+
+    @torch.no_grad()
+    def codes(self, user: Tensor) -> Tensor:
+        """Return the chosen codewords (B, S) int64 of users (B, d)."""
+        wanted = torch.einsum("bd,sde->bse", F.layer_norm(user, user.shape[-1:]), self.project)
+        return self._nearest(wanted.flatten(0, 1)).view(wanted.shape[:2])
+
+    def _nearest(self, flat: Tensor) -> Tensor:
+        return torch.cdist(flat, self.words).argmin(1)
 
     @torch.no_grad()
     def _count(self, chosen: Tensor, wanted: Tensor) -> None:
