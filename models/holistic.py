@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from models.banks import Banks, exact, mean_of
 from models.composition import Moments, Source
 from models.descriptions import Descriptions
 from models.sequences import Sequences
-from models.sources import FROZEN, Whitening, neighbours
+from models.sources import FROZEN, Whitening
 
 NEAREST = 10
 
@@ -61,6 +62,7 @@ class HolisticSource(Source):
         dim: d.
         softmax: the ablation.
         progress: called with users described and users in all.
+        banks: makes the banks that neighbours are looked up in.
     """
 
     item: Tensor
@@ -69,7 +71,7 @@ class HolisticSource(Source):
 
     def __init__(
         self, training: Sequences, described: Descriptions, items: int, dim: int, softmax: bool = False,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Callable[[int, int], None] | None = None, banks: Banks = exact,
     ) -> None:
         super().__init__()
         self.items, self.snapshots = items, FROZEN
@@ -77,9 +79,7 @@ class HolisticSource(Source):
         embeddings = torch.from_numpy(described.cache.embeddings)
         whiten = Whitening(embeddings)
         self.register_buffer("item", whiten(embeddings), persistent=False)
-        nearest = neighbours(self.item, self.item, NEAREST, torch.arange(len(self.item)))
-        self.register_buffer("similar", self.item[nearest].mean(1), persistent=False)
-        # Users without a training event stand in the bank as zero rows, and are nobody's neighbour.
+        self.register_buffer("similar", _mean_of_others(self.item, banks), persistent=False)
         last = training.offsets[1:][:, None] - np.arange(items, 0, -1)
         inside = last >= training.offsets[:-1][:, None]
         histories = np.where(inside, training.item[np.clip(last, 0, max(0, len(training.item) - 1))], -1)
@@ -87,7 +87,10 @@ class HolisticSource(Source):
         states = described(histories[known], progress)
         self.whiten = Whitening(states)
         self.register_buffer("users", self.whiten(states), persistent=False)
+        # Users without a training event are not in the bank, and nobody's neighbour.
         self._place = np.where(known, np.cumsum(known) - 1, -1)
+        self._bank = banks("users", self.users)
+        self._found: dict[tuple[int, bytes], Tensor] = {}  # neighbours by moment: epochs come back to it
         x, u = whiten.width, self.whiten.width
         self.own = HolisticAttention(u, x, dim, items, softmax)
         self.others = HolisticAttention(u, x, dim, items, softmax)
@@ -99,12 +102,21 @@ class HolisticSource(Source):
         rows = torch.from_numpy(moments.histories).to(device)
         mask, at = rows >= 0, rows.clamp(min=0)
         user = self.whiten(self._described(moments.histories).to(device))
-        place = torch.from_numpy(self._place[moments.user]).to(device)
-        alike = self.users[neighbours(self.users, user, NEAREST, place)].mean(1)
+        alike = mean_of(self.users, self._nearest(moments, user.cpu()).to(device))
         x, near = self.item[at], self.similar[at]
         return torch.stack([
             self.own(user, x, mask), self.others(alike, near, mask),
             self.both(torch.cat([user, alike], -1), torch.cat([x, near], -1), mask)], 1)
+
+    def _nearest(self, moments: Moments, described: Tensor) -> Tensor:
+        """Return the rows (B, ≤10) of the users' bank nearest to the users of moments, as described (B, w)."""
+        place = self._place[moments.user]
+        keys = [(own, history.tobytes()) for own, history in zip(place.tolist(), moments.histories, strict=True)]
+        missing = [row for row, key in enumerate(keys) if key not in self._found]
+        if missing:
+            found = self._bank.nearest(described[missing], NEAREST, torch.from_numpy(place[missing]))
+            self._found.update((keys[row], rows) for row, rows in zip(missing, found, strict=True))
+        return torch.stack([self._found[key] for key in keys])
 
 
 class ConcatFusion(nn.Module):
@@ -123,10 +135,14 @@ class ConcatFusion(nn.Module):
         return self.out(nn.functional.gelu(self.inner(torch.cat([self.norm(hidden), known], -1))))
 
 
-def texts_with_neighbours(embeddings: np.ndarray) -> Tensor:
+def texts_with_neighbours(embeddings: np.ndarray, banks: Banks = exact) -> Tensor:
     """Return item texts beside the mean of their nearest others', (n, 2 × ≤128), for a scorer with texts."""
     whiten = Whitening(torch.from_numpy(embeddings))
     item = whiten(torch.from_numpy(embeddings))
     item[~torch.from_numpy((embeddings != 0).any(1))] = 0.0
-    nearest = neighbours(item, item, NEAREST, torch.arange(len(item)))
-    return torch.cat([item, item[nearest].mean(1)], 1)
+    return torch.cat([item, _mean_of_others(item, banks)], 1)
+
+
+def _mean_of_others(item: Tensor, banks: Banks) -> Tensor:
+    nearest = banks("items", item).nearest(item, NEAREST, torch.arange(len(item)))
+    return mean_of(item, nearest)

@@ -37,7 +37,7 @@ def descriptions(shop: Workshop, softmax: bool = False) -> Source:
     torch.manual_seed(shop.settings.fit.seed)
     return HolisticSource(
         shop.split.fold.training(), described, shop.settings.llm.history, shop.settings.fit.dim, softmax,
-        lambda done, total: step(done, total, {}))
+        lambda done, total: step(done, total, {}), shop.banks)
 
 
 def prompts(shop: Workshop) -> Source:

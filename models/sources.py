@@ -61,22 +61,3 @@ class Whitening(nn.Module):
     def forward(self, states: Tensor) -> Tensor:
         """Return (…, width), within ±4."""
         return ((states.float() - self.mean) @ self.axes).clamp(-4, 4)
-
-
-def neighbours(bank: Tensor, query: Tensor, n: int, own: Tensor | None = None, chunk: int = 2048) -> Tensor:
-    """Return rows (q, ≤n) of the vectors of `bank` (b, w) most like each of `query` (q, w) by cosine.
-
-    Args:
-        own: (q,) row of the bank that is the query itself and is left out, −1 = none.
-    """
-    unit = nn.functional.normalize(bank, dim=1)
-    n = min(n, max(1, len(bank) - (own is not None)))
-    out = []
-    for at in range(0, len(query), chunk):
-        like = nn.functional.normalize(query[at : at + chunk], dim=1) @ unit.T
-        if own is not None:
-            itself = own[at : at + chunk]
-            each = torch.arange(len(like), device=like.device)
-            like[each[itself >= 0], itself[itself >= 0]] = -torch.inf
-        out.append(like.topk(n, 1).indices)
-    return torch.cat(out) if out else torch.zeros(0, n, dtype=torch.int64)

@@ -15,6 +15,7 @@ import torch
 from models import training
 from models.affinity import Affinity
 from models.backbone import Backbone
+from models.banks import Banks, exact
 from models.calibration import calibrate_evidence
 from models.composition import Composed
 from models.dataset import Dataset
@@ -53,6 +54,7 @@ class Workshop:
     Args:
         language: opens language model and item cache; called at most once.
         report: called with stage, steps done, steps in all and metrics.
+        banks: makes the banks of embeddings that nearest others are looked up in.
     """
 
     dataset: Dataset
@@ -60,6 +62,7 @@ class Workshop:
     settings: Settings
     language: Callable[[], tuple[LanguageModel, ItemCache]]
     report: Report = lambda *_: None
+    banks: Banks = exact
     _made: dict[str, Any] = field(default_factory=dict)
 
     def once(self, name: str, make: Callable[[], Any]) -> Any:
@@ -96,7 +99,8 @@ class Workshop:
             return self.once(kind, self._with_evidence)
         if kind == "sasrec+written":
             return self.once(kind, self._with_written)
-        text = self.texts() if kind == "sasrec+text" else texts_with_neighbours(self.llm()[1].embeddings)
+        text = self.texts() if kind == "sasrec+text" else texts_with_neighbours(
+            self.llm()[1].embeddings, self.banks)
         return self.once(kind, lambda: training.train_fused(
             fold, text, fit, self.max_len, self.during("scorer with texts")))
 

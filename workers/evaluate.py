@@ -173,12 +173,14 @@ class Evaluator:
     def _workshop(self, wanted: Wanted, opened: ExitStack) -> Workshop:
         from models.protocols import protocol
         from models.workshop import Workshop
+        from workers.store.bank import banks
 
         key = (wanted.protocol, wanted.seed)
         if self._shop is None or self._shop[0] != key:
             settings = replace(self.settings, fit=replace(self.settings.fit, seed=wanted.seed))
             split = protocol(wanted.protocol, self.dataset, settings.fit.train_fraction)
-            self._shop = key, Workshop(self.dataset, split, settings, self._language)
+            self._shop = key, Workshop(
+                self.dataset, split, settings, self._language, banks=banks(settings))
         self._shop[1].report = self._report = OneByOne(self.stages, opened)
         return self._shop[1]
 

@@ -1,0 +1,105 @@
+import gc
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from models.banks import Bank, ExactBank
+from models.composition import moments_at
+from models.descriptions import Descriptions
+from models.holistic import HolisticSource
+from models.item_cache import ItemCache
+from models.sequences import Sequences
+from schemas.errors import FreshetError, StoreUnavailableError
+from schemas.settings import QdrantSettings, Settings
+from tests.models import tiny
+from workers.store.bank import EdgeBank, ServerBank, banks
+
+KINDS: dict[str, Callable[[str, torch.Tensor], Bank]] = {
+    "engine": EdgeBank, "client": lambda name, vectors: ServerBank(":memory:", name, vectors)}
+
+
+def vectors(n: int = 2000, width: int = 32) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(0).normal(size=(n, width)).astype(np.float32))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_qdrants_neighbours_are_the_exact_ones(kind: str) -> None:
+    bank = vectors()
+    own = torch.arange(300)
+    own[::3] = -1  # these are not in the bank and may find themselves
+    found = KINDS[kind]("users", bank).nearest(bank[:300], 10, own)
+    assert torch.equal(found, ExactBank(bank).nearest(bank[:300], 10, own))
+    assert not (found == own[:, None]).any()
+    assert (found[::3, 0] == torch.arange(0, 300, 3)).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_fewer_than_asked_for_and_none_at_all(kind: str) -> None:
+    bank = KINDS[kind]("users", torch.eye(3))
+    assert bank.nearest(torch.eye(3)[:1], 4, torch.tensor([0]))[0, 2:].tolist() == [-1, -1]
+    assert set(bank.nearest(torch.eye(3)[:1], 4, torch.tensor([0]))[0, :2].tolist()) == {1, 2}
+    assert bank.nearest(torch.zeros(0, 3), 4, torch.zeros(0, dtype=torch.int64)).shape == (0, 4)
+    assert bank.nearest(torch.zeros(1, 3), 2, torch.tensor([1])).shape == (1, 2)
+    empty = KINDS[kind]("users", torch.zeros(0, 3))
+    assert empty.nearest(torch.eye(3), 2, torch.full((3,), -1)).tolist() == [[-1, -1]] * 3
+
+
+def test_a_user_without_events_is_nobodys_neighbour(tmp_path: Path) -> None:
+    llm = tiny.load(tmp_path / "llm")
+    cache = ItemCache.build(llm, [f"{letter} thing" for letter in "abcdefgh"], tmp_path / "items", None, 8)
+    lengths = [3, 0, 2, 4, 0, 1]
+    events = np.random.default_rng(0).integers(0, 8, sum(lengths))
+    sequences = Sequences(events, np.arange(len(events)), np.concatenate([[0], np.cumsum(lengths)]))
+    made: dict[str, int] = {}
+
+    def counted(name: str, bank: torch.Tensor) -> Bank:
+        made[name] = len(bank)
+        return EdgeBank(name, bank)
+
+    described = Descriptions(llm, cache)
+    source = HolisticSource(sequences, described, 3, 16, banks=counted)
+    assert made == {"items": 8, "users": 4}
+    torch.manual_seed(0)
+    exact = HolisticSource(sequences, described, 3, 16)
+    exact.load_state_dict(source.state_dict())
+    moments = moments_at(sequences, np.array([2, 4, 7]), torch.zeros(3, 16), 3)
+    torch.testing.assert_close(source(moments), exact(moments))
+
+
+def test_a_server_keeps_a_bank_by_what_is_in_it() -> None:
+    one, other = (ServerBank(":memory:", "items", vectors(n)) for n in (5, 6))
+    assert one.collection.startswith("freshet_items_")
+    assert one.collection != other.collection
+    assert one.collection == ServerBank(":memory:", "items", vectors(5)).collection
+
+
+def test_the_engines_files_go_with_the_bank() -> None:
+    bank = EdgeBank("users", torch.eye(3))
+    folder = Path(bank._folder.name)
+    assert folder.is_dir()
+    del bank
+    gc.collect()
+    assert not folder.exists()
+
+
+def test_the_settings_choose_the_engine_or_a_server() -> None:
+    assert isinstance(banks(Settings())("users", torch.eye(3)), EdgeBank)
+    away = replace(Settings(), qdrant=QdrantSettings(url="http://127.0.0.1:9", timeout_s=1.0))
+    with pytest.raises(StoreUnavailableError, match="does not answer"):
+        banks(away)("users", torch.eye(3))
+
+
+def test_the_embedded_stores_process_says_that_it_keeps_no_banks(tmp_path: Path) -> None:
+    from tests.workers.test_store import Server
+
+    server = Server(tmp_path)
+    try:
+        with pytest.raises(FreshetError, match="leave FRESHET_QDRANT_URL empty"):
+            ServerBank(server.url, "users", torch.eye(3))
+    finally:
+        server.process.kill()
+        server.process.wait()
