@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import grpc  # type: ignore[import-untyped]
+import httpx
 import qdrant_edge as qe
 import torch
 from qdrant_client import QdrantClient
@@ -99,7 +100,8 @@ class ServerBank:
         self._location = location
         self._client = QdrantClient(":memory:") if location == ":memory:" else QdrantClient(
             url=location, api_key=settings.api_key or None, prefer_grpc=settings.prefer_grpc,
-            timeout=math.ceil(settings.timeout_s), check_compatibility=False)
+            timeout=math.ceil(settings.timeout_s), check_compatibility=False,
+            limits=httpx.Limits(max_connections=4, max_keepalive_connections=4))  # as `QdrantStore`: connections stay
         self._fill(values)
 
     def nearest(self, query: Tensor, n: int, own: Tensor) -> Tensor:
