@@ -65,16 +65,22 @@ def knowledge_states(llm: LanguageModel, prompts: list[str], folder: Path, step:
     if path.is_file():
         return torch.from_numpy(np.load(path, allow_pickle=False))
     out = torch.zeros(len(prompts), llm.hidden_size)
-    prefix = encode_prefix(llm)
-    ids = llm.tokenize([text for _, text in said], TEXT_TOKENS)
-    order = sorted((at for at in range(len(said)) if ids[at]), key=lambda at: len(ids[at]))
-    for first in range(0, len(order), ENCODED):
-        part = order[first : first + ENCODED]
-        _, means = encode(llm, [ids[at] for at in part], prefix)
-        out[torch.tensor([said[at][0] for at in part])] = torch.from_numpy(means)
+    out[[row for row, _ in said]] = text_states(llm, [text for _, text in said])
     scratch = path.with_suffix(f".{os.getpid()}.npy")
     np.save(scratch, out.numpy(), allow_pickle=False)
     scratch.replace(path)
+    return out
+
+
+def text_states(llm: LanguageModel, texts: Sequence[str]) -> Tensor:
+    """Return the mean states (n, H) of texts; zero where one is empty."""
+    out = torch.zeros(len(texts), llm.hidden_size)
+    prefix = encode_prefix(llm)
+    ids = llm.tokenize(list(texts), TEXT_TOKENS)
+    order = sorted((at for at in range(len(texts)) if ids[at]), key=lambda at: len(ids[at]))
+    for first in range(0, len(order), ENCODED):
+        part = order[first : first + ENCODED]
+        out[part] = torch.from_numpy(encode(llm, [ids[at] for at in part], prefix)[1])
     return out
 
 
