@@ -1,5 +1,5 @@
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +16,8 @@ from models.sequences import Sequences
 from schemas.errors import FreshetError, StoreUnavailableError
 from schemas.settings import QdrantSettings, Settings
 from tests.models import tiny
+from tests.workers.test_store import DIM, Server, point
+from workers.store import QdrantStore
 from workers.store.bank import EdgeBank, ServerBank, banks
 
 KINDS: dict[str, Callable[[str, torch.Tensor], Bank]] = {
@@ -79,7 +81,7 @@ def test_a_server_keeps_a_bank_by_what_is_in_it() -> None:
 
 def test_the_engines_files_go_with_the_bank() -> None:
     bank = EdgeBank("users", torch.eye(3))
-    folder = Path(bank._folder.name)
+    folder = Path(bank._shard.folder.name)
     assert folder.is_dir()
     del bank
     gc.collect()
@@ -93,13 +95,41 @@ def test_the_settings_choose_the_engine_or_a_server() -> None:
         banks(away)("users", torch.eye(3))
 
 
-def test_the_embedded_stores_process_says_that_it_keeps_no_banks(tmp_path: Path) -> None:
-    from tests.workers.test_store import Server
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    running = Server(tmp_path_factory.mktemp("store"))
+    yield running
+    running.process.terminate()
+    running.process.wait(10)
 
-    server = Server(tmp_path)
-    try:
-        with pytest.raises(FreshetError, match="leave FRESHET_QDRANT_URL empty"):
-            ServerBank(server.url, "users", torch.eye(3))
-    finally:
-        server.process.kill()
-        server.process.wait()
+
+def test_the_stores_process_serves_banks(server: Server) -> None:
+    bank = vectors()
+    own = torch.arange(300)
+    own[::3] = -1
+    kept = ServerBank(server.url, "users", bank)
+    assert torch.equal(kept.nearest(bank[:300], 10, own), ExactBank(bank).nearest(bank[:300], 10, own))
+    again = ServerBank(server.url, "users", bank)
+    assert again.collection == kept.collection
+    assert torch.equal(again.nearest(bank[:9], 3, own[:9]), kept.nearest(bank[:9], 3, own[:9]))
+
+
+def test_a_bank_that_made_room_is_written_anew(server: Server) -> None:
+    first = ServerBank(server.url, "items", vectors(7))
+    for n in range(8, 13):
+        ServerBank(server.url, "items", vectors(n))
+    assert not first._client.collection_exists(first.collection)
+    assert first.nearest(vectors(7)[:2], 1, torch.tensor([-1, -1])).tolist() == [[0], [1]]
+
+
+def test_knowledge_is_kept_beside_banks(server: Server) -> None:
+    store = QdrantStore(server.url, DIM)
+    store.ensure()
+    ServerBank(server.url, "users", torch.eye(3))
+    assert store.upsert([point("ann")]) == [True]
+    assert store.count() == 1
+
+
+def test_a_refusal_says_what_to_do(server: Server) -> None:
+    with pytest.raises(FreshetError, match="leave FRESHET_QDRANT_URL empty"):
+        ServerBank(server.url, "users", torch.zeros(1, 0))

@@ -19,6 +19,7 @@ from aiohttp import web
 
 from schemas.errors import FreshetError
 from schemas.settings import Settings
+from workers.store.bank_shard import PREFIX, BankShards
 from workers.store.base import COLLECTION, POOLED, VECTORS
 from workers.store.edge import Shard
 
@@ -39,11 +40,17 @@ class _RefusedError(Exception):
 
 
 def application(shard: Shard) -> web.Application:
-    """Return the web application that serves `shard` as the collection `user_knowledge`."""
+    """Return the web application that serves `shard` as the collection `user_knowledge`, and banks of embeddings."""
     routes = _Routes(shard)
+    banks = _BankRoutes()
     app = web.Application(client_max_size=_MAX_REQUEST)
-    path = "/collections/{collection}"
+    path, bank = "/collections/{collection}", f"/collections/{{collection:{PREFIX}[^/]+}}"
     for method, where, handler in (
+        ("GET", f"{bank}/exists", banks.exists),
+        ("PUT", bank, banks.create),
+        ("PUT", f"{bank}/points", banks.put),
+        ("POST", f"{bank}/points/query/batch", banks.query),
+        ("POST", f"{bank}/points/count", banks.count),
         ("GET", "/healthz", routes.health),
         ("GET", f"{path}/exists", routes.exists),
         ("GET", path, routes.info),
@@ -166,6 +173,38 @@ class _Routes:
         if name != COLLECTION or dim is None:
             raise _RefusedError(404, f"Not found: Collection `{name}` doesn't exist!")
         return dim
+
+
+class _BankRoutes:
+    """Handlers of the collections `freshet_…`; each returns the `result` of Qdrant's answer."""
+
+    def __init__(self) -> None:
+        self._banks = BankShards()
+
+    async def exists(self, request: web.Request) -> dict[str, bool]:
+        return {"exists": self._banks.has(request.match_info["collection"])}
+
+    async def create(self, request: web.Request) -> bool:
+        await self._banks.create(request.match_info["collection"], await _json(request))
+        return True
+
+    async def put(self, request: web.Request) -> dict[str, Any]:
+        return await self._banks.put(self._name(request), await _json(request))
+
+    async def query(self, request: web.Request) -> list[Any]:
+        name, asked = self._name(request), await _json(request)
+        return await self._banks.query(name, [
+            (search["query"]["nearest"], int(search["limit"]), [int(id_) for id_ in _excluded(search.get("filter"))])
+            for search in asked["searches"]])
+
+    async def count(self, request: web.Request) -> dict[str, int]:
+        return await self._banks.count(self._name(request))
+
+    def _name(self, request: web.Request) -> str:
+        name = request.match_info["collection"]
+        if not self._banks.has(name):
+            raise _RefusedError(404, f"Not found: Collection `{name}` doesn't exist!")
+        return name
 
 
 async def _json(request: web.Request) -> dict[str, Any]:
