@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -76,7 +77,7 @@ class Fitted:
     """What `fit` made.
 
     Args:
-        ranking, knowledge: the models, to be written with `ranking.save(folder, items, texts, knowledge)`.
+        ranking, knowledge: the models.
         margins: of held-out events per user, nats: what the judge's clip is chosen on.
         epsilon, min_history: of `schemas.calibration.Calibration`.
         evidence: the figures these rest on.
@@ -90,6 +91,10 @@ class Fitted:
     min_history: int
     evidence: dict[str, float]
     metrics: dict[str, float]
+
+    def save(self, folder: Path, items: Sequence[str], texts: Sequence[str]) -> None:
+        """Write every file of the models into `folder`; ids and texts of the items in row order."""
+        self.ranking.save(folder, items, texts, self.knowledge)
 
 
 def fit(

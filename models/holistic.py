@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from models.banks import Banks, exact, mean_of
 from models.composition import Moments, Source
+from models.dataset import IntArray
 from models.descriptions import Descriptions
 from models.sequences import Sequences
 from models.sources import FROZEN, Whitening
@@ -117,6 +118,22 @@ class HolisticSource(Source):
             found = self._bank.nearest(described[missing], NEAREST, torch.from_numpy(place[missing]))
             self._found.update((keys[row], rows) for row, rows in zip(missing, found, strict=True))
         return torch.stack([self._found[key] for key in keys])
+
+    def members(self) -> IntArray:
+        """Return the rows of the users in the bank, in its order."""
+        rows = np.flatnonzero(self._place >= 0)
+        return rows[np.argsort(self._place[rows])]
+
+    def look_among(self, users: Tensor, banks: Banks = exact) -> None:
+        """Take another bank of users (b, w), as it was after training; user row r is row r there, −1 nobody in it."""
+        self.users = users
+        self._place = np.append(np.arange(len(users)), -1)  # place[−1] is −1
+        self._bank = banks("users", users)
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop the neighbours found so far: moments of live users do not come back."""
+        self._found = {}
 
 
 class ConcatFusion(nn.Module):

@@ -1,4 +1,4 @@
-"""A trained composition in the form the ranking worker serves: `models.system.RankingModel`.
+"""Trained systems in the form the ranking worker serves: `models.system.RankingModel`, or what has its calls.
 
 Once trained, what a scorer knows of items (ids, texts, neighbours, what was written about them) is one vector and one
 bias per item, so every system's scorer is baked into the same plain form and needs none of its parts to rank. What is
@@ -8,8 +8,9 @@ left of the system at ranking is its fusion; what makes users' vectors belongs t
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, Protocol
 
+import orjson
 import torch
 from torch import nn
 
@@ -18,7 +19,38 @@ from models.backbone import Backbone
 from models.composition import Composed
 from models.evidence import WithEvidence
 from models.fusion import FusedScorer
-from models.system import RankingModel
+from models.generative_ranking import GenerativeRanking
+from models.system import CONFIG, RankBatch, RankingModel, RankResult
+from schemas.artifacts import Artifact
+
+
+class Ranking(Protocol):
+    """What the ranking worker asks of a model."""
+
+    @property
+    def n_items(self) -> int:
+        """Size of the catalogue."""
+
+    @property
+    def max_len(self) -> int:
+        """Items of a history that are read, the newest ones."""
+
+    @property
+    def dim(self) -> int:
+        """Width of the knowledge vectors it reads."""
+
+    def rank(self, batch: RankBatch) -> RankResult:
+        """Score a batch of requests."""
+
+
+def load_ranking(artifact: Artifact) -> Ranking:
+    """Return the ranking model of an artifact, of whichever system it is.
+
+    Raises:
+        ArtifactError: its files do not fit together.
+    """
+    config = orjson.loads(artifact.path(CONFIG).read_bytes())
+    return GenerativeRanking.load(artifact) if "generative" in config else RankingModel.load(artifact)
 
 
 @torch.no_grad()
@@ -34,9 +66,9 @@ def bake(backbone: Backbone, fusion: nn.Module | None = None) -> FusedScorer:
     scorer.load_state_dict(scorer.state_dict() | kept)
     scorer.items.copy_(vectors)
     scorer.bias.copy_(bias)
-    if isinstance(backbone, FusedScorer):
-        for name in ("evidence_gain", "evidence_half_life", "temperature"):
-            getattr(scorer, name).copy_(getattr(backbone, name))
+    for name, value in backbone.named_buffers(recurse=False):  # how scores are scaled and evidence is weighed
+        if value.ndim == 0 and name != "fresh_shift":  # texts and new items are in the vectors already
+            getattr(scorer, name).copy_(value)
     if fusion is not None:
         scorer.attention = copy.deepcopy(fusion)  # type: ignore[assignment]
     return scorer.eval().requires_grad_(False)
@@ -48,12 +80,22 @@ def ranking_model(model: Composed, system: str, fusion: str) -> RankingModel:
     Args:
         system, fusion: names of the row and of its fusion, for the artifact's configuration.
     """
-    scorer = bake(model.backbone, model.fusion)
+    affinity: Affinity | None = model.affinity if isinstance(model, WithEvidence) else None
+    return _ranking(model.reference, bake(model.backbone, model.fusion), system, fusion, affinity)
+
+
+def behaviour_model(backbone: Backbone, system: str) -> RankingModel:
+    """Return what the ranking worker serves of a system without knowledge of users: its scorer alone."""
+    return _ranking(backbone, bake(backbone), system, "")
+
+
+def _ranking(
+    reference: Backbone, scorer: FusedScorer, system: str, fusion: str, affinity: Affinity | None = None,
+) -> RankingModel:
     block: Any = scorer.blocks[0]
     config = {
         "system": system, "fusion": fusion,
         "backbone": {
             "n_items": scorer.n_items, "dim": scorer.dim, "layers": len(scorer.blocks), "heads": block.heads,
             "max_len": scorer.max_len, "dropout": scorer.dropout}}
-    affinity: Affinity | None = model.affinity if isinstance(model, WithEvidence) else None
-    return RankingModel(model.reference, scorer, config, affinity)
+    return RankingModel(reference, scorer, config, affinity)

@@ -20,10 +20,12 @@ from models.knowledge import KnowledgeModel
 from models.llm import LanguageModel
 from schemas.artifacts import Artifact
 from schemas.errors import ArtifactError
+from schemas.settings import FitSettings
 
 REFERENCE, FUSION, TEXT, KNOWLEDGE, INTEREST = (
     "reference.safetensors", "fusion.safetensors", "text.safetensors", "knowledge.safetensors", "interest.safetensors")
 AFFINITY = "affinity.safetensors"
+ATTENTION = "start-attention"  # name of `KnowledgeAttention` in the table of systems
 CONFIG, ITEMS, TEXTS = "config.json", "items.json", "texts.json"
 
 
@@ -55,12 +57,14 @@ class RankBatch:
         seen: B lists of further items not to recommend.
         knowledge: B users' knowledge, None where a user has none.
         judged: B lists of (position, item row): history[:position] came before the item.
+        top: items of each user that will be shown, for models that do not score all.
     """
 
     histories: Sequence[Sequence[int]]
     seen: Sequence[Sequence[int]]
     knowledge: Sequence[UserKnowledge | None]
     judged: Sequence[Sequence[tuple[int, int]]] = field(default_factory=list)
+    top: int = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +72,8 @@ class RankResult:
     """What to rank by, and what knowledge was worth.
 
     Args:
-        ref_logp: (B, n) float32 log-probabilities of the next item by behaviour alone; −inf = seen.
+        ref_logp: (B, n) float32 log-probabilities of the next item by behaviour alone; −inf = seen, or, of a generative
+            model, not among the beams.
         fused_logp: (B, n) the same with knowledge; equal to `ref_logp` where a user has none.
         margins: B lists, per judged event log p_fused − log p_ref over the whole catalogue (nats), None where the item
             is unknown, the position is no longer in the history read, or the user has no knowledge.
@@ -102,10 +107,15 @@ class RankingModel:
         """Items of a history that are read, the newest ones."""
         return self.reference.max_len
 
+    @property
+    def dim(self) -> int:
+        """Width of the knowledge vectors it reads."""
+        return self.reference.dim
+
     @torch.inference_mode()
     def rank(self, batch: RankBatch) -> RankResult:
         """Score a batch of requests both ways."""
-        histories, positions = _known(batch.histories, self.max_len)
+        histories, positions = known_items(batch.histories, self.max_len)
         tokens, lengths = pad(histories, self.max_len)
         places, at = self._places(batch, positions, lengths)
         hidden = self.reference(tokens, at=at)
@@ -114,7 +124,8 @@ class RankingModel:
         if have:
             stacked = torch.stack([torch.as_tensor(known.vectors).float() for known in batch.knowledge if known])
             fused[have] = self.fused.fuse(self.fused(tokens[have], self._side, at[have]), stacked)
-        seen = _mask(batch.histories, batch.seen, self.n_items)
+        seen = torch.zeros(len(histories), self.n_items, dtype=torch.bool)
+        seen[seen_items(batch.histories, batch.seen)] = True
         ref_logp = self.reference.scores(hidden[:, 0]).masked_fill_(seen, -torch.inf).log_softmax(-1)
         fused_logp = ref_logp.clone()
         evidence, behind = _evidence(batch.knowledge)
@@ -166,7 +177,7 @@ class RankingModel:
     @torch.no_grad()
     def user_hidden(self, histories: Sequence[Sequence[int]]) -> Tensor:
         """Return what behaviour says of users, (B, d): the hidden state after their whole history of item rows."""
-        known, _ = _known(histories, self.max_len)
+        known, _ = known_items(histories, self.max_len)
         tokens, lengths = pad(known, self.max_len)
         return self.reference(tokens)[torch.arange(len(known)), lengths]
 
@@ -184,15 +195,9 @@ class RankingModel:
         save_file({"text": self.fused.text.half().contiguous()}, folder / TEXT)
         save_file({"neighbours": self.affinity.neighbours.int(), "weights": self.affinity.weights.half()},
                   folder / AFFINITY)
-        # Centred: item vectors share a direction, and cosines between averages of them would all be near 1.
-        vectors = self._side[0] - self._side[0].mean(0)
-        unit = nn.functional.normalize(vectors, dim=1)
-        save_file({"items": unit.float().contiguous()}, folder / INTEREST)
-        (folder / ITEMS).write_bytes(orjson.dumps(list(items)))
-        (folder / TEXTS).write_bytes(orjson.dumps(list(texts)))
         if knowledge is not None:
             save_file(_state(knowledge), folder / KNOWLEDGE)
-        (folder / CONFIG).write_bytes(orjson.dumps(self.config, option=orjson.OPT_INDENT_2))
+        write_catalogue(folder, items, texts, self._side[0], self.config)
 
     @classmethod
     def load(cls, artifact: Artifact) -> RankingModel:
@@ -208,6 +213,7 @@ class RankingModel:
             text = load_file(artifact.path(TEXT))["text"].float()
             weights = load_file(artifact.path(FUSION))
             fused = FusedScorer(text, weights["fresh"], **config["backbone"])
+            fused.attention = _fusion(config.get("fusion", ATTENTION), fused)
             fused.load_state_dict(weights)
             kept = load_file(artifact.path(AFFINITY))
             affinity = Affinity(kept["neighbours"].long(), kept["weights"].float())
@@ -216,17 +222,52 @@ class RankingModel:
         return cls(reference, fused, config, affinity)
 
 
-def load_knowledge(artifact: Artifact, llm: LanguageModel) -> KnowledgeModel:
-    """Return the knowledge model of an artifact, for the language model it was trained with.
+def write_catalogue(
+    folder: Path, items: Sequence[str], texts: Sequence[str], vectors: Tensor, config: dict[str, Any],
+) -> None:
+    """Write what every model version has: its items, their texts and vectors (n, w), and its configuration.
+
+    The vectors are what users' interests are averages of. They are centred: item vectors share a direction, and cosines
+    between averages of them would all be near 1.
+    """
+    unit = nn.functional.normalize(vectors - vectors.mean(0), dim=1)
+    save_file({"items": unit.detach().float().contiguous()}, folder / INTEREST)
+    (folder / ITEMS).write_bytes(orjson.dumps(list(items)))
+    (folder / TEXTS).write_bytes(orjson.dumps(list(texts)))
+    (folder / CONFIG).write_bytes(orjson.dumps(config, option=orjson.OPT_INDENT_2))
+
+
+def _fusion(name: str, fused: FusedScorer) -> Any:
+    """Return an untrained fusion by name (`models.parts.FUSIONS`); "" = none, and what is there changes nothing."""
+    if name in ("", ATTENTION):
+        return fused.attention
+    from models.parts import FUSIONS  # its objectives know alignment, which knows this module
+
+    block: Any = fused.blocks[0]
+    return FUSIONS[name](FitSettings(dim=fused.dim, heads=block.heads))
+
+
+def knowledge_config(artifact: Artifact, llm: LanguageModel) -> dict[str, Any]:
+    """Return what an artifact's configuration says of its knowledge, if it was trained with this language model.
 
     Raises:
         ArtifactError: it was trained with a language model of another name or width.
     """
-    config = orjson.loads(artifact.path(CONFIG).read_bytes()).get("knowledge", {})
+    config = dict(orjson.loads(artifact.path(CONFIG).read_bytes()).get("knowledge", {}))
     if config.get("hidden") != llm.hidden_size or config.get("llm") != llm.model_id:
         raise ArtifactError(
             f"model {artifact.model_version} was fitted with the language model {config.get('llm')!r}, the settings "
             f"name {llm.model_id!r}; set FRESHET_LLM_NAME to the former or run `freshet fit` again")
+    return config
+
+
+def load_knowledge(artifact: Artifact, llm: LanguageModel) -> KnowledgeModel:
+    """Return the model of soft instructions of an artifact, for the language model it was trained with.
+
+    Raises:
+        ArtifactError: it was trained with a language model of another name or width.
+    """
+    config = knowledge_config(artifact, llm)
     model = KnowledgeModel(config["dim"], config["hidden"], config["instructions"], config["codes"])
     model.load_state_dict(load_file(artifact.path(KNOWLEDGE)))
     return model.eval()
@@ -249,7 +290,7 @@ def _state(module: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
 
 
-def _known(histories: Sequence[Sequence[int]], max_len: int) -> tuple[list[list[int]], list[dict[int, int]]]:
+def known_items(histories: Sequence[Sequence[int]], max_len: int) -> tuple[list[list[int]], list[dict[int, int]]]:
     """Return histories without unknown items, newest `max_len`, and where each position of the original now is."""
     out, positions = [], []
     for history in histories:
@@ -266,12 +307,8 @@ def _known(histories: Sequence[Sequence[int]], max_len: int) -> tuple[list[list[
     return out, positions
 
 
-def _mask(
-    histories: Sequence[Sequence[int]], seen: Sequence[Sequence[int]], n_items: int,
-) -> Tensor:
-    """Return (B, n) bool, True = not to recommend."""
-    mask = torch.zeros(len(histories), n_items, dtype=torch.bool)
-    lists = [[item for item in (*a, *b) if item >= 0] for a, b in zip(histories, seen, strict=True)]
+def seen_items(histories: Sequence[Sequence[int]], seen: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Return (row of the batch, item row) of what is not to be recommended, each pair once."""
+    lists = [{item for item in (*a, *b) if item >= 0} for a, b in zip(histories, seen, strict=True)]
     rows = np.repeat(np.arange(len(lists)), [len(items) for items in lists])
-    mask[torch.from_numpy(rows), torch.tensor([item for items in lists for item in items], dtype=torch.int64)] = True
-    return mask
+    return torch.from_numpy(rows), torch.tensor([item for items in lists for item in items], dtype=torch.int64)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from models.system import RankingModel
+from models.serving import Ranking, load_ranking
 from schemas.artifacts import Artifact, Registry
 from schemas.deployments import base_of
 from schemas.errors import ArtifactError
@@ -21,7 +21,7 @@ class Ranker:
         created_at: when it was fitted, wall clock.
     """
 
-    def __init__(self, model: RankingModel, items: list[str], model_version: str, epsilon: float,
+    def __init__(self, model: Ranking, items: list[str], model_version: str, epsilon: float,
                  created_at: float = 0.0, registry: Registry | None = None) -> None:
         self._registry = registry
         self.created_at = created_at
@@ -36,13 +36,13 @@ class Ranker:
         """
         registry = Registry(settings.home)
         artifact = registry.open()
-        return cls(RankingModel.load(artifact), artifact.items(), artifact.model_version,
+        return cls(load_ranking(artifact), artifact.items(), artifact.model_version,
                    artifact.calibration().epsilon, artifact.card.created_at, registry)
 
     @property
     def dim(self) -> int:
         """Width of the knowledge vectors it reads."""
-        return self.model.reference.dim
+        return self.model.dim
 
     def row(self, item: str) -> int:
         """Return an item's row, −1 for one the model does not know."""
@@ -70,13 +70,13 @@ class Ranker:
         self._compatible -= set(update.withdrawn)
 
     def _load(self, artifact: Artifact) -> None:
-        model, items = RankingModel.load(artifact), artifact.items()
-        if model.reference.dim != self.dim:
-            raise ArtifactError(f"model {artifact.model_version} is {model.reference.dim} wide, the store and the "
+        model, items = load_ranking(artifact), artifact.items()
+        if model.dim != self.dim:
+            raise ArtifactError(f"model {artifact.model_version} is {model.dim} wide, the store and the "
                                 f"model in use {self.dim}; restart with another store to change that")
         self._put(model, items, artifact.model_version, artifact.calibration().epsilon)
 
-    def _put(self, model: RankingModel, items: list[str], model_version: str, epsilon: float) -> None:
+    def _put(self, model: Ranking, items: list[str], model_version: str, epsilon: float) -> None:
         self.model = model
         self.items = items
         self.model_version = model_version

@@ -108,7 +108,8 @@ class RankingProcessor:
             histories=[self._rows(request.history) for _, request in rows],
             seen=[self._rows(request.seen) for _, request in rows],
             knowledge=[_known(points.get(request.user_id), request) for _, request in rows],
-            judged=[[(j.position, self._ranker.row(j.item_id)) for j in request.judged] for _, request in rows]))
+            judged=[[(j.position, self._ranker.row(j.item_id)) for j in request.judged] for _, request in rows],
+            top=self._top))
         judgements = self._judge(users, rows, rank, points)
         recommendations = self._recommend(users, rows, rank, points, fallbacks)
         self._counts["requests"] += len(requests)

@@ -61,6 +61,8 @@ def recalibrate(
     vectors = ItemVectors.load(artifact)
     rows = np.array([vectors.rows.get(item, vectors.unknown) for item in dataset.items], dtype=np.intp)
     before = artifact.fitted_calibration()
+    if not before.knowledge:
+        raise DataError(f"model {artifact.model_version} has no knowledge of users: nothing is ever refreshed")
     first = before.min_history if settings.refresh.min_history is None else settings.refresh.min_history
     drift = calibrate_drift(
         by_user(events, rows, len(dataset.users)), vectors, settings.state, prior=before.drift_prior,
