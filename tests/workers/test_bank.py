@@ -91,8 +91,9 @@ def test_the_engines_files_go_with_the_bank() -> None:
 def test_the_settings_choose_the_engine_or_a_server() -> None:
     assert isinstance(banks(Settings())("users", torch.eye(3)), EdgeBank)
     away = replace(Settings(), qdrant=QdrantSettings(url="http://127.0.0.1:9", timeout_s=1.0))
+    bank = banks(away)("users", torch.eye(3))  # a worker starts while its store is away
     with pytest.raises(StoreUnavailableError, match="does not answer"):
-        banks(away)("users", torch.eye(3))
+        bank.nearest(torch.eye(3), 1, torch.arange(3))
 
 
 @pytest.fixture(scope="module")
@@ -116,8 +117,9 @@ def test_the_stores_process_serves_banks(server: Server) -> None:
 
 def test_a_bank_that_made_room_is_written_anew(server: Server) -> None:
     first = ServerBank(server.url, "items", vectors(7))
+    first.nearest(vectors(1), 1, torch.tensor([-1]))
     for n in range(8, 13):
-        ServerBank(server.url, "items", vectors(n))
+        ServerBank(server.url, "items", vectors(n)).nearest(vectors(1), 1, torch.tensor([-1]))
     assert not first._client.collection_exists(first.collection)
     assert first.nearest(vectors(7)[:2], 1, torch.tensor([-1, -1])).tolist() == [[0], [1]]
 
@@ -125,11 +127,11 @@ def test_a_bank_that_made_room_is_written_anew(server: Server) -> None:
 def test_knowledge_is_kept_beside_banks(server: Server) -> None:
     store = QdrantStore(server.url, DIM)
     store.ensure()
-    ServerBank(server.url, "users", torch.eye(3))
+    ServerBank(server.url, "users", torch.eye(3)).nearest(torch.eye(3), 1, torch.arange(3))
     assert store.upsert([point("ann")]) == [True]
     assert store.count() == 1
 
 
 def test_a_refusal_says_what_to_do(server: Server) -> None:
     with pytest.raises(FreshetError, match="leave FRESHET_QDRANT_URL empty"):
-        ServerBank(server.url, "users", torch.zeros(1, 0))
+        ServerBank(server.url, "users", torch.zeros(1, 0)).nearest(torch.zeros(1, 0), 1, torch.tensor([-1]))

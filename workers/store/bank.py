@@ -70,9 +70,7 @@ class ServerBank:
         vectors: (b, w) finite; a vector's row is its point's id.
         settings: key, protocol and time-out.
 
-    Raises:
-        StoreUnavailableError: the server does not answer.
-        FreshetError: it refuses.
+    Nothing is sent before the first question: a worker starts while its store is away.
     """
 
     def __init__(self, location: str, name: str, vectors: Tensor, settings: QdrantSettings | None = None) -> None:
@@ -85,11 +83,19 @@ class ServerBank:
             url=location, api_key=settings.api_key or None, prefer_grpc=settings.prefer_grpc,
             timeout=math.ceil(settings.timeout_s), check_compatibility=False,
             limits=httpx.Limits(max_connections=4, max_keepalive_connections=4))  # as `QdrantStore`: connections stay
-        self._values = values
-        self._call(self._fill)
+        self._values, self._ready = values, False
 
     def nearest(self, query: Tensor, n: int, own: Tensor) -> Tensor:
-        """See `Bank.nearest`."""
+        """See `Bank.nearest`.
+
+        Raises:
+            StoreUnavailableError: the server does not answer; ask again.
+            FreshetError: it refuses.
+        """
+        if not self._ready:
+            self._call(self._fill)
+            self._ready = True
+
         def ask(queries: list[Question]) -> list[list[int]]:
             found = self._call(lambda: self._client.query_batch_points(self.collection, [
                 qm.QueryRequest(
