@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name the field uses
 
 from models.backbone import Backbone
+from models.constraint import DELTA
 from models.fusion import FusedScorer
 from models.item_cache import ItemCache
 from models.knowledge import KnowledgeModel
@@ -28,7 +29,6 @@ SNAPSHOTS = 192  # per epoch
 JUDGED = 96  # snapshots of held-out events, for λ and for the best epoch
 LEARNING_RATE = 2e-3
 WEIGHT_DECAY = 0.05
-DELTA = 0.1  # δ, nats: a loss against the reference smaller than this is none
 ALLOWED = 0.5  # ε_C as a share of C before knowledge is used (papers: without such a scale λ is inert)
 DUAL_RATE = 0.5  # η
 MAX_LAGRANGE = 5.0

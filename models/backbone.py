@@ -69,6 +69,7 @@ class Backbone(nn.Module):
 
     fresh: Tensor
     fresh_shift: Tensor
+    scale: Tensor
 
     def __init__(
         self, n_items: int, dim: int, layers: int, heads: int, max_len: int, dropout: float,
@@ -87,6 +88,8 @@ class Backbone(nn.Module):
         self.fresh_bias = nn.Parameter(torch.zeros(()))
         # New items are sought more (Beauty: 7 times more) or less than the average item that stands in for them.
         self.register_buffer("fresh_shift", torch.zeros(()))
+        # One over the softmax's temperature, set on held-out events (`models.training.temper`).
+        self.register_buffer("scale", torch.ones(()))
         nn.init.normal_(self.items, std=0.02)
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):
@@ -128,7 +131,8 @@ class Backbone(nn.Module):
 
     def scores(self, hidden: Tensor, side: ItemSide | None = None) -> Tensor:
         """Return logits over the whole catalogue, (…, n_items), for hidden (…, d)."""
-        return F.linear(hidden, *(side or self.item_side()))
+        vectors, bias = side or self.item_side()
+        return F.linear(hidden * self.scale, vectors, bias * self.scale)
 
 
 def pad(histories: list[list[int]], max_len: int) -> tuple[Tensor, Tensor]:

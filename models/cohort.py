@@ -73,7 +73,7 @@ class Parts:
         fused, batch = self.ranking.fused, at.batch
         side = tuple(part.detach() for part in fused.item_side())
         scores = fused.scores(fused.fuse(batch.fused_hidden, vectors)[batch.user, batch.slot], (side[0], side[1]))
-        return fused.weigh(scores, at.evidence, at.age)
+        return fused.weigh(scores, batch.ref_logits, at.evidence, at.age)
 
 
 @dataclass(frozen=True, slots=True)

@@ -112,7 +112,7 @@ class Composed(nn.Module):
     @torch.no_grad()
     def rank(
         self, sequences: Sequences, begin: IntArray, age: Age, epsilon: float | None = None, least: int = 1,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Callable[[int, int], None] | None = None, rows: IntArray | None = None,
     ) -> Ranks:
         """Rank the item of every event from row `begin` on of each user.
 
@@ -122,14 +122,15 @@ class Composed(nn.Module):
                 None = the scores as they are.
             least: events a user must have had before knowledge is generated.
             progress: called with moments done and moments in all.
+            rows: only these events, ascending; None = all.
         """
         self.eval()
-        rows, hidden = hidden_before(self.backbone, sequences, begin)
+        rows, hidden = hidden_before(self.backbone, sequences, begin, rows=rows)
         own = moments(sequences, begin, rows, age)
         known = own >= sequences.offsets[np.searchsorted(sequences.offsets, own, "right") - 1] + max(1, least)
         used, vectors, which = self._vectors(sequences, np.where(known, own, -1), progress)
         side = self.backbone.item_side()
-        ref_hidden = hidden_before(self.reference, sequences, begin)[1] if epsilon is not None else None
+        ref_hidden = hidden_before(self.reference, sequences, begin, rows=rows)[1]
 
         def scores(part: Tensor) -> Tensor:
             has = which[part] >= 0
@@ -137,21 +138,23 @@ class Composed(nn.Module):
             if vectors is not None and has.any():
                 fused[has] = self.fuse(fused[has], vectors[which[part][has]])
             logits = self.backbone.scores(fused, side)
+            ref = self.reference.scores(ref_hidden[part])
             if has.any():
                 at = part[has].numpy()
-                logits[has] = self.finish(logits[has], sequences, used[at], rows[at] - own[at])
-            if ref_hidden is None:
+                logits[has] = self.finish(logits[has], ref[has], sequences, used[at], rows[at] - own[at])
+            if epsilon is None:
                 return logits
-            ref = self.reference.scores(ref_hidden[part]).log_softmax(-1)
+            ref = ref.log_softmax(-1)
             radius = torch.where(has, float(epsilon or 0.0), 0.0)
             return trust_region(ref, logits.log_softmax(-1) - ref, radius)[0]
 
         return Ranks(rows, *target_ranks(scores, self.backbone.n_items, sequences, rows))
 
-    def finish(self, logits: Tensor, sequences: Sequences, used: IntArray, age: IntArray) -> Tensor:
+    def finish(self, logits: Tensor, reference: Tensor, sequences: Sequences, used: IntArray, age: IntArray) -> Tensor:
         """Return logits (m, n) with what knowledge adds to them directly: here nothing.
 
         Args:
+            reference: (m, n) logits of behaviour alone.
             used: (m,) the moments (rows) whose knowledge is used.
             age: (m,) events since it was generated.
         """

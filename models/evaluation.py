@@ -42,13 +42,14 @@ def metrics(ranks: IntArray, k: int = 10) -> dict[str, float]:
 
 @torch.no_grad()
 def hidden_before(
-    backbone: Backbone, sequences: Sequences, begin: IntArray, stride: int = 1,
+    backbone: Backbone, sequences: Sequences, begin: IntArray, stride: int = 1, rows: IntArray | None = None,
 ) -> tuple[IntArray, Tensor]:
     """Return what the backbone knows before each event of a user from row `begin` on.
 
     Args:
         begin: (users,) first row of each user.
         stride: see `models.sequences.windows`; 1 = exactly as in serving.
+        rows: only these of them, ascending; None = all.
 
     Returns:
         Rows of `sequences`, ascending (m,), and hidden states (m, d).
@@ -56,15 +57,19 @@ def hidden_before(
     training = backbone.training
     backbone.eval()
     part: Windows = windows(sequences, backbone.max_len, stride, begin)
-    rows, hidden = [np.zeros(0, np.int64)], [torch.zeros(0, backbone.dim)]
+    if rows is not None:
+        part = part[np.flatnonzero(np.searchsorted(rows, part.first) < np.searchsorted(rows, part.stop))]
+    found, hidden = [np.zeros(0, np.int64)], [torch.zeros(0, backbone.dim)]
     side = backbone.item_side()
     for batch in batches(part, SLOTS):
         tokens, where, slots, predicted = tensors(sequences, part[batch])
-        rows.append(predicted.numpy())
+        found.append(predicted.numpy())
         hidden.append(backbone(tokens, side)[where, slots])
     backbone.train(training)
-    joined = np.concatenate(rows)
+    joined = np.concatenate(found)
     order = np.argsort(joined)
+    if rows is not None:
+        order = order[np.isin(joined[order], rows)]
     return joined[order], torch.cat(hidden)[torch.from_numpy(order)]
 
 

@@ -28,9 +28,9 @@ class WithEvidence(Composed):
         super().__init__(backbone, reference, source, fusion, shuffled)
         self.affinity = affinity
 
-    def finish(self, logits: Tensor, sequences: Sequences, used: IntArray, age: IntArray) -> Tensor:
+    def finish(self, logits: Tensor, reference: Tensor, sequences: Sequences, used: IntArray, age: IntArray) -> Tensor:
         """Return logits (m, n) with the evidence of moments `used` (m,), `age` (m,) events later."""
         if not isinstance(self.backbone, FusedScorer):
             return logits
         gathered = self.affinity.evidence(before(sequences, used, self.backbone.max_len))
-        return self.backbone.weigh(logits, gathered, torch.from_numpy(age))
+        return self.backbone.weigh(logits, reference, gathered, torch.from_numpy(age))

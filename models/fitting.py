@@ -24,6 +24,7 @@ from models.affinity import Affinity
 from models.alignment import train_knowledge
 from models.backbone import Backbone
 from models.calibration import (
+    SHARES,
     Replay,
     calibrate_epsilon,
     calibrate_evidence,
@@ -130,7 +131,7 @@ def _anew(_: str, make: Callable[[], Any]) -> Any:
 
 def fit_fold(
     fold: Fold, settings: Settings, llm: LanguageModel, cache: ItemCache, *, extends: bool,
-    report: Report | None = None, once: Once = _anew, teach: Teach | None = None,
+    report: Report | None = None, once: Once = _anew, teach: Teach | None = None, bounded: bool = True,
 ) -> Composition:
     """Train and calibrate Freshet's composition on a fold.
 
@@ -143,6 +144,7 @@ def fit_fold(
             shared is not changed.
         teach: trains knowledge and `fused.attention` in place, given reference, fused scorer, knowledge model and
             affinity; None = `models.alignment.train_knowledge`.
+        bounded: False = the fused scorer stands for itself: the reference has no share in it.
     """
 
     def during(stage: str) -> Callable[[int, int, dict[str, float]], None]:
@@ -161,8 +163,17 @@ def fit_fold(
     relating = during("affinity")
     affinity = once("affinity", lambda: Affinity.fit(fold.training(), fold.n_items))
     relating(1, 2, {})
-    fused = copy.deepcopy(trained)
-    metrics |= calibrate_evidence(fold.sequences, fold.begin, fused, affinity, seed=fit.seed)
+
+    def with_evidence() -> tuple[FusedScorer, dict[str, float]]:
+        scorer = copy.deepcopy(trained)
+        return scorer, calibrate_evidence(
+            fold.sequences, fold.begin, reference, scorer, affinity, seed=fit.seed,
+            shares=SHARES if bounded else SHARES[:1])
+
+    name = "sasrec+text+evidence" + ("" if bounded else ", unbounded")
+    calibrated, found = once(name, with_evidence)
+    fused = copy.deepcopy(calibrated)
+    metrics |= found
     relating(2, 2, {})
     metrics["affinity_seconds"] = time.monotonic() - began
     torch.manual_seed(fit.seed)
@@ -178,7 +189,7 @@ def fit_fold(
     done = replay(
         fold.sequences, fold.begin, reference, fused, knowledge, cache, llm, settings.llm, seed=fit.seed,
         progress=lambda at, total: calibrating(at, total, {}), affinity=affinity)
-    epsilon, evidence = calibrate_epsilon(done)
+    epsilon, evidence = calibrate_epsilon(done, fit.harm)
     min_history, more = calibrate_min_history(done, epsilon)
     metrics["calibration_seconds"] = time.monotonic() - began
 
@@ -187,7 +198,11 @@ def fit_fold(
         going_on = during("extension")
         reference = once("extended sasrec", lambda: extend(
             reference, fold, fit, lambda at, total, now: going_on(at, 2 * total, now)))
-        fused = extend(fused, fold, fit, lambda at, total, now: going_on(at + total, 2 * total, now))
+        extended = once(f"extended {name}", lambda: extend(
+            calibrated, fold, fit, lambda at, total, now: going_on(at + total, 2 * total, now)))
+        extended = copy.deepcopy(extended)
+        extended.attention = fused.attention  # users' vectors take no part in the extension
+        fused = extended
         affinity = once("extended affinity", lambda: Affinity.fit(fold.sequences, fold.n_items))
         metrics["extension_seconds"] = time.monotonic() - began
     return Composition(

@@ -4,7 +4,8 @@ Items: v_i = e_i + W_t x_i with x_i the condensed text embedding of the item, bo
 items are scored. Users (LWGR's [BOS] fusion, residual, zero-initialised): h ← h + W_o MHA(LN h, W_p K), where the
 attention may also look at nothing; training of knowledge therefore starts exactly at the scorer without it. Beside the
 vectors stands the evidence of the user's history (`models.affinity`), which raises items directly and fades with every
-event that the knowledge does not include: s ← τ (s + g 2^(−age/h) z).
+event that the knowledge does not include; and the reference has its say, as two scorers err less than one:
+s ← τ ((1 − r) s + r s_ref + g 2^(−age/h) z).
 
 An item that no event of the training part shows has only its text to go by; `models.backbone` says how that is learned.
 """
@@ -57,6 +58,7 @@ class FusedScorer(Backbone):
     text: Tensor
     evidence_gain: Tensor
     evidence_half_life: Tensor
+    reference_share: Tensor
     temperature: Tensor
 
     def __init__(
@@ -71,9 +73,10 @@ class FusedScorer(Backbone):
         nn.init.normal_(self.text_vector.weight, std=0.02 * text.shape[1] ** -0.5)
         nn.init.zeros_(self.text_bias.weight)
         self.register_buffer("text", text, persistent=False)
-        # g, h (events) and τ, set by `models.calibration.calibrate_evidence`; until then evidence changes nothing.
+        # g, h (events), r and τ, set by `models.calibration.calibrate_evidence`; until then they change nothing.
         self.register_buffer("evidence_gain", torch.zeros(()))
         self.register_buffer("evidence_half_life", torch.full((), 1e9))
+        self.register_buffer("reference_share", torch.zeros(()))
         self.register_buffer("temperature", torch.ones(()))
 
     def item_side(self, dropped: Tensor | None = None) -> ItemSide:
@@ -85,11 +88,16 @@ class FusedScorer(Backbone):
         """Return fused hidden states (B, T, d) of hidden (B, T, d) and knowledge (B, K, d); None = no knowledge."""
         return hidden if knowledge is None else hidden + self.attention(hidden, knowledge)
 
-    def weigh(self, logits: Tensor, evidence: Evidence, age: Tensor) -> Tensor:
-        """Return logits (m, n) with what evidence (m, M) adds to them, `age` (m,) events after it was gathered."""
+    def weigh(self, logits: Tensor, reference: Tensor, evidence: Evidence, age: Tensor) -> Tensor:
+        """Return logits (m, n) joined with the reference's and evidence (m, M), `age` (m,) events after its gathering.
+
+        Args:
+            reference: (m, n) logits of behaviour alone; a constant per row changes nothing.
+        """
         faded = self.evidence_gain * 2.0 ** (-age / self.evidence_half_life)
         added = torch.where(evidence.items >= 0, evidence.weights, 0.0) * faded[:, None]
-        return self.temperature * logits.scatter_add(1, evidence.items.clamp(min=0), added)
+        joined = torch.lerp(logits, reference, self.reference_share)
+        return joined.scatter_add_(1, evidence.items.clamp(min=0), added).mul_(self.temperature)
 
 
 def condense(embeddings: Tensor, width: int = 128) -> Tensor:

@@ -187,16 +187,25 @@ def extend_generative(model: Generative, fold: Fold, settings: FitSettings, prog
 @torch.no_grad()
 def rank_generative(
     model: Generative, sequences: Sequences, begin: IntArray, progress: Callable[[int, int], None] | None = None,
-    width: int = BEAMS,
+    width: int = BEAMS, only: IntArray | None = None,
 ) -> Ranks:
-    """Rank the item of every event from row `begin` on of each user among the beams; beyond them it is missed."""
+    """Rank the item of every event from row `begin` on of each user among the beams; beyond them it is missed.
+
+    Args:
+        only: rows that are ranked, ascending; None = all.
+    """
     model.eval()
     part = windows(sequences, model.max_len, 1, begin)
+    if only is not None:
+        part = part[np.flatnonzero(np.searchsorted(only, part.first) < np.searchsorted(only, part.stop))]
     rows, ranks, logp = [], [], []
-    done, total = 0, int((part.stop - part.first).sum())
+    done, total = 0, int((part.stop - part.first).sum()) if only is None else len(only)
     for batch in batches(part, EVENTS * (model.max_len + 1)):
         tokens, where, slots, at = tensors(sequences, part[batch])
         hidden, predicted = model(tokens)[where, slots], at.numpy()
+        if only is not None:
+            asked = np.isin(predicted, only)
+            hidden, predicted = hidden[torch.from_numpy(asked)], predicted[asked]
         for first in range(0, len(predicted), EVENTS):
             some, state = predicted[first : first + EVENTS], hidden[first : first + EVENTS]
             target = torch.from_numpy(sequences.item[some])

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from models.constraint import DELTA
 from models.lora import masked_loss
-from models.protocols import DELTA
 
 ALLOWED = 0.5  # ε_C as a share of C at the start; without such a scale λ is inert
 LEAST_ALLOWED = 1e-3  # nats

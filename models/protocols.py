@@ -10,10 +10,11 @@ is predicted from what was known before it. Both rank the whole catalogue withou
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from models.constraint import DELTA
 from models.dataset import Dataset, FloatArray, IntArray, split
 from models.evaluation import ndcg, recall
 from models.sequences import Sequences
@@ -21,7 +22,6 @@ from models.training import Fold
 from schemas.errors import DataError
 
 CUTS = (5, 10)
-DELTA = 0.1  # δ, nats: an event is harmed where s_ref − s_θ exceeds it (LWGR's margin; as `models.alignment.DELTA`)
 FEWEST = 3  # events of a user in leave-one-out: one each for training, validation and test
 SEEN = (0, 1, 5, 20)  # lower ends of the buckets of how often an item was seen
 LENGTHS = (0, 1, 5, 20, 50)  # the same of a user's events
@@ -37,6 +37,7 @@ class Split:
         test: all events by user.
         begin: (users,) first row of `test` to predict of each user; the user's later rows are predicted too.
         extends: whether scorers go on over the held-out rows once the epochs are known.
+        limit: predicted events at most, drawn the same way for every system and seed; None = all.
     """
 
     protocol: str
@@ -44,11 +45,15 @@ class Split:
     test: Sequences
     begin: IntArray
     extends: bool
+    limit: int | None = None
 
     def rows(self) -> IntArray:
         """Return the predicted rows of `test`, ascending (m,)."""
         first = np.repeat(self.begin, self.test.lengths())
-        return np.flatnonzero(np.arange(len(self.test.item)) >= first)
+        rows = np.flatnonzero(np.arange(len(self.test.item)) >= first)
+        if self.limit is None or len(rows) <= self.limit:
+            return rows
+        return np.sort(np.random.default_rng(len(rows)).permutation(rows)[: self.limit])
 
 
 def leave_one_out(dataset: Dataset) -> Split:
@@ -87,15 +92,20 @@ def stream_time(dataset: Dataset, fraction: float = 0.8) -> Split:
 PROTOCOLS = ("leave_one_out", "stream_time")
 
 
-def protocol(name: str, dataset: Dataset, fraction: float = 0.8) -> Split:
+def protocol(name: str, dataset: Dataset, fraction: float = 0.8, limit: int | None = None) -> Split:
     """Return the split of a protocol by name.
+
+    Args:
+        fraction: of the timeline that is fitted on, in stream time.
+        limit: predicted events at most.
 
     Raises:
         DataError: there is no such protocol, or the data is too small for it.
     """
     if name not in PROTOCOLS:
         raise DataError(f"unknown protocol {name!r}; there are {', '.join(PROTOCOLS)}")
-    return leave_one_out(dataset) if name == "leave_one_out" else stream_time(dataset, fraction)
+    found = leave_one_out(dataset) if name == "leave_one_out" else stream_time(dataset, fraction)
+    return replace(found, limit=limit)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,17 +161,26 @@ class Outcome:
     ranks: Ranks
     reference: Ranks | None = None
 
-    def harmed(self) -> float | None:
-        """Return the share of events with s_ref − s_θ > δ, None without a reference."""
+    def harmed(self, task: Split) -> tuple[float, float] | None:
+        """Return the shares of users and of events with s_ref − s_θ > δ, None without a reference.
+
+        Args:
+            task: whose events were ranked. A user's s is the mean over his events; in leave-one-out he has one.
+        """
         if self.reference is None:
             return None
-        return float((self.reference.logp - self.ranks.logp > DELTA).mean()) if len(self.ranks.rows) else 0.0
+        if not len(self.ranks.rows):
+            return 0.0, 0.0
+        loss = self.reference.logp - self.ranks.logp
+        users = [part.mean() for part in by_user(task, self.ranks.rows, loss)]
+        return float((np.array(users) > DELTA).mean()), float((loss > DELTA).mean())
 
 
-def summary(outcome: Outcome) -> dict[str, float | None]:
-    """Return Recall and NDCG at 5 and 10, log-likelihood, and the harmed fraction."""
+def summary(outcome: Outcome, task: Split) -> dict[str, float | None]:
+    """Return Recall and NDCG at 5 and 10, log-likelihood, and the harmed share of users and of events."""
+    users, events = outcome.harmed(task) or (None, None)
     return _figures(outcome.ranks, np.ones(len(outcome.ranks.rows), dtype=bool)) | {
-        "harmed_fraction": outcome.harmed()}
+        "harmed_fraction": users, "harmed_events": events}
 
 
 def breakdown(outcome: Outcome, task: Split) -> dict[str, dict[str, dict[str, float | None]]]:

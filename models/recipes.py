@@ -91,7 +91,7 @@ def _freshet(system: System, control: str | None, shop: Workshop) -> Trained:
 
     made = fit_fold(
         fold, shop.settings, llm, cache, extends=shop.split.extends, report=shop.report, once=shop.once,
-        teach=None if control is None else teach)
+        teach=None if control is None else teach, bounded=control != "unconstrained")
     model = WithEvidence(
         made.fused, made.reference, CodebookSource(made.knowledge, cache, llm, shop.settings.llm.history),
         made.fused.attention, shuffled, made.affinity)
@@ -117,7 +117,8 @@ def _trained(
     def rank(age: Age) -> Outcome:
         generating = shop.during(f"knowledge, {age.name}")
         return Outcome(model.rank(
-            shop.split.test, shop.split.begin, age, epsilon, least, lambda done, total: generating(done, total, {})),
+            shop.split.test, shop.split.begin, age, epsilon, least, lambda done, total: generating(done, total, {}),
+            shop.split.rows()),
             shop.reference_ranks())
 
     return Trained(rank, about, model)
@@ -136,7 +137,8 @@ def _generative(shop: Workshop) -> Trained:
     if shop.split.extends:
         model = extend_generative(model, fold, fit, shop.during("extension (generative)"))
     beams = shop.during("beams")
-    ranks = rank_generative(model, shop.split.test, shop.split.begin, lambda done, total: beams(done, total, {}))
+    ranks = rank_generative(
+        model, shop.split.test, shop.split.begin, lambda done, total: beams(done, total, {}), only=shop.split.rows())
     return Trained(lambda _: Outcome(ranks), about)
 
 

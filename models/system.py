@@ -126,12 +126,14 @@ class RankingModel:
             fused[have] = self.fused.fuse(self.fused(tokens[have], self._side, at[have]), stacked)
         seen = torch.zeros(len(histories), self.n_items, dtype=torch.bool)
         seen[seen_items(batch.histories, batch.seen)] = True
-        ref_logp = self.reference.scores(hidden[:, 0]).masked_fill_(seen, -torch.inf).log_softmax(-1)
+        by_behaviour = self.reference.scores(hidden[:, 0])
+        ref_logp = by_behaviour.masked_fill(seen, -torch.inf).log_softmax(-1)
         fused_logp = ref_logp.clone()
         evidence, behind = _evidence(batch.knowledge)
         if have:
             scores = self.fused.weigh(
-                self.fused.scores(fused[have, 0], self._side), evidence[torch.tensor(have)], behind[have])
+                self.fused.scores(fused[have, 0], self._side), by_behaviour[have], evidence[torch.tensor(have)],
+                behind[have])
             fused_logp[have] = scores.masked_fill_(seen[have], -torch.inf).log_softmax(-1)
         return RankResult(ref_logp, fused_logp, self._margins(batch, places, hidden, fused, evidence, behind))
 
@@ -163,13 +165,13 @@ class RankingModel:
             part = places[begin : begin + 1024]
             rows, _, columns, items = torch.tensor(part).unbind(1)
             each = torch.arange(len(part))
-            ref = self.reference.scores(hidden[rows, columns]).log_softmax(-1)[each, items]
+            by_behaviour = self.reference.scores(hidden[rows, columns])
             after = torch.tensor([
                 len(batch.histories[row]) - batch.judged[row][index][0] for row, index, _, _ in part])
             with_knowledge = self.fused.weigh(
-                self.fused.scores(fused[rows, columns], self._side), evidence[rows],
+                self.fused.scores(fused[rows, columns], self._side), by_behaviour, evidence[rows],
                 (behind[rows] - after).clamp(min=0))
-            margin = with_knowledge.log_softmax(-1)[each, items] - ref
+            margin = (with_knowledge.log_softmax(-1) - by_behaviour.log_softmax(-1))[each, items]
             for (row, index, _, _), value in zip(part, margin.tolist(), strict=True):
                 out[row][index] = value
         return out

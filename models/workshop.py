@@ -5,7 +5,6 @@ Each is made when first asked for, once: seven rows do not train seven reference
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,14 +12,12 @@ from typing import Any
 import torch
 
 from models import training
-from models.affinity import Affinity
 from models.backbone import Backbone
 from models.banks import Banks, exact
-from models.calibration import calibrate_evidence
 from models.composition import Composed
 from models.dataset import Dataset
 from models.evaluation import hidden_before, target_ranks
-from models.fusion import FusedScorer, condense
+from models.fusion import condense
 from models.holistic import texts_with_neighbours
 from models.item_cache import ItemCache
 from models.kar import KnowledgeScorer, item_prompts, knowledge_states
@@ -95,8 +92,6 @@ class Workshop:
         fit, fold = self.settings.fit, self.split.fold
         if kind == "sasrec":
             return self.once(kind, lambda: training.train_reference(fold, fit, self.max_len, self.during("reference")))
-        if kind == "sasrec+text+evidence":
-            return self.once(kind, self._with_evidence)
         if kind == "sasrec+written":
             return self.once(kind, self._with_written)
         text = self.texts() if kind == "sasrec+text" else texts_with_neighbours(
@@ -120,15 +115,6 @@ class Workshop:
             self.llm()[0], prompts, self.settings.home / "cache" / "written",
             lambda done, total: writing(done, total, {}))
 
-    def _with_evidence(self) -> tuple[FusedScorer, dict[str, float]]:
-        trained, about = self.backbone("sasrec+text")
-        fold = self.split.fold
-        model = copy.deepcopy(trained)
-        assert isinstance(model, FusedScorer)  # noqa: S101 - of this kind they are
-        affinity = self.once("affinity", lambda: Affinity.fit(fold.training(), fold.n_items))
-        found = calibrate_evidence(fold.sequences, fold.begin, model, affinity, seed=self.settings.fit.seed)
-        return model, about | found
-
     def served(self, model: Backbone, name: str, shared: bool = False) -> Backbone:
         """Return a scorer as it is tested: gone on over the held-out rows where the protocol says so.
 
@@ -150,7 +136,7 @@ class Workshop:
 
     def rank(self, model: Backbone) -> Ranks:
         """Return what a scorer without knowledge makes of the test."""
-        rows, hidden = hidden_before(model, self.split.test, self.split.begin)
+        rows, hidden = hidden_before(model, self.split.test, self.split.begin, rows=self.split.rows())
         side = model.item_side()
         return Ranks(rows, *target_ranks(
             lambda part: model.scores(hidden[part], side), model.n_items, self.split.test, rows))

@@ -42,6 +42,7 @@ class Wanted:
         protocol: of `models.protocols`.
         seed: of every random choice.
         ages: whether to measure older knowledge too (systems with knowledge only).
+        events: predicted events at most, the same ones for every system and seed; None = all.
     """
 
     system: str
@@ -49,6 +50,7 @@ class Wanted:
     control: str | None = None
     seed: int = 0
     ages: bool = False
+    events: int | None = None
 
 
 class Evaluator:
@@ -69,7 +71,7 @@ class Evaluator:
         self._code = code_hash()  # of what this process has loaded, whatever is edited meanwhile
         self.name = name or folder.resolve().name
         self._llm: tuple[LanguageModel, ItemCache] | None = None
-        self._shop: tuple[tuple[str, int], Workshop] | None = None
+        self._shop: tuple[tuple[str, int, int | None], Workshop] | None = None
         self._report: OneByOne | None = None
 
     def run(self, wanted: Wanted) -> dict[str, Any]:
@@ -102,11 +104,11 @@ class Evaluator:
         result = {
             "format": FORMAT, "dataset": self.name, "data_hash": self.dataset.hash, "protocol": wanted.protocol,
             "system": wanted.system, "control": wanted.control, "seed": wanted.seed,
-            "metrics": protocols.summary(outcome), "by": protocols.breakdown(outcome, shop.split),
+            "metrics": protocols.summary(outcome, shop.split), "by": protocols.breakdown(outcome, shop.split),
             "training": trained.about, "seconds": 0.0, "revision": revision()}
         if wanted.ages and has_knowledge:
             result["ages"] = {
-                age.name: protocols.summary(outcome if age is protocols.FRESH else trained.rank(age))
+                age.name: protocols.summary(outcome if age is protocols.FRESH else trained.rank(age), shop.split)
                 for age in protocols.AGES}
         elif wanted.ages:
             result["ages"] = {}
@@ -123,8 +125,8 @@ class Evaluator:
         settings = self.settings
         llm = {key: value for key, value in asdict(settings.llm).items() if key not in {"device", "batch"}}
         fit = {key: value for key, value in asdict(settings.fit).items() if key not in {"seed", "system"}}
-        about = [FORMAT, self.dataset.hash, wanted.system, wanted.control, wanted.protocol, wanted.seed, self._code,
-                 fit, settings.state.history, llm]
+        about = [FORMAT, self.dataset.hash, wanted.system, wanted.control, wanted.protocol, wanted.seed, wanted.events,
+                 self._code, fit, settings.state.history, llm]
         digest = hashlib.sha256(orjson.dumps(about, option=orjson.OPT_SORT_KEYS)).hexdigest()
         name = "-".join(part for part in (wanted.system, wanted.control, wanted.protocol, f"{wanted.seed}") if part)
         return settings.home / "evaluations" / f"{name}-{digest[:16]}.json"
@@ -175,10 +177,10 @@ class Evaluator:
         from models.workshop import Workshop
         from workers.store.bank import banks
 
-        key = (wanted.protocol, wanted.seed)
+        key = (wanted.protocol, wanted.seed, wanted.events)
         if self._shop is None or self._shop[0] != key:
             settings = replace(self.settings, fit=replace(self.settings.fit, seed=wanted.seed))
-            split = protocol(wanted.protocol, self.dataset, settings.fit.train_fraction)
+            split = protocol(wanted.protocol, self.dataset, settings.fit.train_fraction, wanted.events)
             self._shop = key, Workshop(
                 self.dataset, split, settings, self._language, banks=banks(settings))
         self._shop[1].report = self._report = OneByOne(self.stages, opened)

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -23,9 +24,11 @@ def test_a_run_made_again_takes_the_old_one_s_place(tmp_path):
 
 
 def test_every_row_and_control_is_run_with_every_seed_under_every_protocol():
-    choice = quality.Choice(tuple(SYSTEMS), True, ("stream_time", "leave_one_out"), (1, 2))
+    choice = quality.Choice(tuple(SYSTEMS), "all", ("stream_time", "leave_one_out"), (1, 2))
     runs = list(choice.runs())
     assert len(set(runs)) == len(runs) == 4 * sum(1 + len(system.controls()) for system in SYSTEMS.values())
+    first = list(replace(choice, controls="first").runs())
+    assert {run.seed for run in first if run.control} == {1}
     with pytest.raises(FreshetError, match="there are dense"):
         quality.names("dens", tuple(SYSTEMS), "system")
     assert quality.names("leave-one-out", ("leave_one_out",), "protocol") == ("leave_one_out",)

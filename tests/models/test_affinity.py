@@ -79,13 +79,17 @@ def test_evidence_raises_its_items_and_fades():
     logits, none = torch.randn(2, N), torch.zeros(2, 0)
     evidence = Evidence(torch.tensor([[3, -1], [4, 5]]), torch.tensor([[0.5, 0.9], [0.25, -0.25]]))
     age = torch.tensor([0, 10])
-    assert torch.equal(fused.weigh(logits, evidence, age), logits)  # not calibrated: no effect
+    reference = torch.randn(2, N)
+    assert torch.equal(fused.weigh(logits, reference, evidence, age), logits)  # not calibrated: no effect
     fused.evidence_gain.fill_(4.0)
     fused.evidence_half_life.fill_(10.0)
     expected = logits.clone()
     expected[0, 3] += 2.0
     expected[1, 4] += 0.5
     expected[1, 5] -= 0.5
-    torch.testing.assert_close(fused.weigh(logits, evidence, age), expected)
+    torch.testing.assert_close(fused.weigh(logits, reference, evidence, age), expected)
     fused.temperature.fill_(0.5)
-    torch.testing.assert_close(fused.weigh(logits, Evidence(none.long(), none), age), logits / 2)
+    torch.testing.assert_close(fused.weigh(logits, reference, Evidence(none.long(), none), age), logits / 2)
+    fused.reference_share.fill_(0.25)
+    joined = fused.weigh(logits, reference, Evidence(none.long(), none), age)
+    torch.testing.assert_close(joined, (0.75 * logits + 0.25 * reference) / 2)

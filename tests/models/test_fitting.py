@@ -250,14 +250,48 @@ def test_calibration_on_known_figures():
     length = rng.integers(1, 40, m)
     ranks[:, 3] = 0  # best at EPSILONS[3]
     ranks[length < 6, 3] = 50  # but harmful to short histories
-    done = Replay(np.zeros(m, np.int64), length, length, rng.normal(0, 0.5, m), ranks)
+    gains = np.zeros((m, len(EPSILONS)))
+    done = Replay(np.arange(m), length, length, rng.normal(0, 0.5, m), ranks, gains)
     assert calibrate_epsilon(done)[0] == EPSILONS[3]
     assert calibrate_min_history(done, EPSILONS[3])[0] == 6
 
 
+def test_a_scorer_is_no_surer_than_held_out_events_bear_out(data):
+    fold = Fold.of(data.events, USERS, ITEMS)
+    scorer, found = train_reference(fold, replace(SETTINGS.fit, epochs=3), 8)
+    before = training.validate(scorer, fold)
+    assert before["nll"] == pytest.approx(found["nll"], abs=1e-4)
+    with torch.no_grad():
+        scorer.scale.mul_(2.0)
+    assert training.temper(scorer, fold) < training.validate(scorer, fold)["nll"] + 1e-6
+    after = training.validate(scorer, fold)
+    assert float(scorer.scale) < 2 * found["scale"]
+    assert after["ndcg_at_10"] == before["ndcg_at_10"]
+    assert float(extend(scorer, fold, SETTINGS.fit).scale) == float(scorer.scale)
+
+
+def test_the_radius_is_the_best_that_harms_few_enough_users():
+    """Ten users of two events each; the wider the radius the better the ranks and the more users are harmed."""
+    user = np.repeat(np.arange(10), 2)
+    ranks = np.repeat(np.maximum(0, 9 - np.arange(len(EPSILONS)))[None], 20, 0)
+    gains = np.full((20, len(EPSILONS)), 0.3)
+    for column in range(1, len(EPSILONS)):
+        worse = user < min(column, 5)  # one user more with every radius, five at most
+        gains[worse, column] = np.where(np.arange(20) % 2, 0.2, -0.9)[worse]  # on average −0.35
+    gains[18, 1:] = -0.2  # one bad event of a user whose other is good: no harm
+    done = Replay(user, user, user, gains[:, -1], ranks, gains)
+    assert calibrate_epsilon(done, harm=1.0)[0] == EPSILONS[9]  # no better further out
+    radius, found = calibrate_epsilon(done, harm=0.4)
+    assert radius == EPSILONS[2]  # two of five
+    assert found[f"harmed_epsilon_{EPSILONS[-1]:g}"] == 0.5
+    assert found[f"harmed_epsilon_{EPSILONS[2]:g}"] == 0.2
+    assert calibrate_epsilon(done, harm=0.0)[0] == 0.0
+
+
 def test_margins_are_told_apart_by_user_in_their_order():
     user = np.array([1, 0, 1, 2, 0])
-    done = Replay(user, user, user, np.array([1.0, 2.0, 3.0, 4.0, 5.0]), np.zeros((5, len(EPSILONS)), np.int64))
+    done = Replay(user, user, user, np.array([1.0, 2.0, 3.0, 4.0, 5.0]), np.zeros((5, len(EPSILONS)), np.int64),
+                  np.zeros((5, len(EPSILONS))))
     assert [part.tolist() for part in margins_by_user(done)] == [[2.0, 5.0], [1.0, 3.0], [4.0]]
 
 

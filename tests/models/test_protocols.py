@@ -76,6 +76,14 @@ def test_moments_of_knowledge(mixed):
     assert (rows - behind == np.minimum(3, rows - low)).all()
 
 
+def test_fewer_events_are_a_fixed_draw_of_all(mixed):
+    whole, some = (protocol("stream_time", mixed, 0.75, limit) for limit in (None, 5))
+    assert len(some.rows()) == 5
+    assert set(some.rows()) < set(whole.rows())
+    assert (some.rows() == protocol("stream_time", mixed, 0.75, 5).rows()).all()
+    assert (protocol("stream_time", mixed, 0.75, 10**6).rows() == whole.rows()).all()
+
+
 def test_figures_by_hand(mixed):
     split = stream_time(mixed, 0.75)
     rows = split.rows()
@@ -83,12 +91,15 @@ def test_figures_by_hand(mixed):
     rank[:3] = (0, 4, 7)
     ranks = Ranks(rows, rank, np.full(len(rows), -2.0))
     reference = Ranks(rows, rank, np.where(np.arange(len(rows)) < 2, -1.0, -2.05))
-    figures = summary(Outcome(ranks, reference))
+    figures = summary(Outcome(ranks, reference), split)
     assert figures["recall_at_5"] == pytest.approx(2 / len(rows))
     assert figures["ndcg_at_5"] == pytest.approx((1 + 1 / np.log2(6)) / len(rows))
     assert figures["recall_at_10"] == pytest.approx(3 / len(rows))
-    assert figures["harmed_fraction"] == pytest.approx(2 / len(rows))
-    assert summary(Outcome(ranks))["harmed_fraction"] is None
+    assert figures["harmed_events"] == pytest.approx(2 / len(rows))
+    loss = [float(np.mean(part)) for part in by_user(split, rows, np.where(np.arange(len(rows)) < 2, 1.0, -0.05))]
+    assert figures["harmed_fraction"] == pytest.approx(sum(mean > 0.1 for mean in loss) / len(loss))
+    assert 0 < figures["harmed_fraction"] < 1
+    assert summary(Outcome(ranks), split)["harmed_fraction"] is None
     for buckets in breakdown(Outcome(ranks), split).values():
         assert sum(part["n"] for part in buckets.values()) == len(rows)
         assert sum(part["recall_at_10"] * part["n"] for part in buckets.values()) == pytest.approx(3)

@@ -26,6 +26,8 @@ def evaluate(
     seed: Annotated[int, typer.Option(help="Of every random choice.")] = 42,
     ages: Annotated[bool, typer.Option(
         "--ages", help="Also with knowledge 1, 4 and 16 events behind, and frozen at the split.")] = False,
+    events: Annotated[int, typer.Option(
+        help="Predict so many events at most, the same ones for every system and seed; 0 = all.", min=0)] = 0,
     json: Annotated[Path | None, typer.Option(help="Write the result to this file as well.")] = None,
     list_: Annotated[bool, typer.Option("--list", help="Show systems and controls, and do nothing.")] = False,
 ) -> None:
@@ -33,7 +35,7 @@ def evaluate(
 
     A finished run is kept under `evaluations/` and read from there the next time, as long as data, settings and the
     code of the models are the same. A system with knowledge is also measured against its own reference: the gain in
-    NDCG@10 with its 95% interval (paired bootstrap over users), and how many events it made worse by over 0.1 nats.
+    NDCG@10 with its 95% interval (paired bootstrap over users), and how many users it made worse by over 0.1 nats.
 
     Examples:
 
@@ -49,7 +51,7 @@ def evaluate(
         _list()
         return
     settings = load()
-    wanted = Wanted(system, protocol.replace("-", "_"), control or None, seed, ages)
+    wanted = Wanted(system, protocol.replace("-", "_"), control or None, seed, ages, events or None)
     _check(wanted.system, wanted.control, wanted.protocol)
     folder = data or movielens.fetch(settings.home, typer.echo)
     with Stages() as stages:
@@ -96,7 +98,9 @@ def show(result: dict[str, Any], gain: tuple[float, float, float] | None, consol
             table.add_row(title, f"{figures['n']:,.0f}", *(f"{figures[key]:.4f}" for key in SHOWN[:4]))
     console.print(table)
     if (harmed := result["metrics"]["harmed_fraction"]) is not None:
-        console.print(f"events made worse by more than 0.1 nats: {harmed:.1%}", highlight=False)
+        events = result["metrics"]["harmed_events"]
+        console.print(
+            f"made worse by more than 0.1 nats: {harmed:.1%} of users, {events:.1%} of events", highlight=False)
     if gain is not None:
         console.print(f"NDCG@10 over its reference: {gain[0]:+.4f} [{gain[1]:+.4f}, {gain[2]:+.4f}]", highlight=False)
     console.print(f"{result['seconds']:.0f} s", highlight=False)
