@@ -52,17 +52,18 @@ def recalibrate(
     """Return the threshold for one false alarm per `false_alarm_every` events, with its check; change nothing.
 
     Raises:
-        DataError: the data cannot be used, or no user has enough events on items the model knows.
+        DataError: the model has no knowledge, the data cannot be used, or no user has enough events on items the model
+            knows.
     """
+    before = artifact.fitted_calibration()
+    if not before.knowledge:
+        raise DataError(f"model {artifact.model_version} has no knowledge of users: nothing is ever refreshed")
     dataset = data.load(folder)
     events = dataset.events
     if dataset.hash == artifact.card.data_hash:  # what came after the split must stay unseen
         events = events[: int(np.searchsorted(events.time, artifact.card.split_time, side="right"))]
     vectors = ItemVectors.load(artifact)
     rows = np.array([vectors.rows.get(item, vectors.unknown) for item in dataset.items], dtype=np.intp)
-    before = artifact.fitted_calibration()
-    if not before.knowledge:
-        raise DataError(f"model {artifact.model_version} has no knowledge of users: nothing is ever refreshed")
     first = before.min_history if settings.refresh.min_history is None else settings.refresh.min_history
     drift = calibrate_drift(
         by_user(events, rows, len(dataset.users)), vectors, settings.state, prior=before.drift_prior,
