@@ -1,9 +1,9 @@
-"""Text from the language model: greedy, batched, states of what was read kept, answers on disk as soon as they come."""
+"""Text from the language model: greedy, in batches, answers on disk as soon as they come."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import orjson
@@ -12,83 +12,86 @@ from torch import Tensor
 
 from models.dataset import clean
 from models.llm import LanguageModel
+from models.writer import WORDS, Writer, quick
 
-ANSWER_TOKENS = 48
-LEAST_TOKENS = 12  # a base model likes to end at once
-BATCH = 32
-PROMPT_TOKENS = 160
-
-
-class Growing:
-    """Keys and values of what a batch has read so far, as a `models.attention.Memory`."""
-
-    def __init__(self, present: Tensor) -> None:
-        self.mask = torch.zeros(len(present), 0, dtype=torch.bool, device=present.device)
-        self.positions = torch.zeros(len(present), 0, dtype=torch.int64, device=present.device)
-        self.new: Tensor | None = present
-        self.record: list[tuple[Tensor, Tensor]] | None = []
-        self._states: list[tuple[Tensor, Tensor]] = []
-
-    def layer(self, index: int) -> tuple[Tensor, Tensor]:
-        """Return keys and values (B, heads, P, D) of a layer."""
-        return self._states[index]
-
-    def grow(self, positions: Tensor, present: Tensor) -> None:
-        """Take in what the last pass recorded, at `positions` (B, T), of which `present` (B, T) is no padding."""
-        record = self.record or []
-        self._states = [
-            (torch.cat([old[0], new[0]], 2), torch.cat([old[1], new[1]], 2)) for old, new in zip(
-                self._states, record, strict=True)] if self._states else list(record)
-        self.mask = torch.cat([self.mask, present], 1)
-        self.positions = torch.cat([self.positions, positions], 1)
-        self.record, self.new = [], None
+ANSWER_TOKENS = 24
+FORMAT = 2  # of what is written; the next number voids all texts
+LEAST_TOKENS = 4  # a base model likes to end at once
+BATCH = 256
+PROMPT_TOKENS = 256  # of a prompt's own; what all have in common is read once and not counted
 
 
-@torch.no_grad()
-def answer(llm: LanguageModel, prompts: list[str], tokens: int = ANSWER_TOKENS) -> list[str]:
+def answer(writer: Writer, prompts: Sequence[str], tokens: int = ANSWER_TOKENS) -> list[str]:
     """Return what the language model goes on to write after each prompt, greedily, without special tokens.
 
     No three tokens come twice in an answer: Gemma 3 270M else writes "It is a very funny movie." again and again.
 
     Args:
-        prompts: read up to `PROMPT_TOKENS`, from their end.
-        tokens: at most; a line's end is an answer's end.
+        writer: of the language model.
+        prompts: what they all begin with is read once; of the rest the last `PROMPT_TOKENS`.
+        tokens: at most; the end of a line or of a sentence is an answer's end: what Gemma 3 270M says after its first
+            sentence says less ("It is a bit of a mess, but it is fun to watch").
     """
     if not prompts:
         return []
+    rows = token_rows(writer.llm, prompts)
+    begin = common(rows)
+    return _written(writer, begin, [row[len(begin) :][-PROMPT_TOKENS:] for row in rows], tokens)
+
+
+def token_rows(llm: LanguageModel, prompts: Sequence[str]) -> list[list[int]]:
+    """Return the ids of each prompt with the model's start token, where it has one."""
     start = [llm.tokenizer.bos_token_id] if llm.tokenizer.bos_token_id is not None else []
-    ids = [start + list(row)[-PROMPT_TOKENS:] for row in llm.tokenizer(prompts, add_special_tokens=False).input_ids]
-    width = max(map(len, ids))
-    batch = torch.zeros(len(ids), width, dtype=torch.int64, device=llm.device)
-    lengths = torch.tensor([len(row) for row in ids], device=llm.device)
-    for at, row in enumerate(ids):
-        batch[at, : len(row)] = torch.tensor(row)
-    present = torch.arange(width, device=llm.device) < lengths[:, None]
-    positions = torch.arange(width, device=llm.device).expand(len(ids), -1)
-    head = llm.causal.get_output_embeddings()  # type: ignore[operator]
-    ends = _ends(llm)
-    out = torch.zeros(len(ids), 0, dtype=torch.int64, device=llm.device)
-    done = torch.zeros(len(ids), dtype=torch.bool, device=llm.device)
-    with llm.whole():
-        memory = Growing(present)
-        hidden = llm.run(llm.embed(batch), positions, memory)
-        memory.grow(positions, present)
-        state = hidden[torch.arange(len(ids), device=llm.device), lengths - 1]
-        for step in range(tokens):
-            logits = head(state).float()
-            if step < LEAST_TOKENS:
-                logits[:, ends] = -torch.inf
-            for at, banned in enumerate(_repeated(out.tolist())):
-                logits[at, banned] = -torch.inf
-            token = logits.argmax(-1)
-            out = torch.cat([out, torch.where(done, -1, token)[:, None]], 1)
-            done = done | torch.isin(token, ends)
-            if bool(done.all()) or step + 1 == tokens:
-                break
-            place = (lengths + step)[:, None]
-            state = llm.run(llm.embed(token[:, None]), place, memory)[:, 0]
-            memory.grow(place, torch.ones_like(place, dtype=torch.bool))
-    return [llm.tokenizer.decode([t for t in row if t >= 0], skip_special_tokens=True) for row in out.tolist()]
+    return [start + list(row) for row in llm.tokenizer(list(prompts), add_special_tokens=False).input_ids]
+
+
+def common(rows: list[list[int]]) -> list[int]:
+    """Return what all rows begin with; of none it is everything."""
+    first, last = min(rows), max(rows)  # in lexical order, what these two share all share
+    end = min(len(first), len(last)) - 1
+    return first[: next((at for at in range(end) if first[at] != last[at]), max(0, end))]
+
+
+@torch.no_grad()
+def _written(writer: Writer, begin: list[int], rows: list[list[int]], tokens: int) -> list[str]:
+    pages, hidden = writer.read(rows, begin, tokens)
+    lengths = torch.tensor([len(row) for row in rows], device=hidden.device)
+    state = hidden[torch.arange(len(rows)), lengths - 1]
+    place, ends = len(begin) + lengths, torch.isin(writer.words, writer.ends)
+    stop, digit = writer.words == writer.stop, torch.isin(writer.words, writer.digits)
+    left = torch.arange(len(rows), device=hidden.device)  # rows that are read on
+    going = torch.ones(len(rows), dtype=torch.bool, device=hidden.device)  # of them, those not at their end
+    out = torch.full((len(rows), tokens), -1, device=hidden.device)  # places in `words`
+    for step in range(tokens):
+        scores = writer.scores(state)
+        if step < LEAST_TOKENS:
+            scores[:, ends | stop] = -torch.inf
+        scores[repeated(out[left, :step])] = -torch.inf
+        word = scores.argmax(1)
+        out[left, step] = torch.where(going, word, -1)
+        going = going & ~ends[word]
+        if step:
+            going = going & ~(stop[word] & ~digit[out[left, step - 1]])  # "1.5" goes on
+        if step + 1 == tokens or not bool(going.any()):
+            break
+        if int(going.sum()) <= 0.75 * pages.rows:  # moving the others' states costs about a step of them
+            left, word, place, pages = left[going], word[going], place[going], pages.only(going)
+            going = going[going]
+        state = writer.go_on(writer.words[word], place + step, pages)
+    ids = torch.where(out >= 0, writer.words[out], -1).tolist()
+    last = set(writer.ends.tolist())
+    texts = [row[: next((at for at, token in enumerate(row) if token in last or token < 0), tokens)] for row in ids]
+    return list(writer.llm.tokenizer.batch_decode(texts, skip_special_tokens=True))
+
+
+def repeated(written: Tensor) -> tuple[Tensor, Tensor]:
+    """Return rows and words that would repeat three words of what is written (B, T)."""
+    if written.shape[1] < 3:
+        empty = torch.zeros(0, dtype=torch.int64, device=written.device)
+        return empty, empty
+    again = (written[:, :-2] == written[:, -2:-1]) & (written[:, 1:-1] == written[:, -1:])
+    row, at = again.nonzero(as_tuple=True)
+    return row, written[row, at + 2]
 
 
 def generated(
@@ -98,26 +101,37 @@ def generated(
     """Return cleaned answers to prompts; those that are on disk are read, the others written as they come.
 
     Args:
-        folder: one file per language model and length.
+        folder: one file per language model and manner of writing.
         progress: called with prompts answered and prompts in all.
     """
-    name = hashlib.sha256(f"{llm.fingerprint}|{tokens}|{PROMPT_TOKENS}|{LEAST_TOKENS}".encode()).hexdigest()[:16]
-    path = folder / f"{name}.jsonl"
+    path = folder / f"{hashlib.sha256(manner(llm, tokens).encode()).hexdigest()[:16]}.jsonl"
     folder.mkdir(parents=True, exist_ok=True)
     known = dict(_read(path))
     wanted = {_key(prompt): prompt for prompt in prompts}
-    # Prompts of one length share a batch: hardly any padding.
-    missing = sorted((key for key in wanted if key not in known), key=lambda key: (len(wanted[key]), key))
-    with path.open("ab") as file:
-        for at in range(0, len(missing), BATCH):
-            keys = missing[at : at + BATCH]
-            for key, text in zip(keys, answer(llm, [wanted[key] for key in keys], tokens), strict=True):
-                known[key] = clean(text)
-                file.write(orjson.dumps([key, known[key]]) + b"\n")
-            file.flush()
-            if progress is not None:
-                progress(at + len(keys), len(missing))
+    missing = [key for key in wanted if key not in known]
+    if missing:
+        rows = token_rows(llm, [wanted[key] for key in missing])
+        begin = common(rows)
+        own = {key: row[len(begin) :][-PROMPT_TOKENS:] for key, row in zip(missing, rows, strict=True)}
+        missing.sort(key=lambda key: (len(own[key]), key))  # prompts of one length share a batch: no padding
+        writer = Writer(llm)
+        with path.open("ab") as file:
+            for at in range(0, len(missing), BATCH):
+                keys = missing[at : at + BATCH]
+                texts = _written(writer, begin, [own[key] for key in keys], tokens)
+                for key, text in zip(keys, texts, strict=True):
+                    known[key] = clean(text)
+                    file.write(orjson.dumps([key, known[key]]) + b"\n")
+                file.flush()
+                if progress is not None:
+                    progress(at + len(keys), len(missing))
     return [known[_key(prompt)] for prompt in prompts]
+
+
+def manner(llm: LanguageModel, tokens: int) -> str:
+    """Return what, beside the prompt, a text depends on."""
+    precision = "int8" if quick(llm.device) else str(llm.dtype)
+    return f"{FORMAT}|{llm.fingerprint}|{precision}|{WORDS}|{tokens}|{PROMPT_TOKENS}|{LEAST_TOKENS}"
 
 
 def _read(path: Path) -> Iterator[tuple[str, str]]:
@@ -133,18 +147,3 @@ def _read(path: Path) -> Iterator[tuple[str, str]]:
 
 def _key(prompt: str) -> str:
     return hashlib.sha256(prompt.encode()).hexdigest()[:24]
-
-
-def _repeated(written: list[list[int]]) -> list[list[int]]:
-    """Return for each answer so far the tokens that would repeat three of its tokens."""
-    out = []
-    for row in written:
-        last = row[-2:]
-        out.append([row[at + 2] for at in range(len(row) - 2) if row[at : at + 2] == last and row[at + 2] >= 0])
-    return out
-
-
-def _ends(llm: LanguageModel) -> Tensor:
-    newline = list(llm.tokenizer("\n", add_special_tokens=False).input_ids)[-1:]
-    ends = [token for token in (llm.tokenizer.eos_token_id, *newline) if isinstance(token, int)]
-    return torch.tensor(ends, device=llm.device)

@@ -20,36 +20,55 @@ from torch import Tensor
 from models.backbone import Backbone, ItemSide
 from models.composition import Moments, Source
 from models.dataset import IntArray
-from models.encoding import encode, encode_prefix
+from models.encoding import PREFIX
 from models.experts import HybridExperts
-from models.generation import generated
+from models.generation import generated, manner, token_rows
 from models.llm import LanguageModel
 from models.sequences import Sequences
 from models.sources import FROZEN, Whitening
+from models.writer import Writer
 
 SHARED, SPECIFIC = 2, 5
 USER, ITEM = 0, 1  # towers
-# Sentences to go on with rather than questions: asked, the packaged base model answers with an empty line.
-FACTORS = "style, mood, makers and period"
-FIRST = 15  # events of a user that are written about, at most (KAR: 15 books, 30 films)
+# Examples of what is asked for: without any, the packaged base model says of most films that they have "been
+# in the news for a long time"; with factors as a list it copies the example's. Read once for all items, so they cost
+# next to nothing. From several trades, since a catalogue may be of any.
+ABOUT_ITEMS = """Things that people choose, and what each is like: kind, style, mood, and whom it suits.
+
+The Great Escape. Action, War, 1963
+It is a prison-camp adventure with a large cast, tense yet playful, for those who enjoy clever plans and old war films.
+
+L'Occitane Shea Butter Hand Cream, 1 oz. Skin Care, Hands
+It is a rich cream that sinks in slowly, with a soft and nutty smell, for dry hands in winter and as a small gift.
+
+Trail Runner 5 Shoes, Women's. Salomon, Sports, Running
+It is a light shoe with a hard sole and deep grip, sporty and bright, for runners who leave the road.
+
+The Secret Garden. Novel, Children, 1911
+It is a slow country-house story about grief and growing, quiet and hopeful, for young readers and nostalgic adults.
+
+"""
+STEPS = (2, 4, 8, 16)  # events of a user that are written about (KAR: 15 books, 30 films)
 TEXT_TOKENS = 64  # of an answer that are encoded
-ENCODED = 64  # answers at a time
+ENCODED = 256  # answers at a time
 
 Step = Callable[[int, int], None]
 
 
 def item_prompts(texts: Sequence[str]) -> list[str]:
     """Return the prompt of each item; "" has none and gets none."""
-    return [f"{text} is known for its {FACTORS}: it is" if text else "" for text in texts]
+    return [f"{ABOUT_ITEMS}{text[:160]}\nIt is" if text else "" for text in texts]
 
 
 def user_prompts(histories: Sequence[Sequence[int]], texts: Sequence[str]) -> list[str]:
-    """Return the prompt of each user's history of item rows, oldest first; without any text it is ""."""
+    """Return the prompt of each user's history of item rows, oldest first, the last 16; without any text it is "".
+
+    No examples here: with some, Gemma 3 270M gives 22 different answers to 64 users of Beauty, 60 without.
+    """
     out = []
     for history in histories:
-        known = [texts[item] for item in history if texts[item]]
-        lines = "\n".join(f"- {text[:60]}" for text in known)
-        out.append(f"One person chose:\n{lines}\nIn {FACTORS}, this person likes" if known else "")
+        known = [texts[item][:60].rstrip(" .,") for item in history if texts[item]][-STEPS[-1] :]
+        out.append(f"One person's favourites are {'; '.join(known)}.\nSo this is a person who likes" if known else "")
     return out
 
 
@@ -58,35 +77,48 @@ def knowledge_states(llm: LanguageModel, prompts: list[str], folder: Path, step:
     rows = [row for row, prompt in enumerate(prompts) if prompt]
     answers = generated(llm, [prompts[row] for row in rows], folder, step)
     said = [(row, text) for row, text in zip(rows, answers, strict=True) if text]
-    digest = hashlib.sha256(f"{llm.fingerprint}|{TEXT_TOKENS}|{len(prompts)}".encode())
+    digest = hashlib.sha256(f"{manner(llm, TEXT_TOKENS)}|{PREFIX}|{len(prompts)}".encode())
     for row, text in said:
         digest.update(f"{row}|{text}|".encode())
     path = folder / f"{digest.hexdigest()[:24]}.npy"
     if path.is_file():
         return torch.from_numpy(np.load(path, allow_pickle=False))
     out = torch.zeros(len(prompts), llm.hidden_size)
-    out[[row for row, _ in said]] = text_states(llm, [text for _, text in said])
+    if said:
+        means = encode_texts(Writer(llm), [text for _, text in said])
+        out[torch.tensor([row for row, _ in said])] = means
     scratch = path.with_suffix(f".{os.getpid()}.npy")
     np.save(scratch, out.numpy(), allow_pickle=False)
     scratch.replace(path)
     return out
 
 
-def text_states(llm: LanguageModel, texts: Sequence[str]) -> Tensor:
-    """Return the mean states (n, H) of texts; zero where one is empty."""
-    out = torch.zeros(len(texts), llm.hidden_size)
-    prefix = encode_prefix(llm)
-    ids = llm.tokenize(list(texts), TEXT_TOKENS)
+@torch.no_grad()
+def encode_texts(writer: Writer, texts: list[str]) -> Tensor:
+    """Return the mean last states (n, H) of texts, each read alone after the prefix that item texts are read after."""
+    ids = writer.llm.tokenize(texts, TEXT_TOKENS)
+    begin = token_rows(writer.llm, [PREFIX])[0]
+    out = torch.zeros(len(texts), writer.llm.hidden_size)
     order = sorted((at for at in range(len(texts)) if ids[at]), key=lambda at: len(ids[at]))
     for first in range(0, len(order), ENCODED):
         part = order[first : first + ENCODED]
-        out[part] = torch.from_numpy(encode(llm, [ids[at] for at in part], prefix)[1])
+        _, hidden = writer.read([ids[at] for at in part], begin)
+        lengths = torch.tensor([len(ids[at]) for at in part], device=hidden.device)
+        present = torch.arange(hidden.shape[1], device=hidden.device) < lengths[:, None]
+        out[torch.tensor(part)] = ((hidden.float() * present[..., None]).sum(1) / lengths[:, None]).cpu()
     return out
 
 
 def written_about(training: Sequences) -> IntArray:
-    """Return per user how many of the first training events are written about, (users,)."""
-    return np.minimum((training.lengths() + 1) // 2, FIRST)
+    """Return per user how many of the first training events are written about, (users,).
+
+    The largest of `STEPS` within the first half; 0 = nothing is written. Steps that double, since a text about nine
+    events is not worth writing anew for a tenth; so most users' prompts are the same under every protocol, too: on
+    Beauty, where half of the users have at most three training events, 25,300 texts serve two protocols, not 36,800.
+    """
+    half = (training.lengths() + 1) // 2
+    steps = np.array([0, *STEPS])
+    return steps[np.searchsorted(steps, half, side="right") - 1]
 
 
 class Towers(HybridExperts):
