@@ -44,8 +44,13 @@ class Aligner(LlmGenerator):
     """
 
     def __init__(self, *models: Any) -> None:
-        """Take what `LlmGenerator` takes."""
+        """Take what `LlmGenerator` takes.
+
+        Raises:
+            FreshetError: the model has no soft instructions for an adapter to be trained with.
+        """
         super().__init__(*models)
+        _ = self._knowledge
         self.beat: Callable[[], None] = lambda: None
         self.requests: Callable[[], Sequence[RankingRequest]] = list
         self.clock: Callable[[], float] = time.time

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import orjson
 from safetensors.numpy import load_file
 
 from models import dataset as data
+from models.systems import system_named
 from schemas.artifacts import Artifact, Card, Registry, write_card
 from schemas.calibration import Calibration
 from schemas.errors import ArtifactError, DataError
@@ -29,15 +30,19 @@ from streams.catalogue import ItemVectors
 from streams.planner import Planner
 from streams.profile import Event
 from streams.rehearsal import choose_ttl
+from workers.evaluate import OneByOne
 from workers.running import run_folder
-from workers.stages import Stages, Step
+from workers.stages import Stages
 
-if TYPE_CHECKING:
-    from models.fitting import Fitted  # brings torch, which a fit that reuses everything does without
+if TYPE_CHECKING:  # these bring torch, which a fit that reuses everything does without
+    from models.fitting import Fitted
+    from models.item_cache import ItemCache
+    from models.llm import LanguageModel
+    from models.rows import FittedRow
 
-# Seconds without a sign of life after which a stage is taken for hung. Training reports once an epoch, and an epoch of
-# 200,000 events takes minutes on two slow cores; the language model is unpacked (1 GB) the first time.
-STALL_S = {"language model": 600.0, "item texts": 300.0, "training": 1800.0, "refresh thresholds": 300.0}
+# Seconds without a sign of life after which a stage is taken for hung; of training see `workers.evaluate`. The language
+# model is unpacked (1 GB) the first time.
+STALL_S = {"language model": 600.0, "item texts": 300.0, "refresh thresholds": 300.0}
 # Of the drift detector (design: a needless refresh costs one LLM call, a missed drift many events of old knowledge).
 PRIOR = 1.0  # events: users differ more than events; 47% of planted drifts seen in 10 events, 39% with 10.0 and 0.5
 SLACK = 0.75  # standard deviations: sooner than the textbook half; docs/drift.md has the curves
@@ -45,18 +50,26 @@ FALSE_ALARM_EVERY = 200.0  # a user's events per needless refresh on histories w
 # Staleness is the backstop: of the refreshes after a user's first at most two in three are for it. With half of them
 # MovieLens users would come back to knowledge of up to 58 days, with two thirds to 19.
 STALE_SHARE = 2 / 3
+# Of a system that reads no knowledge of users: nothing is ever asked for, and the rest is never looked at.
+WITHOUT_KNOWLEDGE = Calibration(
+    min_history=1, ttl_s=1e12, drift_mean=0.0, drift_sd=1.0, drift_prior=PRIOR, drift_slack=SLACK, drift_threshold=1e9,
+    drift_false_alarm_every=1e12, margin_bound=1.0, epsilon=0.0, knowledge=False)
 REHEARSED = 30_000  # events of as many users as it takes; the staleness limit is a quantile and needs no more
 
 
 def run(settings: Settings, folder: Path, stages: Stages) -> Artifact:
     """Fit on the first `fit.train_fraction` of the events in `folder` and make the result the current version.
 
+    Args:
+        settings: `fit.system` is what is fitted.
+
     Raises:
         DataError: the data cannot be used.
-        FreshetError: the language model cannot be loaded.
+        FreshetError: there is no such system, or the language model cannot be loaded.
         StalledError: a stage made no progress for its time in `STALL_S`.
     """
     settings = replace(settings, home=settings.home.absolute())
+    system_named(settings.fit.system)
     with stages.stage("data", 300.0):
         dataset = data.load(folder)
         past, _ = data.split(dataset, settings.fit.train_fraction)
@@ -101,24 +114,16 @@ def published(registry: Registry, key: str) -> Artifact | None:
 
 
 def _fit(settings: Settings, dataset: data.Dataset, past: data.Events, key: str, stages: Stages) -> Artifact:
-    from models.fitting import fit
-    from models.item_cache import ItemCache
-    from models.llm import LanguageModel
-
-    with stages.stage("language model", STALL_S["language model"]):
-        llm = LanguageModel.load(settings.llm, settings.home / "cache")
-    with stages.stage("item texts", STALL_S["item texts"]) as step:
-        cache = ItemCache.build(
-            llm, dataset.texts, settings.home / "cache" / "items", step, item_tokens=settings.llm.item_tokens)
     with ExitStack() as opened:
-        fitted = fit(dataset, past, settings, llm, cache, _each_stage(stages, opened))
+        fitted = _trained(settings, dataset, past, stages, OneByOne(stages, opened))
     version = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{key[:6]}"
     registry = Registry(settings.home)
     with registry.publish(version) as folder:
-        fitted.ranking.save(folder, dataset.items, dataset.texts, fitted.knowledge)
+        fitted.save(folder, dataset.items, dataset.texts)
         with stages.stage("refresh thresholds", STALL_S["refresh thresholds"]):
             vectors = ItemVectors(dataset.items, load_file(folder / "interest.safetensors")["items"])
-            calibration = calibrate(dataset, past, vectors, settings, fitted)
+            calibration = WITHOUT_KNOWLEDGE if fitted.knowledge is None else calibrate(
+                dataset, past, vectors, settings, fitted)
         (folder / "calibration.json").write_text(calibration.model_dump_json(indent=2))
         write_card(folder, Card(
             model_version=version, created_at=time.time(), data_hash=dataset.hash,
@@ -128,23 +133,40 @@ def _fit(settings: Settings, dataset: data.Dataset, past: data.Events, key: str,
     return registry.open(version)
 
 
-def _each_stage(stages: Stages, opened: ExitStack) -> Callable[[str, int, int, dict[str, float]], None]:
-    """Return what turns the reports of a fit into stages, one after the other; the last ends with `opened`."""
-    current: list[Any] = ["", None]
+def _trained(
+    settings: Settings, dataset: data.Dataset, past: data.Events, stages: Stages, report: OneByOne,
+) -> Fitted | FittedRow:
+    """Train the row of the table that the settings name; the language model is opened when it is first needed."""
+    from models.fitting import fit
+    from models.rows import fit_row, training_split
+    from models.training import Fold
+    from models.workshop import Workshop
+    from workers.store.bank import banks
 
-    def _report(name: str, done: int, total: int, metrics: dict[str, float]) -> None:
-        if name != current[0]:
-            opened.close()
-            current[:] = [name, opened.enter_context(stages.stage(name, STALL_S["training"]))]
-        shown = {key: value for key, value in metrics.items() if key in ("ndcg_at_10", "nll", "loss")}
-        step: Step = current[1]
-        step(done, total, ", ".join(f"{key} {value:.4f}" for key, value in shown.items()))
+    def language() -> tuple[LanguageModel, ItemCache]:
+        report.close()
+        return _language(settings, dataset, stages)
 
-    return _report
+    system = system_named(settings.fit.system)
+    if system.name == "freshet":
+        return fit(dataset, past, settings, *language(), report)
+    split = training_split(Fold.of(past, len(dataset.users), len(dataset.items)))
+    return fit_row(system, Workshop(dataset, split, settings, language, report, banks(settings)))
+
+
+def _language(settings: Settings, dataset: data.Dataset, stages: Stages) -> tuple[LanguageModel, ItemCache]:
+    from models.item_cache import ItemCache
+    from models.llm import LanguageModel
+
+    with stages.stage("language model", STALL_S["language model"]):
+        llm = LanguageModel.load(settings.llm, settings.home / "cache")
+    with stages.stage("item texts", STALL_S["item texts"]) as step:
+        return llm, ItemCache.build(
+            llm, dataset.texts, settings.home / "cache" / "items", step, item_tokens=settings.llm.item_tokens)
 
 
 def calibrate(
-    dataset: data.Dataset, past: data.Events, vectors: ItemVectors, settings: Settings, fitted: Fitted,
+    dataset: data.Dataset, past: data.Events, vectors: ItemVectors, settings: Settings, fitted: Fitted | FittedRow,
 ) -> Calibration:
     """Return the thresholds of streams and ranking, with the evidence they were chosen on."""
     histories = _histories(past, len(dataset.users))

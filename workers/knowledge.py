@@ -35,8 +35,11 @@ class Generator(Protocol):
 
     model_version: str
 
-    def generate(self, histories: Sequence[Sequence[str]]) -> Generation:
-        """Return the knowledge of users from their item ids, oldest first; unknown items are passed over."""
+    def generate(self, histories: Sequence[Sequence[str]], users: Sequence[str] = ()) -> Generation:
+        """Return the knowledge of users, if known by these names, from their item ids, oldest first.
+
+        Unknown items are passed over.
+        """
 
 
 def history_hash(history: Sequence[str]) -> str:
@@ -91,7 +94,8 @@ class KnowledgeProcessor:
 
     def _pass(self, requests: Sequence[KnowledgeRequest]) -> list[Output | Rejected]:
         started = time.perf_counter()
-        made = self.generator.generate([request.history for request in requests])
+        made = self.generator.generate(
+            [request.history for request in requests], [request.user_id for request in requests])
         self.counters["generate_s"] += time.perf_counter() - started
         self.counters["forward_passes"] += 1
         self.counters["generated"] += len(requests)

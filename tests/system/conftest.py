@@ -26,20 +26,30 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def fitted(tmp_path_factory: pytest.TempPathFactory, data: Path) -> tuple[Path, dict[str, str]]:
-    """A home with models fitted by `freshet fit` itself, and the settings it was fitted with."""
-    folder = tmp_path_factory.mktemp("fitted")
-    settings = {
-        "FRESHET_LLM_NAME": str(tiny.save(folder / "llm")), "FRESHET_LLM_DEVICE": "cpu", "FRESHET_FIT_DIM": "16",
-        "FRESHET_FIT_EPOCHS": "8", "FRESHET_FIT_KNOWLEDGE_EPOCHS": "2", "FRESHET_FIT_INSTRUCTIONS": "3",
-        "FRESHET_FIT_CODES": "8",
+def small(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Settings with which everything is small, the language model too."""
+    return {
+        "FRESHET_LLM_NAME": str(tiny.save(tmp_path_factory.mktemp("llm"))), "FRESHET_LLM_DEVICE": "cpu",
+        "FRESHET_FIT_DIM": "16", "FRESHET_FIT_EPOCHS": "8", "FRESHET_FIT_KNOWLEDGE_EPOCHS": "2",
+        "FRESHET_FIT_INSTRUCTIONS": "3", "FRESHET_FIT_CODES": "8",
     }
+
+
+def fit(home: Path, data: Path, settings: dict[str, str], *arguments: str) -> None:
+    """Run `freshet fit`."""
     environ = {key: value for key, value in os.environ.items() if not key.startswith("FRESHET_")}
     done = subprocess.run(
-        command("fit", "--data", str(data)), capture_output=True, text=True, timeout=240, check=False,
-        env=environ | settings | {"FRESHET_HOME": str(folder / "home"), "OMP_NUM_THREADS": "2"})
+        command("fit", "--data", str(data), *arguments), capture_output=True, text=True, timeout=240, check=False,
+        env=environ | settings | {"FRESHET_HOME": str(home), "OMP_NUM_THREADS": "2"})
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return folder / "home", settings
+
+
+@pytest.fixture(scope="session")
+def fitted(tmp_path_factory: pytest.TempPathFactory, data: Path, small: dict[str, str]) -> tuple[Path, dict[str, str]]:
+    """A home with models fitted by `freshet fit` itself, and the settings it was fitted with."""
+    folder = tmp_path_factory.mktemp("fitted")
+    fit(folder / "home", data, small)
+    return folder / "home", small
 
 
 @pytest.fixture

@@ -53,7 +53,7 @@ def publish(settings: Settings, version: str, seed: int = 0, created_at: float =
     llm = LanguageModel.load(settings.llm, settings.home / "cache")
     model.config["knowledge"] = {
         "dim": fit.dim, "hidden": llm.hidden_size, "instructions": fit.instructions, "codes": fit.codes,
-        "llm": llm.model_id}
+        "llm": llm.model_id, "history": settings.llm.history}
     registry = Registry(settings.home)
     with registry.publish(version) as folder:
         model.save(folder, ITEMS, [f"{row} things" for row in range(N)], KnowledgeModel.create(fit, llm))

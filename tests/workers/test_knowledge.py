@@ -108,8 +108,8 @@ class Broken:
         self._real, self._victims = real, victims
         self.model_version = real.model_version
 
-    def generate(self, histories: Sequence[Sequence[str]]) -> Generation:
-        made = self._real.generate(histories)
+    def generate(self, histories: Sequence[Sequence[str]], users: Sequence[str] = ()) -> Generation:
+        made = self._real.generate(histories, users)
         finite = np.array([row not in self._victims for row in range(len(histories))])
         return replace(made, finite=finite)
 

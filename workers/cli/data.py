@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -13,19 +14,35 @@ DataFolder = Annotated[
     Path | None, typer.Option(help="Folder with events.csv and items.jsonl; without it MovieLens-100K is downloaded.")]
 
 
-def fit(data: DataFolder = None) -> None:
+def fit(
+    data: DataFolder = None,
+    system: Annotated[str, typer.Option(
+        help="Row of the table of systems (`freshet evaluate --list` shows it) to fit and then serve. "
+             "[default: fit.system of the settings, which is freshet]")] = "",
+) -> None:
     """Fit reference and knowledge models on the first part of the timeline, and calibrate when to refresh.
 
     Stages whose data and settings did not change are taken from the last time. `events.csv` has the columns user_id,
     item_id, timestamp and, if you like, event_type; `items.jsonl` has item_id, title and attributes (a list).
 
-    Example: `freshet fit --data my-shop`
+    What is fitted becomes the current version: `freshet up` serves it, whichever system it is. `dense` and `generative`
+    have no knowledge of users; with them nothing is ever refreshed, and no language model runs.
+
+    Examples:
+
+    `freshet fit --data my-shop`
+
+    `freshet fit --data my-shop --system lwgr`
     """
+    from models.systems import system_named
     from workers import movielens
     from workers.fit import run
     from workers.stages import Stages
 
     settings = load()
+    if system:
+        settings = replace(settings, fit=replace(settings.fit, system=system))
+    system_named(settings.fit.system)  # a wrong name is said before anything is downloaded
     folder = data or movielens.fetch(settings.home, typer.echo)
     with Stages() as stages:
         artifact = run(settings, folder, stages)

@@ -78,8 +78,9 @@ class KeptGenerator:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def generate(self, histories: Sequence[Sequence[str]]) -> Generation:
-        """Return the knowledge of users from their item ids, oldest first."""
+    def generate(self, histories: Sequence[Sequence[str]], users: Sequence[str] = ()) -> Generation:
+        """Return the knowledge of users from their item ids, oldest first; what is kept is known by the history alone.
+        """
         keys = [key_of(history) for history in histories]
         self._make(dict(zip(keys, histories, strict=True)))
         rows = [self._rows[key] for key in keys]
