@@ -75,7 +75,7 @@ def fit_row(system: System, shop: Workshop) -> FittedRow:
 def _behaviour(system: System, shop: Workshop) -> FittedRow:
     trained, about = shop.backbone(system.backbone)
     served = shop.served(trained, system.backbone, shared=True)
-    return FittedRow(behaviour_model(served, system.name), metrics=_figures(about))
+    return FittedRow(behaviour_model(served, system.name), metrics=_figures("reference", about))
 
 
 def _generative(shop: Workshop) -> FittedRow:
@@ -83,7 +83,7 @@ def _generative(shop: Workshop) -> FittedRow:
     model, about = train_generative(
         fold, quantise(shop.texts(), seed=fit.seed), fit, shop.max_len, shop.during("generative"))
     model = extend_generative(model, fold, fit, shop.during("extension (generative)"))
-    return FittedRow(GenerativeRanking(model), metrics=_figures(about))
+    return FittedRow(GenerativeRanking(model), metrics=_figures("generative", about))
 
 
 def _with_knowledge(system: System, shop: Workshop) -> FittedRow:
@@ -103,8 +103,9 @@ def _with_knowledge(system: System, shop: Workshop) -> FittedRow:
     kept = keep(source, system, shop.settings, shop.llm()[0], shop.dataset.users)
     ranking.config["knowledge"] = kept.config
     return FittedRow(
-        ranking, kept, margins_by_user(done), epsilon, min_history, evidence | more, _figures(about), source)
+        ranking, kept, margins_by_user(done), epsilon, min_history, evidence | more,
+        _figures("knowledge", about), source)
 
 
-def _figures(about: Mapping[str, object]) -> dict[str, float]:
-    return {name: float(value) for name, value in about.items() if isinstance(value, (int, float))}
+def _figures(stage: str, about: Mapping[str, object]) -> dict[str, float]:
+    return {f"{stage}_{name}": float(value) for name, value in about.items() if isinstance(value, (int, float))}

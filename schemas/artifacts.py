@@ -38,6 +38,11 @@ class Card(BaseModel):
     split_time: float = Field(description="event time of the last event fitted on")
     files: dict[str, str] = Field(description="name → SHA-256")
 
+    @property
+    def system(self) -> str:
+        """Row of the table of systems it is; what was fitted before there was a choice is Freshet's own."""
+        return str(self.settings.get("fit", {}).get("system", "freshet"))
+
 
 class Artifact:
     """A published model folder whose files have been checked against their hashes."""

@@ -91,10 +91,11 @@ def run(settings: Settings, folder: Path, stages: Stages) -> Artifact:
 def fit_key(data_hash: str, settings: Settings) -> str:
     """Return a hash of everything that a fitted version depends on: data, settings, code."""
     digest = hashlib.sha256(data_hash.encode())
-    llm = asdict(settings.llm)
-    for name in ("device", "batch"):  # where and how fast it runs, not what comes out
-        del llm[name]
-    digest.update(orjson.dumps([asdict(settings.fit), asdict(settings.state), llm], option=orjson.OPT_SORT_KEYS))
+    parts = [asdict(part) for part in (settings.fit, settings.state, settings.llm)]
+    for part in parts:  # where and how fast it runs, not what comes out
+        part.pop("device", None)
+        part.pop("batch", None)
+    digest.update(orjson.dumps(parts, option=orjson.OPT_SORT_KEYS))
     root = Path(__file__).resolve().parents[1]
     for path in [*sorted((root / "models").glob("*.py")), *sorted((root / "streams").glob("*.py")), Path(__file__)]:
         digest.update(path.read_bytes())

@@ -107,7 +107,8 @@ def _model(settings: Settings) -> Finding:
     except ArtifactError as error:
         state: State = "broken" if (registry.folder / "CURRENT").exists() else "warning"
         return Finding("model", state, str(error))
-    return Finding("model", "ok", f"{artifact.model_version}, {len(artifact.items()):,} items, files as published")
+    name = f"{artifact.model_version} ({artifact.card.system})"
+    return Finding("model", "ok", f"{name}, {len(artifact.items()):,} items, files as published")
 
 
 def _llm(settings: Settings) -> Finding:

@@ -90,14 +90,14 @@ def _publish(settings: Settings, update: ModelUpdate) -> str:
 
 def _versions(registry: Registry, in_use: ModelUpdate) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for column in ("", "version", "fitted", "data", "NDCG@10 reference", "with texts"):
-        table.add_column(column)
+    for column in ("", "version", "system", "fitted", "data", "NDCG@10 reference", "with texts"):
+        table.add_column(column, no_wrap=column == "version")  # what --select takes
     for version in registry.versions():
         card = Card.model_validate_json((registry.folder / version / "card.json").read_bytes())
         shown = [f"{card.metrics[name]:.4f}" if name in card.metrics else ""
                  for name in ("reference_ndcg_at_10", "fused_ndcg_at_10")]
         mark = "→" if version == base_of(in_use.model_version) else ""
-        table.add_row(mark, version, _time(card.created_at), card.data_hash[:12], *shown)
+        table.add_row(mark, version, card.system, _time(card.created_at), card.data_hash[:12], *shown)
     return table
 
 
