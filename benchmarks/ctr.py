@@ -3,8 +3,10 @@
     python -m benchmarks.ctr [--quick] [--seeds 1,2,3]
 
 Rating above 3 = liked. Users are split 8:1:1 into training, validation and test; the first half of a user's events (30
-at most) is read by the language model and never asked about. DIN and DCNv2, without knowledge, with it, and with other
-users' and items' texts. Texts are kept on disk, so an interrupted run goes on. Writes benchmarks/results/ctr.json.
+at most) is read by the language model and never asked about. DIN and DCNv2: without knowledge; with twice the width
+instead; with knowledge; with other users' and items' knowledge; and with states of the catalogue's own texts in
+knowledge's place (of a user, the mean of what he liked). Differences to "without" have 95% intervals, users drawn.
+Texts are kept on disk, so an interrupted run goes on. Writes benchmarks/results/ctr.json.
 """
 
 from __future__ import annotations
@@ -21,11 +23,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.ctr_intervals import METRICS, Outcome, compare
 from models import dataset as data
-from models.ctr import Ctr, Samples, fit_ctr, judge_ctr, samples, written_events
-from models.kar import item_prompts, knowledge_states, user_prompts
+from models.ctr import Ctr, Samples, fit_ctr, judge_ctr, samples, scores_ctr, written_events
+from models.generation import generated
+from models.kar import encode_texts, item_prompts, knowledge_states, user_prompts
 from models.llm import LanguageModel
 from models.sources import Whitening
+from models.writer import Writer
 from schemas.errors import FreshetError
 from schemas.settings import Settings, load
 from workers import movielens
@@ -35,16 +40,26 @@ from workers.stages import Stages
 ROOT = Path(__file__).parents[1]
 JSON_PATH = ROOT / "benchmarks" / "results" / "ctr.json"
 KINDS = ("din", "dcnv2")
-VARIANTS = ("without", "with knowledge", "shuffled knowledge")
+SHOWN = 8  # texts of each kind in the result file
+PLAIN = "without"
+WIDER = "without, wider"
+VARIANTS = (PLAIN, WIDER, "catalogue texts", "shuffled knowledge", "with knowledge")
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """The questions, and states of what was written about users and items (zero rows = nothing)."""
+    """The questions, and whitened states (zero rows = none) of users and items.
+
+    Args:
+        written: of what the language model wrote about users, and about items.
+        catalogue: of the catalogue's texts: what a user liked of what was written about, and the items.
+        examples: some texts as they were written.
+    """
 
     questions: Samples
-    users: torch.Tensor
-    items: torch.Tensor
+    written: tuple[torch.Tensor, torch.Tensor]
+    catalogue: tuple[torch.Tensor, torch.Tensor]
+    examples: dict[str, list[str]]
 
 
 def whitened(states: torch.Tensor) -> torch.Tensor:
@@ -70,12 +85,17 @@ def movielens_task(settings: Settings, stages: Stages) -> Task:
         item[low : low + n][rating[low : low + n] > 3].tolist() for low, n in zip(offsets[:-1], about, strict=True)]
     with stages.stage("language model", 600.0):
         llm = LanguageModel.load(settings.llm, settings.home / "cache")
-    states = []
-    for name, prompts in (("texts about users", user_prompts(histories, dataset.texts)),
-                          ("texts about items", item_prompts(dataset.texts))):
-        with stages.stage(name, 1800.0) as step:
-            states.append(knowledge_states(llm, prompts, settings.home / "cache" / "written", step))
-    return Task(samples(item, rating, offsets), *(whitened(part) for part in states))
+    states, examples, folder = [], {}, settings.home / "cache" / "written"
+    for name, prompts in (("users", user_prompts(histories, dataset.texts)), ("items", item_prompts(dataset.texts))):
+        with stages.stage(f"texts about {name}", 1800.0) as step:
+            states.append(whitened(knowledge_states(llm, prompts, folder, step)))
+            shown = [prompt for prompt in prompts if prompt][:: max(1, len(prompts) // SHOWN)][:SHOWN]
+            examples[name] = [f"{prompt[-90:]} … {text}" for prompt, text in zip(
+                shown, generated(llm, shown, folder), strict=True)]
+    with stages.stage("catalogue texts", 1800.0):
+        texts = whitened(encode_texts(Writer(llm), dataset.texts))
+    tastes = [texts[history].mean(0) if history else torch.zeros(texts.shape[1]) for history in histories]
+    return Task(samples(item, rating, offsets), (states[0], states[1]), (torch.stack(tastes), texts), examples)
 
 
 def made_up() -> Task:
@@ -86,38 +106,45 @@ def made_up() -> Task:
     item = rng.integers(0, items, users * each)
     like = (taste[np.repeat(np.arange(users), each)] * kind[item]).sum(1).numpy()
     rating = np.where(like + rng.normal(0, 0.5, len(item)) > 0, 5.0, 1.0)
-    return Task(samples(item, rating, np.arange(users + 1) * each), taste, kind)
+    return Task(samples(item, rating, np.arange(users + 1) * each), (taste, kind), (taste, kind), {})
 
 
-def run(task: Task, kind: str, variant: str, seed: int, epochs: int) -> dict[str, Any]:
+def run(task: Task, kind: str, variant: str, seed: int, epochs: int) -> tuple[dict[str, Any], Outcome]:
     """Train and test one model on one split of the users."""
     rng = np.random.default_rng(seed)
-    order = rng.permutation(len(task.users))
+    order = rng.permutation(len(task.written[0]))
     tenth = max(1, len(order) // 10)
     test, held, train = (
         task.questions.of_users(part) for part in (order[:tenth], order[tenth : 2 * tenth], order[2 * tenth :]))
-    known: list[torch.Tensor | None] = [None, None]
-    if variant != "without":
-        known = [task.users, task.items]
+    users, items = task.catalogue if variant == "catalogue texts" else task.written
     if variant == "shuffled knowledge":
-        known = [part[rng.permutation(len(part))] for part in (task.users, task.items)]
+        users, items = (part[rng.permutation(len(part))] for part in task.written)
     torch.manual_seed(seed)
-    model = Ctr(len(task.items), kind, *known)
+    if variant in (PLAIN, WIDER):
+        model = Ctr(len(items), kind, wider=2 if variant == WIDER else 1)
+    else:
+        model = Ctr(len(items), kind, users, items)
     found = fit_ctr(model, train, held, epochs, seed)
-    return {"model": kind, "variant": variant, "seed": seed, "epoch": found["epoch"]} | judge_ctr(model, test)
+    about = {"model": kind, "variant": variant, "seed": seed, "epoch": found["epoch"],
+             "weights": sum(weight.numel() for weight in model.parameters())}
+    return about | judge_ctr(model, test), Outcome(test.user, scores_ctr(model, test), test.label)
 
 
-def table(runs: list[dict[str, Any]]) -> str:
-    lines = ["| model | knowledge | AUC | LogLoss |", "|---|---|--:|--:|"]
+def table(runs: list[dict[str, Any]], differences: list[dict[str, Any]]) -> str:
+    lines = ["| model | knowledge | AUC | LogLoss | AUC over without, 95% | LogLoss over without, 95% |",
+             "|---|---|--:|--:|--:|--:|"]
     for kind in KINDS:
         for variant in VARIANTS:
-            group = [one for one in runs if (one["model"], one["variant"]) == (kind, variant)]
-            figures = []
-            for metric in ("auc", "logloss"):
-                values = [one[metric] for one in group]
+            cells = []
+            for metric in METRICS:
+                values = [one[metric] for one in runs if (one["model"], one["variant"]) == (kind, variant)]
                 sd = statistics.stdev(values) if len(values) > 1 else 0.0
-                figures.append(f"{statistics.mean(values):.4f} ± {sd:.4f}")
-            lines.append(f"| {kind} | {variant} | {' | '.join(figures)} |")
+                cells.append(f"{statistics.mean(values):.4f} ± {sd:.4f}")
+            for metric in METRICS:
+                found = [one for one in differences
+                         if (one["model"], one["variant"], one["metric"]) == (kind, variant, metric)]
+                cells.append("{mean:+.4f} [{low:+.4f}, {high:+.4f}]".format(**found[0]) if found else "–")
+            lines.append(f"| {kind} | {variant} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -133,17 +160,25 @@ def main(argv: list[str] | None = None) -> None:
             task = made_up() if args.quick else movielens_task(settings, stages)
             plan = [(kind, variant, int(seed)) for seed in args.seeds.split(",") for kind in KINDS
                     for variant in VARIANTS]
-            runs = []
+            runs, tested = [], {}
             with stages.stage("training", 1800.0) as step:
                 for at, (kind, variant, seed) in enumerate(plan):
-                    runs.append(run(task, kind, variant, seed, 12 if args.quick else 20))
-                    step(at + 1, len(plan), f"{kind}, {variant}: AUC {runs[-1]['auc']:.4f}")
+                    about, tested[kind, variant, seed] = run(task, kind, variant, seed, 12 if args.quick else 20)
+                    runs.append(about)
+                    step(at + 1, len(plan), f"{kind}, {variant}: AUC {about['auc']:.4f}")
     except FreshetError as error:
         sys.exit(f"benchmarks.ctr: {error}")
-    print(f"\n{table(runs)}")
+    seeds = sorted({seed for *_, seed in tested})
+    differences: list[dict[str, Any]] = [
+        {"model": kind, "variant": variant, **found}
+        for kind in KINDS for variant in VARIANTS if variant != PLAIN
+        for found in compare([tested[kind, variant, seed] for seed in seeds],
+                             [tested[kind, PLAIN, seed] for seed in seeds], len(task.written[0]))]
+    print(f"\n{table(runs, differences)}")
     if not args.quick:
         JSON_PATH.write_text(json.dumps(
-            {"revision": revision(), "llm": settings.llm.name, "runs": runs}, indent=1) + "\n")
+            {"revision": revision(), "llm": settings.llm.name, "runs": runs, "differences": differences,
+             "examples": task.examples}, indent=1) + "\n")
         print(f"\nwritten: {JSON_PATH.relative_to(ROOT)}")
 
 

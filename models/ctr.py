@@ -86,31 +86,35 @@ class Ctr(nn.Module):
         n_items: size of the catalogue.
         kind: "din" or "dcnv2".
         users, items: (users, w), (n_items, w) whitened states of the texts about them; None = without knowledge.
+        wider: multiplies embeddings and layers, for a model of as many weights as one with knowledge.
     """
 
     users: Tensor | None
     texts: Tensor | None
 
-    def __init__(self, n_items: int, kind: str, users: Tensor | None = None, items: Tensor | None = None) -> None:
+    def __init__(
+        self, n_items: int, kind: str, users: Tensor | None = None, items: Tensor | None = None, wider: int = 1,
+    ) -> None:
         super().__init__()
         self.kind = kind
-        self.items = nn.Embedding(n_items + 1, EMBED, padding_idx=0)
-        self.liked = nn.Embedding(2, EMBED)
+        embed, inner, outer = EMBED * wider, 200 * wider, 80 * wider
+        self.items = nn.Embedding(n_items + 1, embed, padding_idx=0)
+        self.liked = nn.Embedding(2, embed)
         nn.init.normal_(self.items.weight, std=0.05)
         nn.init.normal_(self.liked.weight, std=0.05)
         self.register_buffer("users", users, persistent=False)
         self.register_buffer("texts", items, persistent=False)
-        width = 2 * EMBED
+        width = 2 * embed
         if users is not None:
             self.towers = Towers(2, users.shape[1], KNOWLEDGE, SHARED, SPECIFIC)
             width += 2 * KNOWLEDGE
         if kind == "din":
-            self.unit = nn.Sequential(nn.Linear(4 * EMBED, 32), nn.PReLU(), nn.Linear(32, 16), nn.PReLU(),
+            self.unit = nn.Sequential(nn.Linear(4 * embed, 32), nn.PReLU(), nn.Linear(32, 16), nn.PReLU(),
                                       nn.Linear(16, 1))
         else:
             self.crosses = nn.ModuleList(nn.Linear(width, width) for _ in range(3))
-        self.mlp = nn.Sequential(nn.Linear(width, 200), nn.PReLU(), nn.Linear(200, 80), nn.PReLU())
-        self.out = nn.Linear(80 + (0 if kind == "din" else width), 1)
+        self.mlp = nn.Sequential(nn.Linear(width, inner), nn.PReLU(), nn.Linear(inner, outer), nn.PReLU())
+        self.out = nn.Linear(outer + (0 if kind == "din" else width), 1)
 
     def forward(self, user: Tensor, item: Tensor, history: Tensor, liked: Tensor) -> Tensor:
         """Return logits (m,) for users (m,), items (m,), histories (m, H) and whether each was liked (m, H)."""
@@ -135,13 +139,24 @@ class Ctr(nn.Module):
         return self.out(torch.cat([crossed, deep], -1)).squeeze(-1)
 
 
+class Auc:
+    """The area under the ROC curve of scores (m,) and labels (m,), for any weights of the samples; ties count half."""
+
+    def __init__(self, score: FloatArray, label: FloatArray) -> None:
+        _, self._level = np.unique(score, return_inverse=True)
+        self._positive = label > 0.5
+
+    def __call__(self, weight: FloatArray) -> float:
+        """Return it for weights (m,); 0.5 where one class has none."""
+        up = np.bincount(self._level, weight * self._positive)
+        down = np.bincount(self._level, weight * ~self._positive)
+        pairs = up.sum() * down.sum()
+        return float((up * (np.cumsum(down) - down / 2)).sum() / pairs) if pairs > 0 else 0.5
+
+
 def auc(score: FloatArray, label: FloatArray) -> float:
     """Return the area under the ROC curve, ties counted half; 0.5 where one class is missing."""
-    _, inverse, counts = np.unique(score, return_inverse=True, return_counts=True)
-    rank = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
-    positive = label > 0.5
-    p, n = int(positive.sum()), int((~positive).sum())
-    return float((rank[positive].sum() - p * (p + 1) / 2) / (p * n)) if p and n else 0.5
+    return Auc(score, label)(np.ones(len(score)))
 
 
 def fit_ctr(
@@ -173,14 +188,24 @@ def fit_ctr(
     return best
 
 
-@torch.no_grad()
 def judge_ctr(model: Ctr, part: Samples) -> dict[str, float]:
     """Return AUC and LogLoss (nats) of samples."""
+    score = scores_ctr(model, part)
+    return {"auc": auc(score, part.label), "logloss": float(logloss(score, part.label).mean())}
+
+
+@torch.no_grad()
+def scores_ctr(model: Ctr, part: Samples) -> FloatArray:
+    """Return the logits (m,) of samples."""
     model.eval()
     rows = np.arange(len(part))
-    logits = torch.cat([_logits(model, part, rows[at : at + 4096]) for at in range(0, len(rows), 4096)])
-    return {"auc": auc(logits.numpy(), part.label),
-            "logloss": float(F.binary_cross_entropy_with_logits(logits, _tensor(part.label)))}
+    found = [_logits(model, part, rows[at : at + 4096]) for at in range(0, len(rows), 4096)]
+    return torch.cat(found).double().numpy()
+
+
+def logloss(score: FloatArray, label: FloatArray) -> FloatArray:
+    """Return the loss (m,) in nats of logits."""
+    return np.logaddexp(0, score) - score * label
 
 
 def _logits(model: Ctr, part: Samples, rows: IntArray) -> Tensor:

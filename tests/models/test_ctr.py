@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.ctr import Ctr, auc, fit_ctr, judge_ctr, samples, written_events
+from models.ctr import Auc, Ctr, auc, fit_ctr, judge_ctr, logloss, samples, written_events
 
 
 def test_what_is_written_about_is_not_asked_and_history_is_the_past():
@@ -43,3 +43,17 @@ def test_knowledge_tells_what_behaviour_cannot(kind):
         found.append(judge_ctr(model, test)["auc"])
     assert found[1] > found[0] + 0.05
     assert found[1] > 0.75
+
+
+def test_weights_count_as_copies():
+    rng = np.random.default_rng(0)
+    score, label, weight = rng.integers(0, 5, 60).astype(float), rng.integers(0, 2, 60) * 1.0, rng.integers(0, 4, 60)
+    copies = np.repeat(np.arange(60), weight)
+    assert Auc(score, label)(weight.astype(float)) == pytest.approx(auc(score[copies], label[copies]))
+
+
+def test_logloss_is_that_of_the_probabilities():
+    score = np.array([-2.0, 0.0, 3.0])
+    p = 1 / (1 + np.exp(-score))
+    assert logloss(score, np.ones(3)) == pytest.approx(-np.log(p))
+    assert logloss(score, np.zeros(3)) == pytest.approx(-np.log(1 - p))
