@@ -114,9 +114,9 @@ def encode_texts(writer: Writer, texts: list[str]) -> Tensor:
 def written_about(training: Sequences) -> IntArray:
     """Return per user how many of the first training events are written about, (users,).
 
-    The largest of `STEPS` within the first half; 0 = nothing is written, and knowledge is zero. Steps that double, since
-    a text about nine events is not worth writing anew for a tenth; so most users' prompts are the same under every
-    protocol, too: 9,058 texts serve both on Beauty, where prompts of up to 16 events each would be 36,800.
+    The largest of `STEPS` within the first half; 0 = nothing is written, and knowledge is zero. Steps that double,
+    since a text about nine events is not worth writing anew for a tenth; so most users' prompts are the same under
+    every protocol, too: on Beauty 9,176 texts serve both, where prompts of up to 16 events each would be 36,800.
     """
     half = (training.lengths() + 1) // 2
     steps = np.array([0, *STEPS])
