@@ -20,7 +20,7 @@ from models.descriptions import Descriptions
 from models.generation import answer
 from models.holistic import HolisticSource
 from models.item_cache import ItemCache
-from models.kar import SHARED, SPECIFIC, Towers, WrittenSource, encode_texts, user_prompts
+from models.kar import SHARED, SPECIFIC, STEPS, Towers, WrittenSource, encode_texts, user_prompts
 from models.live import Live
 from models.llm import LanguageModel
 from models.prompts import PromptSource
@@ -172,7 +172,8 @@ def _written(of: _Loaded) -> Live:
 
     def make(moments: Moments, histories: Sequence[Sequence[int]]) -> Tensor:
         asked = user_prompts(histories, of.texts)  # of the newest items: what is written anew may as well be new
-        rows = [row for row, prompt in enumerate(asked) if prompt]
+        # as in training, nothing is written of fewer
+        rows = [row for row, prompt in enumerate(asked) if prompt and len(histories[row]) >= STEPS[0]]
         states = torch.zeros(len(asked), of.llm.hidden_size)
         if rows:
             writer[:] = writer or [Writer(of.llm)]

@@ -155,11 +155,11 @@ def test_users_who_come_later_have_knowledge_and_known_ones_are_not_their_own_ne
 def test_what_was_written_is_written_anew_for_a_longer_history(shop, data, language, tmp_path):
     row = fitted("kar", shop)
     live = load_live(publish(row, data, tmp_path), *language, data.texts)
-    short, longer = [[1, 2]], [[1, 2, 3, 4, 5]]
+    short, longer = [[1, 2, 3, 4]], [[1, 2, 3, 4, 5, 6, 8, 9]]
     one, other = (live.generate(row.ranking.user_hidden(items), items) for items in (short, longer))
     assert not np.allclose(one.vectors, other.vectors)
-    nothing = [[0, 7, 14]]  # items without a text: nothing to write about
-    assert (live.generate(row.ranking.user_hidden(nothing), nothing).vectors == 0).all()
+    for nothing in ([[0, 7, 14, 21, 28]], [[1]]):  # items without a text, and too few
+        assert (live.generate(row.ranking.user_hidden(nothing), nothing).vectors == 0).all()
 
 
 @pytest.mark.slow
