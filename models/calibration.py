@@ -50,6 +50,7 @@ class Replay:
         ranks: (m, len(EPSILONS)) rank of the item among unseen ones within each trust radius; column 0 is the
             reference's.
         gains: (m, len(EPSILONS)) log p − log p_ref of the item within each trust radius, nats, unseen items only.
+        unbounded: (m,) the same of the fused scores alone, without the reference's share and without a radius.
     """
 
     user: IntArray
@@ -58,6 +59,7 @@ class Replay:
     margin: FloatArray
     ranks: IntArray
     gains: FloatArray
+    unbounded: FloatArray
 
 
 @torch.no_grad()
@@ -87,9 +89,11 @@ def replay(
         if source is not None:
             vectors = source(moments_at(sequences, part.first, batch.user_hidden, source.items))
         logits = fused.scores(fused.fuse(batch.fused_hidden, vectors)[batch.user, batch.slot], side)
+        alone = logits
         if affinity is not None:
-            logits = fused.weigh(
-                logits, batch.ref_logits, *_gathered(sequences, part.first, batch.user, batch.rows, affinity, fused))
+            gathered = _gathered(sequences, part.first, batch.user, batch.rows, affinity, fused)
+            alone = fused.weigh(logits, logits, *gathered)
+            logits = fused.weigh(logits, batch.ref_logits, *gathered)
         target = torch.from_numpy(sequences.item[batch.rows])
         margin = F.cross_entropy(batch.ref_logits, target, reduction="none") - F.cross_entropy(
             logits, target, reduction="none")
@@ -97,19 +101,21 @@ def replay(
         parts.append((
             np.searchsorted(sequences.offsets, batch.rows, "right") - 1, batch.rows - low,
             batch.rows - part.first[batch.user.numpy()], margin.double().numpy(),
-            *_within(batch.ref_logits, logits, target, seen_pairs(sequences, low, batch.rows), epsilons)))
+            *_within(batch.ref_logits, logits, alone, target, seen_pairs(sequences, low, batch.rows), epsilons)))
         if progress is not None:
             progress(min(at + settings.batch, len(rows)), len(rows))
     if not parts:
         none, flat = np.zeros(0, np.int64), np.zeros((0, len(epsilons)))
-        return Replay(none, none, none, np.zeros(0), flat.astype(np.int64), flat)
+        return Replay(none, none, none, np.zeros(0), flat.astype(np.int64), flat, np.zeros(0))
     return Replay(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
 def _drawn(sequences: Sequences, begin: IntArray, limit: int, span: int, seed: int) -> IntArray:
     """Return snapshots, about `limit` events of held-out users in all."""
     rows = regular(sequences, begin, span)
-    count = -(-limit // max(1, min(span, int(np.median(sequences.lengths()[sequences.lengths() > 0])))))
+    held = sequences.offsets[1:] - begin
+    each = int(np.median(held[held > 0])) if (held > 0).any() else 1  # in leave-one-out a user has one
+    count = -(-limit // max(1, min(span, each)))
     return np.sort(np.random.default_rng(seed).permutation(rows)[:count])
 
 
@@ -210,11 +216,14 @@ def _scored(
 
 
 def _within(
-    ref: Tensor, fused: Tensor, target: Tensor, seen: tuple[Tensor, Tensor], epsilons: tuple[float, ...],
-) -> tuple[IntArray, FloatArray]:
-    """Return rank and gain in log-probability (nats) of targets within each trust radius, (m, len(epsilons)) each."""
+    ref: Tensor, fused: Tensor, alone: Tensor, target: Tensor, seen: tuple[Tensor, Tensor],
+    epsilons: tuple[float, ...],
+) -> tuple[IntArray, FloatArray, FloatArray]:
+    """Return rank and gain in log-probability (nats) of targets within each trust radius, (m, len(epsilons)) each, and
+    the gain (m,) that fused scores have `alone`.
+    """
     each = torch.arange(len(target))
-    for logits in (ref, fused):
+    for logits in (ref, fused, alone):
         logits[seen] = -torch.inf
     ref_logp, fused_logp = ref.log_softmax(-1), fused.log_softmax(-1)
     ranks, gains = [], []
@@ -224,7 +233,8 @@ def _within(
         rank = (logp >= own[:, None]).sum(-1) - 1
         ranks.append(torch.where(own == -torch.inf, ref.shape[1], rank))
         gains.append(torch.where(own == -torch.inf, 0.0, own - ref_logp[each, target]))
-    return torch.stack(ranks, 1).numpy(), torch.stack(gains, 1).double().numpy()
+    unbounded = torch.nan_to_num(alone.log_softmax(-1)[each, target] - ref_logp[each, target], nan=0.0)  # −∞ − (−∞)
+    return torch.stack(ranks, 1).numpy(), torch.stack(gains, 1).double().numpy(), unbounded.double().numpy()
 
 
 def margins_by_user(done: Replay) -> list[FloatArray]:
@@ -244,24 +254,25 @@ def calibrate_epsilon(
     ε = .03, .1, .4: 16%, 24%, 35% and .131, .136, .143 (reference .109).
 
     Args:
-        harm: harmed users allowed, as a share of those that the fused scores harm as they are (the last radius).
+        harm: harmed users allowed, as a share of those that fused scores harm alone (`Replay.unbounded`).
     """
     quality = [float(ndcg(done.ranks[:, column]).mean()) if len(done.ranks) else 0.0 for column in range(len(epsilons))]
-    harmed = _harmed(done, len(epsilons))
-    allowed = [column for column, share in enumerate(harmed) if share <= harm * harmed[-1] or epsilons[column] == 0]
+    *harmed, unbounded = _harmed(done)
+    allowed = [column for column, share in enumerate(harmed) if share <= harm * unbounded or epsilons[column] == 0]
     enough = max(quality[column] for column in allowed) * 0.99
     chosen = next(column for column in allowed if quality[column] >= enough)
     found = {f"ndcg_at_10_epsilon_{epsilon:g}": value for epsilon, value in zip(epsilons, quality, strict=True)}
     found |= {f"harmed_epsilon_{epsilon:g}": value for epsilon, value in zip(epsilons, harmed, strict=True)}
-    return epsilons[chosen], found
+    return epsilons[chosen], found | {"harmed_unbounded": unbounded}
 
 
-def _harmed(done: Replay, columns: int) -> list[float]:
-    """Return the share of users harmed within each radius."""
+def _harmed(done: Replay) -> list[float]:
+    """Return the share of users harmed within each radius, and by fused scores alone."""
+    columns = [*done.gains.T, done.unbounded]
     if not len(done.user):
-        return [0.0] * columns
+        return [0.0] * len(columns)
     _, user, events = np.unique(done.user, return_inverse=True, return_counts=True)
-    return [float((np.bincount(user, done.gains[:, column]) / events < -DELTA).mean()) for column in range(columns)]
+    return [float((np.bincount(user, column) / events < -DELTA).mean()) for column in columns]
 
 
 def calibrate_min_history(done: Replay, epsilon: float, epsilons: tuple[float, ...] = EPSILONS) -> tuple[int, Found]:

@@ -251,7 +251,7 @@ def test_calibration_on_known_figures():
     ranks[:, 3] = 0  # best at EPSILONS[3]
     ranks[length < 6, 3] = 50  # but harmful to short histories
     gains = np.zeros((m, len(EPSILONS)))
-    done = Replay(np.arange(m), length, length, rng.normal(0, 0.5, m), ranks, gains)
+    done = Replay(np.arange(m), length, length, rng.normal(0, 0.5, m), ranks, gains, gains[:, 0])
     assert calibrate_epsilon(done)[0] == EPSILONS[3]
     assert calibrate_min_history(done, EPSILONS[3])[0] == 6
 
@@ -279,11 +279,11 @@ def test_the_radius_is_the_best_that_harms_few_enough_users():
         worse = user < min(column, 5)  # one user more with every radius, five at most
         gains[worse, column] = np.where(np.arange(20) % 2, 0.2, -0.9)[worse]  # on average −0.35
     gains[18, 1:] = -0.2  # one bad event of a user whose other is good: no harm
-    done = Replay(user, user, user, gains[:, -1], ranks, gains)
+    done = Replay(user, user, user, gains[:, -1], ranks, gains, gains[:, -1])
     assert calibrate_epsilon(done, harm=1.0)[0] == EPSILONS[9]  # no better further out
     radius, found = calibrate_epsilon(done, harm=0.4)
     assert radius == EPSILONS[2]  # two of five
-    assert found[f"harmed_epsilon_{EPSILONS[-1]:g}"] == 0.5
+    assert found[f"harmed_epsilon_{EPSILONS[-1]:g}"] == found["harmed_unbounded"] == 0.5
     assert found[f"harmed_epsilon_{EPSILONS[2]:g}"] == 0.2
     assert calibrate_epsilon(done, harm=0.0)[0] == 0.0
 
@@ -291,7 +291,7 @@ def test_the_radius_is_the_best_that_harms_few_enough_users():
 def test_margins_are_told_apart_by_user_in_their_order():
     user = np.array([1, 0, 1, 2, 0])
     done = Replay(user, user, user, np.array([1.0, 2.0, 3.0, 4.0, 5.0]), np.zeros((5, len(EPSILONS)), np.int64),
-                  np.zeros((5, len(EPSILONS))))
+                  np.zeros((5, len(EPSILONS))), np.zeros(5))
     assert [part.tolist() for part in margins_by_user(done)] == [[2.0, 5.0], [1.0, 3.0], [4.0]]
 
 
