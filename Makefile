@@ -53,6 +53,9 @@ bench-price: setup ## the price of a refresh: storm, slow and dead GPU, budgets 
 bench-ctr: setup ## KAR's task: AUC and LogLoss of DIN and DCNv2 with and without written knowledge (ARGS=--quick: seconds)
 	$(BIN)/python -m benchmarks.ctr $(ARGS)
 
+bench-refresh: setup ## what a refresh costs in each system, of the versions in the registry (`freshet fit --system`)
+	$(BIN)/python -m benchmarks.refresh $(ARGS)
+
 bench-quality: setup ## all systems and controls, both protocols, three seeds (hours on a CPU; ARGS='--quick': seconds)
 	$(BIN)/python -m benchmarks.quality $(ARGS)
 
@@ -62,4 +65,4 @@ bench-alignment: setup ## do contradictions teach the LLM? (ARGS='--data DIR', n
 clean: ## remove the environment, caches and fitted models
 	rm -rf .venv .freshet runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help setup demo test test-quick lint bench-alignment bench-experiment bench-drift bench-frontier bench-ingest bench-judge bench-price bench-ctr bench-quality clean
+.PHONY: help setup demo test test-quick lint bench-alignment bench-experiment bench-drift bench-frontier bench-ingest bench-judge bench-price bench-ctr bench-refresh bench-quality clean

@@ -107,10 +107,11 @@ class LlmGenerator:
 
     def _another(self, artifact: Artifact) -> Parts | None:
         """Return the parts of another version; the language model is loaded with the first that needs it."""
-        self._language, parts, dim = _opened(self._settings, artifact, self._language)
-        if dim != self.dim:
+        # Before anything else is loaded: a source may put an adapter of its own in the place of one in use.
+        if (dim := load_ranking(artifact).dim) != self.dim:
             raise ArtifactError(f"model {artifact.model_version} is {dim} wide, the store and the model in use "
                                 f"{self.dim}; restart with another store to change that")
+        self._language, parts, _ = _opened(self._settings, artifact, self._language)
         return parts
 
     def _put(self, parts: Parts | None, model_version: str) -> None:
