@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +18,7 @@ from torch.nn import functional as F  # noqa: N812 - the name the field uses
 
 from models.composition import Composed, moments_at
 from models.dataset import IntArray
+from models.distributed import Place, place
 from models.objectives import Losses, Objective
 from models.sequences import Sequences, tensors
 from models.snapshots import SPAN, after, draw
@@ -47,7 +47,7 @@ class Plan:
         trains_backbone: False = only source and fusion.
         none_is_an_epoch: keep the start where no epoch is better on held-out events.
         seed: of draws and dropout.
-        device: where to train; "cuda" uses bfloat16 autocast.
+        device: where to train (`models.distributed.place`).
         snapshots: per epoch; None = what the source says.
     """
 
@@ -70,14 +70,17 @@ def train(model: Composed, fold: Fold, plan: Plan, progress: Progress | None = N
     torch.manual_seed(plan.seed)
     rng = np.random.default_rng(plan.seed)
     training = fold.training()
-    device = torch.device(plan.device)
+    here = place(plan.device)
+    device = here.device
+    if here.ranks > 1:
+        torch.manual_seed(plan.seed + here.rank)  # of dropout
     model.to(device)
     model.backbone.requires_grad_(plan.trains_backbone)
     if model.fusion is not None:
         model.fusion.requires_grad_(True)  # it may be a part of the backbone
     steps = _Steps(model)
     judged = _chunks(draw(fold.sequences, JUDGED, rng, fold.begin))
-    now = judge(model, fold, judged)
+    now = here.agree(judge(model, fold, judged))
     plan.objective.start(now["constraint"])
     history = [now | plan.objective.log() | {"epoch": 0.0}]
     best, kept = history[0], _weights(model)
@@ -87,15 +90,20 @@ def train(model: Composed, fold: Fold, plan: Plan, progress: Progress | None = N
     for epoch in range(plan.epochs):
         for rows in _chunks(_drawn(training, snapshots, rng)):
             model.train()
-            losses = _losses(model, training, rows, device, plan.objective.wants_plain)
+            mine = here.share(rows)
+            if not len(mine):
+                steps.take(None, None, here)
+                continue
+            losses = _losses(model, training, mine, here, plan.objective.wants_plain)
             loss = plan.objective.loss(losses)
             if model.source is not None:
                 loss = loss + model.source.auxiliary().to(loss.device)
-            steps.take(loss, plan.objective.masked(losses))
+            share, masked = len(mine) / len(rows), plan.objective.masked(losses)
+            steps.take(loss * share, masked * share if masked is not None else None, here)
             if progress is not None:
                 progress(min(steps.taken, total), total, {"loss": float(loss.detach())})
         raw = steps.average()
-        now = judge(model, fold, judged)
+        now = here.agree(judge(model, fold, judged))
         plan.objective.after_epoch(now["constraint"])
         history.append(now | plan.objective.log() | _log(model) | {"epoch": epoch + 1.0})
         if not chosen or now["nll"] < best["nll"]:
@@ -128,15 +136,17 @@ class _Steps:
             betas=(0.9, 0.98))
         self._averaged = [weight.detach().clone() for weight in self.weights]
 
-    def take(self, loss: Tensor, masked_loss: Tensor | None) -> None:
-        """Go one step; masked weights follow `masked_loss` alone, None = they stay."""
+    def take(self, loss: Tensor | None, masked_loss: Tensor | None, here: Place) -> None:
+        """Go one step; masked weights follow `masked_loss` alone, None = they stay. No loss = no share of the batch."""
         self._optimizer.zero_grad()
         apart: tuple[Tensor | None, ...] = (None,) * len(self.masked)
         if self.masked and masked_loss is not None:
             apart = torch.autograd.grad(masked_loss, self.masked, retain_graph=True, allow_unused=True)
-        loss.backward()
+        if loss is not None:
+            loss.backward()
         for weight, gradient in zip(self.masked, apart, strict=True):
             weight.grad = gradient
+        here.sum_gradients(self.weights)
         nn.utils.clip_grad_norm_(self.weights, 1.0)
         self.taken += 1
         for group in self._optimizer.param_groups:
@@ -159,17 +169,17 @@ class _Steps:
 
 
 def _losses(
-    model: Composed, sequences: Sequences, rows: IntArray, device: torch.device, plain: bool = False,
+    model: Composed, sequences: Sequences, rows: IntArray, here: Place, plain: bool = False,
 ) -> Losses:
     """Return the losses (m,) of the events after the moments before `rows` (B,)."""
+    device = here.device
     # a window must reach back to the moment: half of what is read is context at least
     span = min(SPAN, max(1, model.reference.max_len // 2))
     part = after(sequences, rows, model.reference.max_len, span)
     tokens, where, slots, predicted = tensors(sequences, part)
     tokens, where, slots = tokens.to(device), where.to(device), slots.to(device)
     target = torch.from_numpy(sequences.item[predicted.numpy()]).to(device)
-    # bfloat16 on a CPU without AMX is ten times slower than float32
-    with torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext():
+    with here.autocast():
         with torch.no_grad():
             training, _ = model.reference.training, model.reference.eval()
             ref_hidden = model.reference(tokens)
@@ -197,10 +207,10 @@ def _losses(
 def judge(model: Composed, fold: Fold, judged: list[IntArray]) -> dict[str, float]:
     """Return mean losses (nats) on held-out events: the composition's, the reference's, and C."""
     model.eval()
-    device = next(model.backbone.parameters()).device
+    here = Place(next(model.backbone.parameters()).device)
     sums, count = np.zeros(3), 0
     for rows in judged:
-        found = _losses(model, fold.sequences, rows, device)
+        found = _losses(model, fold.sequences, rows, here)
         sums += [float(found.nll.sum()), float(found.reference.sum()), float(found.shortfall().sum())]
         count += len(found.nll)
     names = ("nll", "nll_reference", "constraint")

@@ -19,6 +19,7 @@ from transformers.utils import logging
 
 from models import adapters, attention
 from models.attention import Memory
+from models.distributed import device_named
 from models.gguf import packaged_gemma, packaged_tokenizer
 from schemas.errors import FreshetError
 from schemas.settings import LlmSettings
@@ -73,7 +74,7 @@ class LanguageModel:
             FreshetError: it is not there, cannot be read, or fails on plain English; the text says what to do.
         """
         logging.disable_progress_bar()
-        device = _device(settings.device)
+        device = device_named(settings.device, "FRESHET_LLM_DEVICE")
         name = settings.name
         packaged = packaged_gemma(cache_dir / f"{PACKAGED}-converted-1") if name == PACKAGED else None
         source = str(packaged or name)
@@ -200,18 +201,6 @@ def plain(text: str) -> str:
     """Return a text on one line, without control characters."""
     kept = "".join(" " if unicodedata.category(char)[0] == "C" else char for char in text)
     return " ".join(kept.split())
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise FreshetError(f"FRESHET_LLM_DEVICE={name!r} is no device; use auto, cpu, cuda or cuda:0") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise FreshetError(f"FRESHET_LLM_DEVICE={name!r}, but torch sees no GPU; use auto or cpu")
-    return device
 
 
 def _dtype(device: torch.device) -> torch.dtype:

@@ -126,8 +126,7 @@ def _trained(
 
 def _plan(shop: Workshop, objective: Objective) -> Plan:
     fit = shop.settings.fit
-    device = "cuda" if torch.cuda.is_available() and shop.settings.llm.device != "cpu" else "cpu"
-    return Plan(fit.knowledge_epochs, objective, seed=fit.seed, device=device)
+    return Plan(fit.knowledge_epochs, objective, seed=fit.seed, device=fit.device)
 
 
 def _generative(shop: Workshop) -> Trained:

@@ -23,6 +23,7 @@ from torch.nn import functional as F  # noqa: N812 - the name the field uses
 
 from models.backbone import Backbone, ItemSide
 from models.dataset import Events, IntArray
+from models.distributed import ALONE, Place, moved, place
 from models.evaluation import ELEMENTS, hidden_before, metrics, target_ranks
 from models.fusion import FusedScorer
 from models.sequences import Sequences, batches, tensors, windows
@@ -42,6 +43,7 @@ PATIENCE = 2  # epochs in which neither NDCG@10 nor likelihood on them got bette
 WARMUP = 100  # steps
 FULL = 4096  # items up to which every one is a negative in every step
 NEGATIVES = 2048  # drawn per step above that, beside the step's own targets
+CHUNK = 2**26  # scores computed at a time, 128 MB in half precision
 FEWEST = 300  # steps before patience counts: until then small data sets have hardly left their random start
 DROPPED = 0.05  # share of items whose own vectors a step drops
 EXTENSION = 3  # epochs of `extend`
@@ -128,15 +130,17 @@ def extend(model: Scorer, fold: Fold, settings: FitSettings, progress: Progress 
     model.fresh.copy_(fresh_items(fold.sequences, fold.n_items))
     if isinstance(model, FusedScorer):
         model.attention.requires_grad_(False)
+    here = place(settings.device)
+    model.to(here.device)
     averaged = copy.deepcopy(model)
     optimizer = _optimizer(model)
     steps = 0
     for epoch in range(EXTENSION):
-        loss, steps = _epoch(model, averaged, optimizer, fold.sequences, rng, steps)
+        loss, steps = _epoch(model, averaged, optimizer, fold.sequences, rng, steps, here)
         if progress is not None:
             progress(epoch + 1, EXTENSION, {"loss": loss})
     averaged.scale.fill_(scale)
-    return averaged.eval().requires_grad_(False)
+    return averaged.cpu().eval().requires_grad_(False)
 
 
 def train_scorer(
@@ -145,6 +149,10 @@ def train_scorer(
     """Return a scorer trained from where it stands, at its best epoch, with metrics; see `train_reference`."""
     began = time.monotonic()
     rng = np.random.default_rng(settings.seed)
+    here = place(settings.device)
+    if here.ranks > 1:
+        torch.manual_seed(settings.seed + here.rank)  # weights are drawn already; dropout is each process's own
+    model.to(here.device)
     averaged = copy.deepcopy(model)
     optimizer = _optimizer(model)
     train = fold.training()
@@ -153,8 +161,9 @@ def train_scorer(
     weights = copy.deepcopy(averaged.state_dict())
     steps = 0
     for epoch in range(settings.epochs):
-        loss, steps = _epoch(model, averaged, optimizer, train, rng, steps)
-        now = validate(averaged, fold) | {"loss": loss, "epoch": epoch + 1.0}
+        loss, steps = _epoch(model, averaged, optimizer, train, rng, steps, here)
+        judged = averaged if here.device.type == "cpu" else copy.deepcopy(averaged).cpu()
+        now = here.agree(validate(judged, fold) | {"loss": loss, "epoch": epoch + 1.0})
         if progress is not None:
             progress(epoch + 1, settings.epochs, now)
         if now["ndcg_at_10"] > best["ndcg_at_10"]:
@@ -164,6 +173,7 @@ def train_scorer(
         if epoch - better >= PATIENCE and steps >= FEWEST:
             break
     averaged.load_state_dict(weights)
+    averaged.cpu()
     averaged.fresh_shift.add_(fresh_shift(averaged, fold))
     best |= {"nll": temper(averaged, fold), "scale": float(averaged.scale)}
     averaged.fresh_shift.add_(fresh_shift(averaged, fold))  # the scale has moved their share
@@ -178,30 +188,45 @@ def _optimizer(model: Backbone) -> torch.optim.Optimizer:
 
 def _epoch(
     model: Backbone, averaged: Backbone, optimizer: torch.optim.Optimizer, train: Sequences,
-    rng: np.random.Generator, steps: int,
+    rng: np.random.Generator, steps: int, here: Place,
 ) -> tuple[float, int]:
-    """Train for one epoch; return the mean loss (nats) and the number of steps so far."""
+    """Train for one epoch; return the mean loss (nats; of this process's share) and the number of steps so far."""
     part = windows(train, model.max_len, max(1, int(model.max_len * STRIDE)))
-    counts = torch.from_numpy(np.bincount(train.item, minlength=model.n_items))
+    counts = torch.from_numpy(np.bincount(train.item, minlength=model.n_items)).to(here.device)
     slots = min(SLOTS, max(FEWEST_SLOTS, int((part.stop - part.start).sum()) // STEPS))
-    total = 0.0
+    total, seen = 0.0, 0
     model.train()
     for batch in batches(part, slots, rng):
-        tokens, where, places, rows = tensors(train, part[batch])
-        target = torch.from_numpy(train.item[rows.numpy()])
-        side = model.item_side(torch.rand(model.n_items) < DROPPED)
-        loss = _softmax_loss(model, model(tokens, side)[where, places], target, side, counts)
-        steps = descend(loss, model, averaged, optimizer, steps)
-        total += loss.item() * len(target)
-    return total / max(1, len(train.item)), steps
+        mine = here.share(batch)
+        loss = None
+        if len(mine):
+            tokens, where, places, rows = tensors(train, part[mine])
+            target = torch.from_numpy(train.item[rows.numpy()])
+            tokens, where, places, target = moved((tokens, where, places, target), here.device)
+            with here.autocast():
+                side = model.item_side((torch.rand(model.n_items) < DROPPED).to(here.device))
+                loss = _softmax_loss(model, model(tokens, side)[where, places], target, side, counts)
+            total, seen = total + loss.item() * len(target), seen + len(target)
+            # of all events of the batch: shares differ in size, and the processes' gradients are summed
+            loss = loss * (len(target) / int((part.stop - part.first)[batch].sum()))
+        steps = descend(loss, model, averaged, optimizer, steps, here)
+    return total / max(1, seen), steps
 
 
 def descend(
-    loss: Tensor, model: nn.Module, averaged: nn.Module, optimizer: torch.optim.Optimizer, steps: int,
+    loss: Tensor | None, model: nn.Module, averaged: nn.Module, optimizer: torch.optim.Optimizer, steps: int,
+    here: Place = ALONE,
 ) -> int:
-    """Take one step down `loss`, with warm-up, the averaged weights behind; return the number of steps so far."""
+    """Take one step down `loss`, with warm-up, the averaged weights behind; return the number of steps so far.
+
+    Args:
+        loss: None where this process has no share of the batch.
+        here: the process; gradients of all are summed.
+    """
     optimizer.zero_grad()
-    loss.backward()
+    if loss is not None:
+        loss.backward()
+    here.sum_gradients(model.parameters())
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     steps += 1
     for group in optimizer.param_groups:
@@ -216,15 +241,16 @@ def _softmax_loss(model: Backbone, hidden: Tensor, target: Tensor, side: ItemSid
 
     In large catalogues the partition function is estimated from a step's targets and `NEGATIVES` other items, each
     weighted by one over its probability of being there (importance sampling): Beauty's 12,101 items take 8 CPU seconds
-    an epoch instead of 40. Fresh items are no negatives: that would teach that new items, and the texts of just these,
-    score low.
+    an epoch instead of 40. On a GPU every item is scored, in chunks. Fresh items are no negatives: that would teach
+    that new items, and the texts of just these, score low.
 
     Args:
         counts: (n_items,) training events of each item.
     """
     n = model.n_items
-    if n <= FULL:
-        return F.cross_entropy(model.scores(hidden, side).masked_fill(model.fresh, -torch.inf), target)
+    if n <= FULL or target.device.type == "cuda":
+        logits = torch.cat([model.scores(part, side) for part in hidden.split(max(1, CHUNK // n))]).float()
+        return F.cross_entropy(logits.masked_fill(model.fresh, -torch.inf), target)
     pool, column = torch.unique(torch.cat([target, torch.randint(n, (NEGATIVES,))]), return_inverse=True)
     absent = (1 - counts[pool] / counts.sum()).pow(len(target)) * (1 - 1 / n) ** NEGATIVES
     weight = -torch.log1p(-absent)

@@ -99,6 +99,7 @@ class Evaluator:
         self, wanted: Wanted, shop: Workshop, trained: Any, path: Path, began: float, has_knowledge: bool,
     ) -> dict[str, Any]:
         from models import protocols
+        from models.distributed import place
 
         outcome = trained.rank(protocols.FRESH)
         result = {
@@ -117,14 +118,17 @@ class Evaluator:
         if outcome.reference is not None:
             columns |= {"reference_rank": outcome.reference.rank,
                         "reference_logp": outcome.reference.logp.astype(np.float32)}
-        _write(path, result, columns)
+        here = place(self.settings.fit.device)
+        if here.is_first:
+            _write(path, result, columns)
+        here.wait()
         return result
 
     def path(self, wanted: Wanted) -> Path:
         """Return where the result of a run is kept."""
         settings = self.settings
         llm = {key: value for key, value in asdict(settings.llm).items() if key not in {"device", "batch"}}
-        fit = {key: value for key, value in asdict(settings.fit).items() if key not in {"seed", "system"}}
+        fit = {key: value for key, value in asdict(settings.fit).items() if key not in {"seed", "system", "device"}}
         about = [FORMAT, self.dataset.hash, wanted.system, wanted.control, wanted.protocol, wanted.seed, wanted.events,
                  self._code, fit, settings.state.history, llm]
         digest = hashlib.sha256(orjson.dumps(about, option=orjson.OPT_SORT_KEYS)).hexdigest()

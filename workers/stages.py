@@ -28,11 +28,11 @@ class Stages:
     """Shows stages one after the other and keeps their times.
 
     Args:
-        console: where to; None = standard output.
+        console: where to; None = standard output, of the first process where `torchrun` started several.
     """
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console()
+        self.console = console or Console(quiet=os.environ.get("RANK", "0") != "0")
         self.times: dict[str, dict[str, Any]] = {}
         self._bars = Progress(
             TextColumn("{task.description:<18}"), BarColumn(28), TextColumn("{task.percentage:>3.0f}%"),
