@@ -26,7 +26,7 @@ def fit(
     item_id, timestamp and, if you like, event_type; `items.jsonl` has item_id, title and attributes (a list).
 
     What is fitted becomes the current version: `freshet up` serves it, whichever system it is. `dense` and `generative`
-    have no knowledge of users; with them nothing is ever refreshed, and no language model runs.
+    have no knowledge of users: nothing is ever refreshed, and serving them takes no language model.
 
     Examples:
 
