@@ -3,9 +3,9 @@
     python -m benchmarks.quality [--quick] [--systems dense,lwgr] [--controls all|none|first] [--seeds 1,2,3]
 
 Finished runs are kept (see `freshet evaluate`), so it goes on where it was interrupted. Writes
-benchmarks/results/quality.json, a list of runs, docs/quality.svg and docs/quality-training.svg; prints mean ± standard
-deviation over seeds and the gain over `dense` with its 95% interval (paired bootstrap over users, gains averaged over
-seeds first).
+benchmarks/results/quality.json, a list of runs, docs/quality.svg, docs/quality-training.svg and the tables of
+docs/results.md: mean ± standard deviation over seeds and the gain over `dense` with its 95% interval (paired bootstrap
+over users, gains averaged over seeds first).
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import sys
 import tempfile
 import time
@@ -24,20 +23,18 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import quality_plot
-from models.evaluation import ndcg, paired_interval
-from models.protocols import PROTOCOLS, by_user, protocol
+from benchmarks import quality_page, quality_plot
+from models.protocols import PROTOCOLS
 from models.systems import SYSTEMS, system_named
 from schemas.errors import FreshetError
 from schemas.settings import FitSettings, Settings, load
 from workers import movielens
-from workers.evaluate import Evaluator, Wanted, label
+from workers.evaluate import Evaluator, Wanted, label, read
 from workers.stages import Stages
 
 ROOT = Path(__file__).parents[1]
 JSON_PATH = ROOT / "benchmarks" / "results" / "quality.json"
 BEAUTY = ROOT / ".." / "shared" / "data" / "amazon-beauty"
-METRICS = ("recall_at_5", "ndcg_at_5", "recall_at_10", "ndcg_at_10", "harmed_fraction")
 # What suits the reference: chosen on its validation NDCG@10 alone and used by every row. Beauty, leave-one-out: dropout
 # .2 .0690, .4 .0706; MovieLens: .2 .1089. Twelve epochs, the default of `freshet fit`, cut it short on both.
 TUNED: dict[str, dict[str, Any]] = {
@@ -55,6 +52,7 @@ class Choice:
     protocols: tuple[str, ...]
     seeds: tuple[int, ...]
     events: int | None = None
+    report: bool = False
 
     def runs(self) -> Iterator[Wanted]:
         """Yield runs so that those which share a reference come one after the other."""
@@ -69,7 +67,7 @@ class Choice:
 def record(result: dict[str, Any]) -> dict[str, Any]:
     """Return the entry of quality.json."""
     return {key: result[key] for key in KEY} | {
-        "metrics": {name: result["metrics"][name] for name in METRICS},
+        "metrics": {name: result["metrics"][name] for name in quality_page.METRICS},
         "seconds": result["seconds"], "revision": result["revision"]}
 
 
@@ -79,57 +77,15 @@ def merged(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[st
     return [runs[key] for key in sorted(runs, key=lambda key: tuple(str(part) for part in key))]
 
 
-def summarise(evaluator: Evaluator, results: list[dict[str, Any]], events: int | None = None) -> list[dict[str, Any]]:
-    """Return one row per protocol, system and control: mean and sd over seeds, gain over dense with its interval."""
-    groups: dict[tuple[str, str, str | None], list[dict[str, Any]]] = {}
-    for result in results:
-        groups.setdefault((result["protocol"], result["system"], result["control"]), []).append(result)
-    rows = []
-    for (name, system, control), group in groups.items():
-        seeds = sorted(run["seed"] for run in group)
-        row: dict[str, Any] = {"protocol": name, "system": system, "control": control, "seeds": len(seeds)}
-        for metric in METRICS:
-            values = [run["metrics"][metric] for run in group if run["metrics"][metric] is not None]
-            row[metric] = statistics.mean(values) if values else None
-            row[f"{metric}_sd"] = statistics.stdev(values) if len(values) > 1 else 0.0
-        paired = [seed for seed in seeds if any(
-            run["seed"] == seed for run in groups.get((name, "dense", None), []))]
-        if (system, control) != ("dense", None) and paired:
-            row["gain"] = gain(evaluator, name, system, control, paired, events)
-        rows.append(row)
-    return rows
-
-
-def gain(
-    evaluator: Evaluator, name: str, system: str, control: str | None, seeds: list[int], events: int | None = None,
-) -> tuple[float, float, float]:
-    """Return the gain in NDCG@10 over dense and its interval."""
-    gains = []
-    for seed in seeds:
-        one, other = (evaluator.ranks(Wanted(*who, seed, events=events))
-                      for who in ((system, name, control), ("dense", name, None)))
-        gains.append(ndcg(one["rank"]) - ndcg(other["rank"]))
-    mean = np.mean(gains, axis=0)
-    split = protocol(name, evaluator.dataset, evaluator.settings.fit.train_fraction)
-    return (float(mean.mean()), *paired_interval(by_user(split, one["row"], mean)))
-
-
-def table(dataset: str, rows: list[dict[str, Any]]) -> str:
-    """Return a Markdown table."""
-    lines = [f"**{dataset}**", "", "| protocol | system | R@5 | N@5 | R@10 | N@10 | N@10 over dense, 95% | harmed |",
-             "|---|---|--:|--:|--:|--:|--:|--:|"]
-    for row in rows:
-        name = row["system"] + (f", {row['control']}" if row["control"] else "")
-        figures = " | ".join(f"{row[m]:.4f} ± {row[f'{m}_sd']:.4f}" for m in METRICS[:4])
-        over = "{:+.4f} [{:+.4f}, {:+.4f}]".format(*row["gain"]) if "gain" in row else "–"
-        harmed = "–" if row["harmed_fraction"] is None else f"{row['harmed_fraction']:.1%}"
-        lines.append(f"| {row['protocol'].replace('_', '-')} | {name} | {figures} | {over} | {harmed} |")
-    return "\n".join(lines)
-
-
 def evaluate(evaluator: Evaluator, choice: Choice, stages: Stages, path: Path | None) -> tuple[list[Any], list[str]]:
     """Run everything on one data set; return results and what failed. Each result is written as soon as it is there."""
     wanted = list(choice.runs())
+    if choice.report:
+        found = [(run, read(evaluator.path(run))) for run in wanted]
+        missing = [label(run) for run, result in found if result is None]
+        if missing:
+            stages.say(f"{evaluator.name}: not run: {'; '.join(missing)}")
+        return [result for _, result in found if result is not None], []
     results, failed, began = [], [], time.monotonic()
     for at, run in enumerate(wanted):
         left = (time.monotonic() - began) / at * (len(wanted) - at) if at else 0.0
@@ -167,7 +123,7 @@ def quick(stages: Stages) -> None:
         evaluator = Evaluator(settings, home, stages, "made-up")
         results = [evaluator.run(Wanted("dense", name, control, 1))
                    for name in PROTOCOLS for control in (None, "extra-steps")]
-        print(table("made-up", summarise(evaluator, results)))
+        print(quality_page.table("made-up", quality_page.summarise(evaluator, results)))
 
 
 def names(text: str, allowed: tuple[str, ...], what: str) -> tuple[str, ...]:
@@ -204,6 +160,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--datasets", default="all", help="of movielens-100k, amazon-beauty (%(default)s)")
     parser.add_argument("--seeds", default="1,2,3", help="(%(default)s)")
     parser.add_argument("--events", type=int, default=EVENTS, help="predicted per run, 0 = all (%(default)s)")
+    parser.add_argument("--report", action="store_true", help="train nothing: tables and plots of the runs there are")
     args = parser.parse_args(argv)
     failed: list[str] = []
     try:
@@ -215,7 +172,7 @@ def main(argv: list[str] | None = None) -> None:
             choice = Choice(
                 names(args.systems, tuple(SYSTEMS), "system"), args.controls,
                 names(args.protocols, PROTOCOLS, "protocol"), tuple(int(seed) for seed in args.seeds.split(",")),
-                args.events or None)
+                args.events or None, args.report)
             for system in choice.systems:
                 system_named(system)
             shown, moved = [], []
@@ -224,15 +181,16 @@ def main(argv: list[str] | None = None) -> None:
                 evaluator = Evaluator(replace(settings, fit=replace(settings.fit, **TUNED[name])), folder, stages, name)
                 results, lost = evaluate(evaluator, choice, stages, JSON_PATH)
                 failed += lost
-                shown.append((name, summarise(evaluator, results, choice.events)))
+                shown.append((name, quality_page.summarise(evaluator, results, choice.events)))
                 moved += [run for run in results if run["control"] is None and run["seed"] == choice.seeds[0]]
     except FreshetError as error:
         sys.exit(f"benchmarks.quality: {error}")
-    for name, rows in shown:
-        print(f"\n{table(name, rows)}")
+    tables = {name: quality_page.table(name, rows) for name, rows in shown if rows}
+    print("\n\n".join(tables.values()))
+    quality_page.write(ROOT / "docs" / "results.md", tables)
     quality_plot.draw(json.loads(JSON_PATH.read_text()) if JSON_PATH.is_file() else [], ROOT / "docs" / "quality.svg")
     quality_plot.draw_training(moved, ROOT / "docs" / "quality-training.svg")
-    print(f"\nwritten: {JSON_PATH.relative_to(ROOT)}, docs/quality.svg, docs/quality-training.svg")
+    print(f"\nwritten: {JSON_PATH.relative_to(ROOT)}, docs/results.md, docs/quality.svg, docs/quality-training.svg")
     if failed:
         sys.exit("benchmarks.quality: not done: " + "; ".join(failed))
 

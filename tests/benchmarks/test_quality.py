@@ -3,14 +3,14 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks import quality, quality_plot
+from benchmarks import quality, quality_page, quality_plot
 from models.systems import SYSTEMS
 from schemas.errors import FreshetError
 
 
 def entry(system="dense", control=None, seed=1, value=0.1):
     return {"dataset": "d", "protocol": "stream_time", "system": system, "control": control, "seed": seed,
-            "metrics": dict.fromkeys(quality.METRICS, value), "seconds": 1.0, "revision": "r"}
+            "metrics": dict.fromkeys(quality_page.METRICS, value), "seconds": 1.0, "revision": "r"}
 
 
 def test_a_run_made_again_takes_the_old_one_s_place(tmp_path):
@@ -41,3 +41,19 @@ def test_plots_are_drawn(tmp_path):
     assert all("<svg" in (tmp_path / name).read_text() for name in ("a.svg", "b.svg"))
     quality_plot.draw_training([entry() | {"training": {}}], tmp_path / "c.svg")
     assert not (tmp_path / "c.svg").exists()
+
+
+def test_tables_take_the_place_of_their_own_only(tmp_path):
+    page = tmp_path / "results.md"
+    page.write_text("before\n<!-- quality a: begin -->\nold\n<!-- quality a: end -->\nafter\n")
+    row = {"protocol": "stream_time", "system": "lwgr", "control": "unconstrained", "seeds": 2, "n": 30.0,
+           "gain": (0.01, 0.002, 0.018)}
+    row |= dict.fromkeys(quality_page.METRICS, 0.25) | {f"{name}_sd": 0.01 for name in quality_page.METRICS}
+    quality_page.write(page, {"a": quality_page.table("a", [row]), "b": "elsewhere"})
+    text = page.read_text()
+    assert text.startswith("before\n<!--")
+    assert text.endswith("-->\nafter\n")
+    assert "old" not in text
+    assert "elsewhere" not in text
+    assert "| `lwgr`, unconstrained | 2 | .2500 ± .0100 |" in text
+    assert "+0.0100 [+0.0020, +0.0180] | – | 25.0% |" in text
