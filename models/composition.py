@@ -118,8 +118,8 @@ class Composed(nn.Module):
 
         Args:
             age: of the knowledge that is used.
-            epsilon: full trust radius, nats: p is the best within KL(p ‖ p_ref) ≤ ε, and without knowledge it is p_ref;
-                None = the scores as they are.
+            epsilon: full trust radius, nats, of `models.constraint`; without knowledge p is p_ref. None = the scores as
+                they are.
             least: events a user must have had before knowledge is generated.
             progress: called with moments done and moments in all.
             rows: only these events, ascending; None = all.
@@ -146,7 +146,7 @@ class Composed(nn.Module):
                 return logits
             ref = ref.log_softmax(-1)
             radius = torch.where(has, float(epsilon or 0.0), 0.0)
-            return trust_region(ref, logits.log_softmax(-1) - ref, radius)[0]
+            return trust_region(ref, logits.log_softmax(-1), radius)[0]
 
         return Ranks(rows, *target_ranks(scores, self.backbone.n_items, sequences, rows))
 

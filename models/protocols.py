@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from models.constraint import DELTA
+from models.constraint import harmed
 from models.dataset import Dataset, FloatArray, IntArray, split
 from models.evaluation import ndcg, recall
 from models.sequences import Sequences
@@ -172,8 +172,8 @@ class Outcome:
         if not len(self.ranks.rows):
             return 0.0, 0.0
         loss = self.reference.logp - self.ranks.logp
-        users = [part.mean() for part in by_user(task, self.ranks.rows, loss)]
-        return float((np.array(users) > DELTA).mean()), float((loss > DELTA).mean())
+        users = np.array([part.mean() for part in by_user(task, self.ranks.rows, loss)])
+        return float(harmed(users).mean()), float(harmed(loss).mean())
 
 
 def summary(outcome: Outcome, task: Split) -> dict[str, float | None]:

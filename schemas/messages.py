@@ -125,9 +125,10 @@ class Recommendation(Message):
     source: Literal["fused", "reference"]
     fallback: Fallback | None = Field(default=None, description="why knowledge was not used; null if it was")
     reason: RankingReason
-    lagrange: float | None = Field(description="λ_u ≥ 1 of the trust region; null where the reference is served")
-    kl: float = Field(ge=0, description="KL(p ‖ p_ref) spent, nats")
-    epsilon: float = Field(ge=0, description="KL allowed: the full radius × trust")
+    lagrange: float | None = Field(
+        description="μ_u ≥ 1 of the trust region, by which fused probabilities are divided; null = reference served")
+    kl: float = Field(ge=0, description="KL(p ‖ p_ref), nats: how far knowledge has moved the list")
+    epsilon: float = Field(ge=0, description="nats any item may lose against the reference: full radius × trust")
     knowledge_version: int = Field(description="0 = none used")
     knowledge_age_s: float | None = Field(description="event time now − event time the knowledge includes")
     knowledge_behind: int | None = Field(description="events since the one the knowledge includes")

@@ -127,7 +127,8 @@ class RankingSettings:
     """What is recommended."""
 
     top: int = Field(default=10, ge=1, le=1000, description="items per recommendation")
-    epsilon: float | None = Field(default=None, description="full trust radius, nats of KL; None = as calibrated")
+    epsilon: float | None = Field(
+        default=None, description="full trust radius: nats that any item may lose; None = as calibrated")
     batch: int = Field(default=256, ge=1, description="requests per forward pass")
 
 

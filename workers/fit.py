@@ -115,8 +115,24 @@ def published(registry: Registry, key: str) -> Artifact | None:
 
 
 def _fit(settings: Settings, dataset: data.Dataset, past: data.Events, key: str, stages: Stages) -> Artifact:
+    """Train and publish; of processes that train together the first one publishes, and the others wait for it."""
+    from models.distributed import place
+
     with ExitStack() as opened:
         fitted = _trained(settings, dataset, past, stages, OneByOne(stages, opened))
+    here = place(settings.fit.device)
+    if here.is_first:
+        _publish(fitted, settings, dataset, past, key, stages)
+    here.wait()
+    artifact = published(Registry(settings.home), key)
+    if artifact is None:
+        raise ArtifactError("the first process has published no model; see what it says")
+    return artifact
+
+
+def _publish(
+    fitted: Fitted | FittedRow, settings: Settings, dataset: data.Dataset, past: data.Events, key: str, stages: Stages,
+) -> None:
     version = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{key[:6]}"
     registry = Registry(settings.home)
     with registry.publish(version) as folder:
@@ -131,7 +147,6 @@ def _fit(settings: Settings, dataset: data.Dataset, past: data.Events, key: str,
             settings={"fit_key": key, "fit": asdict(settings.fit), "state": asdict(settings.state),
                       "llm": asdict(settings.llm)},
             metrics=fitted.metrics, revision=_revision(), split_time=float(past.time[-1]), files={}))
-    return registry.open(version)
 
 
 def _trained(

@@ -202,7 +202,7 @@ class RankingProcessor:
     def _constrain(
         reference: Tensor, fused: Tensor, served: Sequence[int], epsilon: Sequence[float],
     ) -> tuple[Tensor, list[float], list[float]]:
-        """Return served log-probabilities (B, n), 1/λ and KL of each user; the reference where knowledge is unused."""
+        """Return served log-probabilities (B, n), 1/μ and KL of each user; the reference where knowledge is unused."""
         inverse, kl = [0.0] * len(reference), [0.0] * len(reference)
         if not served:
             return reference, inverse, kl
@@ -210,11 +210,9 @@ class RankingProcessor:
         step = max(1, _SCORES_AT_ONCE // reference.shape[1])
         for start in range(0, len(served), step):
             rows = list(served[start:start + step])
-            ref = reference[rows]
-            delta = torch.where(ref == -torch.inf, 0.0, fused[rows] - ref)
             radius = torch.tensor([epsilon[row] for row in rows], dtype=torch.float64)
-            logp[rows], one_over_lambda, spent = trust_region(ref, delta, radius)
-            for row, inv, nats in zip(rows, one_over_lambda.tolist(), spent.tolist(), strict=True):
+            logp[rows], one_over_mu, spent = trust_region(reference[rows], fused[rows], radius)
+            for row, inv, nats in zip(rows, one_over_mu.tolist(), spent.tolist(), strict=True):
                 inverse[row], kl[row] = inv, max(0.0, nats)
         return logp, inverse, kl
 

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.constraint import trust_region
+from models.constraint import DELTA, harmed, trust_region
 
 torch.set_num_threads(1)
 
@@ -12,94 +12,118 @@ problems = st.tuples(
 
 
 def problem(seed, B, n, scale, spread, masked=0.2):
+    """Return two log-distributions with the same items masked, and the mask."""
     rng = np.random.default_rng(seed)
     logits = torch.from_numpy(rng.normal(0, spread, (B, n)))
     mask = torch.from_numpy(rng.random((B, n)) < masked)
     mask[:, 0] = False
     ref = logits.masked_fill(mask, -torch.inf).log_softmax(-1)
-    delta = torch.from_numpy(rng.normal(0, scale, (B, n)))
-    return ref, delta, mask
+    fused = (logits + torch.from_numpy(rng.normal(0, scale, (B, n)))).masked_fill(mask, -torch.inf).log_softmax(-1)
+    return ref, fused, mask
 
 
-def divergence(logp, ref):
-    term = logp.exp() * (logp - ref)
-    return term.masked_fill(ref == -torch.inf, 0).sum(-1)
+def expected(under, logp):
+    """Return E_under[log p] of each row."""
+    return torch.where(under == -torch.inf, 0.0, under.exp() * logp.masked_fill(under == -torch.inf, 0.0)).sum(-1)
 
 
 @settings(max_examples=150, deadline=None)
 @given(problems, st.floats(1e-8, 5.0))
-def test_lambda_solves_the_constraint_or_is_one(shape, epsilon):
-    ref, delta, mask = problem(*shape)
-    logp, beta, kl = trust_region(ref, delta, torch.full((len(ref),), epsilon))
-    assert logp.dtype == beta.dtype == kl.dtype == torch.float64
-    assert ((beta >= 0) & (beta <= 1)).all()
-    true = divergence(logp, ref)
-    torch.testing.assert_close(true, kl, rtol=0, atol=1e-7)
-    solved = (true - epsilon).abs() <= 1e-6
-    assert (solved | ((beta == 1) & (true <= epsilon + 1e-6))).all()
+def test_no_item_loses_more_than_the_radius(shape, epsilon):
+    ref, fused, mask = problem(*shape)
+    logp, share, kl = trust_region(ref, fused, torch.full((len(ref),), epsilon, dtype=torch.float64))
+    assert logp.dtype == share.dtype == kl.dtype == torch.float64
+    assert ((share > 0) & (share <= 1)).all()
     torch.testing.assert_close(logp.logsumexp(-1), torch.zeros(len(ref), dtype=torch.float64), rtol=0, atol=1e-9)
     assert (logp[mask] == -torch.inf).all()
     assert torch.isfinite(logp[~mask]).all()
-    whole = (ref + delta).log_softmax(-1)
-    torch.testing.assert_close(logp[beta == 1], whole[beta == 1])
+    assert ((ref - logp)[~mask] <= epsilon + 1e-9).all()
+    torch.testing.assert_close(kl, expected(logp, logp) - expected(logp, ref), rtol=0, atol=1e-9)
+    # what is above its floor has the fused probability, divided by μ
+    above = (~mask) & (ref - logp < epsilon - 1e-6)
+    rows = torch.nonzero(above)[:, 0]
+    torch.testing.assert_close(logp[above], fused[above] + share[rows].log(), rtol=0, atol=1e-6)
+    torch.testing.assert_close(logp[share == 1], fused[share == 1])
+
+
+@settings(max_examples=100, deadline=None)
+@given(problems, st.floats(1e-4, 3.0), st.integers(0, 10**6))
+def test_nothing_else_within_the_bound_is_better_for_the_fused_belief(shape, epsilon, seed):
+    ref, fused, mask = problem(*shape)
+    logp, _, _ = trust_region(ref, fused, torch.full((len(ref),), epsilon, dtype=torch.float64))
+    rng = np.random.default_rng(seed)
+    for spread in (0.1, 1.0, 5.0):
+        guess = (fused + torch.from_numpy(rng.normal(0, spread, fused.shape))).masked_fill(mask, -torch.inf)
+        floor = np.exp(-epsilon)
+        other = (floor * ref.exp() + (1 - floor) * guess.softmax(-1)).log()
+        assert (expected(fused, logp) >= expected(fused, other) - 1e-9).all()
+    assert (expected(fused, logp) >= expected(fused, ref) - 1e-9).all()
 
 
 @settings(max_examples=50, deadline=None)
 @given(problems)
 def test_no_radius_is_the_reference_exactly(shape):
-    ref, delta, _ = problem(*shape)
-    logp, beta, kl = trust_region(ref, delta, torch.zeros(len(ref)))
+    ref, fused, _ = problem(*shape)
+    logp, share, kl = trust_region(ref, fused, torch.zeros(len(ref)))
     assert torch.equal(logp, ref)
-    assert (beta == 0).all()
+    assert (share == 0).all()
     assert (kl == 0).all()
 
 
 @settings(max_examples=50, deadline=None)
 @given(problems, st.floats(1e-4, 2.0), st.floats(1.0, 4.0))
-def test_more_trust_never_brings_less_kl(shape, epsilon, factor):
-    ref, delta, _ = problem(*shape)
-    small = trust_region(ref, delta, torch.full((len(ref),), epsilon))
-    large = trust_region(ref, delta, torch.full((len(ref),), epsilon * factor))
-    assert (large[2] >= small[2] - 1e-6).all()
+def test_more_trust_never_serves_knowledge_less(shape, epsilon, factor):
+    ref, fused, _ = problem(*shape)
+    small = trust_region(ref, fused, torch.full((len(ref),), epsilon, dtype=torch.float64))
+    large = trust_region(ref, fused, torch.full((len(ref),), epsilon * factor, dtype=torch.float64))
     assert (large[1] >= small[1] - 1e-9).all()
+    assert (expected(fused, large[0]) >= expected(fused, small[0]) - 1e-9).all()
 
 
 @settings(max_examples=50, deadline=None)
 @given(problems, st.floats(1e-4, 2.0), st.floats(-50, 50))
 def test_a_constant_added_to_the_scores_changes_nothing(shape, epsilon, shift):
-    ref, delta, _ = problem(*shape)
-    radius = torch.full((len(ref),), epsilon)
-    plain, shifted = trust_region(ref, delta, radius), trust_region(ref - shift, delta + shift, radius)
-    torch.testing.assert_close(shifted[0], plain[0], rtol=0, atol=1e-6)
-    torch.testing.assert_close(shifted[1], plain[1], rtol=1e-5, atol=1e-7)
+    ref, fused, _ = problem(*shape)
+    radius = torch.full((len(ref),), epsilon, dtype=torch.float64)
+    plain, shifted = trust_region(ref, fused, radius), trust_region(ref - shift, fused + shift, radius)
+    for one, other in zip(plain, shifted, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-6, atol=1e-7)
 
 
 def test_rows_are_solved_apart_and_float32_is_taken():
-    ref, delta, _ = problem(3, 5, 40, 2.0, 2.0)
+    ref, fused, _ = problem(3, 5, 40, 2.0, 2.0)
     radius = torch.tensor([0.0, 1e-3, 0.05, 0.5, 100.0])
-    logp, beta, _ = trust_region(ref.float(), delta.float(), radius)
-    assert beta[0] == 0
-    assert beta[4] == 1
+    logp, share, _ = trust_region(ref.float(), fused.float(), radius)
+    assert share[0] == 0
+    assert share[4] == 1
     for row in range(5):
-        alone = trust_region(ref[row : row + 1].float(), delta[row : row + 1].float(), radius[row : row + 1])
+        alone = trust_region(ref[row : row + 1].float(), fused[row : row + 1].float(), radius[row : row + 1])
         torch.testing.assert_close(alone[0][0], logp[row])
 
 
 def test_equal_scores_leave_the_reference():
-    ref, delta, _ = problem(4, 2, 9, 1.0, 1.0)
-    logp, _, kl = trust_region(ref, torch.full_like(delta, 7.0), torch.tensor([0.1, 1.0]))
+    ref, _, _ = problem(4, 2, 9, 1.0, 1.0)
+    logp, _, kl = trust_region(ref, ref + 7.0, torch.tensor([0.1, 1.0]))
     torch.testing.assert_close(logp, ref)
     torch.testing.assert_close(kl, torch.zeros(2, dtype=torch.float64), rtol=0, atol=1e-12)
 
 
 def test_masked_scores_may_be_anything():
-    ref, delta, mask = problem(5, 3, 30, 1.0, 1.0)
-    spoiled = delta.masked_fill(mask, torch.nan)
+    ref, fused, mask = problem(5, 3, 30, 1.0, 1.0)
+    spoiled = fused.masked_fill(mask, torch.nan)
     radius = torch.full((3,), 0.1)
-    assert torch.equal(trust_region(ref, spoiled, radius)[0], trust_region(ref, delta, radius)[0])
+    assert torch.equal(trust_region(ref, spoiled, radius)[0], trust_region(ref, fused, radius)[0])
 
 
 def test_a_user_who_has_seen_everything_gets_nothing():
-    logp, beta, kl = trust_region(torch.full((1, 4), -torch.inf), torch.zeros(1, 4), torch.ones(1))
+    none = torch.full((1, 4), -torch.inf)
+    logp, share, kl = trust_region(none, none, torch.ones(1))
     assert (logp == -torch.inf).all()
-    assert (beta.item(), kl.item()) == (0, 0)
+    assert (share.item(), kl.item()) == (0, 0)
+
+
+def test_within_delta_nobody_is_harmed():
+    ref, fused, mask = problem(6, 40, 50, 3.0, 3.0)
+    logp, _, _ = trust_region(ref.float(), fused.float(), torch.full((40,), DELTA))
+    assert not harmed((ref.float().double() - logp)[~mask].numpy()).any()
+    assert harmed((ref - fused)[~mask].numpy()).mean() > 0.2

@@ -96,11 +96,11 @@ def _stored(settings: Settings, user_id: str, now: float) -> str:
 def _recommendation(console: Console, last: Recommendation | None, now: float) -> None:
     if last is None:
         return
-    used = f"knowledge version {last.knowledge_version}, {last.knowledge_behind} events behind, λ {last.lagrange:.3g}" \
+    used = f"knowledge version {last.knowledge_version}, {last.knowledge_behind} events behind, μ {last.lagrange:.3g}" \
         if last.source == "fused" and last.lagrange is not None else f"behaviour only ({last.fallback})"
     console.print(
         f"last recommendation: {_ago(now, last.ranked_at)}, because of a new {last.reason}, includes "
-        f"{last.count:,} events; {used}; KL {last.kl:.3g} of {last.epsilon:.3g} nats\n"
+        f"{last.count:,} events; {used}; moved by {last.kl:.3g} nats, no item loses over {last.epsilon:.3g}\n"
         f"  items: {', '.join(item.item_id for item in last.items)}\n"
         f"  behaviour alone: {', '.join(last.reference)}")
 
