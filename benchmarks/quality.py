@@ -1,6 +1,6 @@
 """Which system recommends best? All rows of the table and their controls, under both protocols, with several seeds.
 
-    python -m benchmarks.quality [--quick] [--systems dense,lwgr] [--controls all|none|first] [--seeds 1,2,3]
+    python -m benchmarks.quality [--quick] [--systems dense,lwgr] [--controls all|none|first|NAMES] [--seeds 1,2,3]
 
 Finished runs are kept (see `freshet evaluate`), so it goes on where it was interrupted. Writes
 benchmarks/results/quality.json, a list of runs, docs/quality.svg, docs/quality-training.svg and the tables of
@@ -25,7 +25,7 @@ import numpy as np
 
 from benchmarks import quality_page, quality_plot
 from models.protocols import PROTOCOLS
-from models.systems import SYSTEMS, system_named
+from models.systems import CONTROLS, SYSTEMS, system_named
 from schemas.errors import FreshetError
 from schemas.settings import FitSettings, Settings, load
 from workers import movielens
@@ -58,9 +58,11 @@ class Choice:
         """Yield runs so that those which share a reference come one after the other."""
         for name in self.protocols:
             for seed in self.seeds:
-                controlled = self.controls == "all" or (self.controls == "first" and seed == self.seeds[0])
+                asked = self.controls.split(",")
+                every = "all" in asked or ("first" in asked and seed == self.seeds[0])
                 for system in self.systems:
-                    for control in (None, *(SYSTEMS[system].controls() if controlled else ())):
+                    controls = [name for name in SYSTEMS[system].controls() if every or name in asked]
+                    for control in (None, *controls):
                         yield Wanted(system, name, control, seed, events=self.events)
 
 
@@ -154,8 +156,8 @@ def main(argv: list[str] | None = None) -> None:
         prog="benchmarks.quality", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="made-up data, dense only, seconds, nothing saved")
     parser.add_argument("--systems", default="all", help=f"of {', '.join(SYSTEMS)} (%(default)s)")
-    parser.add_argument("--controls", choices=("all", "none", "first"), default="all",
-                        help="first = with the first seed only (%(default)s)")
+    parser.add_argument("--controls", default="all",
+                        help="all, none, first (= all, with the first seed only) or names (%(default)s)")
     parser.add_argument("--protocols", default="all", help="of leave-one-out, stream-time (%(default)s)")
     parser.add_argument("--datasets", default="all", help="of movielens-100k, amazon-beauty (%(default)s)")
     parser.add_argument("--seeds", default="1,2,3", help="(%(default)s)")
@@ -170,7 +172,9 @@ def main(argv: list[str] | None = None) -> None:
                 return
             settings = load()
             choice = Choice(
-                names(args.systems, tuple(SYSTEMS), "system"), args.controls,
+                names(args.systems, tuple(SYSTEMS), "system"),
+                ",".join(names(args.controls, ("all", "none", "first", *CONTROLS), "control"))
+                if args.controls != "all" else "all",
                 names(args.protocols, PROTOCOLS, "protocol"), tuple(int(seed) for seed in args.seeds.split(",")),
                 args.events or None, args.report)
             for system in choice.systems:
