@@ -22,7 +22,8 @@ from models.kar import ITEM, SHARED, SPECIFIC, USER, Towers
 EMBED = 32
 KNOWLEDGE = 32
 LEARNING_RATE = 1e-3
-BATCH = 256
+BATCH = 512
+WIDTH = 32  # of an expert: 943 users and 1,682 items do not fill 128, which take twice the time
 PATIENCE = 3
 LIKED = 3.0  # a rating above this is a positive label
 HISTORY = 10  # newest earlier events a sample shows; KAR's scripts show 5
@@ -106,7 +107,7 @@ class Ctr(nn.Module):
         self.register_buffer("texts", items, persistent=False)
         width = 2 * embed
         if users is not None:
-            self.towers = Towers(2, users.shape[1], KNOWLEDGE, SHARED, SPECIFIC)
+            self.towers = Towers(2, users.shape[1], KNOWLEDGE, SHARED, SPECIFIC, WIDTH)
             width += 2 * KNOWLEDGE
         if kind == "din":
             self.unit = nn.Sequential(nn.Linear(4 * embed, 32), nn.PReLU(), nn.Linear(32, 16), nn.PReLU(),

@@ -17,7 +17,8 @@ from models.writer import WORDS, Writer, quick
 ANSWER_TOKENS = 24
 FORMAT = 2  # of what is written; the next number voids all texts
 LEAST_TOKENS = 4  # a base model likes to end at once
-BATCH = 256
+BATCH = 256  # answers at a time, and at most
+BATCH_TOKENS = 16_384  # of prompts and answers: 300 MB of states, and on a slow CPU something is kept every minute
 PROMPT_TOKENS = 256  # of a prompt's own; what all have in common is read once and not counted
 
 
@@ -56,7 +57,7 @@ def common(rows: list[list[int]]) -> list[int]:
 def _written(writer: Writer, begin: list[int], rows: list[list[int]], tokens: int) -> list[str]:
     pages, hidden = writer.read(rows, begin, tokens)
     lengths = torch.tensor([len(row) for row in rows], device=hidden.device)
-    state = hidden[torch.arange(len(rows)), lengths - 1]
+    state = hidden[torch.arange(len(rows), device=hidden.device), lengths - 1]
     place, ends = len(begin) + lengths, torch.isin(writer.words, writer.ends)
     stop, digit = writer.words == writer.stop, torch.isin(writer.words, writer.digits)
     left = torch.arange(len(rows), device=hidden.device)  # rows that are read on
@@ -116,15 +117,18 @@ def generated(
         missing.sort(key=lambda key: (len(own[key]), key))  # prompts of one length share a batch: no padding
         writer = Writer(llm)
         with path.open("ab") as file:
-            for at in range(0, len(missing), BATCH):
-                keys = missing[at : at + BATCH]
+            at = 0
+            while at < len(missing):
+                longest = len(own[missing[min(at + BATCH, len(missing)) - 1]]) + tokens
+                keys = missing[at : at + max(1, min(BATCH, BATCH_TOKENS // longest))]
                 texts = _written(writer, begin, [own[key] for key in keys], tokens)
                 for key, text in zip(keys, texts, strict=True):
                     known[key] = clean(text)
                     file.write(orjson.dumps([key, known[key]]) + b"\n")
                 file.flush()
+                at += len(keys)
                 if progress is not None:
-                    progress(at + len(keys), len(missing))
+                    progress(at, len(missing))
     return [known[_key(prompt)] for prompt in prompts]
 
 
