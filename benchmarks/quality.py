@@ -110,17 +110,22 @@ def save(path: Path, runs: list[dict[str, Any]]) -> None:
     scratch.replace(path)
 
 
+def made_up(folder: Path) -> Path:
+    """Write a data set of made-up chains into a folder and return it."""
+    rng = np.random.default_rng(0)
+    events = ["user_id,item_id,timestamp"]
+    for user in range(60):
+        start = int(rng.integers(40))
+        events += [f"{user},{(start + step * (1 + user % 2)) % 40},{user + 100 * step}" for step in range(16)]
+    (folder / "events.csv").write_text("\n".join(events) + "\n")
+    (folder / "items.jsonl").write_text("".join(f'{{"item_id": "{i}", "title": "thing {i}"}}\n' for i in range(40)))
+    return folder
+
+
 def quick(stages: Stages) -> None:
     """Run the rows that need no language model on made-up chains, in seconds; nothing is saved."""
     with tempfile.TemporaryDirectory() as folder:
-        home = Path(folder)
-        rng = np.random.default_rng(0)
-        events = ["user_id,item_id,timestamp"]
-        for user in range(60):
-            start = int(rng.integers(40))
-            events += [f"{user},{(start + step * (1 + user % 2)) % 40},{user + 100 * step}" for step in range(16)]
-        (home / "events.csv").write_text("\n".join(events) + "\n")
-        (home / "items.jsonl").write_text("".join(f'{{"item_id": "{i}", "title": "thing {i}"}}\n' for i in range(40)))
+        home = made_up(Path(folder))
         settings = replace(Settings(), home=home, fit=FitSettings(dim=16, layers=1, epochs=8, knowledge_epochs=1))
         evaluator = Evaluator(settings, home, stages, "made-up")
         results = [evaluator.run(Wanted("dense", name, control, 1))

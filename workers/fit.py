@@ -161,7 +161,7 @@ def _trained(
 
     def language() -> tuple[LanguageModel, ItemCache]:
         report.close()
-        return _language(settings, dataset, stages)
+        return open_language(settings, dataset, stages)
 
     system = system_named(settings.fit.system)
     if system.name == "freshet":
@@ -170,7 +170,8 @@ def _trained(
     return fit_row(system, Workshop(dataset, split, settings, language, report, banks(settings)))
 
 
-def _language(settings: Settings, dataset: data.Dataset, stages: Stages) -> tuple[LanguageModel, ItemCache]:
+def open_language(settings: Settings, dataset: data.Dataset, stages: Stages) -> tuple[LanguageModel, ItemCache]:
+    """Return the language model and the states of the catalogue's texts, encoded where they are not kept yet."""
     from models.item_cache import ItemCache
     from models.llm import LanguageModel
 

@@ -1,0 +1,185 @@
+"""How should knowledge be kept from doing harm? Ranking quality against harmed users, for three shapes of the bound.
+
+    python -m benchmarks.bounds [--quick] [--data DIR] [--protocol leave-one-out] [--seed 1]
+
+The same reference and the same fused scores (item texts and evidence, without users' vectors: no language model runs
+per event) are joined under a bound on every item (`models.constraint`), on the average (KL(p ‖ p_ref) ≤ ε, solved
+exactly), and by mixing probabilities. Harmed is who loses more than 0.1 nats. Writes benchmarks/results/bounds.json and
+docs/bounds.svg.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import torch
+from torch import Tensor
+
+mpl.use("Agg")
+from matplotlib import pyplot as plt
+
+from benchmarks.quality import ROOT, TUNED, made_up
+from models.affinity import Affinity
+from models.calibration import calibrate_evidence
+from models.constraint import harmed, trust_region
+from models.dataset import load as load_data
+from models.evaluation import hidden_before, ndcg, target_ranks
+from models.fusion import FusedScorer
+from models.protocols import Split, by_user, protocol
+from models.snapshots import before
+from models.workshop import Workshop
+from schemas.errors import FreshetError
+from schemas.settings import FitSettings, Settings, load
+from workers import movielens
+from workers.evaluate import OneByOne, revision
+from workers.fit import open_language
+from workers.stages import Stages
+
+JSON_PATH = ROOT / "benchmarks" / "results" / "bounds.json"
+Shape = Callable[[Tensor, Tensor, float], Tensor]
+RADII = {"every item": (0.02, 0.05, 0.1, 0.2, 0.4, 0.8), "average (KL)": (0.003, 0.01, 0.02, 0.04, 0.1, 0.4),
+         "mixture": (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)}
+
+
+def every_item(ref: Tensor, fused: Tensor, radius: float) -> Tensor:
+    """Return log p: no item loses more than `radius` nats."""
+    return trust_region(ref, fused, torch.full((len(ref),), radius, dtype=torch.float64))[0]
+
+
+def average(ref: Tensor, fused: Tensor, radius: float) -> Tensor:
+    """Return log p ∝ log p_ref + β (log p_fused − log p_ref) with KL(p ‖ p_ref) = `radius`, or β = 1 within it."""
+    ref, change = ref.double(), (fused - ref).double()
+    low, high = torch.zeros(len(ref), 1, dtype=torch.float64), torch.ones(len(ref), 1, dtype=torch.float64)
+    for step in range(50):
+        middle = high if step == 0 else (low + high) / 2
+        logp = (ref + middle * change).log_softmax(-1)
+        within = (logp.exp() * (logp - ref)).sum(-1, keepdim=True) <= radius
+        low, high = torch.where(within, middle, low), torch.where(within, high, middle)
+    return (ref + low * change).log_softmax(-1)
+
+
+def mixture(ref: Tensor, fused: Tensor, radius: float) -> Tensor:
+    """Return log((1 − w) p_ref + w p_fused) with 1 − w = e^−radius: no item loses more than `radius` nats either."""
+    return torch.logaddexp(ref.double() - radius, fused.double() + np.log(-np.expm1(-radius)))
+
+
+SHAPES: dict[str, Shape] = {"every item": every_item, "average (KL)": average, "mixture": mixture}
+
+
+def points(shop: Workshop, split: Split) -> Iterator[dict[str, Any]]:
+    """Yield NDCG@10 and harmed users of the reference, the fused scores and every shape at every radius."""
+    reference, scorer = shop.backbone("sasrec")[0], shop.backbone("sasrec+text")[0]
+    assert isinstance(scorer, FusedScorer)
+    fold = split.fold
+    affinity = Affinity.fit(fold.training(), fold.n_items)
+    calibrate_evidence(fold.sequences, fold.begin, reference, scorer, affinity, seed=shop.settings.fit.seed)
+    reference, fused = shop.served(reference, "reference"), shop.served(scorer, "with texts")
+    assert isinstance(fused, FusedScorer)
+    if split.extends:
+        affinity = Affinity.fit(fold.sequences, fold.n_items)
+    rows, by_behaviour = hidden_before(reference, split.test, split.begin, rows=split.rows())
+    hidden = hidden_before(fused, split.test, split.begin, rows=split.rows())[1]
+    sides = reference.item_side(), fused.item_side()
+
+    def scored(shape: Shape | None, radius: float) -> Callable[[Tensor], Tensor]:
+        def scores(part: Tensor) -> Tensor:
+            ref = reference.scores(by_behaviour[part], sides[0])
+            if radius == 0:
+                return ref
+            evidence = affinity.evidence(before(split.test, rows[part.numpy()], fused.max_len))
+            joined = fused.weigh(fused.scores(hidden[part], sides[1]), ref, evidence, torch.zeros(len(part)))
+            return joined if shape is None else shape(ref.log_softmax(-1), joined.log_softmax(-1), radius)
+
+        return scores
+
+    wanted: list[tuple[str, float, Shape | None]] = [("reference", 0.0, None), ("unbounded", np.inf, None)]
+    wanted += [(name, radius, SHAPES[name]) for name, radii in RADII.items() for radius in radii]
+    showing = shop.during("bounds")
+    plain = np.zeros(0)
+    for at, (name, radius, shape) in enumerate(wanted):
+        rank, logp = target_ranks(scored(shape, radius), fold.n_items, split.test, rows)
+        plain = logp if name == "reference" else plain
+        users = np.array([part.mean() for part in by_user(split, rows, plain - logp)])
+        yield {"bound": name, "radius": None if np.isinf(radius) else radius, "ndcg_at_10": float(ndcg(rank).mean()),
+               "harmed_users": float(harmed(users).mean()), "log_likelihood_gain": float((logp - plain).mean()),
+               "largest_loss": float((plain - logp).max())}
+        showing(at + 1, len(wanted), {})
+
+
+def table(found: list[dict[str, Any]]) -> str:
+    """Return Markdown."""
+    lines = ["| bound | radius, nats | NDCG@10 | harmed users | largest loss of an event | log-likelihood gained |",
+             "|---|--:|--:|--:|--:|--:|"]
+    for row in found:
+        radius = "–" if not row["radius"] else f"{row['radius']:g}"
+        lines.append(f"| {row['bound']} | {radius} | {row['ndcg_at_10']:.4f} | {row['harmed_users']:.1%} | "
+                     f"{row['largest_loss']:.2f} | {row['log_likelihood_gain']:+.3f} |")
+    return "\n".join(lines)
+
+
+def draw(found: list[dict[str, Any]], path: Path, title: str) -> None:
+    """Write harmed users against NDCG@10, a line per bound."""
+    figure, axis = plt.subplots(figsize=(6, 4))
+    for name in SHAPES:
+        mine = [row for row in found if row["bound"] in {"reference", name}]
+        axis.plot([100 * row["harmed_users"] for row in mine], [row["ndcg_at_10"] for row in mine], "o-", label=name)
+    for name, marker in (("reference", "ks"), ("unbounded", "k^")):
+        own = next(row for row in found if row["bound"] == name)
+        axis.plot(100 * own["harmed_users"], own["ndcg_at_10"], marker, label=name)
+    axis.set(xlabel="users who lose more than 0.1 nats, %", ylabel="NDCG@10", title=title)
+    axis.legend()
+    axis.grid(alpha=0.3)
+    figure.tight_layout()
+    mpl.rcParams["svg.hashsalt"] = "bounds"
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="benchmarks.bounds", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="made-up data, seconds, nothing saved")
+    parser.add_argument("--data", type=Path, help="folder with events.csv and items.jsonl (MovieLens-100K)")
+    parser.add_argument("--protocol", choices=("leave-one-out", "stream-time"), default="leave-one-out",
+                        help="(%(default)s)")
+    parser.add_argument("--seed", type=int, default=1, help="(%(default)s)")
+    args = parser.parse_args(argv)
+    try:
+        with ExitStack() as opened, Stages() as stages:
+            settings = load()
+            if args.quick:
+                folder = made_up(Path(opened.enter_context(TemporaryDirectory())))
+                settings = replace(Settings(), home=folder, fit=FitSettings(dim=16, layers=1, epochs=8))
+            else:
+                folder = args.data or movielens.fetch(settings.home)
+                settings = replace(settings, fit=replace(settings.fit, **TUNED["movielens-100k"], seed=args.seed))
+            dataset = load_data(folder)
+            split = protocol(args.protocol.replace("-", "_"), dataset, limit=4000)
+            shop = Workshop(dataset, split, settings, lambda: open_language(settings, dataset, stages),
+                            report=OneByOne(stages, opened.enter_context(ExitStack())))
+            if args.quick:  # texts of made-up things say nothing: any vectors will do
+                shop.once("texts", lambda: torch.randn(len(dataset.items), 8))
+            found = list(points(shop, split))
+    except FreshetError as error:
+        sys.exit(f"benchmarks.bounds: {error}")
+    print(table(found))
+    if not args.quick:
+        JSON_PATH.write_text(json.dumps(
+            {"data_hash": dataset.hash, "protocol": args.protocol, "seed": args.seed, "revision": revision(),
+             "points": found}, indent=1) + "\n")
+        draw(found, ROOT / "docs" / "bounds.svg", f"{folder.name}, {args.protocol}, seed {args.seed}")
+        print("\nwritten: benchmarks/results/bounds.json, docs/bounds.svg")
+
+
+if __name__ == "__main__":
+    main()
