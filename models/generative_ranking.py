@@ -18,8 +18,9 @@ from torch import Tensor
 
 from models.backbone import pad
 from models.generative import BEAMS, Generative
+from models.requests import RankBatch, RankResult, known_items, seen_items
 from models.semantic_ids import SemanticIds
-from models.system import CONFIG, RankBatch, RankResult, known_items, seen_items, write_catalogue
+from models.system import CONFIG, write_catalogue
 from schemas.artifacts import Artifact
 from schemas.errors import ArtifactError
 

@@ -20,7 +20,8 @@ from models.composition import Composed
 from models.evidence import WithEvidence
 from models.fusion import FusedScorer
 from models.generative_ranking import GenerativeRanking
-from models.system import CONFIG, RankBatch, RankingModel, RankResult
+from models.requests import RankBatch, RankResult
+from models.system import CONFIG, RankingModel
 from schemas.artifacts import Artifact
 
 

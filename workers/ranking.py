@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from models.constraint import trust_region
-from models.system import RankBatch, RankResult, UserKnowledge
+from models.requests import RankBatch, RankResult, UserKnowledge
 from schemas.experiment import Arm, arm
 from schemas.messages import (
     Fallback,

@@ -12,9 +12,10 @@ from models.evaluation import hidden_before, metrics, ndcg, paired_interval, rec
 from models.fitting import STAGES, fit
 from models.item_cache import ItemCache
 from models.knowledge import KnowledgeModel
+from models.requests import RankBatch, UserKnowledge
 from models.sequences import Sequences
 from models.snapshots import after, batch_of, draw, regular
-from models.system import RankBatch, RankingModel, UserKnowledge, load_knowledge
+from models.system import RankingModel, load_knowledge
 from models.training import Fold, extend, train_fused, train_reference
 from schemas.artifacts import Card, Registry, write_card
 from schemas.errors import ArtifactError

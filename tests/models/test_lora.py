@@ -18,7 +18,7 @@ from models.cohort import Cohort, Parts, cohort_of, harm, margins, newest, split
 from models.item_cache import ItemCache
 from models.knowledge import KnowledgeModel
 from models.lora import TRAINING, TRIAL, Groups, align, masked_loss, train
-from models.system import RankBatch, UserKnowledge
+from models.requests import RankBatch, UserKnowledge
 from schemas.errors import FreshetError
 from schemas.settings import AlignmentSettings, FitSettings
 from tests.models import tiny

@@ -16,9 +16,9 @@ from models.kar import written_about
 from models.kept import USERS, load_live
 from models.live import padded
 from models.prompts import PromptSource
+from models.requests import RankBatch, UserKnowledge
 from models.rows import fit_row, training_split
 from models.serving import load_ranking
-from models.system import RankBatch, UserKnowledge
 from models.systems import SYSTEMS
 from models.training import Fold
 from models.workshop import Workshop

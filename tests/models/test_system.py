@@ -5,7 +5,8 @@ import torch
 
 from models.backbone import Backbone
 from models.fusion import FusedScorer, condense
-from models.system import RankBatch, RankingModel, UserKnowledge
+from models.requests import RankBatch, UserKnowledge
+from models.system import RankingModel
 from schemas.artifacts import Card, Registry, write_card
 from schemas.errors import ArtifactError
 

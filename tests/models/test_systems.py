@@ -14,9 +14,9 @@ from models.item_cache import ItemCache
 from models.objectives import FixedPenalty, Objective, PrimalDual
 from models.protocols import FRESH, FROZEN, leave_one_out, moments, stream_time, summary
 from models.recipes import train
+from models.requests import RankBatch, UserKnowledge
 from models.serving import ranking_model
 from models.snapshots import before
-from models.system import RankBatch, UserKnowledge
 from models.systems import CONTROLS, SYSTEMS, system_named
 from models.workshop import Workshop
 from schemas.errors import FreshetError

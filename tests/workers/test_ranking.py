@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.system import RankBatch, UserKnowledge
+from models.requests import RankBatch, UserKnowledge
 from schemas.errors import FreshetError
 from schemas.experiment import arm
 from schemas.messages import JudgedEvent, Judgement, ModelUpdate, RankingRequest, Recommendation
