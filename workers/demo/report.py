@@ -81,7 +81,7 @@ def html(figures: dict[str, Any], metrics: Metrics, artifact: Artifact) -> str:
             quality["by_staleness"], "newer events of the user that the recommendation did not know yet")),
         "age": plots.png(plots.by_group(
             quality["by_knowledge_age"], "events of the user since the knowledge was asked for")),
-        "lagrange": plots.png(plots.histogram(metrics.lagrange, "λ (1 = the trust region does not bind)")),
+        "lagrange": plots.png(plots.histogram(metrics.lagrange, "μ (1 = the trust region does not bind)")),
         "kl": plots.png(plots.histogram(metrics.kl, "KL spent, nats")),
         "experiment": plots.png(plots.uplift(figures["experiment"])) if figures["experiment"] else "",
     }

@@ -112,7 +112,7 @@ def _panel(view: View, metrics: Metrics) -> Group:
     for name, key in (("Recall@10", "recall_at_10"), ("NDCG@10", "ndcg_at_10")):
         fused, reference = quality["fused"][key], quality["reference"][key]
         body.add_row(name, f"{fused:.4f} with knowledge", "", f"{reference:.4f} without")
-    body.add_row("λ (median)", "–" if lagrange is None else f"{lagrange:.2f}", "memory",
+    body.add_row("μ (median)", "–" if lagrange is None else f"{lagrange:.2f}", "memory",
                  f"{view.memory / 2**30:.1f} GiB" + (f", {view.restarts} restarts" if view.restarts else ""))
     return Group(head, body, Text(f"refreshes: {refreshes}"))
 
