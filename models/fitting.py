@@ -38,7 +38,7 @@ from models.item_cache import ItemCache
 from models.knowledge import KnowledgeModel
 from models.llm import LanguageModel
 from models.system import RankingModel
-from models.training import Fold, extend, train_fused, train_reference
+from models.training import Fold, Keep, extend, train_fused, train_reference
 from schemas.settings import Settings
 
 Report = Callable[[str, int, int, dict[str, float]], None]
@@ -132,6 +132,7 @@ def _anew(_: str, make: Callable[[], Any]) -> Any:
 def fit_fold(
     fold: Fold, settings: Settings, llm: LanguageModel, cache: ItemCache, *, extends: bool,
     report: Report | None = None, once: Once = _anew, teach: Teach | None = None, bounded: bool = True,
+    keep: Keep | None = None,
 ) -> Composition:
     """Train and calibrate Freshet's composition on a fold.
 
@@ -144,6 +145,7 @@ def fit_fold(
             shared is not changed.
         teach: trains knowledge and `fused.attention` in place, given reference, fused scorer, knowledge model and
             affinity; None = `models.alignment.train_knowledge`.
+        keep: where trained scorers of behaviour are kept; None = nowhere.
         bounded: False = the fused scorer stands for itself: the reference has no share in it.
     """
 
@@ -152,12 +154,12 @@ def fit_fold(
 
     fit, max_len = settings.fit, settings.state.history
     metrics: dict[str, float] = {}
-    reference, found = once("sasrec", lambda: train_reference(fold, fit, max_len, during("reference")))
+    reference, found = once("sasrec", lambda: train_reference(fold, fit, max_len, during("reference"), keep))
     metrics |= {f"reference_{name}": value for name, value in found.items()}
     # Half precision is what the artifact holds; training with it keeps loaded and fitted models equal.
     trained, found = once("sasrec+text", lambda: train_fused(
         fold, condense(torch.from_numpy(cache.embeddings[: fold.n_items])).half().float(), fit, max_len,
-        during("fused")))
+        during("fused"), keep))
     metrics |= {f"fused_{name}": value for name, value in found.items()}
     began = time.monotonic()
     relating = during("affinity")
@@ -197,9 +199,9 @@ def fit_fold(
         began = time.monotonic()
         going_on = during("extension")
         reference = once("extended sasrec", lambda: extend(
-            reference, fold, fit, lambda at, total, now: going_on(at, 2 * total, now)))
+            reference, fold, fit, lambda at, total, now: going_on(at, 2 * total, now), keep))
         extended = once(f"extended {name}", lambda: extend(
-            calibrated, fold, fit, lambda at, total, now: going_on(at + total, 2 * total, now)))
+            calibrated, fold, fit, lambda at, total, now: going_on(at + total, 2 * total, now), keep))
         extended = copy.deepcopy(extended)
         extended.attention = fused.attention  # users' vectors take no part in the extension
         fused = extended

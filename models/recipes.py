@@ -91,7 +91,7 @@ def _freshet(system: System, control: str | None, shop: Workshop) -> Trained:
 
     made = fit_fold(
         fold, shop.settings, llm, cache, extends=shop.split.extends, report=shop.report, once=shop.once,
-        teach=None if control is None else teach, bounded=control != "unconstrained")
+        keep=shop.keep, teach=None if control is None else teach, bounded=control != "unconstrained")
     model = WithEvidence(
         made.fused, made.reference, CodebookSource(made.knowledge, cache, llm, shop.settings.llm.history),
         made.fused.attention, shuffled, made.affinity)
@@ -159,5 +159,5 @@ def _text_init(shop: Workshop) -> tuple[Backbone, dict[str, float]]:
         start = condense(torch.from_numpy(shop.llm()[1].embeddings), fit.dim)
         has = (start != 0).any(1)
         model.items[has, : start.shape[1]] = 0.02 * start[has]
-    return training.train_scorer(model, fold, fit, shop.during("text-initialised reference"))
+    return training.train_scorer(model, fold, fit, shop.during("text-initialised reference"), shop.keep)
 

@@ -14,7 +14,7 @@ import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -31,6 +31,17 @@ from schemas.settings import FitSettings
 
 Progress = Callable[[int, int, dict[str, float]], None]
 Scorer = TypeVar("Scorer", bound=Backbone)
+
+
+class Keep(Protocol):
+    """Gives a scorer trained before from the same start in the same way, else what `train` makes."""
+
+    def __call__(
+        self, stage: str, start: Scorer, fold: Fold, settings: FitSettings,
+        train: Callable[[], tuple[Scorer, dict[str, float]]],
+    ) -> tuple[Scorer, dict[str, float]]:
+        """Return a trained scorer of `start`'s kind and its metrics; `start` may be changed."""
+
 
 LEARNING_RATE = 2e-3
 WEIGHT_DECAY = 0.01
@@ -90,7 +101,7 @@ def fresh_items(sequences: Sequences, n_items: int) -> Tensor:
 
 
 def train_reference(
-    fold: Fold, settings: FitSettings, max_len: int, progress: Progress | None = None,
+    fold: Fold, settings: FitSettings, max_len: int, progress: Progress | None = None, keep: Keep | None = None,
 ) -> tuple[Backbone, dict[str, float]]:
     """Return the reference with the best validation NDCG@10, and its metrics on the held-out events.
 
@@ -99,15 +110,17 @@ def train_reference(
     Args:
         max_len: items of a history it reads.
         progress: called after every epoch with epochs done, epochs at most, and metrics.
+        keep: where trained scorers are kept; None = nowhere.
     """
     torch.manual_seed(settings.seed)
     model = Backbone(
         fold.n_items, settings.dim, settings.layers, settings.heads, max_len, settings.dropout, fold.fresh())
-    return train_scorer(model, fold, settings, progress)
+    return train_scorer(model, fold, settings, progress, keep)
 
 
 def train_fused(
     fold: Fold, text: Tensor, settings: FitSettings, max_len: int, progress: Progress | None = None,
+    keep: Keep | None = None,
 ) -> tuple[FusedScorer, dict[str, float]]:
     """Return the fused scorer with item texts but before any user's knowledge; otherwise as `train_reference`.
 
@@ -117,11 +130,16 @@ def train_fused(
     torch.manual_seed(settings.seed)
     model = FusedScorer(
         text, fold.fresh(), fold.n_items, settings.dim, settings.layers, settings.heads, max_len, settings.dropout)
-    return train_scorer(model, fold, settings, progress)
+    return train_scorer(model, fold, settings, progress, keep)
 
 
-def extend(model: Scorer, fold: Fold, settings: FitSettings, progress: Progress | None = None) -> Scorer:
+def extend(
+    model: Scorer, fold: Fold, settings: FitSettings, progress: Progress | None = None, keep: Keep | None = None,
+) -> Scorer:
     """Return a copy of a trained scorer that has gone on, over the held-out events too."""
+    if keep is not None:
+        return keep("extended", copy.deepcopy(model), fold, settings, lambda: (
+            extend(model, fold, settings, progress), {}))[0]
     rng = np.random.default_rng(settings.seed)
     torch.manual_seed(settings.seed)
     model = copy.deepcopy(model).requires_grad_(True)
@@ -144,9 +162,11 @@ def extend(model: Scorer, fold: Fold, settings: FitSettings, progress: Progress 
 
 
 def train_scorer(
-    model: Scorer, fold: Fold, settings: FitSettings, progress: Progress | None,
+    model: Scorer, fold: Fold, settings: FitSettings, progress: Progress | None, keep: Keep | None = None,
 ) -> tuple[Scorer, dict[str, float]]:
     """Return a scorer trained from where it stands, at its best epoch, with metrics; see `train_reference`."""
+    if keep is not None:
+        return keep("trained", model, fold, settings, lambda: train_scorer(model, fold, settings, progress))
     began = time.monotonic()
     rng = np.random.default_rng(settings.seed)
     here = place(settings.device)

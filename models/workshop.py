@@ -60,6 +60,7 @@ class Workshop:
     language: Callable[[], tuple[LanguageModel, ItemCache]]
     report: Report = lambda *_: None
     banks: Banks = exact
+    keep: training.Keep | None = None
     _made: dict[str, Any] = field(default_factory=dict)
 
     def once(self, name: str, make: Callable[[], Any]) -> Any:
@@ -91,13 +92,14 @@ class Workshop:
         """Return a trained backbone by kind (see `models.systems.System`) and its metrics; not yet extended."""
         fit, fold = self.settings.fit, self.split.fold
         if kind == "sasrec":
-            return self.once(kind, lambda: training.train_reference(fold, fit, self.max_len, self.during("reference")))
+            return self.once(kind, lambda: training.train_reference(
+                fold, fit, self.max_len, self.during("reference"), self.keep))
         if kind == "sasrec+written":
             return self.once(kind, self._with_written)
         text = self.texts() if kind == "sasrec+text" else texts_with_neighbours(
             self.llm()[1].embeddings, self.banks)
         return self.once(kind, lambda: training.train_fused(
-            fold, text, fit, self.max_len, self.during("scorer with texts")))
+            fold, text, fit, self.max_len, self.during("scorer with texts"), self.keep))
 
     def _with_written(self) -> tuple[Backbone, dict[str, float]]:
         fit, fold = self.settings.fit, self.split.fold
@@ -106,7 +108,7 @@ class Workshop:
         torch.manual_seed(fit.seed)
         model = KnowledgeScorer(
             whitened, fold.fresh(), fold.n_items, fit.dim, fit.layers, fit.heads, self.max_len, fit.dropout)
-        return training.train_scorer(model, fold, fit, self.during("scorer with written texts"))
+        return training.train_scorer(model, fold, fit, self.during("scorer with written texts"), self.keep)
 
     def written(self, prompts: list[str], stage: str) -> torch.Tensor:
         """Return states (n, H) of what the language model writes after prompts; texts and states are kept on disk."""
@@ -125,7 +127,8 @@ class Workshop:
             return model
 
         def extended() -> Backbone:
-            return training.extend(model, self.split.fold, self.settings.fit, self.during(f"extension ({name})"))
+            return training.extend(
+                model, self.split.fold, self.settings.fit, self.during(f"extension ({name})"), self.keep)
 
         return self.once(f"extended {name}", extended) if shared else extended()
 

@@ -22,6 +22,7 @@ import orjson
 from models import dataset as data
 from schemas.errors import DataError
 from schemas.settings import Settings
+from workers.shelf import Shelf
 from workers.stages import Stages, Step
 
 if TYPE_CHECKING:
@@ -186,7 +187,8 @@ class Evaluator:
             settings = replace(self.settings, fit=replace(self.settings.fit, seed=wanted.seed))
             split = protocol(wanted.protocol, self.dataset, settings.fit.train_fraction, wanted.events)
             self._shop = key, Workshop(
-                self.dataset, split, settings, self._language, banks=banks(settings))
+                self.dataset, split, settings, self._language, banks=banks(settings),
+                keep=Shelf(settings.home / "cache" / "scorers"))
         self._shop[1].report = self._report = OneByOne(self.stages, opened)
         return self._shop[1]
 
