@@ -272,18 +272,19 @@ def test_a_scorer_is_no_surer_than_held_out_events_bear_out(data):
 
 
 def test_the_radius_is_the_best_that_harms_few_enough_users():
-    """Ten users of two events each; the wider the radius the better the ranks and the more users are harmed."""
-    user = np.repeat(np.arange(10), 2)
-    ranks = np.repeat(np.maximum(0, 6 - np.arange(len(EPSILONS)))[None], 20, 0)
-    gains = np.full((20, len(EPSILONS)), 0.3)
+    """A thousand users of two events; the wider the radius the better the ranks and the more users are harmed."""
+    user = np.repeat(np.arange(1000), 2)
+    ranks = np.repeat(np.maximum(0, 6 - np.arange(len(EPSILONS)))[None], 2000, 0)
+    gains = np.full((2000, len(EPSILONS)), 0.3)
     for column in range(1, len(EPSILONS)):
-        worse = user < min(column, 5)  # one user more with every radius, five at most
-        gains[worse, column] = np.where(np.arange(20) % 2, 0.2, -0.9)[worse]  # on average −0.35
-    gains[18, 1:] = -0.2  # one bad event of a user whose other is good: no harm
+        worse = user < 100 * min(column, 5)  # a hundred users more with every radius, five hundred at most
+        gains[worse, column] = np.where(np.arange(2000) % 2, 0.2, -0.9)[worse]  # on average −0.35
+    gains[1998, 1:] = -0.2  # one bad event of a user whose other is good: no harm
     done = Replay(user, user, user, gains[:, -1], ranks, gains, gains[:, -1])
     assert calibrate_epsilon(done, harm=1.0)[0] == EPSILONS[6]  # no better further out
-    radius, found = calibrate_epsilon(done, harm=0.4)
+    radius, found = calibrate_epsilon(done, harm=0.5)
     assert radius == EPSILONS[2]  # two of five
+    assert calibrate_epsilon(done, harm=0.41)[0] == EPSILONS[1]  # two of five, but not surely
     assert found[f"harmed_epsilon_{EPSILONS[-1]:g}"] == found["harmed_unbounded"] == 0.5
     assert found[f"harmed_epsilon_{EPSILONS[2]:g}"] == 0.2
     assert calibrate_epsilon(done, harm=0.0)[0] == 0.0
