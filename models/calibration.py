@@ -247,21 +247,22 @@ def margins_by_user(done: Replay) -> list[FloatArray]:
 def calibrate_epsilon(
     done: Replay, harm: float = 1.0, epsilons: tuple[float, ...] = EPSILONS,
 ) -> tuple[float, Found]:
-    """Return the smallest trust radius (nats) whose NDCG@10 is within 1% of the best that surely harms few enough users.
+    """Return the smallest trust radius (nats) with NDCG@10 within 1% of the best that surely harms few enough users.
 
     A user is harmed where the mean of his `gains` is below −δ; within ε = δ nobody is. Held-out NDCG@10 and harmed
     users of MovieLens-100K in leave-one-out: .137 and none at ε = .1, .143 and 43% at .4, .143 and 36% without a bound;
     .109 is the reference's.
 
     Args:
-        harm: harmed users allowed, as a share of those that fused scores harm alone (`Replay.unbounded`).
+        harm: harmed users allowed, as a share of those that fused scores harm alone (`Replay.unbounded`); 1 = all.
     """
     quality = [float(ndcg(done.ranks[:, column]).mean()) if len(done.ranks) else 0.0 for column in range(len(epsilons))]
     *shares, unbounded = _harmed(done)
     users = max(1, len(np.unique(done.user)))
     # Two standard errors: 9% of 90 held-out users were 18% of the later ones (MovieLens-100K, stream time, ε = .2).
     surely = [share + 2 * (share * (1 - share) / users) ** 0.5 for share in shares]
-    allowed = [column for column, share in enumerate(surely) if share <= harm * unbounded or epsilons[column] == 0]
+    allowed = [column for column, share in enumerate(surely)
+               if harm >= 1 or share <= harm * unbounded or epsilons[column] == 0]
     enough = max(quality[column] for column in allowed) * 0.99
     chosen = next(column for column in allowed if quality[column] >= enough)
     found = {f"ndcg_at_10_epsilon_{epsilon:g}": value for epsilon, value in zip(epsilons, quality, strict=True)}
