@@ -1,4 +1,4 @@
-"""How quickly texts about items are written on one core, in 8 bits and in float32, and whether they are as likely.
+"""How quickly texts about items are written on one core, in 8 bits, in float32 and with all words; how likely they are.
 
     OMP_NUM_THREADS=1 python -m benchmarks.writing [--texts 64]
 
@@ -55,15 +55,18 @@ def main(argv: list[str] | None = None) -> None:
     before: list[str] | None = None
     print("| weights | ms a text | tokens/s, read and written | loss of the texts | same as in float32 |")
     print("|---|--:|--:|--:|--:|")
-    for int8 in (False, True):
-        writer = Writer(llm, int8)
+    for name in ("float32", "float32, all words", "int8"):
+        writer = Writer(llm, name == "int8")
+        if name == "float32, all words":
+            writer.words = torch.arange(len(llm.tokenizer))
+            writer._words = llm.causal.get_output_embeddings()  # type: ignore[operator]
         began = time.process_time()
         written = answer(writer, prompts)
         seconds = time.process_time() - began
         tokens = read + sum(map(len, token_rows(llm, written))) - len(written)
         before = before or written
         same = sum(one == other for one, other in zip(before, written, strict=True))
-        print(f"| {'int8' if int8 else 'float32'} | {1000 * seconds / len(prompts):.0f} | {tokens / seconds:.0f} | "
+        print(f"| {name} | {1000 * seconds / len(prompts):.0f} | {tokens / seconds:.0f} | "
               f"{loss(llm, prompts, written):.2f} | {same} of {len(prompts)} |", flush=True)
 
 
