@@ -118,7 +118,7 @@ class Composed(nn.Module):
 
         Args:
             age: of the knowledge that is used.
-            epsilon: full trust radius, nats, of `models.constraint`; without knowledge p is p_ref. None = the scores as
+            epsilon: full trust radius, of `models.constraint`; without knowledge p is p_ref. None = the scores as
                 they are.
             least: events a user must have had before knowledge is generated.
             progress: called with moments done and moments in all.

@@ -128,7 +128,7 @@ class Recommendation(Message):
     lagrange: float | None = Field(
         description="μ_u ≥ 1 of the trust region, by which fused probabilities are divided; null = reference served")
     kl: float = Field(ge=0, description="KL(p ‖ p_ref), nats: how far knowledge has moved the list")
-    epsilon: float = Field(ge=0, description="nats any item may lose against the reference: full radius × trust")
+    epsilon: float = Field(ge=0, description="radius of the trust region: full radius × trust; 0 = the reference")
     knowledge_version: int = Field(description="0 = none used")
     knowledge_age_s: float | None = Field(description="event time now − event time the knowledge includes")
     knowledge_behind: int | None = Field(description="events since the one the knowledge includes")

@@ -128,7 +128,8 @@ class RankingSettings:
 
     top: int = Field(default=10, ge=1, le=1000, description="items per recommendation")
     epsilon: float | None = Field(
-        default=None, description="full trust radius: nats that any item may lose; None = as calibrated")
+        default=None, description="full trust radius: up to 0.1 nats that any item may lose, beyond that the chance of "
+                                  "losing more; 0 = behaviour alone, 100 = no bound, None = as calibrated")
     batch: int = Field(default=256, ge=1, description="requests per forward pass")
 
 

@@ -28,7 +28,7 @@ def expected(under, logp):
 
 
 @settings(max_examples=150, deadline=None)
-@given(problems, st.floats(1e-8, 5.0))
+@given(problems, st.floats(1e-8, DELTA))
 def test_no_item_loses_more_than_the_radius(shape, epsilon):
     ref, fused, mask = problem(*shape)
     logp, share, kl = trust_region(ref, fused, torch.full((len(ref),), epsilon, dtype=torch.float64))
@@ -47,7 +47,7 @@ def test_no_item_loses_more_than_the_radius(shape, epsilon):
 
 
 @settings(max_examples=100, deadline=None)
-@given(problems, st.floats(1e-4, 3.0), st.integers(0, 10**6))
+@given(problems, st.floats(1e-4, DELTA), st.integers(0, 10**6))
 def test_nothing_else_within_the_bound_is_better_for_the_fused_belief(shape, epsilon, seed):
     ref, fused, mask = problem(*shape)
     logp, _, _ = trust_region(ref, fused, torch.full((len(ref),), epsilon, dtype=torch.float64))
@@ -58,6 +58,29 @@ def test_nothing_else_within_the_bound_is_better_for_the_fused_belief(shape, eps
         other = (floor * ref.exp() + (1 - floor) * guess.softmax(-1)).log()
         assert (expected(fused, logp) >= expected(fused, other) - 1e-9).all()
     assert (expected(fused, logp) >= expected(fused, ref) - 1e-9).all()
+
+
+@settings(max_examples=150, deadline=None)
+@given(problems, st.floats(1e-3, 1.5))
+def test_beyond_delta_the_radius_is_the_chance_of_losing_more(shape, chance):
+    ref, fused, mask = problem(*shape)
+    logp, share, _ = trust_region(ref, fused, torch.full((len(ref),), DELTA + chance, dtype=torch.float64))
+    torch.testing.assert_close(logp.logsumexp(-1), torch.zeros(len(ref), dtype=torch.float64), rtol=0, atol=1e-9)
+    assert (logp[mask] == -torch.inf).all()
+    lost = (ref - logp > DELTA + 1e-9) & ~mask
+    belief = (ref.exp() + fused.exp()) / 2
+    if chance < 1:
+        assert (torch.where(lost, belief, 0.0).sum(-1) <= chance + 1e-9).all()
+    else:
+        torch.testing.assert_close(logp, fused)
+    # what is lost is doubted most: no item that keeps its bound is doubted more
+    doubt = (ref - fused).masked_fill(mask, -torch.inf)
+    kept = torch.where(lost | mask, -torch.inf, doubt).amax(-1)
+    least = torch.where(lost, doubt, torch.inf).amin(-1)
+    assert (least >= torch.minimum(kept, least) - 1e-9).all()
+    bound = trust_region(ref, fused, torch.full((len(ref),), DELTA, dtype=torch.float64))
+    assert (share >= bound[1] - 1e-9).all()
+    assert (expected(fused, logp) >= expected(fused, bound[0]) - 1e-9).all()
 
 
 @settings(max_examples=50, deadline=None)

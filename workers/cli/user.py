@@ -100,7 +100,7 @@ def _recommendation(console: Console, last: Recommendation | None, now: float) -
         if last.source == "fused" and last.lagrange is not None else f"behaviour only ({last.fallback})"
     console.print(
         f"last recommendation: {_ago(now, last.ranked_at)}, because of a new {last.reason}, includes "
-        f"{last.count:,} events; {used}; moved by {last.kl:.3g} nats, no item loses over {last.epsilon:.3g}\n"
+        f"{last.count:,} events; {used}; moved by {last.kl:.3g} nats within a radius of {last.epsilon:.3g}\n"
         f"  items: {', '.join(item.item_id for item in last.items)}\n"
         f"  behaviour alone: {', '.join(last.reference)}")
 
