@@ -43,6 +43,7 @@ from schemas.settings import FitSettings, Settings, load
 from workers import movielens
 from workers.evaluate import OneByOne, revision
 from workers.fit import open_language
+from workers.shelf import Shelf
 from workers.stages import Stages
 
 JSON_PATH = ROOT / "benchmarks" / "results" / "bounds.json"
@@ -172,7 +173,8 @@ def main(argv: list[str] | None = None) -> None:
             dataset = load_data(folder)
             split = protocol(args.protocol.replace("-", "_"), dataset, limit=4000)
             shop = Workshop(dataset, split, settings, lambda: open_language(settings, dataset, stages),
-                            report=OneByOne(stages, opened.enter_context(ExitStack())))
+                            report=OneByOne(stages, opened.enter_context(ExitStack())),
+                            keep=Shelf(settings.home / "cache" / "scorers"))
             if args.quick:  # texts of made-up things say nothing: any vectors will do
                 shop.once("texts", lambda: torch.randn(len(dataset.items), 8))
             found = list(points(shop, split))
