@@ -68,17 +68,15 @@ def bounded(ref_logp: Tensor, fused_logp: Tensor, loss: Tensor, chance: Tensor) 
     prob = fused.exp()
     floor = floor.masked_fill(_given_up(ref, fused, chance.double()), 0.0)
     share = torch.ones_like(ref[:, 0])  # 1/μ
-    open_ = torch.nonzero(~still).squeeze(-1)
     for _ in range(MAX_STEPS):
-        if not len(open_):
+        raised = prob * share[:, None] > floor
+        mass = (prob * raised).sum(-1)
+        next_ = (1 - (floor * ~raised).sum(-1)) / mass
+        next_ = torch.minimum(torch.where(mass > 0, next_, 0.0).clamp(min=0.0), share)
+        done = bool((next_ >= share * (1 - 1e-13)).all())
+        share = next_
+        if done:
             break
-        raised = prob[open_] * share[open_, None] > floor[open_]
-        mass = torch.where(raised, prob[open_], 0.0).sum(-1)
-        next_ = (1 - torch.where(raised, 0.0, floor[open_]).sum(-1)) / mass
-        next_ = torch.where(mass > 0, next_, 0.0).clamp(0.0, 1.0)
-        moved = next_ < share[open_] * (1 - 1e-15)
-        share[open_] = torch.minimum(next_, share[open_])
-        open_ = open_[moved]
     share = torch.where(share > 1 - 1e-12, 1.0, share)  # Σp = 1 up to rounding
     found = torch.maximum(floor, prob * share[:, None])
     found = (found / found.sum(-1, keepdim=True)).log()
@@ -91,7 +89,7 @@ def _given_up(ref: Tensor, fused: Tensor, chance: Tensor) -> Tensor:
     """Return S (B, n) bool: items of the largest log p_ref − log p_fused, of `chance` (B,) under the mean of both."""
     none = ref == -torch.inf
     given_up = (chance >= 1)[:, None] & ~none
-    rows = torch.nonzero((chance > 0) & (chance < 1)).squeeze(-1)
+    rows = torch.nonzero((chance > 1e-6) & (chance < 1)).squeeze(-1)  # below: a radius of δ in single precision
     if not len(rows):
         return given_up
     doubt = torch.where(none[rows], -torch.inf, ref[rows] - fused[rows])
