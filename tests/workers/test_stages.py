@@ -1,11 +1,22 @@
 import io
+import signal
 import time
+from collections.abc import Iterator
 
 import pytest
 from rich.console import Console
 
 from schemas.errors import StalledError
 from workers.stages import Stages
+
+
+@pytest.fixture(autouse=True)
+def interruptible() -> Iterator[None]:
+    """A shell's background job ignores SIGINT, and what is ignored interrupts nothing."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
 
 
 def quiet() -> tuple[Console, io.StringIO]:
