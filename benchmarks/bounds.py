@@ -42,7 +42,7 @@ from schemas.errors import FreshetError
 from schemas.settings import FitSettings, Settings, load
 from workers import movielens
 from workers.evaluate import OneByOne, revision
-from workers.fit import open_language
+from workers.language import open_language
 from workers.shelf import Shelf
 from workers.stages import Stages
 
@@ -156,7 +156,8 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="benchmarks.bounds", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="made-up data, seconds, nothing saved")
-    parser.add_argument("--data", type=Path, help="folder with events.csv and items.jsonl (MovieLens-100K)")
+    parser.add_argument("--data", type=Path,
+                        help="folder with events.csv and items.jsonl (MovieLens-100K; its dropout and epochs are used)")
     parser.add_argument("--protocol", choices=("leave-one-out", "stream-time"), default="leave-one-out",
                         help="(%(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="(%(default)s)")

@@ -81,7 +81,12 @@ class Composed(nn.Module):
         reference: the frozen scorer of behaviour alone that it is measured against.
         source, fusion: None = none, the composition is its backbone.
         shuffled: give every moment another one's knowledge; what is left is what knowledge in general gives.
+
+    Attributes:
+        hears_reference: whether `finish` changes anything, and needs the reference's scores for it.
     """
+
+    hears_reference = False
 
     def __init__(
         self, backbone: Backbone, reference: Backbone, source: Source | None, fusion: nn.Module | None,
@@ -130,7 +135,9 @@ class Composed(nn.Module):
         known = own >= sequences.offsets[np.searchsorted(sequences.offsets, own, "right") - 1] + max(1, least)
         used, vectors, which = self._vectors(sequences, np.where(known, own, -1), progress)
         side = self.backbone.item_side()
-        ref_hidden = hidden_before(self.reference, sequences, begin, rows=rows)[1]
+        # The reference is asked only where it is heard: for a radius, or by evidence.
+        hears = epsilon is not None or self.hears_reference
+        ref_hidden = hidden_before(self.reference, sequences, begin, rows=rows)[1] if hears else None
 
         def scores(part: Tensor) -> Tensor:
             has = which[part] >= 0
@@ -138,6 +145,8 @@ class Composed(nn.Module):
             if vectors is not None and has.any():
                 fused[has] = self.fuse(fused[has], vectors[which[part][has]])
             logits = self.backbone.scores(fused, side)
+            if ref_hidden is None:
+                return logits
             ref = self.reference.scores(ref_hidden[part])
             if has.any():
                 at = part[has].numpy()
@@ -151,7 +160,7 @@ class Composed(nn.Module):
         return Ranks(rows, *target_ranks(scores, self.backbone.n_items, sequences, rows))
 
     def finish(self, logits: Tensor, reference: Tensor, sequences: Sequences, used: IntArray, age: IntArray) -> Tensor:
-        """Return logits (m, n) with what knowledge adds to them directly: here nothing.
+        """Return logits (m, n) with what knowledge adds to them directly: here nothing. See `hears_reference`.
 
         Args:
             reference: (m, n) logits of behaviour alone.

@@ -21,6 +21,8 @@ class WithEvidence(Composed):
         affinity: what items say about each other.
     """
 
+    hears_reference = True
+
     def __init__(
         self, backbone: FusedScorer, reference: Backbone, source: Source | None, fusion: nn.Module | None,
         shuffled: bool, affinity: Affinity,

@@ -64,6 +64,7 @@ class HolisticSource(Source):
         softmax: the ablation.
         progress: called with users described and users in all.
         banks: makes the banks that neighbours are looked up in.
+        similar: (n_items, w) from `similar_items`; None = made here.
     """
 
     item: Tensor
@@ -72,7 +73,7 @@ class HolisticSource(Source):
 
     def __init__(
         self, training: Sequences, described: Descriptions, items: int, dim: int, softmax: bool = False,
-        progress: Callable[[int, int], None] | None = None, banks: Banks = exact,
+        progress: Callable[[int, int], None] | None = None, banks: Banks = exact, similar: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.items, self.snapshots = items, FROZEN
@@ -80,7 +81,9 @@ class HolisticSource(Source):
         embeddings = torch.from_numpy(described.cache.embeddings)
         whiten = Whitening(embeddings)
         self.register_buffer("item", whiten(embeddings), persistent=False)
-        self.register_buffer("similar", _mean_of_others(self.item, banks), persistent=False)
+        if similar is None:
+            similar = _mean_of_others(self.item, banks)
+        self.register_buffer("similar", similar, persistent=False)
         last = training.offsets[1:][:, None] - np.arange(items, 0, -1)
         inside = last >= training.offsets[:-1][:, None]
         histories = np.where(inside, training.item[np.clip(last, 0, max(0, len(training.item) - 1))], -1)
@@ -158,6 +161,12 @@ def texts_with_neighbours(embeddings: np.ndarray, banks: Banks = exact) -> Tenso
     item = whiten(torch.from_numpy(embeddings))
     item[~torch.from_numpy((embeddings != 0).any(1))] = 0.0
     return torch.cat([item, _mean_of_others(item, banks)], 1)
+
+
+def similar_items(embeddings: np.ndarray, banks: Banks = exact) -> Tensor:
+    """Return the mean (n, w) of each item's nearest others, by whitened text."""
+    vectors = torch.from_numpy(embeddings)
+    return _mean_of_others(Whitening(vectors)(vectors), banks)
 
 
 def _mean_of_others(item: Tensor, banks: Banks) -> Tensor:

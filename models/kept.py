@@ -152,7 +152,8 @@ class _NotKept(Descriptions):
 
 def _descriptions(of: _Loaded) -> Live:
     nobody = Sequences(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(1, np.int64))
-    source = HolisticSource(nobody, _NotKept(of.llm, of.cache), of.config["history"], of.config["dim"])
+    source = HolisticSource(nobody, _NotKept(of.llm, of.cache), of.config["history"], of.config["dim"],
+                            similar=of.tensors["similar"])
     of.fill(source)
     source.look_among(source.users, of.banks)
     users = orjson.loads(of.artifact.path(USERS).read_bytes())

@@ -6,6 +6,7 @@ cache: a generation costs K tokens, and in training gradients pass through K tok
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,6 +39,43 @@ class Generation:
     finite: np.ndarray
     items: np.ndarray
     weights: np.ndarray
+
+    @classmethod
+    def of(cls, vectors: Tensor, codes: Tensor) -> Generation:
+        """Return vectors (B, K, d) and codes (B, S) as knowledge without evidence."""
+        made = vectors.numpy()
+        finite = np.asarray(np.isfinite(made).all(axis=(1, 2)))
+        none = np.zeros((len(made), 0))
+        return cls(
+            np.where(finite[:, None, None], made, 0).astype(np.float32), codes.cpu().numpy(), finite,
+            none.astype(np.int64), none.astype(np.float32))
+
+
+def in_passes(
+    make: Callable[[slice], Tensor], users: int, batch: int, shape: tuple[int, ...] = (1, 1),
+) -> Tensor:
+    """Return the knowledge (users, K, d) of any number of users, `batch` at a time, fewer if the GPU is too small.
+
+    Args:
+        make: knowledge of some of the users.
+        shape: (K, d) where there are no users.
+
+    Raises:
+        torch.OutOfMemoryError: not even one user fits.
+    """
+    parts: list[Tensor] = []
+    done = 0
+    while done < users:
+        try:
+            parts.append(make(slice(done, done + batch)).float().cpu())
+        except torch.OutOfMemoryError:
+            if batch == 1:
+                raise
+            batch //= 2
+            torch.cuda.empty_cache()
+            continue
+        done += batch
+    return torch.cat(parts) if parts else torch.zeros(0, *shape)
 
 
 class KnowledgeModel(nn.Module):
@@ -103,26 +141,9 @@ class KnowledgeModel(nn.Module):
         self.eval()
         plain = histories.cpu() if isinstance(histories, Tensor) else histories
         rows = np.asarray(plain, dtype=np.int64).reshape(len(user_hidden), -1 if len(user_hidden) else 0)
-        parts: list[Tensor] = []
-        done = 0
         try:
-            while done < len(rows):
-                chunk = slice(done, done + batch)
-                try:
-                    parts.append(self(user_hidden[chunk], rows[chunk], cache, llm).float().cpu())
-                except torch.OutOfMemoryError:
-                    if batch == 1:
-                        raise
-                    batch //= 2
-                    torch.cuda.empty_cache()
-                    continue
-                done = chunk.stop
-            codes = self.codes(user_hidden).cpu().numpy()
+            vectors = in_passes(
+                lambda part: self(user_hidden[part], rows[part], cache, llm), len(rows), batch, self.experts.shape)
+            return Generation.of(vectors, self.codes(user_hidden))
         finally:
             self.train(training)
-        vectors = torch.cat(parts).numpy() if parts else np.zeros((0, *self.experts.shape), np.float32)
-        finite = np.asarray(np.isfinite(vectors).all(axis=(1, 2)))
-        none = np.zeros((len(rows), 0))
-        return Generation(
-            np.where(finite[:, None, None], vectors, 0).astype(np.float32), codes, finite, none.astype(np.int64),
-            none.astype(np.float32))

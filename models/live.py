@@ -15,7 +15,7 @@ from torch import Tensor
 
 from models.composition import Moments
 from models.dataset import IntArray
-from models.knowledge import Generation, KnowledgeModel
+from models.knowledge import Generation, KnowledgeModel, in_passes
 
 
 @dataclass(frozen=True)
@@ -53,26 +53,11 @@ class Live:
         row = np.array([self.users.get(user, -1) for user in users] or [-1] * len(histories), np.int64)
         newest = padded(histories, self.items)
         length = np.array([len(history) for history in histories], np.int64)
-        parts: list[Tensor] = []
-        done = 0
-        while done < len(histories):
-            part = slice(done, done + batch)
-            try:
-                parts.append(self.make(
-                    Moments(row[part], hidden[part], newest[part], length[part]), histories[part]).float().cpu())
-            except torch.OutOfMemoryError:
-                if batch == 1:
-                    raise
-                batch //= 2
-                torch.cuda.empty_cache()
-                continue
-            done = part.stop
-        vectors = torch.cat(parts).numpy() if parts else np.zeros((0, 1, hidden.shape[1]), np.float32)
-        finite = np.asarray(np.isfinite(vectors).all(axis=(1, 2)))
-        none = np.zeros((len(vectors), 0))
-        return Generation(
-            np.where(finite[:, None, None], vectors, 0).astype(np.float32), self.codes(hidden).cpu().numpy(), finite,
-            none.astype(np.int64), none.astype(np.float32))
+
+        def make(part: slice) -> Tensor:
+            return self.make(Moments(row[part], hidden[part], newest[part], length[part]), histories[part])
+
+        return Generation.of(in_passes(make, len(histories), batch), self.codes(hidden))
 
 
 def padded(histories: Sequence[Sequence[int]], width: int) -> IntArray:

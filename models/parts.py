@@ -11,7 +11,7 @@ from torch import nn
 from models.composition import Source
 from models.descriptions import Descriptions
 from models.fusion import KnowledgeAttention
-from models.holistic import ConcatFusion, HolisticSource
+from models.holistic import ConcatFusion, HolisticSource, similar_items
 from models.kar import WrittenSource, user_prompts, written_about
 from models.knowledge import KnowledgeModel
 from models.objectives import Judged, Objective, PrimalDual
@@ -34,10 +34,11 @@ def descriptions(shop: Workshop, softmax: bool = False) -> Source:
     """Return descriptions of users with their neighbours, by holistic attention."""
     folder, step = shop.settings.home / "cache" / "descriptions", shop.during("descriptions of users")
     described = shop.once("descriptions", lambda: Descriptions(*shop.llm(), folder))
+    similar = shop.once("similar items", lambda: similar_items(shop.llm()[1].embeddings, shop.banks))
     torch.manual_seed(shop.settings.fit.seed)
     return HolisticSource(
         shop.split.fold.training(), described, shop.settings.llm.history, shop.settings.fit.dim, softmax,
-        lambda done, total: step(done, total, {}), shop.banks)
+        lambda done, total: step(done, total, {}), shop.banks, similar)
 
 
 def prompts(shop: Workshop) -> Source:

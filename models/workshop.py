@@ -96,10 +96,13 @@ class Workshop:
                 fold, fit, self.max_len, self.during("reference"), self.keep))
         if kind == "sasrec+written":
             return self.once(kind, self._with_written)
-        text = self.texts() if kind == "sasrec+text" else texts_with_neighbours(
-            self.llm()[1].embeddings, self.banks)
-        return self.once(kind, lambda: training.train_fused(
-            fold, text, fit, self.max_len, self.during("scorer with texts"), self.keep))
+
+        def with_texts() -> tuple[Backbone, dict[str, float]]:
+            text = self.texts() if kind == "sasrec+text" else texts_with_neighbours(
+                self.llm()[1].embeddings, self.banks)
+            return training.train_fused(fold, text, fit, self.max_len, self.during("scorer with texts"), self.keep)
+
+        return self.once(kind, with_texts)
 
     def _with_written(self) -> tuple[Backbone, dict[str, float]]:
         fit, fold = self.settings.fit, self.split.fold

@@ -22,6 +22,7 @@ import orjson
 from models import dataset as data
 from schemas.errors import DataError
 from schemas.settings import Settings
+from workers.language import open_language
 from workers.shelf import Shelf
 from workers.stages import Stages, Step
 
@@ -193,20 +194,10 @@ class Evaluator:
         return self._shop[1]
 
     def _language(self) -> tuple[LanguageModel, ItemCache]:
-        from models.item_cache import ItemCache
-        from models.llm import LanguageModel
-
         if self._llm is None:
-            settings = self.settings
             if self._report is not None:
                 self._report.close()
-            with self.stages.stage("language model", 600.0):
-                llm = LanguageModel.load(settings.llm, settings.home / "cache")
-            with self.stages.stage("item texts", 300.0) as step:
-                cache = ItemCache.build(
-                    llm, self.dataset.texts, settings.home / "cache" / "items", step,
-                    item_tokens=settings.llm.item_tokens)
-            self._llm = llm, cache
+            self._llm = open_language(self.settings, self.dataset, self.stages)
         return self._llm
 
 

@@ -31,6 +31,7 @@ from streams.planner import Planner
 from streams.profile import Event
 from streams.rehearsal import choose_ttl
 from workers.evaluate import OneByOne
+from workers.language import open_language
 from workers.running import run_folder
 from workers.stages import Stages
 
@@ -40,9 +41,7 @@ if TYPE_CHECKING:  # these bring torch, which a fit that reuses everything does 
     from models.llm import LanguageModel
     from models.rows import FittedRow
 
-# Seconds without a sign of life after which a stage is taken for hung; of training see `workers.evaluate`. The language
-# model is unpacked (1 GB) the first time.
-STALL_S = {"language model": 600.0, "item texts": 300.0, "refresh thresholds": 300.0}
+THRESHOLDS_STALL_S = 300.0  # seconds without a sign of life after which the stage is taken for hung
 # Of the drift detector (design: a needless refresh costs one LLM call, a missed drift many events of old knowledge).
 PRIOR = 1.0  # events: users differ more than events; 47% of planted drifts seen in 10 events, 39% with 10.0 and 0.5
 SLACK = 0.75  # standard deviations: sooner than the textbook half; docs/drift.md has the curves
@@ -66,7 +65,7 @@ def run(settings: Settings, folder: Path, stages: Stages) -> Artifact:
     Raises:
         DataError: the data cannot be used.
         FreshetError: there is no such system, or the language model cannot be loaded.
-        StalledError: a stage made no progress for its time in `STALL_S`.
+        StalledError: a stage made no progress.
     """
     settings = replace(settings, home=settings.home.absolute())
     system_named(settings.fit.system)
@@ -137,7 +136,7 @@ def _publish(
     registry = Registry(settings.home)
     with registry.publish(version) as folder:
         fitted.save(folder, dataset.items, dataset.texts)
-        with stages.stage("refresh thresholds", STALL_S["refresh thresholds"]):
+        with stages.stage("refresh thresholds", THRESHOLDS_STALL_S):
             vectors = ItemVectors(dataset.items, load_file(folder / "interest.safetensors")["items"])
             calibration = WITHOUT_KNOWLEDGE if fitted.knowledge is None else calibrate(
                 dataset, past, vectors, settings, fitted)
@@ -168,18 +167,6 @@ def _trained(
         return fit(dataset, past, settings, *language(), report)
     split = training_split(Fold.of(past, len(dataset.users), len(dataset.items)))
     return fit_row(system, Workshop(dataset, split, settings, language, report, banks(settings)))
-
-
-def open_language(settings: Settings, dataset: data.Dataset, stages: Stages) -> tuple[LanguageModel, ItemCache]:
-    """Return the language model and the states of the catalogue's texts, encoded where they are not kept yet."""
-    from models.item_cache import ItemCache
-    from models.llm import LanguageModel
-
-    with stages.stage("language model", STALL_S["language model"]):
-        llm = LanguageModel.load(settings.llm, settings.home / "cache")
-    with stages.stage("item texts", STALL_S["item texts"]) as step:
-        return llm, ItemCache.build(
-            llm, dataset.texts, settings.home / "cache" / "items", step, item_tokens=settings.llm.item_tokens)
 
 
 def calibrate(
