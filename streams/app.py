@@ -7,7 +7,7 @@ import gc
 import logging
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import faust
 from faust.types.auth import AuthProtocol, SASLMechanism
 
 from schemas.artifacts import Registry
+from schemas.calibration import Calibration
 from schemas.errors import FreshetError
 from schemas.settings import KafkaSettings, Settings
 from streams.batching import BatchTransport
@@ -127,10 +128,13 @@ def build(settings: Settings, planner: Planner) -> StreamsApp:
     async def follow() -> None:
         # Without this, knowledge made after a rollback would be stale by the version that was rolled back, and be made
         # again and again.
-        with suppress(FreshetError, OSError):
-            current = Registry(settings.home).current()
-            if planner.follow(current):
-                log.warning("model %s is in use now: knowledge of others is stale; restart for its thresholds", current)
+        try:
+            found = await asyncio.to_thread(another_model, settings, planner.policy.model_version)
+        except (FreshetError, OSError) as error:
+            log.error("the model in use cannot be followed, the old one's thresholds stay: %s", error)
+            return
+        if found is not None and planner.follow(*found):
+            log.warning("model %s is in use now: its thresholds hold, and knowledge of others is stale", found[2])
 
     return app
 
@@ -157,6 +161,19 @@ async def crash_on_error(app: StreamsApp, message: Any) -> AsyncIterator[None]:
         log.exception("cannot process %s[%d] up to offset %d", message.topic, message.partition, message.offset)
         await app.crash(error)
         raise
+
+
+def another_model(settings: Settings, known: str) -> tuple[ItemVectors, Calibration, str] | None:
+    """Return what a planner needs of the model in use, None while that is `known`.
+
+    Raises:
+        ArtifactError: it is damaged.
+    """
+    registry = Registry(settings.home)
+    if registry.current() == known:
+        return None
+    artifact = registry.open()
+    return ItemVectors.load(artifact), artifact.calibration(), artifact.model_version
 
 
 def load_planner(settings: Settings) -> Planner:

@@ -8,7 +8,7 @@ delivered again changes no state, but what it caused is said again: whoever cras
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from schemas.calibration import Calibration
 from schemas.messages import (
@@ -25,6 +25,7 @@ from streams.admission import ask, ask_at_a_price, ask_for_reasons
 from streams.catalogue import ItemVectors
 from streams.drift import Detector
 from streams.gain import begin_trial, note_margins
+from streams.interests import rebuild
 from streams.outgoing import alignment_samples, judged_events, knowledge_request, ranking_request
 from streams.policies import by_period, period_ended
 from streams.price import Limits, Market, advance, answered
@@ -63,24 +64,31 @@ class Planner:
     def __init__(
         self, vectors: ItemVectors, calibration: Calibration, settings: Settings, model_version: str = "",
     ) -> None:
-        self.vectors = vectors
         self.settings = settings
-        self.detector = Detector.of(calibration, settings.refresh)
-        self.policy = Policy.of(calibration, settings.refresh, model_version)
-        self.margin_bound = calibration.margin_bound
-        self.alpha = settings.refresh.alpha
         calls = settings.refresh.calls_per_1000
         self.limits = Limits(None if calls is None else calls / 1000.0)
+        self._take(vectors, calibration, model_version)
         self.market: Market | None = Market() if self.policy.name == "freshet" else None
 
-    def follow(self, model_version: str) -> bool:
-        """Take another fitted model as the one in use: knowledge of any other is stale. Return whether it is another.
+    def _take(self, vectors: ItemVectors, calibration: Calibration, model_version: str) -> None:
+        self.vectors = vectors
+        self.detector = Detector.of(calibration, self.settings.refresh)
+        self.policy = Policy.of(calibration, self.settings.refresh, model_version)
+        self.margin_bound = calibration.margin_bound
+        self.alpha = self.settings.refresh.alpha
 
-        Item vectors and thresholds stay those of the model this planner was made with.
+    def follow(self, vectors: ItemVectors, calibration: Calibration, model_version: str) -> bool:
+        """Take another fitted model as the one in use, between two batches; return whether it is another.
+
+        Knowledge of any other model is stale from now on, and users' interests move to its space with their next event
+        (`interests.rebuild`). What was learned of prices and gains stays: they are counted in the judge's bound.
         """
         if self.policy.model_version in ("", model_version):
             return False
-        self.policy = replace(self.policy, model_version=model_version)
+        before = self.policy.name
+        self._take(vectors, calibration, model_version)
+        if self.policy.name != before:  # one of the two knows nothing of users: nothing to refresh, nothing to price
+            self.market = Market() if self.policy.name == "freshet" else None
         return True
 
     def events(self, states: States, events: Sequence[Event], now: float) -> Plan:
@@ -97,9 +105,12 @@ class Planner:
                 groups[event.user_id] = [event]
             else:
                 group.append(event)
+        space = self.policy.model_version
         for user in groups:
             if user not in states:
-                states[user] = UserState()
+                states[user] = UserState(space=space)
+            elif states[user].space != space and space:
+                rebuild(states[user], self.vectors, self.settings.state, space)
         plan = Plan(changed=set(groups))
         concerned: dict[str, bool] = {}
         fresh = 0

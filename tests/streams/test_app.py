@@ -20,6 +20,7 @@ from safetensors.numpy import save_file
 from schemas.artifacts import Card, Registry, write_card
 from schemas.messages import DeadLetter, Judgement, KnowledgeRequest, KnowledgeUpdate, Margin, RankingRequest
 from schemas.settings import KafkaSettings, RefreshSettings, Settings, StateSettings, to_environ
+from streams.catalogue import ItemVectors
 from streams.outbox import partition_of
 from streams.planner import Planner
 from streams.profile import Event
@@ -30,6 +31,7 @@ from workers.kafka import create_topics
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 ROOT = Path(__file__).parents[2]
+VECTORS = item_vectors()
 
 
 @pytest.fixture(params=["embedded", pytest.param("kafka", marks=pytest.mark.kafka)])
@@ -118,14 +120,13 @@ class Role:
         return out
 
 
-def publish_model(home: Path) -> None:
-    vectors = item_vectors()
-    with Registry(home).publish("m1") as folder:
+def publish_model(home: Path, version: str = "m1", vectors: ItemVectors = VECTORS) -> None:
+    with Registry(home).publish(version) as folder:
         (folder / "calibration.json").write_text(CALIBRATION.model_dump_json())
         (folder / "items.json").write_bytes(orjson.dumps(list(vectors.rows)))
         save_file({"items": vectors.vectors[:-1].copy()}, folder / "interest.safetensors")
-        write_card(folder, Card(model_version="m1", created_at=0, data_hash="", settings={}, split_time=0, files={}))
-    Registry(home).select("m1")
+        write_card(folder, Card(model_version=version, created_at=0, data_hash="", settings={}, split_time=0, files={}))
+    Registry(home).select(version)
 
 
 def make_events(n: int, users: int = 30) -> list[Event]:
@@ -292,15 +293,21 @@ def test_topics_of_another_number_of_partitions_are_refused(tmp_path: Path) -> N
     kill_broker(running)
 
 
-def test_the_role_notices_that_another_model_was_put_into_use(tmp_path: Path) -> None:
+def test_the_role_follows_when_another_model_is_put_into_use(tmp_path: Path) -> None:
     running = start_broker("embedded", tmp_path)
     role = Role(running.bootstrap, tmp_path / "home")
+    events = make_events(600, users=8)
+    records = [("behaviour-events", e.user_id.encode(), value(e), {}) for e in events]
+    produce(running.bootstrap, records[:300])
     role.start()
-    role.wait_ready()
-    models = tmp_path / "home" / "models"
-    (models / "m0").mkdir()
-    (models / "m0" / "card.json").write_bytes((models / "m1" / "card.json").read_bytes())
-    Registry(tmp_path / "home").select("m0")
-    role.wait(lambda: "model m0 is in use now" in role.log.read_text(), 30)
+    role.wait(lambda: role.committed("behaviour-events") == 300)
+    narrower = ItemVectors(list(VECTORS.rows), np.ascontiguousarray(VECTORS.vectors[:-1, :5]))
+    publish_model(tmp_path / "home", "m2", narrower)
+    role.wait(lambda: "model m2 is in use now" in role.log.read_text(), 30)
+    produce(running.bootstrap, records[300:])
+    role.wait(lambda: role.committed("behaviour-events") == 600)
     assert role.end(signal.SIGTERM) == 0
     kill_broker(running)
+    states = role.states()
+    assert sum(state.count + state.duplicates for state in states.values()) == len(events)
+    assert {(state.space, len(state.short), len(state.long)) for state in states.values()} == {("m2", 20, 20)}

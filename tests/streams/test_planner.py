@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 
 from schemas.messages import Judgement, KnowledgeRequest, KnowledgeUpdate, Margin
+from streams.catalogue import ItemVectors
 from streams.planner import Plan, Planner, States
 from streams.rehearsal import answer
 from streams.state import dumps
@@ -240,8 +242,35 @@ def test_after_a_rollback_knowledge_of_the_model_in_use_is_not_stale() -> None:
     stage.updates(states, [(answer(request, "m1"), 1.0)], 0.0)
     (stale,) = feed(stage, states, range(3, 4)).knowledge
     assert stale.reason == "stale"
-    assert stage.follow("m1")
-    assert not stage.follow("m1")
+    assert stage.follow(item_vectors(), CALIBRATION, "m1")
+    assert not stage.follow(item_vectors(), CALIBRATION, "m1")
     stage.updates(states, [(answer(stale, "m1"), 1.0)], 0.0)
     assert feed(stage, states, range(4, 8)).knowledge == []
-    assert not planner().follow("m1"), "a planner that does not compare goes on not comparing"
+    alike = planner().follow(item_vectors(), CALIBRATION, "m1")
+    assert not alike, "a planner that does not compare goes on not comparing"
+
+
+def test_another_model_brings_its_thresholds_and_its_space() -> None:
+    stage, states = Planner(item_vectors(), CALIBRATION, settings(cooldown=0), "m1"), {}
+    (request,) = feed(stage, states, range(3)).knowledge
+    stage.updates(states, [(answer(request, "m1"), 1.0)], 0.0)
+    rng = np.random.default_rng(8)
+    wider = ItemVectors([f"i{n}" for n in range(20)], rng.normal(size=(20, 12)).astype(np.float32))
+    assert stage.follow(wider, CALIBRATION.model_copy(update={"drift_threshold": 50.0, "margin_bound": 9.0}), "m2")
+    assert stage.detector.threshold == 50.0
+    assert stage.margin_bound == 9.0
+    feed(stage, states, range(3, 5))
+    alone, other = Planner(wider, CALIBRATION, settings(cooldown=0), "m2"), {}
+    feed(alone, other, range(5))
+    mine, theirs = (np.frombuffer(users["u"].short, "<f4") for users in (states, other))
+    np.testing.assert_allclose(mine, theirs, rtol=1e-5)
+    assert states["u"].space == "m2"
+
+
+def test_a_model_without_knowledge_ends_the_market_and_one_with_it_opens_a_new_one() -> None:
+    stage = Planner(item_vectors(), CALIBRATION, settings(), "m1")
+    stage.follow(item_vectors(), CALIBRATION.model_copy(update={"knowledge": False}), "m2")
+    assert (stage.policy.name, stage.market) == ("never", None)
+    stage.follow(item_vectors(), CALIBRATION, "m1")
+    assert stage.policy.name == "freshet"
+    assert stage.market is not None

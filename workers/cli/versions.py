@@ -63,8 +63,6 @@ def rollback(
     update = deployments.roll_back(time.time(), reason)
     told = _publish(settings, update)
     typer.echo(f"rolled back {before}; in use: {update.model_version}; {told}")
-    if base_of(before) != base_of(update.model_version):
-        typer.echo("the streams role keeps the thresholds of the version it started with: restart it")
 
 
 def _publish(settings: Settings, update: ModelUpdate) -> str:
