@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from models import adapters
 from models.cohort import Cohort, Margins, Parts, harm, margins
 from models.dataset import IntArray
+from models.objectives import masked_loss
 from models.publication import Paired, Verdict, decide_publication
 from schemas.settings import AlignmentSettings
 
@@ -155,13 +156,6 @@ def train(
     return {f"{name}_{end}": float(np.mean([now[name] for now in part]))
             for end, part in ends.items() for name in path[0]} | {
         "steps": float(len(path)), "training_seconds": time.monotonic() - began}
-
-
-def masked_loss(positive: Tensor, zero: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
-    """Return Σ m ℓ⁺ / max(1, Σ m) and m of events (m,), for their ℓ⁺ and ℓ⁰."""
-    mask = positive.detach() - zero.detach() > gamma
-    # where, not a product: an infinite loss times zero would be NaN
-    return torch.where(mask, positive, 0.0).sum() / mask.sum().clamp(min=1), mask
 
 
 def harms(before: Margins, after: Margins) -> dict[str, float]:

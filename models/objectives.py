@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from models.constraint import DELTA
-from models.lora import masked_loss
 
 ALLOWED = 0.5  # ε_C as a share of C at the start; without such a scale λ is inert
 LEAST_ALLOWED = 1e-3  # nats
@@ -131,3 +130,10 @@ class Judged(Objective):
         rate = self._triggered / max(1, self._events)
         self._triggered = self._events = 0
         return {"trigger_rate": rate}
+
+
+def masked_loss(positive: Tensor, zero: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
+    """Return Σ m ℓ⁺ / max(1, Σ m) and m of events (m,), for their ℓ⁺ and ℓ⁰."""
+    mask = positive.detach() - zero.detach() > gamma
+    # where, not a product: an infinite loss times zero would be NaN
+    return torch.where(mask, positive, 0.0).sum() / mask.sum().clamp(min=1), mask

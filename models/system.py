@@ -16,6 +16,7 @@ from models.backbone import Backbone, pad
 from models.fusion import FusedScorer
 from models.knowledge import KnowledgeModel
 from models.llm import LanguageModel
+from models.parts import FUSIONS
 from models.requests import RankBatch, RankResult, evidence_of, known_items, seen_items
 from schemas.artifacts import Artifact
 from schemas.errors import ArtifactError
@@ -187,8 +188,6 @@ def _fusion(name: str, fused: FusedScorer) -> Any:
     """Return an untrained fusion by name (`models.parts.FUSIONS`); "" = none, and what is there changes nothing."""
     if name in ("", ATTENTION):
         return fused.attention
-    from models.parts import FUSIONS  # its objectives know alignment, which knows this module
-
     block: Any = fused.blocks[0]
     return FUSIONS[name](FitSettings(dim=fused.dim, heads=block.heads))
 

@@ -17,7 +17,8 @@ from models.affinity import Affinity
 from models.cohort import Cohort, Parts, cohort_of, harm, margins, newest, split_by_user
 from models.item_cache import ItemCache
 from models.knowledge import KnowledgeModel
-from models.lora import TRAINING, TRIAL, Groups, align, masked_loss, train
+from models.lora import TRAINING, TRIAL, Groups, align, train
+from models.objectives import masked_loss
 from models.requests import RankBatch, UserKnowledge
 from schemas.errors import FreshetError
 from schemas.settings import AlignmentSettings, FitSettings
