@@ -3,9 +3,9 @@
     python -m benchmarks.frontier [--quick] [--datasets movielens,beauty] [--budgets 25,50,100,200] [--seeds 42,43]
 
 Per data set and seed a model is fitted (if there is none) in a home folder of the data set's own, and every policy is
-replayed (`freshet replay`). `freshet` goes first at each budget; the knobs of nightly, every-n, drift and judge are
-then turned to the calls it really made. Finished points are kept in the home, so an interrupted run goes on where it
-was, and a data set that was played before costs nothing: name all that the page is to show.
+replayed (`freshet replay`). `freshet` goes first at each budget; the knobs of the others are then turned to the calls
+it really made. Finished points are kept in the home, so an interrupted run goes on where it was, and a data set that
+was played before costs nothing: name all that the page is to show.
 Results: benchmarks/results/frontier.json, the tables and plots of docs/frontier.md.
 """
 
@@ -29,16 +29,24 @@ from benchmarks import frontier_page
 from benchmarks.frontier_points import ROOT, Kept, Point, code_hash, grouped, share_of, versus
 from schemas.artifacts import Registry
 from schemas.errors import ArtifactError, FreshetError
-from schemas.settings import Settings, load, to_environ
+from schemas.settings import Evidence, Settings, load, to_environ
+from streams.policies import PolicyName
 from workers import movielens
 from workers.demo.report import revision
 from workers.replay.scene import Scene
 from workers.stages import Stages
 
 BEAUTY = ROOT.parent / "shared" / "data" / "amazon-beauty"
-FIXED = ("always", "never", "once")  # `always` first: what the LLM says to it, every other policy asks again
-TURNED = ("nightly", "every-n", "drift", "judge")
-FIELDS = ("dataset", "policy", "budget", "seed", "calls_per_1000", "ndcg_at_10", "gain", "gain_interval",
+# What is played: a name, the policy, and its evidence: as it was when knowledge was generated, the practice of systems
+# that only regenerate, or brought up to date at ranking, as Freshet does. The last of each list tell the two apart.
+FIXED: tuple[tuple[str, PolicyName, Evidence], ...] = (
+    ("always", "always", "stored"),  # first: what the LLM says to it, every other policy asks again
+    ("never", "never", "stored"), ("once", "once", "stored"), ("once, current evidence", "once", "current"))
+TURNED: tuple[tuple[str, PolicyName, Evidence], ...] = (
+    ("nightly", "nightly", "stored"), ("every-n", "every-n", "stored"), ("drift", "drift", "stored"),
+    ("judge", "judge", "stored"), ("freshet, stored evidence", "freshet", "stored"),
+    ("every-n, current evidence", "every-n", "current"))
+FIELDS = ("dataset", "policy", "evidence", "budget", "seed", "calls_per_1000", "ndcg_at_10", "gain", "gain_interval",
           "median_age_s", "median_age_events", "recall_at_10", "reference_ndcg_at_10", "refreshes", "setting",
           "llm_seconds", "store_bytes_per_user", "state_bytes_per_user", "events", "predicted", "calls", "stock",
           "stocked", "wall_s",
@@ -63,26 +71,29 @@ class Home:
         kept = Kept(settings.home / "cache" / "frontier" / f"{artifact.model_version}-{code_hash()}")
         scene: list[Scene] = []
 
-        def point(policy: Any, budget: float | None, target: float | None) -> Point:
-            key = _key(settings, policy, budget, target, seed, events, self._stock)
+        def point(
+            name: str, policy: PolicyName, evidence: Evidence, budget: float | None = None, target: float | None = None,
+        ) -> Point:
+            key = _key(settings, name, budget, target, seed, events, self._stock)
             found = kept.find(key)
             if found is None:
-                stages.say(f"{self.name}, seed {seed}: {policy}" + (f" at {budget:g}" if budget else ""))
+                stages.say(f"{self.name}, seed {seed}: {name}" + (f" at {budget:g}" if budget else ""))
                 if not scene:
                     scene.append(Scene(settings, self._folder, stages, events, stock=self._stock))
-                outcome = scene[0].run(policy, target, seed)
+                outcome = scene[0].run(policy, target, seed, evidence)
                 figures = outcome.figures | {
-                    "dataset": self.name, "budget": budget, "wall_s": round(outcome.wall_s, 1), "revision": revision()}
+                    "dataset": self.name, "policy": name, "budget": budget, "wall_s": round(outcome.wall_s, 1),
+                    "revision": revision()}
                 found = kept.keep(key, figures, outcome.columns)
             figures = found.figures
-            stages.say(f"  {policy:8} {figures['calls_per_1000']:7.1f} calls per 1,000, gain {figures['gain']:+.4f}")
+            stages.say(f"  {name:25} {figures['calls_per_1000']:7.1f} calls per 1,000, gain {figures['gain']:+.4f}")
             return found
 
-        out = [point(policy, None, None) for policy in FIXED]
+        out = [point(*one) for one in FIXED]
         for budget in budgets:
-            priced = point("freshet", budget, budget)
+            priced = point("freshet", "freshet", "current", budget, budget)
             target = priced.figures["calls_per_1000"] or budget
-            out += [priced, *(point(policy, budget, target) for policy in TURNED)]
+            out += [priced, *(point(*one, budget, target) for one in TURNED)]
         return out
 
     def _fit(self, settings: Settings) -> None:
@@ -100,11 +111,11 @@ def _has_model(settings: Settings) -> bool:
         return False
 
 
-def _key(settings: Settings, policy: str, budget: float | None, target: float | None, *others: object) -> str:
+def _key(settings: Settings, name: str, budget: float | None, target: float | None, *others: object) -> str:
     what = [asdict(settings.refresh), asdict(settings.state), asdict(settings.llm), settings.ranking.epsilon,
-            policy, budget, target, *others]
+            name, budget, target, *others]
     digest = hashlib.blake2b(orjson.dumps(what, option=orjson.OPT_SORT_KEYS), digest_size=6).hexdigest()
-    return f"{policy}-{'' if budget is None else f'{budget:g}-'}{digest}"
+    return f"{name.replace(', ', '-').replace(' ', '-')}-{'' if budget is None else f'{budget:g}-'}{digest}"
 
 
 def compared(points: list[Point]) -> dict[float | None, dict[str, Any]]:

@@ -16,6 +16,9 @@ from matplotlib.axes import Axes
 LOOKS = {
     "freshet": ("#000000", "o"), "nightly": ("#0072B2", "s"), "every-n": ("#E69F00", "^"), "drift": ("#009E73", "D"),
     "judge": ("#CC79A7", "v"), "once": ("#56B4E9", "P"), "always": ("#D55E00", "X")}
+# The same policies with the other evidence than in practice: the same colours, hollow and dashed.
+LOOKS |= {f"{name}, {evidence} evidence": LOOKS[name] for name, evidence in (
+    ("freshet", "stored"), ("every-n", "current"), ("once", "current"))}
 
 
 def gain(rows: Sequence[dict[str, Any]], path: Path) -> None:
@@ -47,7 +50,8 @@ def _draw(rows: Sequence[dict[str, Any]], path: Path, label: str, draw: Callable
             points = sorted((row for row in rows if row["dataset"] == dataset and row["policy"] == policy
                              and row["calls_per_1000"]), key=lambda row: row["calls_per_1000"])
             if points:
-                draw(axes, points, color=colour, marker=marker, markersize=5, linewidth=1.2, label=policy)
+                hollow = {"linestyle": "--", "markerfacecolor": "none"} if "," in policy else {}
+                draw(axes, points, color=colour, marker=marker, markersize=5, linewidth=1.2, label=policy, **hollow)
         axes.set(xscale="log", title=dataset, xlabel="LLM calls per 1,000 events", ylabel=label)
         axes.grid(alpha=0.3, which="both", linewidth=0.4)
         axes.legend(fontsize=8, frameon=False)

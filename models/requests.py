@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,6 +11,9 @@ from torch import Tensor
 
 from models.affinity import Evidence
 
+# Evidence (m, M) and how many events old it is (m,), of: histories' tokens (m, T); how many of these had come (m,);
+# their rows in the batch (m,); events of the history that came after those (m,).
+Gathered = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Evidence, Tensor]]
 _NO_ITEMS, _NO_WEIGHTS = np.zeros(0, np.int64), np.zeros(0, np.float32)
 
 
@@ -40,6 +43,7 @@ class RankBatch:
         knowledge: B users' knowledge, None where a user has none.
         judged: B lists of (position, item row): history[:position] came before the item.
         top: items of each user that will be shown, for models that do not score all.
+        current: gather the evidence of users who have knowledge anew, from `histories`, instead of taking theirs.
     """
 
     histories: Sequence[Sequence[int]]
@@ -47,6 +51,7 @@ class RankBatch:
     knowledge: Sequence[UserKnowledge | None]
     judged: Sequence[Sequence[tuple[int, int]]] = field(default_factory=list)
     top: int = 10
+    current: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,17 +71,18 @@ class RankResult:
     margins: list[list[float | None]]
 
 
-def evidence_of(knowledge: Sequence[UserKnowledge | None]) -> tuple[Evidence, Tensor]:
-    """Return the evidence of users (B, M) and how many events old it is (B,); none where there is no knowledge."""
-    width = max((len(known.items) for known in knowledge if known), default=0)
-    items = np.full((len(knowledge), width), -1, np.int64)
-    weights = np.zeros((len(knowledge), width), np.float32)
-    behind = np.zeros(len(knowledge), np.int64)
-    for row, known in enumerate(knowledge):
+def stored(batch: RankBatch) -> Gathered:
+    """Return what gives the evidence that came with users' knowledge."""
+    width = max((len(known.items) for known in batch.knowledge if known), default=0)
+    items = np.full((len(batch.knowledge), width), -1, np.int64)
+    weights = np.zeros((len(batch.knowledge), width), np.float32)
+    behind = np.zeros(len(batch.knowledge), np.int64)
+    for row, known in enumerate(batch.knowledge):
         if known:
             items[row, :len(known.items)], weights[row, :len(known.weights)] = known.items, known.weights
             behind[row] = known.behind
-    return Evidence(torch.from_numpy(items), torch.from_numpy(weights)), torch.from_numpy(behind)
+    evidence, old = Evidence(torch.from_numpy(items), torch.from_numpy(weights)), torch.from_numpy(behind)
+    return lambda _tokens, _slots, rows, after: (evidence[rows], (old[rows] - after).clamp(min=0))
 
 
 def known_items(histories: Sequence[Sequence[int]], max_len: int) -> tuple[list[list[int]], list[dict[int, int]]]:

@@ -21,6 +21,7 @@ from schemas.events import describe
 
 PREFIX = "FRESHET_"
 _STRICT = ConfigDict(extra="forbid")
+Evidence = Literal["current", "stored"]
 
 
 @checked_dataclass(frozen=True, config=_STRICT)
@@ -131,6 +132,9 @@ class RankingSettings:
         default=None, description="full trust radius: up to 0.1 nats that any item may lose, beyond that the chance of "
                                   "losing more; 0 = behaviour alone, 100 = no bound, None = as calibrated")
     batch: int = Field(default=256, ge=1, description="requests per forward pass")
+    evidence: Evidence = Field(
+        default="current", description="what a user's history says about items, in closed form: current = brought up "
+                                       "to date at every ranking, stored = as it was when knowledge was generated")
 
 
 @checked_dataclass(frozen=True, config=_STRICT)

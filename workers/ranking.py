@@ -22,7 +22,7 @@ from schemas.messages import (
     Recommendation,
     ScoredItem,
 )
-from schemas.settings import ExperimentSettings, Settings
+from schemas.settings import ExperimentSettings, RankingSettings, Settings
 from schemas.topics import JUDGEMENTS, RANKING_REQUESTS, RECOMMENDATIONS
 from workers.kafka import RANKING_GROUP, create_topics
 from workers.model_updates import ModelUpdates
@@ -72,19 +72,18 @@ class RankingProcessor:
     Args:
         ranker: model and item names.
         reader: knowledge.
-        epsilon: full trust radius, nats; None = as calibrated with the model.
+        settings: items per recommendation, trust radius, evidence.
         experiment: whom to serve the reference only. Their knowledge is generated and judged like everyone's, so that
             the arms differ in nothing but what is served.
     """
 
     def __init__(
-        self, ranker: Ranker, reader: CachedReader, top: int, epsilon: float | None = None,
-        clock: Callable[[], float] = time.time, experiment: ExperimentSettings | None = None,
+        self, ranker: Ranker, reader: CachedReader, settings: RankingSettings, clock: Callable[[], float] = time.time,
+        experiment: ExperimentSettings | None = None,
     ) -> None:
         self._ranker = ranker
         self._reader = reader
-        self._top = top
-        self._epsilon = epsilon
+        self._settings = settings
         self._clock = clock
         self._experiment = experiment or ExperimentSettings()
         self._counts = {
@@ -109,7 +108,7 @@ class RankingProcessor:
             seen=[self._rows(request.seen) for _, request in rows],
             knowledge=[_known(points.get(request.user_id), request) for _, request in rows],
             judged=[[(j.position, self._ranker.row(j.item_id)) for j in request.judged] for _, request in rows],
-            top=self._top))
+            top=self._settings.top, current=self._settings.evidence == "current"))
         judgements = self._judge(users, rows, rank, points)
         recommendations = self._recommend(users, rows, rank, points, fallbacks)
         self._counts["requests"] += len(requests)
@@ -170,7 +169,7 @@ class RankingProcessor:
         reference, fused = rank.ref_logp[answered], rank.fused_logp[answered]
         nothing_left = torch.isnan(reference).any(1) | (reference == -torch.inf).all(1)  # every item is seen
         reference[nothing_left] = -torch.inf
-        full = self._ranker.epsilon if self._epsilon is None else self._epsilon
+        full = self._ranker.epsilon if self._settings.epsilon is None else self._settings.epsilon
         epsilon = [full * user.newest.trust for user in users]
         for at, user in enumerate(users):
             if self._arm(user.newest.user_id) == "control":
@@ -218,7 +217,7 @@ class RankingProcessor:
 
     def _top_items(self, logp: Tensor) -> list[list[ScoredItem]]:
         """Return each row's best items, best first; seen items (−inf) are left out."""
-        scores, best = logp.topk(min(self._top, logp.shape[1]), dim=1)
+        scores, best = logp.topk(min(self._settings.top, logp.shape[1]), dim=1)
         names = self._ranker.items
         return [
             [ScoredItem(item_id=names[row], score=score) for score, row in zip(some, rows, strict=True)
@@ -261,8 +260,7 @@ def main(settings: Settings) -> None:
     ranker = Ranker.load(settings)
     store = QdrantStore.of(settings, ranker.dim)
     reader = CachedReader(store)
-    processor = RankingProcessor(
-        ranker, reader, settings.ranking.top, settings.ranking.epsilon, experiment=settings.experiment)
+    processor = RankingProcessor(ranker, reader, settings.ranking, experiment=settings.experiment)
     create_topics(settings.kafka)
     updates = ModelUpdates(settings, ROLE, ranker.created_at, ranker.apply)
     updates.catch_up()

@@ -1,11 +1,15 @@
+from dataclasses import replace
+
 import numpy as np
 import orjson
 import pytest
 import torch
 
+from models.affinity import Affinity
 from models.backbone import Backbone
 from models.fusion import FusedScorer, condense
 from models.requests import RankBatch, UserKnowledge
+from models.sequences import Sequences
 from models.system import RankingModel
 from schemas.artifacts import Card, Registry, write_card
 from schemas.errors import ArtifactError
@@ -14,7 +18,7 @@ torch.set_num_threads(1)
 N, D = 40, 16
 
 
-def build(trained=True):
+def build(trained=True, affinity=None):
     torch.manual_seed(0)
     shape = {"n_items": N, "dim": D, "layers": 1, "heads": 2, "max_len": 6, "dropout": 0.1}
     reference = Backbone(**shape)
@@ -22,7 +26,7 @@ def build(trained=True):
     fused = FusedScorer(condense(torch.randn(N, 24), 8).half().float(), fresh, **shape)
     for weight in (*reference.parameters(), *fused.parameters()) if trained else ():
         torch.nn.init.normal_(weight, std=0.3)
-    return RankingModel(reference, fused, {"backbone": shape})
+    return RankingModel(reference, fused, {"backbone": shape}, affinity)
 
 
 def knowledge(seed=0, behind=0):
@@ -88,6 +92,43 @@ def test_a_batch_equals_its_rows_one_by_one():
         alone = model.rank(RankBatch(*([column[row]] for column in (
             whole.histories, whole.seen, whole.knowledge, whole.judged))))
         torch.testing.assert_close(alone.fused_logp[0], together.fused_logp[row], rtol=1e-4, atol=1e-5)
+
+
+def with_evidence():
+    rng = np.random.default_rng(5)
+    sequences = Sequences(rng.integers(0, N, 300), np.arange(300), np.arange(0, 301, 10))
+    model = build(affinity=Affinity.fit(sequences, N))
+    model.fused.evidence_gain.fill_(3.0)
+    model.fused.evidence_half_life.fill_(2.0)
+    return model
+
+
+def test_current_evidence_is_that_of_knowledge_made_just_now():
+    model, whole = with_evidence(), batch()
+    found = model.rank(replace(whole, current=True))
+
+    def now(row, prefix):
+        gathered = model.affinity.evidence(torch.tensor([[-1, *prefix]]))
+        known = UserKnowledge(whole.knowledge[row].vectors, gathered.items[0].numpy(), gathered.weights[0].numpy())
+        return model.rank(RankBatch([prefix], [whole.seen[row]], [known], [[(len(prefix), 30)]]))
+
+    for row, history in ((0, [1, 2, 3]), (1, [])):
+        torch.testing.assert_close(found.fused_logp[row], now(row, history).fused_logp[0], rtol=1e-4, atol=1e-5)
+    judged = replace(whole, judged=[[(0, 30), (2, 30), (3, 30)], [], [(3, 30)], []], current=True)
+    margins = model.rank(judged).margins
+    for at, prefix in ((0, []), (1, [1, 2]), (2, [1, 2, 3])):
+        assert margins[0][at] == pytest.approx(now(0, prefix).margins[0][0], abs=1e-5)
+    # The oldest of seven is not read: nor is it in the evidence.
+    assert margins[2][0] == pytest.approx(now(2, [5]).margins[0][0], abs=1e-5)
+    stale = model.rank(whole)
+    assert not torch.allclose(found.fused_logp[0], stale.fused_logp[0])
+    assert torch.equal(found.fused_logp[3], found.ref_logp[3]), "a user without knowledge gets no evidence either"
+
+
+def test_without_a_table_of_item_pairs_the_evidence_is_that_of_the_knowledge():
+    model = build()
+    model.fused.evidence_gain.fill_(3.0)
+    torch.testing.assert_close(model.rank(replace(batch(), current=True)).fused_logp, model.rank(batch()).fused_logp)
 
 
 def test_an_empty_batch_is_answered():

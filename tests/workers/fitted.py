@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
+from models.affinity import Affinity
 from models.backbone import Backbone
 from models.fusion import FusedScorer, condense
 from models.knowledge import KnowledgeModel
 from models.llm import LanguageModel
+from models.sequences import Sequences
 from models.system import RankingModel
 from schemas.artifacts import Artifact, Card, Registry, write_card
 from schemas.calibration import Calibration
@@ -35,7 +38,7 @@ def settings_in(home: Path) -> Settings:
 
 
 def ranking_model(seed: int = 0) -> RankingModel:
-    """A model whose knowledge moves scores a lot."""
+    """A model whose knowledge moves scores a lot, the vectors as well as the evidence."""
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     shape = {"n_items": N, "dim": DIM, "layers": 1, "heads": 2, "max_len": 8, "dropout": 0.1}
@@ -44,7 +47,11 @@ def ranking_model(seed: int = 0) -> RankingModel:
     fused = FusedScorer(condense(torch.randn(N, 24), 8).half().float(), torch.zeros(N, dtype=torch.bool), **shape)
     for weight in fused.parameters():
         torch.nn.init.normal_(weight, std=0.3)
-    return RankingModel(reference, fused, {"backbone": shape})
+    fused.evidence_gain.fill_(3.0)
+    fused.evidence_half_life.fill_(5.0)
+    rng = np.random.default_rng(seed)
+    past = Sequences(rng.integers(0, N, 400), np.arange(400), np.arange(0, 401, 10))
+    return RankingModel(reference, fused, {"backbone": shape}, Affinity.fit(past, N))
 
 
 def publish(settings: Settings, version: str, seed: int = 0, created_at: float = 0.0) -> Artifact:

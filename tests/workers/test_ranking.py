@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from models.requests import RankBatch, UserKnowledge
 from schemas.errors import FreshetError
 from schemas.experiment import arm
 from schemas.messages import JudgedEvent, Judgement, ModelUpdate, RankingRequest, Recommendation
-from schemas.settings import ExperimentSettings, QdrantSettings
+from schemas.settings import ExperimentSettings, QdrantSettings, RankingSettings
 from tests.workers.fitted import DIM, ITEMS, publish, ranking_model, settings_in
 from workers.outbox import Output
 from workers.ranker import Ranker
@@ -39,7 +40,8 @@ def ranker() -> Ranker:
 
 
 def processor(ranker: Ranker, store: EdgeStore | QdrantStore, **more: object) -> RankingProcessor:
-    return RankingProcessor(ranker, CachedReader(store), TOP, clock=lambda: 99.0, **more)  # type: ignore[arg-type]
+    settings = RankingSettings(top=TOP, epsilon=more.pop("epsilon", None))  # type: ignore[arg-type]
+    return RankingProcessor(ranker, CachedReader(store), settings, clock=lambda: 99.0, **more)  # type: ignore[arg-type]
 
 
 def point(user: str, version: int = 1, count: int = 2, model_version: str = "m1", seed: int = 0) -> KnowledgePoint:
@@ -87,7 +89,7 @@ def test_the_scores_are_those_of_the_trust_region(ranker: Ranker, store: EdgeSto
     known = point("ann")
     store.upsert([known])
     (rec,) = split(processor(ranker, store)([request()]))[0].values()
-    result = ranker.model.rank(RankBatch([[1, 2, 3, 4]], [[]], [UserKnowledge(known.vectors)]))
+    result = ranker.model.rank(RankBatch([[1, 2, 3, 4]], [[]], [UserKnowledge(known.vectors)], current=True))
     ref, fused = result.ref_logp[0].double(), result.fused_logp[0].double()
     allowed = torch.isfinite(ref)
     assert rec.lagrange is not None
@@ -171,6 +173,18 @@ def test_an_older_version_than_announced_is_used_and_named(ranker: Ranker, store
     assert (rec.fallback, rec.knowledge_version) == (None, 2)
 
 
+def test_stored_evidence_is_used_where_the_settings_say_so(ranker: Ranker, store: EdgeStore) -> None:
+    known = replace(point("ann"), items=(7, 9), weights=(0.5, 0.25))
+    store.upsert([known])
+    work = RankingProcessor(ranker, CachedReader(store), RankingSettings(top=TOP, epsilon=100.0, evidence="stored"))
+    ((rec,), _) = (list(part.values()) for part in split(work([request()])))
+    as_stored = UserKnowledge(known.vectors, np.array(known.items), np.array(known.weights, np.float32), behind=2)
+    result = ranker.model.rank(RankBatch([[1, 2, 3, 4]], [[]], [as_stored]))
+    best = result.fused_logp[0].topk(TOP)
+    assert [item.item_id for item in rec.items] == [ITEMS[row] for row in best.indices.tolist()]
+    np.testing.assert_allclose([item.score for item in rec.items], best.values, rtol=1e-5)
+
+
 def test_margins_are_those_of_the_model_and_only_of_later_events(ranker: Ranker, store: EdgeStore) -> None:
     known = point("ann", version=7, count=3)
     store.upsert([known])
@@ -178,7 +192,7 @@ def test_margins_are_those_of_the_model_and_only_of_later_events(ranker: Ranker,
     (judgement,) = split(processor(ranker, store)([request(judged=events, count=5)]))[1].values()
     assert (judgement.knowledge_model_version, judgement.codes) == ("m1", list(known.codes))
     (margin,) = judgement.margins  # event 3 is in the knowledge already, event 5's item is unknown
-    batch = RankBatch([[1, 2, 3, 4]], [[]], [UserKnowledge(known.vectors)], [[(3, 4)]])
+    batch = RankBatch([[1, 2, 3, 4]], [[]], [UserKnowledge(known.vectors)], [[(3, 4)]], current=True)
     expected = ranker.model.rank(batch).margins[0][0]
     assert (margin.count, margin.item_id, margin.knowledge_version) == (4, "i4", 7)
     assert margin.value == pytest.approx(expected, abs=1e-5)
@@ -248,7 +262,7 @@ def test_a_batch_equals_its_requests_one_by_one(ranker: Ranker, store: EdgeStore
 
 def test_a_store_that_is_away_costs_one_wait_and_no_answers(ranker: Ranker) -> None:
     away = CachedReader(QdrantStore("http://127.0.0.1:9", DIM, QdrantSettings(timeout_s=1)))
-    work = RankingProcessor(ranker, away, TOP)
+    work = RankingProcessor(ranker, away, RankingSettings(top=TOP))
     started = time.monotonic()
     for _ in range(20):
         (rec,) = split(work([request()]))[0].values()

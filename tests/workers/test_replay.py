@@ -108,6 +108,14 @@ def test_once_calls_once_per_user(scene: Scene) -> None:
     assert figures["calls"] == USERS
 
 
+def test_with_current_evidence_knowledge_ages_less(scene: Scene) -> None:
+    """Knowledge made with every event has current evidence anyway; made once, it has not."""
+    served = {(policy, evidence): scene.run(policy, None, 0, evidence).columns.served
+              for policy in ("always", "once") for evidence in ("current", "stored")}
+    np.testing.assert_allclose(served["always", "current"], served["always", "stored"])
+    assert not np.allclose(served["once", "current"], served["once", "stored"])
+
+
 @pytest.mark.parametrize("policy", ["nightly", "drift", "judge", "freshet", "always"])
 def test_users_side_by_side_decide_as_one_event_at_a_time(scene: Scene, policy: str) -> None:
     """Decisions are equal, margins to rounding: a sum's order depends on how many rows a product has."""

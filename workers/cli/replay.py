@@ -44,6 +44,9 @@ def replay(
     Policies: `never`; `once` (at the first chance); `nightly` (everyone with new events, at the end of each period);
     `every-n` (events of a user); `always`; `drift` alone; `judge` alone; `freshet` (all reasons, at a price).
 
+    With FRESHET_RANKING_EVIDENCE=stored ranking does not bring up to date what a history says about items: it is as it
+    was when knowledge was generated.
+
     What the language model said is kept in FRESHET_HOME/cache/replay: the first replay of a policy pays for it, later
     ones count the same calls at no cost.
 
@@ -82,6 +85,7 @@ def _show(outcome: Outcome) -> None:
     setting = ", ".join(f"{name} = {value:g}" for name, value in f["setting"].items() if value is not None)
     rows: list[tuple[str, Any]] = [
         ("policy", f["policy"] + (f" ({setting})" if setting else "")),
+        ("evidence", f["evidence"]),
         ("events", f"{f['events']:,} played, {f['predicted']:,} predicted, {f['with_knowledge']:,} with knowledge"),
         ("LLM calls", f"{f['calls']:,}, {f['calls_per_1000']:.1f} per 1,000 events ({f['llm_seconds']:.1f} s)"
                       + (f"; {f['stocked']:,} before" if f["stock"] else "")),

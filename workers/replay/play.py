@@ -12,7 +12,7 @@ judgement and its new knowledge race.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from schemas.messages import Judgement, KnowledgeRequest, KnowledgeUpdate, RankingRequest, Recommendation
 from schemas.settings import RankingSettings
@@ -72,7 +72,7 @@ class Replay:
     generator: Generator
     states: States
     llm_batch: int = 16
-    epsilon: float | None = None
+    ranking: RankingSettings = field(default_factory=RankingSettings)
     wave: int = WAVE
     block: int | None = None
     stock: bool = False
@@ -84,7 +84,7 @@ class Replay:
         self.store = MemoryStore(self.ranker.dim)
         # The reader keeps everyone: in a process of its own a cache before a dict would only forget.
         self._ranking = RankingProcessor(
-            self.ranker, CachedReader(self.store, capacity=2**31), TOP, self.epsilon, self.clock)
+            self.ranker, CachedReader(self.store, capacity=2**31), replace(self.ranking, top=TOP), self.clock)
         self._knowledge = KnowledgeProcessor(self.generator, self.store, self.llm_batch, self.clock)
 
     def play(self, events: Sequence[Event], step: Step = lambda *_: None) -> None:
@@ -136,8 +136,8 @@ class Replay:
 
     def _rank(self, requests: Sequence[RankingRequest]) -> list[Judgement]:
         judgements: list[Judgement] = []
-        for start in range(0, len(requests), RankingSettings().batch):
-            (outputs,) = self._ranking(requests[start:start + RankingSettings().batch])
+        for start in range(0, len(requests), self.ranking.batch):
+            (outputs,) = self._ranking(requests[start:start + self.ranking.batch])
             for output in outputs:
                 if isinstance(output.message, Recommendation):
                     self.record.recommended(output.message)

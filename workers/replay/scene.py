@@ -14,7 +14,7 @@ from models import dataset as data
 from schemas.artifacts import Artifact, Registry
 from schemas.errors import FreshetError
 from schemas.messages import Judgement, KnowledgeRequest
-from schemas.settings import RefreshSettings, Settings
+from schemas.settings import Evidence, RefreshSettings, Settings
 from streams.catalogue import ItemVectors
 from streams.planner import Plan, Planner
 from streams.policies import PolicyName
@@ -109,14 +109,20 @@ class Scene:
     def replay(
         self, refresh: RefreshSettings, events: Sequence[Event] | None = None, *, wave: int = WAVE,
         step: Step = lambda *_: None, listen: Callable[[Plan, Sequence[Judgement]], None] | None = None,
+        evidence: Evidence | None = None,
     ) -> Replay:
-        """Play the events (None = all) under a policy and return the finished replay."""
+        """Play the events (None = all) under a policy and return the finished replay.
+
+        Args:
+            evidence: in the place of `settings.ranking.evidence`.
+        """
         events = self.timeline.future if events is None else events
         states = {user: loads(state) for user, state in self._past.items()}
         priced = refresh.policy == "freshet" and refresh.calls_per_1000 is not None
         playing = Replay(
             self.planner(refresh), self._ranker, self.generator, states, llm_batch=self.settings.llm.batch,
-            epsilon=self.settings.ranking.epsilon, wave=wave, block=PRICED_BLOCK if priced else None, stock=self.stock,
+            ranking=replace(self.settings.ranking, evidence=evidence or self.settings.ranking.evidence),
+            wave=wave, block=PRICED_BLOCK if priced else None, stock=self.stock,
             listen=listen)
         try:
             playing.play(events, step)
@@ -129,7 +135,9 @@ class Scene:
         states = {user: loads(state) for user, state in self._past.items()}
         return rehearse(self.planner(refresh), states, self.timeline.future, stock=self.stock)
 
-    def within(self, refresh: RefreshSettings, budget: float | None, seed: int = 0) -> RefreshSettings:
+    def within(
+        self, refresh: RefreshSettings, budget: float | None, seed: int = 0, evidence: Evidence | None = None,
+    ) -> RefreshSettings:
         """Return the settings with which a policy keeps to a budget of calls per 1,000 events; None = as they are.
 
         Raises:
@@ -153,7 +161,8 @@ class Scene:
             def calls(tried: RefreshSettings) -> float:
                 nonlocal tries
                 if tried.policy == "judge":
-                    asked = self.replay(tried, events, step=lambda *_: step(tries, tries + 1)).record.calls
+                    asked = self.replay(
+                        tried, events, step=lambda *_: step(tries, tries + 1), evidence=evidence).record.calls
                 else:
                     asked = len(self.rehearse(tried)[0])
                 tries += 1
@@ -162,28 +171,32 @@ class Scene:
 
             return within(refresh, budget, calls)[0]
 
-    def run(self, policy: PolicyName, budget: float | None, seed: int) -> Outcome:
+    def run(
+        self, policy: PolicyName, budget: float | None, seed: int, evidence: Evidence | None = None,
+    ) -> Outcome:
         """Play all events under a policy within a budget.
 
         Args:
             budget: calls per 1,000 events; None = as the settings say.
             seed: of the bootstrap, and of the users on whom `judge` is brought within its budget.
+            evidence: in the place of `settings.ranking.evidence`.
 
         Raises:
             FreshetError: the policy has no budget to keep to.
         """
-        refresh = self.within(replace(self.settings.refresh, policy=policy), budget, seed)
+        refresh = self.within(replace(self.settings.refresh, policy=policy), budget, seed, evidence)
         if policy not in JUDGING | {"never"}:
             with self.stages.stage("language model", STALL_S["language model"]) as step:
                 asked, stock = self.rehearse(refresh)
                 self.generator.prepare([request.history for request in (*stock, *asked)], step)
         llm_s, began = self.generator.llm_s, time.perf_counter()
         with self.stages.stage("replay", STALL_S["replay"]) as step:
-            playing = self.replay(refresh, step=step)
+            playing = self.replay(refresh, step=step, evidence=evidence)
         knob = "calls_per_1000" if policy == "freshet" else KNOBS[policy].name if policy in KNOBS else None
         figures: dict[str, Any] = {
             "dataset": self.name, "data_hash": self.data_hash, "model_version": self.artifact.model_version,
             "policy": policy, "budget": budget, "seed": seed, "stock": self.stock,
+            "evidence": evidence or self.settings.ranking.evidence,
             "setting": {knob: getattr(refresh, knob)} if knob else {},
         } | playing.record.figures(seed) | {
             "store_bytes_per_user": round(playing.store.bytes_per_user(), 1),
