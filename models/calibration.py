@@ -1,7 +1,9 @@
 """How far to trust knowledge, chosen on the held-out end of the training part; each choice comes with its evidence.
 
 Knowledge is generated for held-out users as it will be in the stream (at the start, then every `SPAN` events), and each
-event is scored by the reference and by the fused scorer from what was known before it.
+event is scored by the reference and by the fused scorer from what was known before it. Gain and half-life of evidence
+are chosen with evidence that ages as the vectors do (`ranking.evidence = "stored"`), everything else with current
+evidence, as it is served.
 """
 
 from __future__ import annotations
@@ -91,9 +93,10 @@ def replay(
         logits = fused.scores(fused.fuse(batch.fused_hidden, vectors)[batch.user, batch.slot], side)
         alone = logits
         if affinity is not None:
-            gathered = _gathered(sequences, part.first, batch.user, batch.rows, affinity, fused)
-            alone = fused.weigh(logits, logits, *gathered)
-            logits = fused.weigh(logits, batch.ref_logits, *gathered)
+            # Vectors age; evidence is brought up to date at ranking.
+            current = affinity.evidence(before(sequences, batch.rows, fused.max_len)), torch.zeros(len(batch.rows))
+            alone = fused.weigh(logits, logits, *current)
+            logits = fused.weigh(logits, batch.ref_logits, *current)
         target = torch.from_numpy(sequences.item[batch.rows])
         margin = F.cross_entropy(batch.ref_logits, target, reduction="none") - F.cross_entropy(
             logits, target, reduction="none")
