@@ -4,8 +4,8 @@ B = argmin ‖X − XB‖² + λ‖B‖² with a zero diagonal, X the users × i
 (EASE, Steck, WWW 2019, arXiv 1905.03375). It sees the whole history as a set, which complements a transformer that
 reads it as a sequence: stream-time NDCG@10 on MovieLens-100K .103 → .118, on Amazon Beauty .034 → .038.
 
-The evidence is a by-product of a refresh: Σ_j 2^(−j/h) B[item_j] over the history, newest first, its largest `SIZE`
-entries. It is stored with the user's vectors and ages with them.
+The evidence is Σ_j 2^(−j/h) B[item_j] over the history, newest first, its largest `SIZE` entries. Ranking gathers it
+anew every time (`ranking.evidence`); what a refresh gathers is stored with the user's vectors and ages with them.
 """
 
 from __future__ import annotations
