@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -15,7 +16,7 @@ from models.snapshots import before
 
 
 class WithEvidence(Composed):
-    """A `Composed` on a scorer with texts, which weighs evidence gathered at the moment of its user's knowledge.
+    """A `Composed` on a scorer with texts, which weighs the evidence of the history, current however old vectors are.
 
     Args:
         affinity: what items say about each other.
@@ -31,8 +32,9 @@ class WithEvidence(Composed):
         self.affinity = affinity
 
     def finish(self, logits: Tensor, reference: Tensor, sequences: Sequences, used: IntArray, age: IntArray) -> Tensor:
-        """Return logits (m, n) with the evidence of moments `used` (m,), `age` (m,) events later."""
+        """Return logits (m, n) with the evidence there is `age` (m,) events after moments `used` (m,)."""
         if not isinstance(self.backbone, FusedScorer):
             return logits
-        gathered = self.affinity.evidence(before(sequences, used, self.backbone.max_len))
-        return self.backbone.weigh(logits, reference, gathered, torch.from_numpy(age))
+        newest = sequences.offsets[np.searchsorted(sequences.offsets, used, "right")] - 1  # another user's if shuffled
+        gathered = self.affinity.evidence(before(sequences, np.minimum(used + age, newest), self.backbone.max_len))
+        return self.backbone.weigh(logits, reference, gathered, torch.zeros(len(used)))

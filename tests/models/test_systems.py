@@ -205,7 +205,7 @@ def test_freshet_has_controls_that_differ(shop, control):
         assert summary(changed, shop.split)["ndcg_at_10"] < summary(plain, shop.split)["ndcg_at_10"]
 
 
-def test_evidence_is_of_the_moment_of_the_knowledge(shop):
+def test_evidence_is_current_however_old_the_knowledge(shop):
     model = composed(shop)
     from models.evidence import WithEvidence
 
@@ -221,9 +221,9 @@ def test_evidence_is_of_the_moment_of_the_knowledge(shop):
         own = moments(split.test, split.begin, ranks.rows, age)
         rows, hidden = hidden_before(fused, split.test, split.begin)
         assert (rows == ranks.rows).all()
-        gathered = affinity.evidence(before(split.test, own, fused.max_len))
+        gathered = affinity.evidence(before(split.test, rows, fused.max_len))
         by_behaviour = model.reference.scores(hidden_before(model.reference, split.test, split.begin)[1])
-        logits = fused.weigh(fused.scores(hidden), by_behaviour, gathered, torch.from_numpy(rows - own))
+        logits = fused.weigh(fused.scores(hidden), by_behaviour, gathered, torch.zeros(len(rows)))
         logp = logits.log_softmax(-1)[torch.arange(len(rows)), torch.from_numpy(split.test.item[rows])]
         known = own > split.test.offsets[np.searchsorted(split.test.offsets, rows, "right") - 1]
         np.testing.assert_allclose(ranks.logp[known], logp[known], atol=1e-4)  # attention starts at no change
