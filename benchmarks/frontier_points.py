@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from workers.code import hash_of
 from workers.quality import paired_gain
 from workers.replay.record import Columns
 
@@ -24,11 +24,7 @@ EQUAL = 0.1  # calls that differ by no more than this share count as equal
 
 def code_hash() -> str:
     """Return a hash of the code a point depends on: a finished point of other code is not used again."""
-    digest = hashlib.blake2b(digest_size=6)
-    for pattern in CODE:
-        for path in sorted(ROOT.glob(pattern)):
-            digest.update(path.read_bytes())
-    return digest.hexdigest()
+    return hash_of(path for pattern in CODE for path in sorted(ROOT.glob(pattern)))[:12]
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ import orjson
 from models import dataset as data
 from schemas.errors import DataError
 from schemas.settings import Settings
+from workers.code import hash_of
 from workers.language import open_language
 from workers.shelf import Shelf
 from workers.stages import Stages, Step
@@ -247,10 +248,7 @@ def read(path: Path) -> dict[str, Any] | None:
 
 def code_hash() -> str:
     """Return a hash of the code that results depend on, `models/`."""
-    digest = hashlib.sha256()
-    for path in sorted((Path(__file__).resolve().parents[1] / "models").glob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+    return hash_of(sorted((Path(__file__).resolve().parents[1] / "models").glob("*.py")))
 
 
 def revision() -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import cache
@@ -23,6 +22,7 @@ from safetensors.torch import save_file
 from models.distributed import place
 from models.training import Fold, Scorer
 from schemas.settings import FitSettings
+from workers.code import closure, hash_of
 
 MODELS = Path(__file__).resolve().parents[1] / "models"
 OTHER = {"system", "device", "harm", "knowledge_epochs", "instructions", "codes", "train_fraction"}  # not of scorers
@@ -60,18 +60,7 @@ class Shelf:
 @cache
 def code_of(module: str) -> str:
     """Return a hash of a module of `models/` and of all it imports from there."""
-    names, known = [module], {module}
-    digest = hashlib.sha256()
-    while names:
-        text = (MODELS / f"{names.pop()}.py").read_text()
-        digest.update(text.encode())
-        found = re.findall(r"^\s*from models\.(\w+) import", text, re.MULTILINE)
-        for line in re.findall(r"^\s*from models import (.+)$", text, re.MULTILINE):
-            found += re.findall(r"\w+", line)
-        fresh = sorted(set(found) - known)
-        known |= set(fresh)
-        names += fresh
-    return digest.hexdigest()
+    return hash_of(closure(module, MODELS))
 
 
 def _key(stage: str, start: Scorer, fold: Fold, settings: FitSettings) -> str:

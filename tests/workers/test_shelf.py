@@ -82,7 +82,7 @@ def test_the_code_is_that_of_a_module_and_its_imports(tmp_path, monkeypatch):
     assert code_of("training") == before
     for name, counts in (("backbone", True), ("sequences", True), ("kar", False)):
         with (copied / f"{name}.py").open("a") as file:
-            file.write("# changed")
+            file.write("CHANGED = 1\n")
         code_of.cache_clear()
         assert (code_of("training") != before) == counts
         (copied / f"{name}.py").write_text((MODELS / f"{name}.py").read_text())
