@@ -13,7 +13,7 @@ from models.affinity import Evidence
 
 # Evidence (m, M) and how many events old it is (m,), of: histories' tokens (m, T); how many of these had come (m,);
 # their rows in the batch (m,); events of the history that came after those (m,).
-Gathered = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Evidence, Tensor]]
+Gather = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Evidence, Tensor]]
 _NO_ITEMS, _NO_WEIGHTS = np.zeros(0, np.int64), np.zeros(0, np.float32)
 
 
@@ -43,7 +43,7 @@ class RankBatch:
         knowledge: B users' knowledge, None where a user has none.
         judged: B lists of (position, item row): history[:position] came before the item.
         top: items of each user that will be shown, for models that do not score all.
-        current: gather the evidence of users who have knowledge anew, from `histories`, instead of taking theirs.
+        current_evidence: gather the evidence of users with knowledge anew, from `histories`, instead of taking theirs.
     """
 
     histories: Sequence[Sequence[int]]
@@ -51,7 +51,7 @@ class RankBatch:
     knowledge: Sequence[UserKnowledge | None]
     judged: Sequence[Sequence[tuple[int, int]]] = field(default_factory=list)
     top: int = 10
-    current: bool = False
+    current_evidence: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ class RankResult:
     margins: list[list[float | None]]
 
 
-def stored(batch: RankBatch) -> Gathered:
+def stored_evidence(batch: RankBatch) -> Gather:
     """Return what gives the evidence that came with users' knowledge."""
     width = max((len(known.items) for known in batch.knowledge if known), default=0)
     items = np.full((len(batch.knowledge), width), -1, np.int64)

@@ -17,7 +17,7 @@ from models.fusion import FusedScorer
 from models.knowledge import KnowledgeModel
 from models.llm import LanguageModel
 from models.parts import FUSIONS
-from models.requests import Gathered, RankBatch, RankResult, known_items, seen_items, stored
+from models.requests import Gather, RankBatch, RankResult, known_items, seen_items, stored_evidence
 from schemas.artifacts import Artifact
 from schemas.errors import ArtifactError
 from schemas.settings import FitSettings
@@ -74,16 +74,17 @@ class RankingModel:
         by_behaviour = self.reference.scores(hidden[:, 0])
         ref_logp = by_behaviour.masked_fill(seen, -torch.inf).log_softmax(-1)
         fused_logp = ref_logp.clone()
-        gathered = self._current if batch.current and self.affinity.weights.shape[1] else stored(batch)
+        current = batch.current_evidence and self.affinity.weights.shape[1] > 0
+        gather = self._current_evidence if current else stored_evidence(batch)
         if have:
             rows = torch.tensor(have)
             scores = self.fused.weigh(
                 self.fused.scores(fused[rows, 0], self._side), by_behaviour[rows],
-                *gathered(tokens[rows], at[rows, 0], rows, torch.zeros_like(rows)))
+                *gather(tokens[rows], at[rows, 0], rows, torch.zeros_like(rows)))
             fused_logp[rows] = scores.masked_fill_(seen[rows], -torch.inf).log_softmax(-1)
-        return RankResult(ref_logp, fused_logp, self._margins(batch, places, hidden, fused, tokens, at, gathered))
+        return RankResult(ref_logp, fused_logp, self._margins(batch, places, hidden, fused, tokens, at, gather))
 
-    def _current(self, tokens: Tensor, slots: Tensor, *_: Tensor) -> tuple[Evidence, Tensor]:
+    def _current_evidence(self, tokens: Tensor, slots: Tensor, *_: Tensor) -> tuple[Evidence, Tensor]:
         """Return the evidence of the first `slots` (m,) of histories' tokens (m, T), and its age: none."""
         inside = torch.arange(tokens.shape[1]) < slots[:, None]
         return self.affinity.evidence(torch.where(inside, tokens - 1, -1)), torch.zeros_like(slots)
@@ -109,7 +110,7 @@ class RankingModel:
 
     def _margins(
         self, batch: RankBatch, places: list[tuple[int, int, int, int]], hidden: Tensor, fused: Tensor, tokens: Tensor,
-        at: Tensor, gathered: Gathered,
+        at: Tensor, gather: Gather,
     ) -> list[list[float | None]]:
         out: list[list[float | None]] = [[None] * len(judged) for judged in batch.judged]
         for begin in range(0, len(places), 1024):  # 1,024 × 12,000 float32 scores are 50 MB
@@ -121,7 +122,7 @@ class RankingModel:
                 len(batch.histories[row]) - batch.judged[row][index][0] for row, index, _, _ in part])
             with_knowledge = self.fused.weigh(
                 self.fused.scores(fused[rows, columns], self._side), by_behaviour,
-                *gathered(tokens[rows], at[rows, columns], rows, after))
+                *gather(tokens[rows], at[rows, columns], rows, after))
             margin = (with_knowledge.log_softmax(-1) - by_behaviour.log_softmax(-1))[each, items]
             for (row, index, _, _), value in zip(part, margin.tolist(), strict=True):
                 out[row][index] = value

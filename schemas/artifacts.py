@@ -86,8 +86,16 @@ class Artifact:
         return found.apply(fitted)
 
     def fitted_calibration(self) -> Calibration:
-        """Return the thresholds as fitted, whatever `freshet calibrate` chose since."""
-        return Calibration.model_validate_json(self.path("calibration.json").read_bytes())
+        """Return the thresholds as fitted, whatever `freshet calibrate` chose since.
+
+        Raises:
+            ArtifactError: they are another release's.
+        """
+        path = self.path("calibration.json")
+        try:
+            return Calibration.model_validate_json(path.read_bytes())
+        except ValidationError as error:
+            raise ArtifactError(f"{path}: {describe(error)}; fit anew with `freshet fit`") from error
 
     @property
     def recalibration(self) -> Path:

@@ -84,6 +84,7 @@ def build(settings: Settings, planner: Planner) -> StreamsApp:
     store = app.Table(TABLE, key_type=bytes, value_type=bytes, partitions=kafka.partitions)
     ready = settings.home / "run" / "streams.ready"
     stage: Stage | None = None
+    refused: str | None = None  # the model last said not to be usable
 
     def the_stage() -> Stage:
         nonlocal stage
@@ -128,13 +129,17 @@ def build(settings: Settings, planner: Planner) -> StreamsApp:
     async def follow() -> None:
         # Without this, knowledge made after a rollback would be stale by the version that was rolled back, and be made
         # again and again.
+        nonlocal refused
+        version = ""
         try:
-            found = await asyncio.to_thread(another_model, settings, planner.policy.model_version)
+            version = Registry(settings.home).current()
+            if version != planner.policy.model_version and planner.follow(
+                    *await asyncio.to_thread(model_in_use, settings)):
+                log.warning("model %s is in use now: its thresholds hold, and knowledge of others is stale", version)
         except (FreshetError, OSError) as error:
-            log.error("the model in use cannot be followed, the old one's thresholds stay: %s", error)
-            return
-        if found is not None and planner.follow(*found):
-            log.warning("model %s is in use now: its thresholds hold, and knowledge of others is stale", found[2])
+            if version != refused:  # tried again and again, said once
+                log.error("model %s cannot be followed, the old one's thresholds stay: %s", version, error)
+            refused = version
 
     return app
 
@@ -163,27 +168,24 @@ async def crash_on_error(app: StreamsApp, message: Any) -> AsyncIterator[None]:
         raise
 
 
-def another_model(settings: Settings, known: str) -> tuple[ItemVectors, Calibration, str] | None:
-    """Return what a planner needs of the model in use, None while that is `known`.
-
-    Raises:
-        ArtifactError: it is damaged.
-    """
-    registry = Registry(settings.home)
-    if registry.current() == known:
-        return None
-    artifact = registry.open()
-    return ItemVectors.load(artifact), artifact.calibration(), artifact.model_version
-
-
-def load_planner(settings: Settings) -> Planner:
-    """Return the planner of the newest fitted model.
+def model_in_use(settings: Settings) -> tuple[ItemVectors, Calibration, str]:
+    """Return what a planner needs of the model in use: item vectors, thresholds and version.
 
     Raises:
         ArtifactError: nothing was fitted, or it is damaged.
     """
     artifact = Registry(settings.home).open()
-    return Planner(ItemVectors.load(artifact), artifact.calibration(), settings, artifact.model_version)
+    return ItemVectors.load(artifact), artifact.calibration(), artifact.model_version
+
+
+def load_planner(settings: Settings) -> Planner:
+    """Return the planner of the model in use.
+
+    Raises:
+        ArtifactError: nothing was fitted, or it is damaged.
+    """
+    vectors, calibration, version = model_in_use(settings)
+    return Planner(vectors, calibration, settings, version)
 
 
 def main(settings: Settings) -> None:

@@ -41,7 +41,7 @@ def rebuild(state: UserState, vectors: ItemVectors, settings: StateSettings, mod
         state.pending.anchor = interest(settings.long_half_life, state.pending.count)
     state.cusum, state.drifted = 0.0, False
     state.drift_n, state.drift_mean, state.drift_m2 = 0, 0.0, 0.0
-    state.space = model_version
+    state.interest_model = model_version
 
 
 def _average(path: NDArray[np.float32], half_life: float) -> NDArray[np.float32]:

@@ -105,12 +105,12 @@ class Planner:
                 groups[event.user_id] = [event]
             else:
                 group.append(event)
-        space = self.policy.model_version
+        model = self.policy.model_version
         for user in groups:
             if user not in states:
-                states[user] = UserState(space=space)
-            elif states[user].space != space and space:
-                rebuild(states[user], self.vectors, self.settings.state, space)
+                states[user] = UserState(interest_model=model)
+            elif states[user].interest_model != model and model:
+                rebuild(states[user], self.vectors, self.settings.state, model)
         plan = Plan(changed=set(groups))
         concerned: dict[str, bool] = {}
         fresh = 0

@@ -86,7 +86,7 @@ class UserState(msgspec.Struct, array_like=True):
     margins: list[float] = msgspec.field(default_factory=list)  # newest few with the current knowledge, in B
     trial: Trial | None = None
     wanted_count: int = 0  # count at which a refresh was first wanted and refused for its price; 0 = none is
-    space: str = ""  # model whose item vectors the interests are averages of; "" = not known
+    interest_model: str = ""  # whose item vectors the interests are averages of; "" = not known
 
     @property
     def event_time(self) -> float:

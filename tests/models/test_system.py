@@ -105,7 +105,7 @@ def with_evidence():
 
 def test_current_evidence_is_that_of_knowledge_made_just_now():
     model, whole = with_evidence(), batch()
-    found = model.rank(replace(whole, current=True))
+    found = model.rank(replace(whole, current_evidence=True))
 
     def now(row, prefix):
         gathered = model.affinity.evidence(torch.tensor([[-1, *prefix]]))
@@ -114,7 +114,7 @@ def test_current_evidence_is_that_of_knowledge_made_just_now():
 
     for row, history in ((0, [1, 2, 3]), (1, [])):
         torch.testing.assert_close(found.fused_logp[row], now(row, history).fused_logp[0], rtol=1e-4, atol=1e-5)
-    judged = replace(whole, judged=[[(0, 30), (2, 30), (3, 30)], [], [(3, 30)], []], current=True)
+    judged = replace(whole, judged=[[(0, 30), (2, 30), (3, 30)], [], [(3, 30)], []], current_evidence=True)
     margins = model.rank(judged).margins
     for at, prefix in ((0, []), (1, [1, 2]), (2, [1, 2, 3])):
         assert margins[0][at] == pytest.approx(now(0, prefix).margins[0][0], abs=1e-5)
@@ -128,7 +128,8 @@ def test_current_evidence_is_that_of_knowledge_made_just_now():
 def test_without_a_table_of_item_pairs_the_evidence_is_that_of_the_knowledge():
     model = build()
     model.fused.evidence_gain.fill_(3.0)
-    torch.testing.assert_close(model.rank(replace(batch(), current=True)).fused_logp, model.rank(batch()).fused_logp)
+    current = model.rank(replace(batch(), current_evidence=True))
+    torch.testing.assert_close(current.fused_logp, model.rank(batch()).fused_logp)
 
 
 def test_an_empty_batch_is_answered():

@@ -58,3 +58,12 @@ def test_errors_say_what_to_do(tmp_path):
         registry.open("v9")
     with pytest.raises(ArtifactError, match=r"no other\.bin"):
         registry.open().path("other.bin")
+
+
+def test_thresholds_of_another_release_are_refused(tmp_path):
+    registry = Registry(tmp_path)
+    with registry.publish("v1") as folder:
+        (folder / "calibration.json").write_text('{"min_history": 3}')
+        write_card(folder, card("v1"))
+    with pytest.raises(ArtifactError, match="fit anew"):
+        registry.open("v1").calibration()

@@ -20,6 +20,7 @@ from safetensors.numpy import save_file
 from schemas.artifacts import Card, Registry, write_card
 from schemas.messages import DeadLetter, Judgement, KnowledgeRequest, KnowledgeUpdate, Margin, RankingRequest
 from schemas.settings import KafkaSettings, RefreshSettings, Settings, StateSettings, to_environ
+from streams.app import FOLLOW_EVERY_S
 from streams.catalogue import ItemVectors
 from streams.outbox import partition_of
 from streams.planner import Planner
@@ -301,6 +302,11 @@ def test_the_role_follows_when_another_model_is_put_into_use(tmp_path: Path) -> 
     produce(running.bootstrap, records[:300])
     role.start()
     role.wait(lambda: role.committed("behaviour-events") == 300)
+    publish_model(tmp_path / "home", "broken")
+    (tmp_path / "home" / "models" / "broken" / "interest.safetensors").write_bytes(b"cut short")
+    role.wait(lambda: "model broken cannot be followed" in role.log.read_text(), 30)
+    time.sleep(2 * FOLLOW_EVERY_S)
+    assert role.log.read_text().count("cannot be followed") == 1
     narrower = ItemVectors(list(VECTORS.rows), np.ascontiguousarray(VECTORS.vectors[:-1, :5]))
     publish_model(tmp_path / "home", "m2", narrower)
     role.wait(lambda: "model m2 is in use now" in role.log.read_text(), 30)
@@ -310,4 +316,4 @@ def test_the_role_follows_when_another_model_is_put_into_use(tmp_path: Path) -> 
     kill_broker(running)
     states = role.states()
     assert sum(state.count + state.duplicates for state in states.values()) == len(events)
-    assert {(state.space, len(state.short), len(state.long)) for state in states.values()} == {("m2", 20, 20)}
+    assert {(state.interest_model, len(state.short), len(state.long)) for state in states.values()} == {("m2", 20, 20)}

@@ -45,7 +45,7 @@ def test_a_rebuilt_state_is_one_that_was_folded_there(arrivals: list[tuple[int, 
         assert mine.shape == theirs.shape
         np.testing.assert_allclose(mine, theirs, atol=1e-5)
     assert (moved["u"].drift_n, moved["u"].cusum, moved["u"].drifted) == (0, 0.0, False)
-    assert moved["u"].space == "m2"
+    assert moved["u"].interest_model == "m2"
 
 
 def test_what_is_asked_for_keeps_an_anchor_of_the_new_space() -> None:

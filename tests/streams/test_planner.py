@@ -264,7 +264,7 @@ def test_another_model_brings_its_thresholds_and_its_space() -> None:
     feed(alone, other, range(5))
     mine, theirs = (np.frombuffer(users["u"].short, "<f4") for users in (states, other))
     np.testing.assert_allclose(mine, theirs, rtol=1e-5)
-    assert states["u"].space == "m2"
+    assert states["u"].interest_model == "m2"
 
 
 def test_a_model_without_knowledge_ends_the_market_and_one_with_it_opens_a_new_one() -> None:

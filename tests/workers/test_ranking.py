@@ -89,7 +89,7 @@ def test_the_scores_are_those_of_the_trust_region(ranker: Ranker, store: EdgeSto
     known = point("ann")
     store.upsert([known])
     (rec,) = split(processor(ranker, store)([request()]))[0].values()
-    result = ranker.model.rank(RankBatch([[1, 2, 3, 4]], [[]], [UserKnowledge(known.vectors)], current=True))
+    result = ranker.model.rank(RankBatch([[1, 2, 3, 4]], [[]], [UserKnowledge(known.vectors)], current_evidence=True))
     ref, fused = result.ref_logp[0].double(), result.fused_logp[0].double()
     allowed = torch.isfinite(ref)
     assert rec.lagrange is not None
@@ -192,7 +192,7 @@ def test_margins_are_those_of_the_model_and_only_of_later_events(ranker: Ranker,
     (judgement,) = split(processor(ranker, store)([request(judged=events, count=5)]))[1].values()
     assert (judgement.knowledge_model_version, judgement.codes) == ("m1", list(known.codes))
     (margin,) = judgement.margins  # event 3 is in the knowledge already, event 5's item is unknown
-    batch = RankBatch([[1, 2, 3, 4]], [[]], [UserKnowledge(known.vectors)], [[(3, 4)]], current=True)
+    batch = RankBatch([[1, 2, 3, 4]], [[]], [UserKnowledge(known.vectors)], [[(3, 4)]], current_evidence=True)
     expected = ranker.model.rank(batch).margins[0][0]
     assert (margin.count, margin.item_id, margin.knowledge_version) == (4, "i4", 7)
     assert margin.value == pytest.approx(expected, abs=1e-5)
