@@ -3,6 +3,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
+# Test processes at a time: one more than cores, since most of them wait for brokers and models to start.
+TESTERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 
 help: ## show this text
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -22,7 +24,7 @@ demo: setup ## run the main job on the embedded stack (ARGS='--help' teaches)
 	$(BIN)/freshet demo $(ARGS)
 
 test: setup ## all tests: unit, property, system, fault
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(TESTERS) --dist loadfile $(ARGS)
 
 test-quick: setup ## the tests that need neither broker nor LLM, under 2 minutes
 	$(BIN)/python -m pytest -m 'not slow' $(ARGS)
