@@ -140,7 +140,7 @@ def load_parts(settings: Settings, artifact: Artifact, stages: Stages) -> Parts:
         cache = ItemCache.build(
             llm, texts, settings.home / "cache" / "items", step, item_tokens=settings.llm.item_tokens)
     return Parts(RankingModel.load(artifact), load_knowledge(artifact, llm), cache, llm, settings.llm.history,
-                 settings.llm.batch).freeze()
+                 settings.llm.batch, settings.ranking.evidence == "current").freeze()
 
 
 def unseen(folder: Path, artifact: Artifact, events: int, seed: int) -> Cohort:

@@ -33,8 +33,8 @@ class Moments:
 
     Args:
         batch: B snapshots, m events after them.
-        evidence: (m, M) of each event's user at the snapshot.
-        age: (m,) events since then.
+        evidence: (m, M) for each event, as `Parts.current_evidence` says.
+        age: (m,) events since it was gathered.
     """
 
     batch: Batch
@@ -49,6 +49,8 @@ class Parts:
     Args:
         history: H, items the language model reads.
         batch: users per forward pass.
+        current_evidence: judge each event with the evidence just before it, as ranking does by default; else with the
+            evidence at the snapshot, which ages (`ranking.evidence` = "stored").
     """
 
     ranking: RankingModel
@@ -57,6 +59,7 @@ class Parts:
     llm: LanguageModel
     history: int
     batch: int
+    current_evidence: bool = True
 
     def freeze(self) -> Parts:
         """Take all gradients and dropout away, and return itself."""
@@ -106,9 +109,12 @@ class Cohort:
         ranking, first = parts.ranking, self.rows[chosen]
         windows = after(self.sequences, first, ranking.max_len, self.span)
         batch = batch_of(self.sequences, windows, ranking.reference, ranking.fused, parts.history)
+        age = torch.from_numpy(batch.rows - first[batch.user.numpy()])
+        if parts.current_evidence:
+            current = ranking.affinity.evidence(before(self.sequences, batch.rows, ranking.max_len))
+            return Moments(batch, current, torch.zeros_like(age))
         gathered = ranking.affinity.evidence(before(self.sequences, first, ranking.max_len))
-        return Moments(batch, gathered[batch.user],
-                       torch.from_numpy(batch.rows - first[batch.user.numpy()]))
+        return Moments(batch, gathered[batch.user], age)
 
     def targets(self, at: Moments) -> Tensor:
         """Return the item rows (m,) of the events after snapshots."""

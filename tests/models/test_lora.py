@@ -132,8 +132,11 @@ def test_training_heals_contradictions_and_moves_nothing_but_the_adapter(parts: 
     assert now[was < 0].mean() > was[was < 0].mean()
 
 
-def test_margins_are_those_the_ranking_worker_judges_with(parts: Parts) -> None:
-    """With evidence, ageing; of histories no longer than the backbone reads, where windows and histories are one."""
+@pytest.mark.parametrize("current", [True, False])
+def test_margins_are_those_the_ranking_worker_judges_with(parts: Parts, current: bool) -> None:
+    """With evidence, current or ageing; of histories no longer than the backbone reads: windows and histories are one.
+    """
+    parts = replace(parts, current_evidence=current)
     rng = np.random.default_rng(0)
     parts.ranking.affinity = Affinity(
         torch.from_numpy(rng.integers(0, N, (N, 4))), torch.from_numpy(rng.normal(size=(N, 4)).astype(np.float32)))
@@ -153,7 +156,8 @@ def test_margins_are_those_the_ranking_worker_judges_with(parts: Parts) -> None:
         for at in range(cut, stop - start):
             known = UserKnowledge(
                 made.vectors[0], evidence.items[0].numpy(), evidence.weights[0].numpy(), behind=at - cut)
-            ((value,),) = parts.ranking.rank(RankBatch([items[:at]], [[]], [known], [[(at, items[at])]])).margins
+            ((value,),) = parts.ranking.rank(RankBatch(
+                [items[:at]], [[]], [known], [[(at, items[at])]], current_evidence=current)).margins
             assert value == pytest.approx(done.value[done.user == user][at - cut], abs=1e-4)
 
 
