@@ -40,7 +40,7 @@ class RankingModel:
         none = torch.zeros(reference.n_items, 0)
         self.affinity = affinity or Affinity(none.long(), none)
         with torch.no_grad():
-            self._side = fused.item_side()  # constant once trained
+            self._side, self._reference_side = fused.item_side(), reference.item_side()  # constant once trained
 
     @property
     def n_items(self) -> int:
@@ -63,7 +63,7 @@ class RankingModel:
         histories, positions = known_items(batch.histories, self.max_len)
         tokens, lengths = pad(histories, self.max_len)
         places, at = self._places(batch, positions, lengths)
-        hidden = self.reference(tokens, at=at)
+        hidden = self.reference(tokens, self._reference_side, at)
         have = [row for row, vectors in enumerate(batch.knowledge) if vectors is not None]
         fused = torch.zeros_like(hidden)
         if have:
@@ -71,7 +71,7 @@ class RankingModel:
             fused[have] = self.fused.fuse(self.fused(tokens[have], self._side, at[have]), stacked)
         seen = torch.zeros(len(histories), self.n_items, dtype=torch.bool)
         seen[seen_items(batch.histories, batch.seen)] = True
-        by_behaviour = self.reference.scores(hidden[:, 0])
+        by_behaviour = self.reference.scores(hidden[:, 0], self._reference_side)
         ref_logp = by_behaviour.masked_fill(seen, -torch.inf).log_softmax(-1)
         fused_logp = ref_logp.clone()
         current = batch.current_evidence and self.affinity.weights.shape[1] > 0
@@ -117,7 +117,7 @@ class RankingModel:
             part = places[begin : begin + 1024]
             rows, _, columns, items = torch.tensor(part).unbind(1)
             each = torch.arange(len(part))
-            by_behaviour = self.reference.scores(hidden[rows, columns])
+            by_behaviour = self.reference.scores(hidden[rows, columns], self._reference_side)
             after = torch.tensor([
                 len(batch.histories[row]) - batch.judged[row][index][0] for row, index, _, _ in part])
             with_knowledge = self.fused.weigh(
@@ -133,7 +133,7 @@ class RankingModel:
         """Return what behaviour says of users, (B, d): the hidden state after their whole history of item rows."""
         known, _ = known_items(histories, self.max_len)
         tokens, lengths = pad(known, self.max_len)
-        return self.reference(tokens)[torch.arange(len(known)), lengths]
+        return self.reference(tokens, self._reference_side)[torch.arange(len(known)), lengths]
 
     def save(
         self, folder: Path, items: Sequence[str], texts: Sequence[str], knowledge: nn.Module | None = None,
