@@ -23,18 +23,18 @@ import orjson
 from safetensors.torch import load_file, save_file
 
 from models import dataset as data
-from models.cohort import Cohort, Margins, Parts, cohort_of, margins
+from models.cohort import Cohort, Margins, Parts, margins
 from models.dataset import IntArray
 from models.item_cache import ItemCache
 from models.llm import LanguageModel
-from models.lora import Groups, align, train
+from models.lora import Groups, align
 from models.publication import FEWEST, paired_interval
 from models.sequences import Sequences
-from models.snapshots import SPAN, regular
+from models.snapshots import regular
 from models.system import TEXTS, RankingModel, load_knowledge
 from schemas.artifacts import Artifact, Registry
 from schemas.errors import FreshetError
-from schemas.settings import AlignmentSettings, Settings, load
+from schemas.settings import Settings, load
 from streams.trust import wager
 from workers.demo.report import revision
 from workers.lessons import LATER
@@ -115,29 +115,6 @@ def mirrored(folder: Path) -> Path:
     return out
 
 
-def spliced(cohort: Cohort, max_len: int) -> Cohort:
-    """Return the histories before each snapshot, each followed by what came after a snapshot of another user."""
-    cohort = cohort[np.argsort(cohort.users, kind="stable")]
-    items, low = cohort.sequences.item, cohort.sequences.offsets[cohort.users]
-    stop = np.minimum(cohort.rows + cohort.span, cohort.sequences.offsets[cohort.users + 1])
-    others = np.roll(np.arange(len(cohort)), len(cohort) // 2)  # sorted by user: half of all is another one
-    before = [items[max(a, row - max_len) : row].tolist() for a, row in zip(low, cohort.rows, strict=True)]
-    after = [items[cohort.rows[other] : stop[other]].tolist() for other in others]
-    return cohort_of([a + b for a, b in zip(before, after, strict=True)], [len(a) for a in before], cohort.span)
-
-
-def plant(parts: Parts, past: Cohort, steps: int, settings: AlignmentSettings, folder: Path, seed: int) -> None:
-    """Put an adapter into use that was taught what users do by the events of others: knowledge gone wrong.
-
-    A random adapter will not do: it makes the vectors say less, and where they harm that is a gain (harm on later
-    MovieLens events +.0014 nats without, −.0018 with a random adapter of standard deviation 0.4).
-    """
-    wrong = replace(settings, steps=steps, learning_rate=1e-3, gamma=-1e9, restraint=0.0)  # every event teaches
-    train(parts, spliced(past, parts.ranking.max_len), past[:0], wrong, folder, lambda _: None, seed)
-    parts.llm.load_adapter(folder, "planted")
-    parts.llm.use_adapter("planted")
-
-
 def load_parts(settings: Settings, artifact: Artifact, stages: Stages) -> Parts:
     """Return the fitted models."""
     with stages.stage("language model", 600.0):
@@ -150,36 +127,30 @@ def load_parts(settings: Settings, artifact: Artifact, stages: Stages) -> Parts:
                  settings.llm.batch, settings.ranking.evidence == "current").freeze()
 
 
-def snapshots(folder: Path, artifact: Artifact, events: int, seed: int) -> tuple[Cohort, Cohort]:
-    """Return snapshots of what the model was fitted on and of the later part, about `events` events each."""
+def unseen(folder: Path, artifact: Artifact, events: int, seed: int) -> Cohort:
+    """Return snapshots, about `events` events, of the part of the timeline the model was not fitted on."""
     dataset = data.load(folder)
     if dataset.hash != artifact.card.data_hash:
         raise FreshetError(f"model {artifact.model_version} was fitted on other data than {folder}; "
                            f"`freshet fit --data {folder}` first")
     past, _ = data.split(dataset, float(artifact.card.settings["fit"]["train_fraction"]))
-    known = Sequences.of(past, len(dataset.users))
-    rows = regular(known, known.offsets[:-1])
-    fitted = np.random.default_rng(seed).permutation(rows)[: -(-events // SPAN)]
     sequences = Sequences.of(dataset.events, len(dataset.users))
-    begin = sequences.offsets[:-1] + known.lengths()
+    begin = sequences.offsets[:-1] + np.bincount(past.user, minlength=len(dataset.users))
     rows = regular(sequences, begin)
     order = np.random.default_rng(seed).permutation(np.unique(np.searchsorted(sequences.offsets, rows, "right") - 1))
     after = sequences.offsets[1:] - begin
     chosen = order[: int(np.searchsorted(np.cumsum(after[order]), events)) + 1]
     whose = np.searchsorted(sequences.offsets, rows, "right") - 1
-    return Cohort(known, fitted), Cohort(sequences, rows[np.isin(whose, chosen)])
+    return Cohort(sequences, rows[np.isin(whose, chosen)])
 
 
 def run(
-    settings: Settings, folder: Path, events: int, users: int, seed: int, planted: int, stages: Stages,
+    settings: Settings, folder: Path, events: int, users: int, seed: int, stages: Stages,
 ) -> dict[str, Any]:
     """Run the experiment and return its figures."""
     artifact = Registry(settings.home).open()
     parts = load_parts(settings, artifact, stages)
-    past, cohort = snapshots(folder, artifact, events, seed)
-    if planted:
-        with tempfile.TemporaryDirectory() as scratch, stages.stage(f"planting, {planted} steps", 600.0):
-            plant(parts, past, planted, settings.alignment, Path(scratch) / "planted", seed)
+    cohort = unseen(folder, artifact, events, seed)
     bound, alpha = artifact.calibration().margin_bound, settings.refresh.alpha
     with stages.stage("judge", 300.0) as step:
         done = 0
@@ -209,7 +180,7 @@ def run(
         controls = _controls(parts, adapter, made.held_contradicted, convicting, bound)
     return {
         "model_version": artifact.model_version, "data_hash": artifact.card.data_hash, "llm": parts.llm.model_id,
-        "settings": asdict(settings.alignment), "alpha": alpha, "margin_bound": bound, "seed": seed, "planted": planted,
+        "settings": asdict(settings.alignment), "alpha": alpha, "margin_bound": bound, "seed": seed,
         "snapshots": len(cohort), "contradicted": len(found.wrong), "untouched": len(found.calm),
         "published": outcome.verdict.publish, "reason": outcome.verdict.reason,
         "figures": outcome.figures() | controls, "path": path, "revision": revision(),
@@ -288,9 +259,6 @@ def main() -> None:
         help="level at which a user counts as contradicted; at the judge's .05 MovieLens has nobody within 24 events")
     parser.add_argument("--users", type=int, default=200, help="at most so many users of each kind")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--plant", type=int, default=0, metavar="STEPS",
-        help="teach the language model something wrong first, for so many steps: other users' events")
     parser.add_argument("--quick", action="store_true", help="10 steps on 5,000 events: does it run?")
     arguments = parser.parse_args()
     settings, events = load(), arguments.events
@@ -301,16 +269,15 @@ def main() -> None:
     began = time.monotonic()
     try:
         with Stages() as stages:
-            result = run(settings, arguments.data, events, arguments.users, arguments.seed, arguments.plant, stages)
+            result = run(settings, arguments.data, events, arguments.users, arguments.seed, stages)
     except FreshetError as error:
         raise SystemExit(f"benchmarks.alignment: {error}") from None
     result |= {"seconds": round(time.monotonic() - began, 1), "dataset": arguments.data.name}
     print(table(result))
     if not arguments.quick:
-        name = "alignment_planted" if arguments.plant else "alignment"
-        out = ROOT / "benchmarks" / "results" / f"{name}.json"
+        out = ROOT / "benchmarks" / "results" / "alignment.json"
         out.write_text(json.dumps(result) + "\n")
-        plot(result, ROOT / "docs" / f"{name}.svg")
+        plot(result, ROOT / "docs" / "alignment.svg")
         print(f"written to {out}")
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from benchmarks.alignment import convict, groups, mirrored, spliced
+from benchmarks.alignment import convict, groups, mirrored
 from models import adapters
 from models.cohort import Cohort, Margins, cohort_of
 from models.lora import TRAINING
@@ -55,21 +55,6 @@ def test_nobody_judges_what_taught_and_judges_look_at_later_events() -> None:
     assert (len(np.unique(few.contradicted.users)), len(np.unique(few.held_untouched.users))) == (3, 3)
     late = found.__class__(found.wrong, found.crossed + 18, found.calm)  # one event is left after the conviction
     assert len(groups(over, late, 0.5, 100, seed=1)[0].held_contradicted) == 0
-
-
-def test_spliced_histories_go_on_with_what_another_user_did() -> None:
-    users, each = 8, 30
-    one = cohort_of([(100 * user + np.arange(each)).tolist() for user in range(users)], [1] * users, 5)
-    rows = np.concatenate([one.rows, one.rows + 11])
-    made = spliced(Cohort(one.sequences, rows, 5), max_len=7)
-    assert len(made) == len(rows)
-    for at, row in enumerate(made.rows):
-        low, high = made.sequences.offsets[at : at + 2]
-        before, after = made.sequences.item[low:row] // 100, made.sequences.item[row:high] // 100
-        assert 1 <= len(before) <= 7
-        assert len(after) == 5
-        assert len({*before.tolist()}) == len({*after.tolist()}) == 1
-        assert before[0] != after[0]
 
 
 @pytest.mark.parametrize("seed", [0, 1])
