@@ -24,6 +24,7 @@ import numpy as np
 from benchmarks import drift_plots
 from benchmarks.drift_detectors import Histories, Kind, adwin, cusum, delays, level, page_hinkley
 from benchmarks.drift_streams import BEAUTY, Planted, Population, made_up, plant, population, shuffles
+from benchmarks.pages import fill
 from schemas.errors import FreshetError
 from schemas.settings import load
 from streams.alarms import Watched, rate, watch
@@ -33,7 +34,6 @@ from workers.fit import FALSE_ALARM_EVERY, PRIOR, SLACK
 
 ROOT = Path(__file__).resolve().parents[1]
 JSON_PATH, PAGE = ROOT / "benchmarks" / "results" / "drift.json", ROOT / "docs" / "drift.md"
-BEGIN, END = "<!-- drift: begin -->", "<!-- drift: end -->"
 WITHIN = (5, 10, 20, 50)
 RATES = (100.0, FALSE_ALARM_EVERY, 400.0)
 FORMER = (10.0, 0.5)  # prior and slack until this comparison was made
@@ -228,9 +228,7 @@ def write(report: dict[str, Any]) -> None:
     JSON_PATH.write_text(json.dumps(report, indent=1) + "\n")
     for result in report["datasets"]:
         drift_plots.draw(result, ROOT / "docs" / f"drift-{slug(result)}.svg", FALSE_ALARM_EVERY)
-    text = PAGE.read_text()
-    before, after = text.split(BEGIN)[0], text.split(END)[1]
-    PAGE.write_text(f"{before}{BEGIN}\n{section(report)}\n{END}{after}")
+    fill(PAGE, "drift", section(report))
 
 
 def main(argv: list[str] | None = None) -> None:

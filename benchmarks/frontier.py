@@ -4,16 +4,14 @@
 
 Per data set and seed a model is fitted (if there is none) in a home folder of the data set's own, and every policy is
 replayed (`freshet replay`). `freshet` goes first at each budget; the knobs of the others are then turned to the calls
-it really made. Finished points are kept in the home, so an interrupted run goes on where it was, and a data set that
-was played before costs nothing: name all that the page is to show.
-Results: benchmarks/results/frontier.json, the tables and plots of docs/frontier.md.
+it really made. Finished points are kept in the home, so an interrupted run goes on where it was.
+Results: benchmarks/results/frontier.json, tables and plots of docs/frontier.md; those of other data sets stay.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import os
 import subprocess
 import sys
@@ -131,14 +129,11 @@ def compared(points: list[Point]) -> dict[float | None, dict[str, Any]]:
 
 
 def results(points: list[Point]) -> list[dict[str, Any]]:
-    """Return the list for frontier.json: a point each; those of `freshet` with their comparisons over all seeds."""
-    out = []
-    for dataset in dict.fromkeys(point.figures["dataset"] for point in points):
-        own = [point for point in points if point.figures["dataset"] == dataset]
-        comparisons = compared(own)
-        for point in own:
-            row = {name: point.figures[name] for name in FIELDS}
-            out.append(row | comparisons[point.name[1]] if point.name[0] == "freshet" else row)
+    """Return a data set's rows of frontier.json: a point each; those of `freshet` with comparisons over all seeds."""
+    comparisons, out = compared(points), []
+    for point in points:
+        row = {name: point.figures[name] for name in FIELDS}
+        out.append(row | comparisons[point.name[1]] if point.name[0] == "freshet" else row)
     return out
 
 
@@ -192,7 +187,6 @@ def main() -> int:
                         help="users of the past start without knowledge, and every policy pays for their first")
     parser.add_argument("--quick", action="store_true", help="a made-up world, in seconds; nothing is written")
     given = parser.parse_args()
-    points: list[Point] = []
     try:
         with Stages() as stages, tempfile.TemporaryDirectory() as scratch:
             budgets, events = [float(x) for x in given.budgets.split(",") if x], given.events
@@ -204,17 +198,14 @@ def main() -> int:
                                  as_fitted=given.as_fitted, stock=not given.cold)
                 seeds = [int(x) for x in given.seeds.split(",")]
             for home in homes:
-                for seed in seeds:
-                    points += home.points(seed, budgets, events, stages)
+                points = [point for seed in seeds for point in home.points(seed, budgets, events, stages)]
+                print(frontier_page.table(points, compared(points)))
+                if not given.quick:
+                    frontier_page.write(results(points), points, compared(points))
+                    stages.say(f"{home.name}: {len(points)} points written to {frontier_page.JSON_PATH}")
     except FreshetError as error:
         print(f"frontier: {error}", file=sys.stderr)
         return 1
-    rows = results(points)
-    print(frontier_page.tables(points, {name: compared([p for p in points if p.figures["dataset"] == name])
-                                        for name in dict.fromkeys(p.figures["dataset"] for p in points)}))
-    if not given.quick:
-        frontier_page.write(rows, points, compared)
-        print(json.dumps({"points": len(rows), "written": str(frontier_page.JSON_PATH)}))
     return 0
 
 

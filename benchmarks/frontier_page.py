@@ -1,35 +1,30 @@
-"""The generated part of docs/frontier.md, and benchmarks/results/frontier.json."""
+"""The generated parts of docs/frontier.md, and benchmarks/results/frontier.json."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from typing import Any
 
 import orjson
 
 from benchmarks import frontier_plots
 from benchmarks.frontier_points import ROOT, Point, grouped, pooled
+from benchmarks.pages import fill
 
 JSON_PATH = ROOT / "benchmarks" / "results" / "frontier.json"
 PAGE = ROOT / "docs" / "frontier.md"
-BEGIN, END = "<!-- frontier: begin -->", "<!-- frontier: end -->"
 Comparisons = dict[float | None, dict[str, Any]]
 
 
-def tables(points: list[Point], comparisons: dict[str, Comparisons]) -> str:
-    """Return Markdown: per data set all points, and `freshet` against the others."""
-    parts = []
-    for dataset, compared in comparisons.items():
-        own = [point for point in points if point.figures["dataset"] == dataset]
-        first = own[0].figures
-        seeds = sorted({point.figures["seed"] for point in own})
-        revisions = sorted({point.figures["revision"] for point in own})
-        parts += [
-            f"### {dataset}\n\n{first['events']:,} events played, {first['predicted']:,} of them predicted; "
-            f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}; revision {', '.join(revisions)}.",
-            _points(own), _against(compared)]
-    return "\n\n".join(parts)
+def table(points: list[Point], compared: Comparisons) -> str:
+    """Return Markdown about one data set: all points, and `freshet` against the others."""
+    first = points[0].figures
+    seeds = sorted({point.figures["seed"] for point in points})
+    revisions = sorted({point.figures["revision"] for point in points})
+    return "\n\n".join([
+        f"### {first['dataset']}\n\n{first['events']:,} events played, {first['predicted']:,} of them predicted; "
+        f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}; revision {', '.join(revisions)}.",
+        _points(points), _against(compared)])
 
 
 def _points(points: list[Point]) -> str:
@@ -73,24 +68,13 @@ def age(seconds: float | None, events: float | None) -> str:
     return f"{seconds / size:.1f} {unit}, {events:g} events"
 
 
-def write(rows: list[dict[str, Any]], points: list[Point], compare: Callable[[list[Point]], Comparisons]) -> None:
-    """Save the points, and put tables and plots into the documentation.
-
-    Points of data sets that were not played this time stay in the JSON file; the page shows what was played.
-    """
-    played = {row["dataset"] for row in rows}
+def write(rows: list[dict[str, Any]], points: list[Point], compared: Comparisons) -> None:
+    """Save the points of one data set, and put its table and its plot into the documentation; others' stay."""
+    dataset = points[0].figures["dataset"]
     earlier = orjson.loads(JSON_PATH.read_bytes()) if JSON_PATH.is_file() else []
     JSON_PATH.parent.mkdir(exist_ok=True)
-    JSON_PATH.write_text(json.dumps([row for row in earlier if row["dataset"] not in played] + rows, indent=1) + "\n")
-    drawn = [pooled(group) for dataset in sorted(played) for group in grouped(
-        [point for point in points if point.figures["dataset"] == dataset]).values()]
-    frontier_plots.gain(drawn, PAGE.with_name("frontier-gain.svg"))
-    frontier_plots.age(drawn, PAGE.with_name("frontier-age.svg"))
-    text = tables(points, {dataset: compare([point for point in points if point.figures["dataset"] == dataset])
-                           for dataset in sorted(played)})
-    page = PAGE.read_text()
-    before, rest = page.split(BEGIN)
-    _, after = rest.split(END)
-    PAGE.write_text(
-        f"{before}{BEGIN}\n![Gain against LLM calls](frontier-gain.svg)\n\n"
-        f"![Median age of knowledge against LLM calls](frontier-age.svg)\n\n{text}\n{END}{after}")
+    JSON_PATH.write_text(json.dumps([row for row in earlier if row["dataset"] != dataset] + rows, indent=1) + "\n")
+    plot = f"frontier-{dataset}.svg"
+    frontier_plots.draw([pooled(group) for group in grouped(points).values()], PAGE.with_name(plot))
+    fill(PAGE, f"frontier {dataset}", table(points, compared).replace(
+        "\n\n", f"\n\n![Gain, and age of knowledge, against LLM calls]({plot})\n\n", 1))

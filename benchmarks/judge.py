@@ -21,11 +21,11 @@ from benchmarks import judge_plots
 from benchmarks.judge_pooled import codeword, false_alarms, mixed, race
 from benchmarks.judge_tests import WIDTH, Judges, compare, shares, within
 from benchmarks.margins import BOUND, NULLS, gaussian, planted
+from benchmarks.pages import fill
 from streams.trust import HELP, first_crossings
 
 ROOT = Path(__file__).resolve().parents[1]
 JSON_PATH, PAGE = ROOT / "benchmarks" / "results" / "judge.json", ROOT / "docs" / "judge.md"
-BEGIN, END = "<!-- judge: begin -->", "<!-- judge: end -->"
 ALPHA = 0.05
 STRENGTHS = (0.25, 0.5, 1.0, 2.0)
 CALIBRATED_AT = 200
@@ -166,8 +166,7 @@ def main() -> None:
         JSON_PATH.parent.mkdir(exist_ok=True)
         JSON_PATH.write_text(json.dumps(result, indent=1) + "\n")
         judge_plots.draw(result, ROOT / "docs")
-        before, rest = PAGE.read_text().split(BEGIN)
-        PAGE.write_text(f"{before}{BEGIN}\n{table(result)}\n{END}{rest.split(END)[1]}")
+        fill(PAGE, "judge", table(result))
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import quality_page, quality_plot
+from benchmarks.pages import fill
 from models.protocols import PROTOCOLS
 from models.systems import CONTROLS, SYSTEMS, system_named
 from schemas.errors import FreshetError
@@ -196,7 +197,8 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(f"benchmarks.quality: {error}")
     tables = {name: quality_page.table(name, rows) for name, rows in shown if rows}
     print("\n\n".join(tables.values()))
-    quality_page.write(ROOT / "docs" / "results.md", tables)
+    for name, text in tables.items():
+        fill(ROOT / "docs" / "results.md", f"quality {name}", text)
     quality_plot.draw(json.loads(JSON_PATH.read_text()) if JSON_PATH.is_file() else [], ROOT / "docs" / "quality.svg")
     quality_plot.draw_training(moved, ROOT / "docs" / "quality-training.svg")
     print(f"\nwritten: {JSON_PATH.relative_to(ROOT)}, docs/results.md, docs/quality.svg, docs/quality-training.svg")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -91,16 +90,6 @@ def table(dataset: str, rows: list[dict[str, Any]]) -> str:
             lines.append(f"| {label} | {row['seeds']} | {figures} | {over} | {behind} | {harmed} |")
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
-
-
-def write(path: Path, tables: dict[str, str]) -> None:
-    """Put tables between their markers in a page; a data set that is not among them keeps what it has."""
-    page = path.read_text()
-    for name, text in tables.items():
-        begin, end = (f"<!-- quality {name}: {which} -->" for which in ("begin", "end"))
-        if begin in page and end in page:
-            page = page[: page.index(begin) + len(begin)] + f"\n{text}\n" + page[page.index(end) :]
-    path.write_text(page)
 
 
 def _figure(mean: float, sd: float, seeds: int) -> str:

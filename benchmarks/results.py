@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import statistics
-from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import Run
+from benchmarks.pages import fill
 from benchmarks.systems import ROOT, SYSTEMS
 
 JSON_PATH = ROOT / "benchmarks" / "results" / "ingest.json"
 TABLE_PATH = ROOT / "docs" / "benchmarks.md"
-BEGIN, END = "<!-- ingest: begin -->", "<!-- ingest: end -->"
 
 
 def summarise(runs: dict[str, list[Run]]) -> dict[str, dict[str, Any]]:
@@ -68,7 +67,4 @@ def write(result: dict[str, Any]) -> None:
     """Save the result and put its table into the documentation."""
     JSON_PATH.parent.mkdir(exist_ok=True)
     JSON_PATH.write_text(json.dumps(result, indent=1) + "\n")
-    text = TABLE_PATH.read_text()
-    before, rest = text.split(BEGIN)
-    _, after = rest.split(END)
-    Path(TABLE_PATH).write_text(f"{before}{BEGIN}\n{section(result)}\n{END}{after}")
+    fill(TABLE_PATH, "ingest", section(result))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks.frontier import FIELDS, ROOT, compared, results
-from benchmarks.frontier_page import tables
+from benchmarks.frontier_page import table
 from benchmarks.frontier_points import Kept, Point, pooled, share_of, versus
 from workers.replay.record import Columns
 
@@ -76,7 +76,7 @@ def test_results_and_tables_have_what_is_asked_for() -> None:
     (first, second) = [row for row in rows if row["policy"] == "freshet"]
     assert set(first["against"]) == {"always", "never", "nightly"}
     assert set(second["against"]) == {"always", "never"}  # of nightly there is no point at that budget
-    text = tables(points, {"made-up": compared(points)})
+    text = table(points, compared(points))
     assert "| 50 | nightly | 50.0 | +0.03" in text
     assert "above |" in text
 
