@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 # Test processes at a time: one more than cores, since most of them wait for brokers and models to start, and at most
-# four, since each may have a whole stack running (3 GB).
+# four, since each may have a whole stack running (3 GB). TESTERS=0: all in one process, for a debugger.
 TESTERS ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN); [ $$cores -lt 4 ] && expr $$cores + 1 || echo 4)
 
 help: ## show this text
