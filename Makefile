@@ -28,7 +28,7 @@ test: setup ## all tests: unit, property, system, fault
 	$(BIN)/python -m pytest -n $(TESTERS) --dist loadfile $(ARGS)
 
 test-quick: setup ## the tests that need neither broker nor LLM, under 2 minutes
-	$(BIN)/python -m pytest -m 'not slow' $(ARGS)
+	$(BIN)/python -m pytest -n $(TESTERS) --dist loadfile -m 'not slow' $(ARGS)
 
 lint: setup ## ruff and mypy
 	$(BIN)/ruff check .

@@ -20,6 +20,7 @@ def test_every_shape_keeps_its_bound(name):
     torch.testing.assert_close(wide, fused.double(), atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_quick_run_prints_every_point(capsys):
     bounds.main(["--quick"])
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ") and "|--" not in line][1:]
