@@ -25,8 +25,6 @@ from safetensors.torch import load_file, save_file
 from models import dataset as data
 from models.cohort import Cohort, Margins, Parts, margins
 from models.dataset import IntArray
-from models.item_cache import ItemCache
-from models.llm import LanguageModel
 from models.lora import Groups, align
 from models.publication import FEWEST, paired_interval
 from models.sequences import Sequences
@@ -37,6 +35,7 @@ from schemas.errors import FreshetError
 from schemas.settings import Settings, load
 from streams.trust import wager
 from workers.demo.report import revision
+from workers.language import open_language
 from workers.lessons import LATER
 from workers.stages import Stages
 
@@ -117,14 +116,10 @@ def mirrored(folder: Path) -> Path:
 
 def load_parts(settings: Settings, artifact: Artifact, stages: Stages) -> Parts:
     """Return the fitted models."""
-    with stages.stage("language model", 600.0):
-        llm = LanguageModel.load(settings.llm, settings.home / "cache")
     texts = list(orjson.loads(artifact.path(TEXTS).read_bytes()))
-    with stages.stage("item texts", 300.0) as step:
-        cache = ItemCache.build(
-            llm, texts, settings.home / "cache" / "items", step, item_tokens=settings.llm.item_tokens)
+    llm, cache = open_language(settings, texts, stages)
     return Parts(RankingModel.load(artifact), load_knowledge(artifact, llm), cache, llm, settings.llm.history,
-                 settings.llm.batch, settings.ranking.evidence == "current").freeze()
+                 settings.llm.batch, settings.ranking.current_evidence).freeze()
 
 
 def unseen(folder: Path, artifact: Artifact, events: int, seed: int) -> Cohort:

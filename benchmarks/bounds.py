@@ -173,7 +173,7 @@ def main(argv: list[str] | None = None) -> None:
                 settings = replace(settings, fit=replace(settings.fit, **TUNED["movielens-100k"], seed=args.seed))
             dataset = load_data(folder)
             split = protocol(args.protocol.replace("-", "_"), dataset, limit=4000)
-            shop = Workshop(dataset, split, settings, lambda: open_language(settings, dataset, stages),
+            shop = Workshop(dataset, split, settings, lambda: open_language(settings, dataset.texts, stages),
                             report=OneByOne(stages, opened.enter_context(ExitStack())),
                             keep=Shelf(settings.home / "cache" / "scorers"))
             if args.quick:  # texts of made-up things say nothing: any vectors will do

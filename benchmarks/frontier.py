@@ -128,9 +128,9 @@ def compared(points: list[Point]) -> dict[float | None, dict[str, Any]]:
     return out
 
 
-def results(points: list[Point]) -> list[dict[str, Any]]:
+def results(points: list[Point], comparisons: dict[float | None, dict[str, Any]]) -> list[dict[str, Any]]:
     """Return a data set's rows of frontier.json: a point each; those of `freshet` with comparisons over all seeds."""
-    comparisons, out = compared(points), []
+    out = []
     for point in points:
         row = {name: point.figures[name] for name in FIELDS}
         out.append(row | comparisons[point.name[1]] if point.name[0] == "freshet" else row)
@@ -199,9 +199,11 @@ def main() -> int:
                 seeds = [int(x) for x in given.seeds.split(",")]
             for home in homes:
                 points = [point for seed in seeds for point in home.points(seed, budgets, events, stages)]
-                print(frontier_page.table(points, compared(points)))
+                comparisons = compared(points)
+                text = frontier_page.table(points, comparisons)
+                print(text)
                 if not given.quick:
-                    frontier_page.write(results(points), points, compared(points))
+                    frontier_page.write(results(points, comparisons), points, text)
                     stages.say(f"{home.name}: {len(points)} points written to {frontier_page.JSON_PATH}")
     except FreshetError as error:
         print(f"frontier: {error}", file=sys.stderr)

@@ -19,10 +19,12 @@ Comparisons = dict[float | None, dict[str, Any]]
 def table(points: list[Point], compared: Comparisons) -> str:
     """Return Markdown about one data set: all points, and `freshet` against the others."""
     first = points[0].figures
+    name = first["dataset"]
     seeds = sorted({point.figures["seed"] for point in points})
     revisions = sorted({point.figures["revision"] for point in points})
     return "\n\n".join([
-        f"### {first['dataset']}\n\n{first['events']:,} events played, {first['predicted']:,} of them predicted; "
+        f"### {name}", f"![Gain, and age of knowledge, against LLM calls]({plot_of(name)})",
+        f"{first['events']:,} events played, {first['predicted']:,} of them predicted; "
         f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}; revision {', '.join(revisions)}.",
         _points(points), _against(compared)])
 
@@ -68,13 +70,16 @@ def age(seconds: float | None, events: float | None) -> str:
     return f"{seconds / size:.1f} {unit}, {events:g} events"
 
 
-def write(rows: list[dict[str, Any]], points: list[Point], compared: Comparisons) -> None:
-    """Save the points of one data set, and put its table and its plot into the documentation; others' stay."""
+def plot_of(dataset: str) -> str:
+    """Return the name of a data set's figure, beside the page."""
+    return f"frontier-{dataset}.svg"
+
+
+def write(rows: list[dict[str, Any]], points: list[Point], text: str) -> None:
+    """Save the points of one data set, and put its plot and `table` into the documentation; others' stay."""
     dataset = points[0].figures["dataset"]
     earlier = orjson.loads(JSON_PATH.read_bytes()) if JSON_PATH.is_file() else []
     JSON_PATH.parent.mkdir(exist_ok=True)
     JSON_PATH.write_text(json.dumps([row for row in earlier if row["dataset"] != dataset] + rows, indent=1) + "\n")
-    plot = f"frontier-{dataset}.svg"
-    frontier_plots.draw([pooled(group) for group in grouped(points).values()], PAGE.with_name(plot))
-    fill(PAGE, f"frontier {dataset}", table(points, compared).replace(
-        "\n\n", f"\n\n![Gain, and age of knowledge, against LLM calls]({plot})\n\n", 1))
+    frontier_plots.draw([pooled(group) for group in grouped(points).values()], PAGE.with_name(plot_of(dataset)))
+    fill(PAGE, f"frontier {dataset}", text)

@@ -136,6 +136,11 @@ class RankingSettings:
         default="current", description="what a user's history says about items, in closed form: current = brought up "
                                        "to date at every ranking, stored = as it was when knowledge was generated")
 
+    @property
+    def current_evidence(self) -> bool:
+        """Whether evidence is gathered anew for every ranking."""
+        return self.evidence == "current"
+
 
 @checked_dataclass(frozen=True, config=_STRICT)
 class ExperimentSettings:

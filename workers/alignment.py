@@ -131,7 +131,7 @@ class Aligner(LlmGenerator):
         settings = self._settings
         parts = Parts(
             self._ranking, self._knowledge, self._cache, self._llm, settings.llm.history, settings.llm.batch,
-            settings.ranking.evidence == "current")
+            settings.ranking.current_evidence)
         clip = Registry(settings.home).open(self._base).calibration().margin_bound
         log.info("training on %d contradicted users and %d untouched ones", len(made_of.contradicted),
                  len(made_of.untouched))

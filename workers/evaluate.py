@@ -198,7 +198,7 @@ class Evaluator:
         if self._llm is None:
             if self._report is not None:
                 self._report.close()
-            self._llm = open_language(self.settings, self.dataset, self.stages)
+            self._llm = open_language(self.settings, self.dataset.texts, self.stages)
         return self._llm
 
 

@@ -160,7 +160,7 @@ def _trained(
 
     def language() -> tuple[LanguageModel, ItemCache]:
         report.close()
-        return open_language(settings, dataset, stages)
+        return open_language(settings, dataset.texts, stages)
 
     system = system_named(settings.fit.system)
     if system.name == "freshet":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from models.dataset import Dataset
 from schemas.settings import Settings
 from workers.stages import Stages
 
@@ -16,7 +15,7 @@ if TYPE_CHECKING:  # these bring torch, which a job that reuses everything does 
 MODEL_STALL_S, TEXTS_STALL_S = 600.0, 300.0
 
 
-def open_language(settings: Settings, dataset: Dataset, stages: Stages) -> tuple[LanguageModel, ItemCache]:
+def open_language(settings: Settings, texts: list[str], stages: Stages) -> tuple[LanguageModel, ItemCache]:
     """Return the language model and the states of the catalogue's texts, encoded where they are not kept yet.
 
     Raises:
@@ -30,4 +29,4 @@ def open_language(settings: Settings, dataset: Dataset, stages: Stages) -> tuple
         llm = LanguageModel.load(settings.llm, settings.home / "cache")
     with stages.stage("item texts", TEXTS_STALL_S) as step:
         return llm, ItemCache.build(
-            llm, dataset.texts, settings.home / "cache" / "items", step, item_tokens=settings.llm.item_tokens)
+            llm, texts, settings.home / "cache" / "items", step, item_tokens=settings.llm.item_tokens)

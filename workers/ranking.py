@@ -108,7 +108,7 @@ class RankingProcessor:
             seen=[self._rows(request.seen) for _, request in rows],
             knowledge=[_known(points.get(request.user_id), request) for _, request in rows],
             judged=[[(j.position, self._ranker.row(j.item_id)) for j in request.judged] for _, request in rows],
-            top=self._settings.top, current_evidence=self._settings.evidence == "current"))
+            top=self._settings.top, current_evidence=self._settings.current_evidence))
         judgements = self._judge(users, rows, rank, points)
         recommendations = self._recommend(users, rows, rank, points, fallbacks)
         self._counts["requests"] += len(requests)

@@ -70,7 +70,7 @@ def test_finished_points_are_kept(tmp_path: Path) -> None:
 def test_results_and_tables_have_what_is_asked_for() -> None:
     points = [point("always", None, 0.05, 400), point("never", None, 0, 0), point("freshet", 50, 0.04, 20),
               point("nightly", 50, 0.01, 20), point("freshet", 100, 0.045, 40)]
-    rows = results(points)
+    rows = results(points, compared(points))
     assert all(set(row) >= {"dataset", "policy", "budget", "seed", "calls_per_1000", "ndcg_at_10", "gain",
                             "gain_interval", "median_age_s", "revision"} for row in rows)
     (first, second) = [row for row in rows if row["policy"] == "freshet"]

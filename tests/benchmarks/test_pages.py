@@ -2,6 +2,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from benchmarks.pages import fill
 
 
@@ -11,15 +13,23 @@ def test_a_section_is_replaced_and_nothing_else(tmp_path: Path) -> None:
                     "<!-- b: begin --><!-- b: end -->\nafter\n")
     fill(page, "a", "new")
     fill(page, "b", "first")
-    fill(page, "c", "nowhere")
     assert page.read_text() == (
         "before\n<!-- a: begin -->\nnew\n<!-- a: end -->\nbetween\n<!-- b: begin -->\nfirst\n<!-- b: end -->\nafter\n")
     fill(page, "a", "new")
     assert page.read_text().count("new") == 1
 
 
-def test_half_a_section_is_none(tmp_path: Path) -> None:
+def test_a_new_section_comes_last(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("text\n")
+    fill(page, "a", "old")
+    fill(page, "a", "new")
+    assert page.read_text() == "text\n\n<!-- a: begin -->\nnew\n<!-- a: end -->\n"
+
+
+def test_half_a_section_is_an_error_and_loses_nothing(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("<!-- a: begin -->\ntext that nobody generated\n")
-    fill(page, "a", "new")
+    with pytest.raises(ValueError, match="no <!-- a: end"):
+        fill(page, "a", "new")
     assert "nobody" in page.read_text()

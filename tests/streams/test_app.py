@@ -27,7 +27,7 @@ from streams.planner import Planner
 from streams.profile import Event
 from streams.state import UserState, loads
 from tests.streams.cases import CALIBRATION, DIM, N_ITEMS, item_vectors
-from tests.workers.brokers import kafka_home, kill_broker, start_broker
+from tests.workers.brokers import BROKERS, kill_broker, start_broker
 from workers.kafka import create_topics
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -35,10 +35,8 @@ ROOT = Path(__file__).parents[2]
 VECTORS = item_vectors()
 
 
-@pytest.fixture(params=["embedded", pytest.param("kafka", marks=pytest.mark.kafka)])
+@pytest.fixture(params=BROKERS)
 def broker(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    if request.param == "kafka" and kafka_home() is None:
-        pytest.skip("no Apache Kafka at hand")
     running = start_broker(request.param, tmp_path)
     yield running.bootstrap
     kill_broker(running)

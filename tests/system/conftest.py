@@ -11,13 +11,7 @@ import pytest
 from tests.models import tiny
 from tests.system.stack import Stack, command
 from tests.system.world import write_data
-from tests.workers.brokers import kafka_home, kill_broker, start_broker
-
-KAFKA = pytest.param("kafka", marks=[
-    pytest.mark.kafka,
-    pytest.mark.skipif(kafka_home() is None, reason="no Apache Kafka here: set KAFKA_HOME to a folder with `start`"),
-])
-BROKERS = ["embedded", KAFKA]
+from tests.workers.brokers import BROKERS, kill_broker, start_broker
 
 
 @pytest.fixture(scope="session")

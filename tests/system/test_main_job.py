@@ -142,7 +142,6 @@ def test_poison_goes_to_dead_letters_and_the_stream_goes_on(stack: Stack):
 @pytest.mark.timeout(600)
 def test_roles_killed_one_after_the_other_lose_nothing(stack: Stack):
     """One stack for all: starting a stack takes longer than all of the rest, and it must be whole again each time."""
-    newest: dict[str, int] = {}
     for role in ("streams", "ranking", "knowledge", "store"):
         events = sessions(catalogue(stack), users=10, per_user=24, seed=len(role), prefix=role)
         third = len(events) // 3
@@ -158,6 +157,7 @@ def test_roles_killed_one_after_the_other_lose_nothing(stack: Stack):
             lambda users=users: {update["user_id"] for update in stack.records("knowledge-updates")} >= users, 60)
         assert stack.records("dead-letters") == [], role
         assert_states_equal_replay(stack, events)
+    newest: dict[str, int] = {}
     for update in stack.records("knowledge-updates"):
         assert update["version"] >= newest.get(update["user_id"], 0)
         newest[update["user_id"]] = update["version"]

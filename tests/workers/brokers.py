@@ -7,6 +7,8 @@ import shutil
 import time
 from pathlib import Path
 
+import pytest
+
 from schemas.errors import FreshetError
 from schemas.settings import KafkaSettings
 from workers.broker import Broker, free_port
@@ -25,6 +27,11 @@ def kafka_home() -> Path | None:
         if place and (Path(place) / "start").is_file() and shutil.which("java"):
             return Path(place)
     return None
+
+
+needs_kafka = pytest.mark.skipif(
+    kafka_home() is None, reason="no Apache Kafka here: set KAFKA_HOME to a folder with `start`, and have Java")
+BROKERS = ["embedded", pytest.param("kafka", marks=[pytest.mark.kafka, needs_kafka])]  # parameters of a fixture
 
 
 class KafkaNode:

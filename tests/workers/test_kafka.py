@@ -10,7 +10,7 @@ from confluent_kafka import Consumer, Producer
 from schemas.errors import FreshetError
 from schemas.settings import KafkaSettings
 from schemas.topics import BEHAVIOUR_EVENTS, TOPICS
-from tests.workers.brokers import kafka_home, kill_broker, settings_for, start_broker
+from tests.workers.brokers import BROKERS, kill_broker, settings_for, start_broker
 from workers.kafka import check_reachable, client, consumer, create_topics, lag, partitions, producer
 from workers.watchdog import Stall
 
@@ -61,8 +61,7 @@ class TestStall:
 
 @pytest.mark.slow
 class TestBroker:
-    @pytest.fixture(params=["embedded", pytest.param("kafka", marks=[
-        pytest.mark.kafka, pytest.mark.skipif(kafka_home() is None, reason="no KAFKA_HOME, no ../shared/kafka")])])
+    @pytest.fixture(params=BROKERS)
     def settings(self, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[KafkaSettings]:
         broker = start_broker(request.param, tmp_path)
         yield settings_for(broker)

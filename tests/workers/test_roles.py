@@ -34,7 +34,7 @@ from schemas.topics import (
     RECOMMENDATIONS,
     Topic,
 )
-from tests.workers.brokers import ROOT, kafka_home, kill_broker, settings_for, start_broker
+from tests.workers.brokers import BROKERS, ROOT, kill_broker, settings_for, start_broker
 from tests.workers.fitted import DIM, publish, settings_in
 from workers.kafka import consumer, create_topics, partitions, producer
 from workers.store import QdrantStore
@@ -105,8 +105,7 @@ class Stack:
         kill_broker(self._broker)
 
 
-@pytest.fixture(params=["embedded", pytest.param("kafka", marks=[
-    pytest.mark.kafka, pytest.mark.skipif(kafka_home() is None, reason="no KAFKA_HOME, no ../shared/kafka")])])
+@pytest.fixture(params=BROKERS)
 def stack(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Stack]:
     stack = Stack(request.param, tmp_path)
     yield stack

@@ -20,15 +20,13 @@ from schemas.codec import encode
 from schemas.messages import DeadLetter, KnowledgeRequest, KnowledgeUpdate
 from schemas.settings import KafkaSettings, Settings, WatchdogSettings, to_environ
 from schemas.topics import DEAD_LETTERS, KNOWLEDGE_REQUESTS, KNOWLEDGE_UPDATES
-from tests.workers.brokers import ROOT, KafkaNode, kafka_home, kill_broker, settings_for, start_broker
+from tests.workers.brokers import BROKERS, ROOT, KafkaNode, kill_broker, needs_kafka, settings_for, start_broker
 from workers.kafka import consumer, create_topics, lag, partitions, producer
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
-KINDS = ["embedded", pytest.param("kafka", marks=[
-    pytest.mark.kafka, pytest.mark.skipif(kafka_home() is None, reason="no KAFKA_HOME, no ../shared/kafka")])]
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=BROKERS)
 def kafka(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[KafkaSettings]:
     broker = start_broker(request.param, tmp_path)
     settings = settings_for(broker)
@@ -210,7 +208,7 @@ def test_a_second_worker_joining_in_mid_batch_loses_nothing(kafka: KafkaSettings
 
 
 @pytest.mark.kafka
-@pytest.mark.skipif(kafka_home() is None, reason="no KAFKA_HOME, no ../shared/kafka")
+@needs_kafka
 def test_a_broker_killed_and_started_again_loses_nothing(home: Path, tmp_path: Path) -> None:
     broker = start_broker("kafka", tmp_path)
     assert isinstance(broker, KafkaNode)
