@@ -30,10 +30,10 @@ from matplotlib import pyplot as plt
 
 from benchmarks.quality import ROOT, TUNED, made_up
 from models.affinity import Affinity
-from models.calibration import calibrate_evidence
 from models.constraint import bounded, harmed, trust_region
 from models.dataset import load as load_data
 from models.evaluation import hidden_before, ndcg, target_ranks
+from models.evidence_calibration import WORDS, calibrate_evidence
 from models.fusion import FusedScorer
 from models.protocols import Split, by_user, protocol
 from models.snapshots import before
@@ -88,12 +88,15 @@ def points(shop: Workshop, split: Split) -> Iterator[dict[str, Any]]:
     reference, scorer = shop.backbone("sasrec")[0], shop.backbone("sasrec+text")[0]
     assert isinstance(scorer, FusedScorer)
     fold = split.fold
-    affinity = Affinity.fit(fold.training(), fold.n_items)
-    calibrate_evidence(fold.sequences, fold.begin, reference, scorer, affinity, seed=shop.settings.fit.seed)
+    texts = shop.dataset.texts
+    affinity, _ = calibrate_evidence(
+        fold.sequences, fold.begin, reference, scorer,
+        [Affinity.fit(fold.training(), fold.n_items, texts, words) for words in WORDS], seed=shop.settings.fit.seed)
     reference, fused = shop.served(reference, "reference"), shop.served(scorer, "with texts")
     assert isinstance(fused, FusedScorer)
     if split.extends:
-        affinity = Affinity.fit(fold.sequences, fold.n_items)
+        affinity = replace(
+            Affinity.fit(fold.sequences, fold.n_items, texts, affinity.words), half_life=affinity.half_life)
     rows, by_behaviour = hidden_before(reference, split.test, split.begin, rows=split.rows())
     hidden = hidden_before(fused, split.test, split.begin, rows=split.rows())[1]
     sides = reference.item_side(), fused.item_side()

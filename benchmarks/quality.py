@@ -3,9 +3,9 @@
     python -m benchmarks.quality [--quick] [--systems dense,lwgr] [--controls all|none|first|NAMES] [--seeds 1,2,3]
 
 Finished runs are kept (see `freshet evaluate`), so it goes on where it was interrupted. Writes
-benchmarks/results/quality.json, a list of runs, docs/quality.svg, docs/quality-training.svg and the tables of
-docs/results.md: mean ± standard deviation over seeds and the gain over `dense` with its 95% interval (paired bootstrap
-over users, gains averaged over seeds first).
+benchmarks/results/quality.json, a list of runs, their ranks beside it, docs/quality.svg, docs/quality-training.svg and
+the tables of docs/results.md: mean ± standard deviation over seeds and the gain over `dense` with its 95% interval
+(paired bootstrap over users, gains averaged over seeds first). Tables are of all runs in quality.json.
 """
 
 from __future__ import annotations
@@ -25,16 +25,17 @@ import numpy as np
 
 from benchmarks import quality_page, quality_plot
 from benchmarks.pages import fill
+from benchmarks.quality_ranks import RankBook
 from models.protocols import PROTOCOLS
 from models.systems import CONTROLS, SYSTEMS, system_named
 from schemas.errors import FreshetError
 from schemas.settings import FitSettings, Settings, load
 from workers import movielens
-from workers.evaluate import Evaluator, Wanted, label, read
+from workers.evaluate import Evaluator, Wanted, label
 from workers.stages import Stages
 
 ROOT = Path(__file__).parents[1]
-JSON_PATH = ROOT / "benchmarks" / "results" / "quality.json"
+RESULTS = ROOT / "benchmarks" / "results"
 BEAUTY = ROOT / ".." / "shared" / "data" / "amazon-beauty"
 # What suits the reference: chosen on its validation NDCG@10 alone and used by every row. Beauty, leave-one-out: dropout
 # .2 .0690, .4 .0706; MovieLens: .2 .1089. Twelve epochs, the default of `freshet fit`, cut it short on both.
@@ -53,7 +54,6 @@ class Choice:
     protocols: tuple[str, ...]
     seeds: tuple[int, ...]
     events: int | None = None
-    report: bool = False
 
     def runs(self) -> Iterator[Wanted]:
         """Yield runs so that those which share a reference come one after the other."""
@@ -80,15 +80,9 @@ def merged(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[st
     return [runs[key] for key in sorted(runs, key=lambda key: tuple(str(part) for part in key))]
 
 
-def evaluate(evaluator: Evaluator, choice: Choice, stages: Stages, path: Path | None) -> tuple[list[Any], list[str]]:
-    """Run everything on one data set; return results and what failed. Each result is written as soon as it is there."""
+def evaluate(evaluator: Evaluator, choice: Choice, stages: Stages, folder: Path) -> tuple[list[Any], list[str]]:
+    """Run everything on one data set; return results and what failed. Each is saved as soon as it is there."""
     wanted = list(choice.runs())
-    if choice.report:
-        found = [(run, read(evaluator.path(run))) for run in wanted]
-        missing = [label(run) for run, result in found if result is None]
-        if missing:
-            stages.say(f"{evaluator.name}: not run: {'; '.join(missing)}")
-        return [result for _, result in found if result is not None], []
     results, failed, began = [], [], time.monotonic()
     for at, run in enumerate(wanted):
         left = (time.monotonic() - began) / at * (len(wanted) - at) if at else 0.0
@@ -98,14 +92,37 @@ def evaluate(evaluator: Evaluator, choice: Choice, stages: Stages, path: Path | 
         except FreshetError as error:
             failed.append(f"{evaluator.name}, {label(run)}: {error}")
             continue
-        if path is not None:
-            save(path, [record(results[-1])])
+        save(folder / "quality.json", [record(results[-1])])
+        ranks = evaluator.ranks(run)
+        book(folder, evaluator.name, run.protocol).add(
+            results[-1], ranks["row"], evaluator.users(run, ranks["row"]), ranks["rank"])
     return results, failed
+
+
+def book(folder: Path, dataset: str, protocol: str) -> RankBook:
+    """Return the ranks of a data set and protocol as they are on disk now."""
+    return RankBook(folder / "quality-ranks" / f"{dataset}-{protocol}.npz")
+
+
+def saved(folder: Path) -> list[dict[str, Any]]:
+    """Return the entries of quality.json."""
+    path = folder / "quality.json"
+    found: list[dict[str, Any]] = json.loads(path.read_text()) if path.is_file() else []
+    return found
+
+
+def tables(folder: Path) -> dict[str, str]:
+    """Return Markdown tables of all that is saved, by data set."""
+    runs = saved(folder)
+    return {name: quality_page.table(name, quality_page.summarise(
+        [run for run in runs if run["dataset"] == name], {each: book(folder, name, each) for each in PROTOCOLS}))
+        for name in sorted({run["dataset"] for run in runs})}
 
 
 def save(path: Path, runs: list[dict[str, Any]]) -> None:
     """Merge runs into a results file, whole or not at all."""
-    old = json.loads(path.read_text()) if path.is_file() else []
+    old = saved(path.parent)
+    path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_suffix(f".{os.getpid()}")
     scratch.write_text(json.dumps(merged(old, runs), indent=1) + "\n")
     scratch.replace(path)
@@ -128,10 +145,11 @@ def quick(stages: Stages) -> None:
     with tempfile.TemporaryDirectory() as folder:
         home = made_up(Path(folder))
         settings = replace(Settings(), home=home, fit=FitSettings(dim=16, layers=1, epochs=8, knowledge_epochs=1))
-        evaluator = Evaluator(settings, home, stages, "made-up")
-        results = [evaluator.run(Wanted("dense", name, control, 1))
-                   for name in PROTOCOLS for control in (None, "extra-steps")]
-        print(quality_page.table("made-up", quality_page.summarise(evaluator, results)))
+        choice = Choice(("dense",), "extra-steps", PROTOCOLS, (1,))
+        _, failed = evaluate(Evaluator(settings, home, stages, "made-up"), choice, stages, home / "results")
+        if failed:
+            raise FreshetError("; ".join(failed))
+        print(tables(home / "results")["made-up"])
 
 
 def names(text: str, allowed: tuple[str, ...], what: str) -> tuple[str, ...]:
@@ -168,7 +186,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--datasets", default="all", help="of movielens-100k, amazon-beauty (%(default)s)")
     parser.add_argument("--seeds", default="1,2,3", help="(%(default)s)")
     parser.add_argument("--events", type=int, default=EVENTS, help="predicted per run, 0 = all (%(default)s)")
-    parser.add_argument("--report", action="store_true", help="train nothing: tables and plots of the runs there are")
+    parser.add_argument("--report", action="store_true",
+                        help="train nothing: tables and plots of the runs in quality.json")
     args = parser.parse_args(argv)
     failed: list[str] = []
     try:
@@ -182,26 +201,26 @@ def main(argv: list[str] | None = None) -> None:
                 ",".join(names(args.controls, ("all", "none", "first", *CONTROLS), "control"))
                 if args.controls != "all" else "all",
                 names(args.protocols, PROTOCOLS, "protocol"), tuple(int(seed) for seed in args.seeds.split(",")),
-                args.events or None, args.report)
+                args.events or None)
             for system in choice.systems:
                 system_named(system)
-            shown, moved = [], []
-            for name, folder in datasets(
-                    names(args.datasets, ("movielens-100k", "amazon-beauty"), "dataset"), settings):
+            moved = []
+            chosen = names(args.datasets, ("movielens-100k", "amazon-beauty"), "dataset")
+            for name, folder in [] if args.report else datasets(chosen, settings):
                 evaluator = Evaluator(replace(settings, fit=replace(settings.fit, **TUNED[name])), folder, stages, name)
-                results, lost = evaluate(evaluator, choice, stages, JSON_PATH)
+                results, lost = evaluate(evaluator, choice, stages, RESULTS)
                 failed += lost
-                shown.append((name, quality_page.summarise(evaluator, results, choice.events)))
                 moved += [run for run in results if run["control"] is None and run["seed"] == choice.seeds[0]]
     except FreshetError as error:
         sys.exit(f"benchmarks.quality: {error}")
-    tables = {name: quality_page.table(name, rows) for name, rows in shown if rows}
-    print("\n\n".join(tables.values()))
-    for name, text in tables.items():
+    found = tables(RESULTS)
+    print("\n\n".join(found.values()))
+    for name, text in found.items():
         fill(ROOT / "docs" / "results.md", f"quality {name}", text)
-    quality_plot.draw(json.loads(JSON_PATH.read_text()) if JSON_PATH.is_file() else [], ROOT / "docs" / "quality.svg")
+    quality_plot.draw(saved(RESULTS), ROOT / "docs" / "quality.svg")
     quality_plot.draw_training(moved, ROOT / "docs" / "quality-training.svg")
-    print(f"\nwritten: {JSON_PATH.relative_to(ROOT)}, docs/results.md, docs/quality.svg, docs/quality-training.svg")
+    print("\nwritten: benchmarks/results/quality.json and quality-ranks, docs/results.md, docs/quality.svg, "
+          "docs/quality-training.svg")
     if failed:
         sys.exit("benchmarks.quality: not done: " + "; ".join(failed))
 

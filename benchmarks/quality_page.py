@@ -5,73 +5,45 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
-import numpy as np
-
-from models.evaluation import ndcg, paired_interval
-from models.protocols import by_user, protocol
+from benchmarks.quality_ranks import Interval, RankBook
 from models.systems import SYSTEMS
-from schemas.errors import FreshetError
-from workers.evaluate import Evaluator, Wanted
 
 METRICS = ("recall_at_5", "ndcg_at_5", "recall_at_10", "ndcg_at_10", "harmed_fraction")
 OWN = "freshet"
-Interval = tuple[float, float, float]
 
 
-def summarise(evaluator: Evaluator, results: list[dict[str, Any]], events: int | None = None) -> list[dict[str, Any]]:
+def summarise(runs: list[dict[str, Any]], books: dict[str, RankBook]) -> list[dict[str, Any]]:
     """Return one row per protocol, system and control, in the order of the table of systems.
 
     Each has mean and standard deviation over seeds of every metric, "gain" over `dense` and "behind", what `freshet` is
-    above it, both in NDCG@10 with their intervals.
+    above it, both in NDCG@10 with their intervals over the seeds whose ranks are there.
+
+    Args:
+        runs: entries of quality.json on one data set.
+        books: the ranks of each protocol.
     """
     groups: dict[tuple[str, str, str | None], list[dict[str, Any]]] = {}
-    for result in results:
-        groups.setdefault((result["protocol"], result["system"], result["control"]), []).append(result)
+    for run in runs:
+        groups.setdefault((run["protocol"], run["system"], run["control"]), []).append(run)
     order = list(SYSTEMS)
     rows = []
-    for (name, system, control), group in sorted(
+    for (protocol, system, control), group in sorted(
             groups.items(), key=lambda item: (item[0][0], order.index(item[0][1]), item[0][2] or "")):
+        book, seeds = books[protocol], sorted(run["seed"] for run in group)
         row: dict[str, Any] = {
-            "protocol": name, "system": system, "control": control, "seeds": len(group), "n": group[0]["metrics"]["n"]}
+            "protocol": protocol, "system": system, "control": control, "seeds": len(group),
+            "n": max(book.events((system, control), seed) for seed in seeds)}
         for metric in METRICS:
             values = [run["metrics"][metric] for run in group if run["metrics"][metric] is not None]
             row[metric] = statistics.mean(values) if values else None
             row[f"{metric}_sd"] = statistics.stdev(values) if len(values) > 1 else 0.0
-        seeds = {run["seed"] for run in group}
         for other, key, sign in (("dense", "gain", 1), (OWN, "behind", -1)):
-            paired = sorted(seeds & {run["seed"] for run in groups.get((name, other, None), [])})
-            if paired and (system, control) != (other, None):
-                mean, low, high = above(evaluator, name, (system, control), (other, None), paired, events)
-                row[key] = (mean, low, high) if sign > 0 else (-mean, -high, -low)
+            found = book.above((system, control), (other, None), seeds) if (system, control) != (other, None) else None
+            if found is not None:
+                mean, low, high = found
+                row[key] = found if sign > 0 else (-mean, -high, -low)
         rows.append(row)
     return rows
-
-
-def above(
-    evaluator: Evaluator, name: str, one: tuple[str, str | None], other: tuple[str, str | None], seeds: list[int],
-    events: int | None = None,
-) -> Interval:
-    """Return how far one system is above another in NDCG@10, averaged over seeds, and its 95% interval (users drawn).
-
-    Args:
-        name: of the protocol.
-        one, other: system and control.
-        events: as the runs had it.
-
-    Raises:
-        FreshetError: the two do not predict the same events.
-    """
-    gains = []
-    for seed in seeds:
-        mine, its = (evaluator.ranks(Wanted(system, name, control, seed, events=events))
-                     for system, control in (one, other))
-        if not np.array_equal(mine["row"], its["row"]):
-            raise FreshetError(
-                f"{one[0]} and {other[0]} do not predict the same events; run them with the same --events")
-        gains.append(ndcg(mine["rank"]) - ndcg(its["rank"]))
-    mean = np.mean(gains, axis=0)
-    split = protocol(name, evaluator.dataset, evaluator.settings.fit.train_fraction)
-    return (float(mean.mean()), *paired_interval(by_user(split, mine["row"], mean)))
 
 
 def table(dataset: str, rows: list[dict[str, Any]]) -> str:
@@ -79,7 +51,8 @@ def table(dataset: str, rows: list[dict[str, Any]]) -> str:
     parts = []
     for name in sorted({row["protocol"] for row in rows}):
         mine = [row for row in rows if row["protocol"] == name]
-        lines = [f"**{dataset}, {name.replace('_', '-')}** ({mine[0]['n']:,.0f} events predicted)", "",
+        n = max(row["n"] for row in mine)
+        lines = [f"**{dataset}, {name.replace('_', '-')}** ({n:,} events predicted)", "",
                  "| system | seeds | R@5 | N@5 | R@10 | N@10 | N@10 above `dense` | `freshet` above it | harmed |",
                  "|---|--:|--:|--:|--:|--:|--:|--:|--:|"]
         for row in mine:

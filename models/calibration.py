@@ -9,14 +9,14 @@ evidence, as it is served.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the name the field uses
 
-from models.affinity import Affinity, Evidence
+from models.affinity import Affinity
 from models.backbone import Backbone
 from models.composition import Source, moments_at
 from models.constraint import harmed, trust_region
@@ -26,16 +26,11 @@ from models.fusion import FusedScorer
 from models.item_cache import ItemCache
 from models.knowledge import KnowledgeModel
 from models.llm import LanguageModel
-from models.sequences import Sequences, tensors
+from models.sequences import Sequences
 from models.snapshots import SPAN, after, batch_of, before, regular
 from schemas.settings import LlmSettings
 
 EPSILONS = (0.0, 0.05, 0.1, 0.13, 0.16, 0.2, 0.25, 0.3, 0.4, 20.0)  # of `models.constraint`; the last bounds nothing
-GAINS = (1.0, 2.0, 4.0, 7.0, 10.0, 15.0, 22.0)  # g
-FADES = (5.0, 15.0, 45.0, 1e9)  # half-lives, events
-SHARES = (0.0, 0.3, 0.5)  # r, of the reference in the fused scores
-TEMPERATURES = (1.0, 0.92, 0.85, 0.78, 0.7)  # τ
-UNSEEN = -1e4  # logit of what a user has had: −∞ − (−∞) would not be a number
 LENGTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24)  # events before an event: lower ends of buckets
 Found = dict[str, float]
 
@@ -79,7 +74,7 @@ def replay(
         limit: about so many events; whole snapshots are drawn.
         affinity: None = without evidence.
     """
-    rows = _drawn(sequences, begin, limit, span, seed)
+    rows = drawn(sequences, begin, limit, span, seed)
     side = fused.item_side()
     parts: list[tuple[np.ndarray, ...]] = []
     for at in range(0, len(rows), settings.batch):
@@ -113,109 +108,13 @@ def replay(
     return Replay(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
-def _drawn(sequences: Sequences, begin: IntArray, limit: int, span: int, seed: int) -> IntArray:
-    """Return snapshots, about `limit` events of held-out users in all."""
+def drawn(sequences: Sequences, begin: IntArray, limit: int, span: int, seed: int) -> IntArray:
+    """Return the first rows of snapshots, about `limit` events of held-out users in all."""
     rows = regular(sequences, begin, span)
     held = sequences.offsets[1:] - begin
     each = int(np.median(held[held > 0])) if (held > 0).any() else 1  # in leave-one-out a user has one
     count = -(-limit // max(1, min(span, each)))
     return np.sort(np.random.default_rng(seed).permutation(rows)[:count])
-
-
-def _gathered(
-    sequences: Sequences, first: IntArray, user: Tensor, rows: IntArray, affinity: Affinity, fused: FusedScorer,
-) -> tuple[Evidence, Tensor]:
-    """Return the evidence at snapshots `first` (B,) for events `rows` (m,) of `user` (m,), and its age at each."""
-    gathered = affinity.evidence(before(sequences, first, fused.max_len))
-    age = torch.from_numpy(rows - first[user.numpy()])
-    return gathered[user], age
-
-
-@torch.no_grad()
-def calibrate_evidence(
-    sequences: Sequences, begin: IntArray, reference: Backbone, fused: FusedScorer, affinity: Affinity,
-    limit: int = 4000, seed: int = 0, shares: tuple[float, ...] = SHARES,
-) -> Found:
-    """Set gain, half-life, the reference's share and temperature of `fused` to what serves the held-out events best;
-    return the figures.
-
-    The criterion: the highest NDCG@10 that likelihood does not pay for. A large gain ranks best and makes the scorer
-    too sure: on MovieLens-100K NDCG@10 rises to .119 with g = 10 while the log-likelihood falls from −5.83 to −5.98,
-    and a judge of margins would call that harm. With a temperature below 1 the same ranking is as likely as before.
-    """
-    rows = _drawn(sequences, begin, limit, SPAN, seed)
-    side, ref_side = fused.item_side(), reference.item_side()
-    events: list[_Event] = []
-    for at in range(0, len(rows), 64):
-        part = after(sequences, rows[at : at + 64], fused.max_len)
-        tokens, where, slots, predicted = tensors(sequences, part)
-        found = predicted.numpy()
-        target = torch.from_numpy(sequences.item[found])
-        both = [scorer.scores(scorer(tokens, own)[where, slots], own) for scorer, own in (
-            (fused, side), (reference, ref_side))]
-        low = sequences.offsets[np.searchsorted(sequences.offsets, found, "right") - 1]
-        seen = seen_pairs(sequences, low, found)
-        for logits in both:
-            own = logits[torch.arange(len(target)), target]
-            logits[seen] = UNSEEN
-            logits[torch.arange(len(target)), target] = own  # an item taken twice is no one's success, and rare
-        events.append((both[0], both[1], target, *_gathered(sequences, part.first, where, found, affinity, fused)))
-    if not events:
-        return {}
-    plain = _scored(fused, events, _Weights(), (1.0,))
-    # One after the other: all 84 would take a minute on Beauty. The best gain hardly depends on the share.
-    tried = [_Weights(gain, half_life) for gain in GAINS for half_life in FADES]
-    quality = {weights: _scored(fused, events, weights, ())[0] for weights in tried}
-    best = max(tried, key=quality.__getitem__)
-    more = [replace(best, share=share, gain=gain) for share in shares[1:] for gain in GAINS]
-    quality |= {weights: _scored(fused, events, weights, ())[0] for weights in more}
-    chosen, nll = _Weights(), plain[1][0]
-    for weights in sorted(quality, key=quality.__getitem__, reverse=True):
-        if quality[weights] <= plain[0]:
-            break
-        least, temperature = min(zip(_scored(fused, events, weights, TEMPERATURES)[1], TEMPERATURES, strict=True))
-        if least <= plain[1][0]:
-            chosen, nll = replace(weights, temperature=temperature), least
-            break
-    _set(fused, chosen)
-    return {
-        "evidence_ndcg_at_10": quality.get(replace(chosen, temperature=1.0), plain[0]),
-        "evidence_ndcg_at_10_without": plain[0], "evidence_gain": chosen.gain, "evidence_half_life": chosen.half_life,
-        "evidence_reference_share": chosen.share, "evidence_temperature": chosen.temperature, "evidence_nll": nll,
-        "evidence_nll_without": plain[1][0]}
-
-
-_Event = tuple[Tensor, Tensor, Tensor, Evidence, Tensor]  # fused and reference's logits, target, evidence, its age
-
-
-@dataclass(frozen=True, slots=True)
-class _Weights:
-    gain: float = 0.0
-    half_life: float = 1e9
-    share: float = 0.0
-    temperature: float = 1.0
-
-
-def _set(fused: FusedScorer, weights: _Weights) -> None:
-    fused.evidence_gain.fill_(weights.gain)
-    fused.evidence_half_life.fill_(weights.half_life)
-    fused.reference_share.fill_(weights.share)
-    fused.temperature.fill_(weights.temperature)
-
-
-def _scored(
-    fused: FusedScorer, events: list[_Event], weights: _Weights, temperatures: tuple[float, ...],
-) -> tuple[float, list[float]]:
-    """Return NDCG@10 and, for each temperature, the mean negative log-likelihood (nats)."""
-    _set(fused, weights)
-    quality, nll, count = 0.0, np.zeros(len(temperatures)), 0
-    for logits, reference, target, evidence, age in events:
-        weighed = fused.weigh(logits, reference, evidence, age)
-        own = weighed.gather(1, target[:, None])
-        quality += float(ndcg((weighed >= own).sum(1).numpy() - 1).sum())
-        nll += [float(F.cross_entropy(temperature * weighed, target, reduction="sum")) for temperature in temperatures]
-        count += len(target)
-    return quality / count, (nll / count).tolist()
 
 
 def _within(

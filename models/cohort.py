@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the name the field uses
 
-from models.affinity import Evidence
 from models.dataset import FloatArray, IntArray
+from models.fusion import Evidence
 from models.item_cache import ItemCache
 from models.knowledge import KnowledgeModel
 from models.llm import LanguageModel

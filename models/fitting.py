@@ -1,7 +1,7 @@
 """All models of a version, trained and calibrated in the one order in which each step's evidence is honest.
 
 1. Reference and fused scorer on the training part without its newest tenth, which chooses their epochs.
-2. What items say about each other, from the same part; the tenth says how much of it, for how long and how surely.
+2. What items say about each other, from the same part and from texts; the tenth says how much of it and how surely.
 3. Knowledge on those, frozen; the same tenth moves λ and chooses the epoch.
 4. Trust (ε, B, shortest history) on the same tenth, which no scorer has been trained on yet.
 5. Both scorers and the items' affinity take in the tenth as well, where the protocol says so: these are served.
@@ -14,7 +14,8 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +24,9 @@ import torch
 from models.affinity import Affinity
 from models.alignment import train_knowledge
 from models.backbone import Backbone
-from models.calibration import (
-    SHARES,
-    Replay,
-    calibrate_epsilon,
-    calibrate_evidence,
-    calibrate_min_history,
-    margins_by_user,
-    replay,
-)
+from models.calibration import Replay, calibrate_epsilon, calibrate_min_history, margins_by_user, replay
 from models.dataset import Dataset, Events, FloatArray
+from models.evidence_calibration import SHARES, WORDS, calibrate_evidence
 from models.fusion import FusedScorer, condense
 from models.item_cache import ItemCache
 from models.knowledge import KnowledgeModel
@@ -109,7 +103,7 @@ def fit(
         report: called with stage (one of `STAGES`), steps done, steps in all and metrics.
     """
     fold = Fold.of(events, len(dataset.users), len(dataset.items))
-    made = fit_fold(fold, settings, llm, cache, extends=True, report=report)
+    made = fit_fold(fold, dataset.texts, settings, llm, cache, extends=True, report=report)
     config = {
         "backbone": {
             "n_items": fold.n_items, "dim": settings.fit.dim, "layers": settings.fit.layers,
@@ -130,18 +124,19 @@ def _anew(_: str, make: Callable[[], Any]) -> Any:
 
 
 def fit_fold(
-    fold: Fold, settings: Settings, llm: LanguageModel, cache: ItemCache, *, extends: bool,
+    fold: Fold, texts: Sequence[str], settings: Settings, llm: LanguageModel, cache: ItemCache, *, extends: bool,
     report: Report | None = None, once: Once = _anew, teach: Teach | None = None, bounded: bool = True,
     keep: Keep | None = None,
 ) -> Composition:
     """Train and calibrate Freshet's composition on a fold.
 
     Args:
-        cache: item states of the catalogue, built with `llm`.
+        texts: of the catalogue's items.
+        cache: their states, built with `llm`.
         extends: whether scorers go on over the fold's held-out rows at the end (`models.protocols.Split.extends`).
         report: called with stage (one of `STAGES`), steps done, steps in all and metrics.
         once: gives what was made before under a name, else what a function makes: what other systems on the same fold
-            share (`models.workshop.Workshop.once`: "sasrec", "sasrec+text", "affinity", "extended sasrec", …). What is
+            share (`models.workshop.Workshop.once`: "sasrec", "sasrec+text", "extended sasrec", …). What is
             shared is not changed.
         teach: trains knowledge and `fused.attention` in place, given reference, fused scorer, knowledge model and
             affinity; None = `models.alignment.train_knowledge`.
@@ -163,20 +158,23 @@ def fit_fold(
     metrics |= {f"fused_{name}": value for name, value in found.items()}
     began = time.monotonic()
     relating = during("affinity")
-    affinity = once("affinity", lambda: Affinity.fit(fold.training(), fold.n_items))
-    relating(1, 2, {})
+    affinities: list[Affinity] = []
+    for words in WORDS:
+        affinities.append(once(
+            f"affinity, words {words:g}", partial(Affinity.fit, fold.training(), fold.n_items, texts, words)))
+        relating(len(affinities), len(WORDS) + 1, {})
 
-    def with_evidence() -> tuple[FusedScorer, dict[str, float]]:
+    def with_evidence() -> tuple[FusedScorer, Affinity, dict[str, float]]:
         scorer = copy.deepcopy(trained)
-        return scorer, calibrate_evidence(
-            fold.sequences, fold.begin, reference, scorer, affinity, seed=fit.seed,
+        return scorer, *calibrate_evidence(
+            fold.sequences, fold.begin, reference, scorer, affinities, seed=fit.seed,
             shares=SHARES if bounded else SHARES[:1])
 
     name = "sasrec+text+evidence" + ("" if bounded else ", unbounded")
-    calibrated, found = once(name, with_evidence)
+    calibrated, affinity, found = once(name, with_evidence)
     fused = copy.deepcopy(calibrated)
     metrics |= found
-    relating(2, 2, {})
+    relating(len(WORDS) + 1, len(WORDS) + 1, {})
     metrics["affinity_seconds"] = time.monotonic() - began
     torch.manual_seed(fit.seed)
     knowledge = KnowledgeModel.create(fit, llm)
@@ -205,7 +203,8 @@ def fit_fold(
         extended = copy.deepcopy(extended)
         extended.attention = fused.attention  # users' vectors take no part in the extension
         fused = extended
-        affinity = once("extended affinity", lambda: Affinity.fit(fold.sequences, fold.n_items))
+        affinity = replace(once(f"extended affinity, words {affinity.words:g}", lambda: Affinity.fit(
+            fold.sequences, fold.n_items, texts, affinity.words)), half_life=affinity.half_life)
         metrics["extension_seconds"] = time.monotonic() - began
     return Composition(
         reference, fused, affinity, knowledge, done, epsilon, min_history, evidence | more, about, metrics)

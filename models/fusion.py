@@ -12,12 +12,30 @@ An item that no event of the training part shows has only its text to go by; `mo
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name the field uses
 
-from models.affinity import Evidence
 from models.backbone import Backbone, ItemSide
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What B histories say about items.
+
+    Args:
+        items: (B, M) int64 item rows, −1 = none.
+        weights: (B, M) float32, 0 = none.
+    """
+
+    items: Tensor
+    weights: Tensor
+
+    def __getitem__(self, rows: Tensor) -> Evidence:
+        """Return the evidence of some of the histories, `rows` (m,) int64."""
+        return Evidence(self.items[rows], self.weights[rows])
 
 
 class KnowledgeAttention(nn.Module):
@@ -73,7 +91,7 @@ class FusedScorer(Backbone):
         nn.init.normal_(self.text_vector.weight, std=0.02 * text.shape[1] ** -0.5)
         nn.init.zeros_(self.text_bias.weight)
         self.register_buffer("text", text, persistent=False)
-        # g, h (events), r and τ, set by `models.calibration.calibrate_evidence`; until then they change nothing.
+        # g, h (events), r and τ, set by `models.evidence_calibration`; until then they change nothing.
         self.register_buffer("evidence_gain", torch.zeros(()))
         self.register_buffer("evidence_half_life", torch.full((), 1e9))
         self.register_buffer("reference_share", torch.zeros(()))

@@ -90,8 +90,8 @@ def _freshet(system: System, control: str | None, shop: Workshop) -> Trained:
         return train_jointly(model, fold, plan, shop.during("knowledge"))
 
     made = fit_fold(
-        fold, shop.settings, llm, cache, extends=shop.split.extends, report=shop.report, once=shop.once,
-        keep=shop.keep, teach=None if control is None else teach, bounded=control != "unconstrained")
+        fold, shop.dataset.texts, shop.settings, llm, cache, extends=shop.split.extends, report=shop.report,
+        once=shop.once, keep=shop.keep, teach=None if control is None else teach, bounded=control != "unconstrained")
     model = WithEvidence(
         made.fused, made.reference, CodebookSource(made.knowledge, cache, llm, shop.settings.llm.history),
         made.fused.attention, shuffled, made.affinity)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.affinity import Evidence
+from models.fusion import Evidence
 
 # Evidence (m, M) and how many events old it is (m,), of: histories' tokens (m, T); how many of these had come (m,);
 # their rows in the batch (m,); events of the history that came after those (m,).

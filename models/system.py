@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from models.affinity import Affinity, Evidence
+from models.affinity import Affinity
 from models.backbone import Backbone, pad
-from models.fusion import FusedScorer
+from models.fusion import Evidence, FusedScorer
 from models.knowledge import KnowledgeModel
 from models.llm import LanguageModel
 from models.parts import FUSIONS
@@ -147,8 +147,9 @@ class RankingModel:
         save_file(_state(self.reference), folder / REFERENCE)
         save_file(_state(self.fused), folder / FUSION)
         save_file({"text": self.fused.text.half().contiguous()}, folder / TEXT)
-        save_file({"neighbours": self.affinity.neighbours.int(), "weights": self.affinity.weights.half()},
-                  folder / AFFINITY)
+        save_file({
+            "neighbours": self.affinity.neighbours.int(), "weights": self.affinity.weights.half(),
+            "half_life": torch.tensor(self.affinity.half_life)}, folder / AFFINITY)
         if knowledge is not None:
             save_file(_state(knowledge), folder / KNOWLEDGE)
         write_catalogue(folder, items, texts, self._side[0], self.config)
@@ -170,7 +171,7 @@ class RankingModel:
             fused.attention = _fusion(config.get("fusion", ATTENTION), fused)
             fused.load_state_dict(weights)
             kept = load_file(artifact.path(AFFINITY))
-            affinity = Affinity(kept["neighbours"].long(), kept["weights"].float())
+            affinity = Affinity(kept["neighbours"].long(), kept["weights"].float(), float(kept["half_life"]))
         except (KeyError, TypeError, RuntimeError) as error:
             raise ArtifactError(f"model {artifact.model_version} is not of this release: {error}") from error
         return cls(reference, fused, config, affinity)

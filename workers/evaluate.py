@@ -150,6 +150,13 @@ class Evaluator:
         with np.load(path, allow_pickle=False) as columns:
             return {name: columns[name] for name in columns.files}
 
+    def users(self, wanted: Wanted, rows: np.ndarray) -> np.ndarray:
+        """Return the user (m,) of predicted rows (m,) of a run's protocol."""
+        from models.protocols import protocol
+
+        split = protocol(wanted.protocol, self.dataset, self.settings.fit.train_fraction)
+        return np.searchsorted(split.test.offsets, rows, "right") - 1
+
     def compare(self, first: Wanted, second: Wanted) -> tuple[float, float, float]:
         """Return the mean gain in NDCG@10 of the first run over the second, and its 95% interval (users drawn).
 

@@ -1,6 +1,7 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from benchmarks import quality, quality_page, quality_plot
@@ -43,8 +44,22 @@ def test_plots_are_drawn(tmp_path):
     assert not (tmp_path / "c.svg").exists()
 
 
+def test_tables_are_of_all_that_is_saved(tmp_path):
+    runs = [entry(seed=seed) for seed in (1, 2)] + [entry("freshet", seed=seed, value=0.2) for seed in (1, 2)]
+    quality.save(tmp_path / "quality.json", runs)
+    book = quality.book(tmp_path, "d", "stream_time")
+    for run in runs:
+        rank = np.where(np.arange(40) % 2, 3, 500) if run["system"] == "dense" else np.zeros(40)
+        book.add(run, np.arange(40), np.arange(40), rank)
+    found = quality.tables(tmp_path)["d"]
+    assert "stream-time** (40 events predicted)" in found
+    freshet = next(line for line in found.splitlines() if line.startswith("| `freshet`"))
+    assert "| 2 | .2000 ± .0000 |" in freshet
+    assert "| +0.78" in freshet
+
+
 def test_a_table_says_what_was_measured():
-    row = {"protocol": "stream_time", "system": "lwgr", "control": "unconstrained", "seeds": 2, "n": 30.0,
+    row = {"protocol": "stream_time", "system": "lwgr", "control": "unconstrained", "seeds": 2, "n": 30,
            "gain": (0.01, 0.002, 0.018)}
     row |= dict.fromkeys(quality_page.METRICS, 0.25) | {f"{name}_sd": 0.01 for name in quality_page.METRICS}
     text = quality_page.table("a", [row])

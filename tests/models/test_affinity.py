@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.affinity import HALF_LIFE, STEP, Affinity, Evidence
-from models.fusion import FusedScorer
+from models.affinity import HALF_LIFE, STEP, Affinity
+from models.fusion import Evidence, FusedScorer
 from models.sequences import Sequences
 from workers.store import base
 
@@ -65,6 +65,22 @@ def test_older_items_weigh_less():
     last, first = AFFINITY.evidence(np.array([[10, 0]])), AFFINITY.evidence(np.array([[0, 10]]))
     mass = [float(found.weights[found.items < 10].clamp(min=0).sum()) for found in (last, first)]
     assert abs(mass[1] / mass[0] - 2 ** (-1 / HALF_LIFE)) < 0.02
+
+
+def test_words_tell_of_items_that_nobody_has_had():
+    texts = [f"{'red' if item % 10 == 9 else 'blue'} {'abc'[item // 10]}" for item in range(N)]
+    texts[5] = "red only"
+    found = Affinity.fit(planted(), N, texts, words=0.6).evidence(np.array([[9, -1], [29, -1]]))
+    dense = torch.zeros(2, N).scatter_add(1, found.items.clamp(min=0), found.weights)
+    assert dense[0, 29] > 0.01  # another red one, which no user has had
+    assert dense[1, 20:29].min() > dense[1, :5].max()  # of the unknown item its group's word is told apart
+    assert set(dense[0].topk(8).indices.tolist()) <= {*range(9), 19, 29}  # what users do still counts most
+
+
+def test_texts_that_do_not_count_change_nothing():
+    other = Affinity.fit(planted(), N, ["red"] * N, words=0.0)
+    assert torch.equal(other.neighbours, AFFINITY.neighbours)
+    assert torch.equal(other.weights, AFFINITY.weights)
 
 
 def test_weights_survive_the_store():
