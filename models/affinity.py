@@ -52,6 +52,11 @@ class Affinity:
     words: float = 0.0
 
     @classmethod
+    def none(cls, n_items: int) -> Affinity:
+        """Return what says nothing about anything."""
+        return cls(torch.zeros(n_items, 0, dtype=torch.int64), torch.zeros(n_items, 0))
+
+    @classmethod
     def fit(cls, sequences: Sequences, n_items: int, texts: Sequence[str] = (), words: float = 0.0) -> Affinity:
         """Learn from users' sequences, and from the words of items' texts.
 
@@ -65,7 +70,7 @@ class Affinity:
         known = np.flatnonzero((counts > 0) | told)
         chosen = np.sort(known[np.argsort(-counts[known], kind="stable")[:MOST]])
         if len(chosen) < 2 or not counts.any():
-            return cls(torch.zeros(n_items, 0, dtype=torch.int64), torch.zeros(n_items, 0), words=words)
+            return cls.none(n_items)
         gram = torch.from_numpy(_gram(sequences, n_items, chosen))
         mean = float(gram.diagonal().sum()) / int((counts[chosen] > 0).sum())
         if words > 0:

@@ -126,7 +126,7 @@ def _anew(_: str, make: Callable[[], Any]) -> Any:
 def fit_fold(
     fold: Fold, texts: Sequence[str], settings: Settings, llm: LanguageModel, cache: ItemCache, *, extends: bool,
     report: Report | None = None, once: Once = _anew, teach: Teach | None = None, bounded: bool = True,
-    keep: Keep | None = None,
+    keep: Keep | None = None, words: tuple[float, ...] = WORDS,
 ) -> Composition:
     """Train and calibrate Freshet's composition on a fold.
 
@@ -141,6 +141,7 @@ def fit_fold(
         teach: trains knowledge and `fused.attention` in place, given reference, fused scorer, knowledge model and
             affinity; None = `models.alignment.train_knowledge`.
         keep: where trained scorers of behaviour are kept; None = nowhere.
+        words: what texts may count in the evidence, one of which is chosen; () = no evidence.
         bounded: False = the fused scorer stands for itself: the reference has no share in it.
     """
 
@@ -158,11 +159,11 @@ def fit_fold(
     metrics |= {f"fused_{name}": value for name, value in found.items()}
     began = time.monotonic()
     relating = during("affinity")
-    affinities: list[Affinity] = []
-    for words in WORDS:
+    affinities: list[Affinity] = [] if words else [Affinity.none(fold.n_items)]
+    for at, share in enumerate(words):
         affinities.append(once(
-            f"affinity, words {words:g}", partial(Affinity.fit, fold.training(), fold.n_items, texts, words)))
-        relating(len(affinities), len(WORDS) + 1, {})
+            f"affinity, words {share:g}", partial(Affinity.fit, fold.training(), fold.n_items, texts, share)))
+        relating(at + 1, len(words) + 1, {})
 
     def with_evidence() -> tuple[FusedScorer, Affinity, dict[str, float]]:
         scorer = copy.deepcopy(trained)
@@ -170,11 +171,11 @@ def fit_fold(
             fold.sequences, fold.begin, reference, scorer, affinities, seed=fit.seed,
             shares=SHARES if bounded else SHARES[:1])
 
-    name = "sasrec+text+evidence" + ("" if bounded else ", unbounded")
+    name = f"sasrec+text+evidence, words {words}" + ("" if bounded else ", unbounded")
     calibrated, affinity, found = once(name, with_evidence)
     fused = copy.deepcopy(calibrated)
     metrics |= found
-    relating(len(WORDS) + 1, len(WORDS) + 1, {})
+    relating(len(words) + 1, len(words) + 1, {})
     metrics["affinity_seconds"] = time.monotonic() - began
     torch.manual_seed(fit.seed)
     knowledge = KnowledgeModel.create(fit, llm)
@@ -203,8 +204,10 @@ def fit_fold(
         extended = copy.deepcopy(extended)
         extended.attention = fused.attention  # users' vectors take no part in the extension
         fused = extended
-        affinity = replace(once(f"extended affinity, words {affinity.words:g}", lambda: Affinity.fit(
-            fold.sequences, fold.n_items, texts, affinity.words)), half_life=affinity.half_life)
+        if words:
+            whole = once(f"extended affinity, words {affinity.words:g}", partial(
+                Affinity.fit, fold.sequences, fold.n_items, texts, affinity.words))
+            affinity = replace(whole, half_life=affinity.half_life)
         metrics["extension_seconds"] = time.monotonic() - began
     return Composition(
         reference, fused, affinity, knowledge, done, epsilon, min_history, evidence | more, about, metrics)

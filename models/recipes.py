@@ -18,6 +18,7 @@ from models.affinity import Affinity
 from models.backbone import Backbone
 from models.composition import Composed
 from models.evidence import WithEvidence
+from models.evidence_calibration import WORDS
 from models.fitting import fit_fold
 from models.fusion import FusedScorer, condense
 from models.generative import extend_generative, rank_generative, train_generative
@@ -31,6 +32,9 @@ from models.semantic_ids import quantise
 from models.sources import CodebookSource
 from models.systems import System
 from models.workshop import Trained, Workshop
+
+EVIDENCE: dict[str, tuple[float, ...]] = {"no-evidence": (), "no-words": (0.0,)}  # what words may count there
+TAUGHT = ("shuffled-knowledge", "unconstrained", "fixed-penalty")
 
 
 def train(system: System, control: str | None, shop: Workshop) -> Trained:
@@ -76,7 +80,9 @@ def _knowledge(system: System, control: str | None, shop: Workshop) -> Trained:
 
 
 def _freshet(system: System, control: str | None, shop: Workshop) -> Trained:
-    """Train as `freshet fit` does, on the protocol's fold; with a control the knowledge by `joint_training`."""
+    """Train as `freshet fit` does, on the protocol's fold; where a control changes how knowledge is trained, by
+    `joint_training`.
+    """
     fold = shop.split.fold
     llm, cache = shop.llm()
     shuffled = control == "shuffled-knowledge"
@@ -91,7 +97,8 @@ def _freshet(system: System, control: str | None, shop: Workshop) -> Trained:
 
     made = fit_fold(
         fold, shop.dataset.texts, shop.settings, llm, cache, extends=shop.split.extends, report=shop.report,
-        once=shop.once, keep=shop.keep, teach=None if control is None else teach, bounded=control != "unconstrained")
+        once=shop.once, keep=shop.keep, words=EVIDENCE.get(control or "", WORDS), bounded=control != "unconstrained",
+        teach=teach if control in TAUGHT else None)
     model = WithEvidence(
         made.fused, made.reference, CodebookSource(made.knowledge, cache, llm, shop.settings.llm.history),
         made.fused.attention, shuffled, made.affinity)

@@ -37,8 +37,7 @@ class RankingModel:
     ) -> None:
         """Join trained parts; `config` is what `save` writes beside them, without `affinity` there is no evidence."""
         self.reference, self.fused, self.config = reference.eval(), fused.eval(), config
-        none = torch.zeros(reference.n_items, 0)
-        self.affinity = affinity or Affinity(none.long(), none)
+        self.affinity = affinity or Affinity.none(reference.n_items)
         with torch.no_grad():
             self._side, self._reference_side = fused.item_side(), reference.item_side()  # constant once trained
 

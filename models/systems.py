@@ -55,7 +55,9 @@ class System:
         if not self.has_knowledge:
             return ("extra-steps", "text-init") if self.name == "dense" else ()
         own = {"primal-dual": ("unconstrained", "fixed-penalty")}.get(self.objective, ())
-        return ("shuffled-knowledge", *own, *(("softmax-attention",) if self.adaptor == "holistic-attention" else ()))
+        evidence = ("no-evidence", "no-words") if self.backbone == "sasrec+text+evidence" else ()
+        softmax = ("softmax-attention",) if self.adaptor == "holistic-attention" else ()
+        return ("shuffled-knowledge", *own, *evidence, *softmax)
 
 
 SYSTEMS = {system.name: system for system in (
@@ -84,6 +86,8 @@ CONTROLS = {
     "shuffled-knowledge": "every user gets another one's knowledge, in training and test",
     "unconstrained": "likelihood alone, no bound on harm",
     "fixed-penalty": "λ = 1 throughout",
+    "no-evidence": "item texts, the reference's share and users' vectors, but nothing of what items say of each other",
+    "no-words": "evidence of what users took alone, without the words of items' texts",
     "softmax-attention": "weights of the holistic attention sum to 1",
 }
 

