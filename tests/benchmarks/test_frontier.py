@@ -82,10 +82,10 @@ def test_results_and_tables_have_what_is_asked_for() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(420)  # 29 s on a calm machine, 170 s and more beside four busy processes
 def test_quick_run() -> None:
     done = subprocess.run([sys.executable, "-m", "benchmarks.frontier", "--quick"], cwd=ROOT, capture_output=True,
-                          text=True, timeout=170, check=False)
+                          text=True, timeout=400, check=False)
     assert done.returncode == 0, done.stderr
     for policy in ("never", "once", "always", "nightly", "every-n", "drift", "judge", "freshet"):
         assert f"| {policy} |" in done.stdout
