@@ -21,6 +21,7 @@ def test_every_shape_keeps_its_bound(name):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)  # 80 s beside another busy process
 def test_quick_run_prints_every_point(capsys):
     bounds.main(["--quick"])
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ") and "|--" not in line][1:]
