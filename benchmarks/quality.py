@@ -219,8 +219,8 @@ def main(argv: list[str] | None = None) -> None:
         fill(ROOT / "docs" / "results.md", f"quality {name}", text)
     quality_plot.draw(saved(RESULTS), ROOT / "docs" / "quality.svg")
     quality_plot.draw_training(moved, ROOT / "docs" / "quality-training.svg")
-    print("\nwritten: benchmarks/results/quality.json and quality-ranks, docs/results.md, docs/quality.svg, "
-          "docs/quality-training.svg")
+    print("\nwritten: benchmarks/results/quality.json and quality-ranks, docs/results.md, docs/quality.svg"
+          + (", docs/quality-training.svg" if moved else ""))
     if failed:
         sys.exit("benchmarks.quality: not done: " + "; ".join(failed))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
-from benchmarks.quality_ranks import Interval, RankBook
+from benchmarks.quality_ranks import Difference, RankBook
 from models.systems import SYSTEMS
 
 METRICS = ("recall_at_5", "ndcg_at_5", "recall_at_10", "ndcg_at_10", "harmed_fraction")
@@ -37,11 +37,10 @@ def summarise(runs: list[dict[str, Any]], books: dict[str, RankBook]) -> list[di
             values = [run["metrics"][metric] for run in group if run["metrics"][metric] is not None]
             row[metric] = statistics.mean(values) if values else None
             row[f"{metric}_sd"] = statistics.stdev(values) if len(values) > 1 else 0.0
-        for other, key, sign in (("dense", "gain", 1), (OWN, "behind", -1)):
+        for other, key in (("dense", "gain"), (OWN, "behind")):
             found = book.above((system, control), (other, None), seeds) if (system, control) != (other, None) else None
             if found is not None:
-                mean, low, high = found
-                row[key] = found if sign > 0 else (-mean, -high, -low)
+                row[key] = found if key == "gain" else found.reversed()
         rows.append(row)
     return rows
 
@@ -58,7 +57,7 @@ def table(dataset: str, rows: list[dict[str, Any]]) -> str:
         for row in mine:
             label = f"`{row['system']}`" + (f", {row['control']}" if row["control"] else "")
             figures = " | ".join(_figure(row[metric], row[f"{metric}_sd"], row["seeds"]) for metric in METRICS[:4])
-            over, behind = (_interval(row.get(key)) for key in ("gain", "behind"))
+            over, behind = (_difference(row.get(key), row["seeds"]) for key in ("gain", "behind"))
             harmed = "–" if row["harmed_fraction"] is None else f"{row['harmed_fraction']:.1%}"
             lines.append(f"| {label} | {row['seeds']} | {figures} | {over} | {behind} | {harmed} |")
         parts.append("\n".join(lines))
@@ -69,5 +68,8 @@ def _figure(mean: float, sd: float, seeds: int) -> str:
     return f"{mean:.4f}".lstrip("0") + (f" ± {sd:.4f}".replace("0.", ".") if seeds > 1 else "")
 
 
-def _interval(values: Interval | None) -> str:
-    return "–" if values is None else "{:+.4f} [{:+.4f}, {:+.4f}]".format(*values)
+def _difference(found: Difference | None, seeds: int) -> str:
+    if found is None:
+        return "–"
+    fewer = f" ({found.seeds} of {seeds} seeds)" if found.seeds < seeds else ""
+    return f"{found.mean:+.4f} [{found.low:+.4f}, {found.high:+.4f}]{fewer}"

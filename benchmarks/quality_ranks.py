@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,8 +21,20 @@ from models.evaluation import ndcg, paired_interval
 from schemas.errors import DataError
 
 CLIP = 255
-Interval = tuple[float, float, float]
 Name = tuple[str, str | None]  # system and control
+
+
+class Difference(NamedTuple):
+    """A mean difference, the bounds of its 95% interval (users drawn), and the seeds it is averaged over."""
+
+    mean: float
+    low: float
+    high: float
+    seeds: int
+
+    def reversed(self) -> Difference:
+        """Return the difference the other way round."""
+        return Difference(-self.mean, -self.high, -self.low, self.seeds)
 
 
 class RankBook:
@@ -66,20 +78,21 @@ class RankBook:
         sizes = [int(key.partition(",")[2]) for key in self._columns if key.startswith("row,")]
         return max((n for n in sizes if _key(name, seed, n) in self._columns), default=0)
 
-    def above(self, one: Name, other: Name, seeds: list[int]) -> Interval | None:
-        """Return how far one system is above another in NDCG@10 on the same events, averaged over seeds, and its 95%
-        interval (users drawn); None where ranks of no seed are here for both.
+    def above(self, one: Name, other: Name, seeds: list[int]) -> Difference | None:
+        """Return how far one system is above another in NDCG@10 on the same events, averaged over the seeds whose ranks
+        are here for both; None where there is none. Of runs of different sizes, the size most seeds have.
         """
-        seeds = [seed for seed in seeds if self._common(one, other, seed)]
-        if not seeds:
+        common = {seed: n for seed in seeds if (n := self._common(one, other, seed))}
+        if not common:
             return None
-        n = min(self._common(one, other, seed) for seed in seeds)
+        sizes = list(common.values())
+        n = max(sizes, key=lambda size: (sizes.count(size), size))
         gains = [ndcg(self._columns[_key(one, seed, n)].astype(np.int64))
-                 - ndcg(self._columns[_key(other, seed, n)].astype(np.int64)) for seed in seeds
-                 if self._common(one, other, seed) == n]
+                 - ndcg(self._columns[_key(other, seed, n)].astype(np.int64))
+                 for seed, size in common.items() if size == n]
         mean, user = np.mean(gains, axis=0), self._columns[f"user,{n}"]
         by_user = np.split(mean, np.flatnonzero(np.diff(user)) + 1)
-        return (float(mean.mean()), *paired_interval(by_user))
+        return Difference(float(mean.mean()), *paired_interval(by_user), len(gains))
 
     def _common(self, one: Name, other: Name, seed: int) -> int:
         """Return the largest number of events for which both runs are here, 0 = none."""

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from benchmarks import quality, quality_page, quality_plot
+from benchmarks.quality_ranks import Difference
 from models.systems import SYSTEMS
 from schemas.errors import FreshetError
 
@@ -60,8 +61,8 @@ def test_tables_are_of_all_that_is_saved(tmp_path):
 
 def test_a_table_says_what_was_measured():
     row = {"protocol": "stream_time", "system": "lwgr", "control": "unconstrained", "seeds": 2, "n": 30,
-           "gain": (0.01, 0.002, 0.018)}
+           "gain": Difference(0.01, 0.002, 0.018, 1)}
     row |= dict.fromkeys(quality_page.METRICS, 0.25) | {f"{name}_sd": 0.01 for name in quality_page.METRICS}
     text = quality_page.table("a", [row])
     assert "| `lwgr`, unconstrained | 2 | .2500 ± .0100 |" in text
-    assert "+0.0100 [+0.0020, +0.0180] | – | 25.0% |" in text
+    assert "+0.0100 [+0.0020, +0.0180] (1 of 2 seeds) | – | 25.0% |" in text
