@@ -3,7 +3,7 @@
 A finished run is a JSON file with its figures and an NPZ file with its ranks under `evaluations/` of the home folder,
 named by a hash of all it depends on: data, system, control, protocol, seed, settings, and the code of `models/`. Asked
 for again it is read, not repeated. Ranks of two runs on the same data and protocol are of the same rows, so that
-`compare` can draw its bootstrap over users event by event.
+they can be compared event by event.
 """
 
 from __future__ import annotations
@@ -156,19 +156,6 @@ class Evaluator:
 
         split = protocol(wanted.protocol, self.dataset, self.settings.fit.train_fraction)
         return np.searchsorted(split.test.offsets, rows, "right") - 1
-
-    def compare(self, first: Wanted, second: Wanted) -> tuple[float, float, float]:
-        """Return the mean gain in NDCG@10 of the first run over the second, and its 95% interval (users drawn).
-
-        Raises:
-            DataError: one has not been run, or they do not predict the same events.
-        """
-        from models.evaluation import ndcg
-
-        one, other = self.ranks(first), self.ranks(second)
-        if not np.array_equal(one["row"], other["row"]):
-            raise DataError(f"{label(first)} and {label(second)} do not predict the same events")
-        return self._interval(first, one["row"], ndcg(one["rank"]) - ndcg(other["rank"]))
 
     def gain(self, wanted: Wanted) -> tuple[float, float, float] | None:
         """Return a finished run's gain in NDCG@10 over its own reference with its 95% interval; None without one."""

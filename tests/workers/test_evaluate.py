@@ -69,19 +69,19 @@ def test_runs_differ_by_all_they_depend_on(evaluator):
     assert moved.path(wanted) == evaluator.path(wanted)
 
 
-def test_two_runs_are_compared_event_by_event(evaluator):
+def test_a_run_is_compared_with_its_reference_event_by_event(evaluator):
     plain, control = Wanted("dense", "stream_time", seed=1), Wanted("dense", "stream_time", "extra-steps", 1)
     one, other = evaluator.run(plain), evaluator.run(control)
-    gain, low, high = evaluator.compare(control, plain)
+    assert evaluator.gain(plain) is None
+    gain, low, high = evaluator.gain(control)  # dense is its reference
     assert gain == pytest.approx(other["metrics"]["ndcg_at_10"] - one["metrics"]["ndcg_at_10"])
     assert low <= gain <= high
-    assert evaluator.gain(plain) is None
-    assert evaluator.gain(control)[0] == pytest.approx(gain)  # dense is its reference
+    rows = evaluator.ranks(plain)["row"]
+    users = evaluator.users(plain, rows)
+    assert (np.diff(users) >= 0).all()  # rows are by user
+    assert len(users) == len(rows)
     with pytest.raises(DataError, match="has not been run"):
-        evaluator.compare(plain, replace(plain, seed=99))
-    evaluator.run(replace(plain, protocol="leave_one_out"))
-    with pytest.raises(DataError, match="same events"):
-        evaluator.compare(plain, replace(plain, protocol="leave_one_out"))
+        evaluator.ranks(replace(plain, seed=99))
 
 
 def test_a_wrong_name_is_refused_with_what_there_is(evaluator):
