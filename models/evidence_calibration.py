@@ -96,10 +96,11 @@ def calibrate_evidence(
             chosen, nll = (at, replace(weights, temperature=temperature)), least
             enough = max(enough, ENOUGH * quality[at, weights])
     at, best = chosen
+    ranked = _scored(fused, events, current[at], best, ())[0]
     best = replace(best, half_life=_fade(sequences, fused, events, candidates[at], best))
     _set(fused, best)
     return candidates[at], {
-        "evidence_ndcg_at_10": quality.get((at, replace(best, half_life=1e9, temperature=1.0)), plain[0]),
+        "evidence_ndcg_at_10": ranked,
         "evidence_ndcg_at_10_without": plain[0], "evidence_gain": best.gain, "evidence_half_life": best.half_life,
         "evidence_history_half_life": candidates[at].half_life, "evidence_words": candidates[at].words,
         "evidence_reference_share": best.share,
