@@ -26,7 +26,7 @@ from models.alignment import train_knowledge
 from models.backbone import Backbone
 from models.calibration import Replay, calibrate_epsilon, calibrate_min_history, margins_by_user, replay
 from models.dataset import Dataset, Events, FloatArray
-from models.evidence_calibration import SHARES, WORDS, calibrate_evidence
+from models.evidence_calibration import WORDS, calibrate_evidence
 from models.fusion import FusedScorer, condense
 from models.item_cache import ItemCache
 from models.knowledge import KnowledgeModel
@@ -168,8 +168,7 @@ def fit_fold(
     def with_evidence() -> tuple[FusedScorer, Affinity, dict[str, float]]:
         scorer = copy.deepcopy(trained)
         return scorer, *calibrate_evidence(
-            fold.sequences, fold.begin, reference, scorer, affinities, seed=fit.seed,
-            shares=SHARES if bounded else SHARES[:1])
+            fold.sequences, fold.begin, reference, scorer, affinities, seed=fit.seed, bounded=bounded)
 
     name = f"sasrec+text+evidence, words {words}" + ("" if bounded else ", unbounded")
     calibrated, affinity, found = once(name, with_evidence)

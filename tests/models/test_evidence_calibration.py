@@ -56,8 +56,8 @@ def test_nothing_is_chosen_that_likelihood_pays_for():
     assert found["evidence_gain"] <= 2.0  # beyond that, chance would be taken for taste
 
 
-def test_without_a_share_the_reference_is_not_heard():
-    _, _, fused = calibrated("makes", shares=(0.0,))
+def test_without_a_bound_the_reference_is_not_heard():
+    _, _, fused = calibrated("makes", bounded=False)
     assert float(fused.reference_share) == 0
 
 
@@ -65,3 +65,23 @@ def test_without_events_nothing_changes():
     affinity, found, fused = calibrated("makes", limit=0)
     assert (affinity.words, found) == (0.0, {})
     assert float(fused.evidence_gain) == 0
+
+
+def test_of_what_ranks_alike_the_best_within_the_trust_region_is_taken(monkeypatch):
+    """Spread thin or not, evidence ranks alike without a bound; within one, the gain decides."""
+    from models import evidence_calibration
+
+    seen = {}
+    whole = evidence_calibration._scored
+
+    def watched(fused, events, evidence, weights, temperatures, radius=None, aged=False):
+        found = whole(fused, events, evidence, weights, temperatures, radius, aged)
+        if radius is not None:
+            seen[weights.gain, weights.share, weights.temperature] = found[0]
+        return found
+
+    monkeypatch.setattr(evidence_calibration, "_scored", watched)
+    _, found, _ = calibrated("makes")
+    assert len(seen) > 1
+    mine = found["evidence_gain"], found["evidence_reference_share"], found["evidence_temperature"]
+    assert seen[mine] == max(seen.values())
