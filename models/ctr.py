@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name the field uses
 
 from models.dataset import FloatArray, IntArray
-from models.kar import ITEM, SHARED, SPECIFIC, USER, Towers
+from models.towers import ITEM, SHARED, SPECIFIC, USER, Towers
 
 EMBED = 32
 KNOWLEDGE = 32

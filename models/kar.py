@@ -21,15 +21,13 @@ from models.backbone import Backbone, ItemSide
 from models.composition import Moments, Source
 from models.dataset import IntArray
 from models.encoding import PREFIX
-from models.experts import HybridExperts
 from models.generation import generated, manner, token_rows
 from models.llm import LanguageModel
 from models.sequences import Sequences
 from models.sources import FROZEN, Whitening
+from models.towers import ITEM, SHARED, SPECIFIC, USER, Towers
 from models.writer import Writer
 
-SHARED, SPECIFIC = 2, 5
-USER, ITEM = 0, 1  # towers
 # Examples of what is asked for: without any, the packaged base model says of most films that they have "been
 # in the news for a long time"; with factors as a list it copies the example's. Read once for all items, so they cost
 # next to nothing. From several trades, since a catalogue may be of any.
@@ -123,19 +121,6 @@ def written_about(training: Sequences) -> IntArray:
     return steps[np.searchsorted(steps, half, side="right") - 1]
 
 
-class Towers(HybridExperts):
-    """The hybrid experts, one tower at a time."""
-
-    def tower(self, states: Tensor, tower: int) -> Tensor:
-        """Return (…, outer) of states (…, inner) by one tower."""
-        # Two plain matrix products: the gate goes in before the second one, whose sum runs over experts too.
-        gate = torch.softmax(states @ self.gate[tower], -1)
-        into = torch.cat([self.shared_in, self.own_in[tower]])
-        out = torch.cat([self.shared_out, self.own_out[tower]])
-        inner = torch.relu(states @ into.permute(1, 0, 2).flatten(1)).unflatten(-1, into.shape[::2])
-        return (inner * gate[..., None]).flatten(-2) @ out.flatten(0, 1)
-
-
 class KnowledgeScorer(Backbone):
     """A backbone whose items carry what the language model wrote about them.
 
@@ -162,7 +147,7 @@ class KnowledgeScorer(Backbone):
         """Return vectors and biases of the catalogue as the backbone does, with items' knowledge."""
         vectors, bias = super().item_side(dropped)
         there = (self.written != 0).any(1, keepdim=True)
-        return vectors + self.experts.tower(self.written, ITEM) * there, bias
+        return vectors + self.experts.every(self.written, ITEM) * there, bias
 
 
 class WrittenSource(Source):

@@ -20,7 +20,7 @@ from models.descriptions import Descriptions
 from models.generation import answer
 from models.holistic import HolisticSource
 from models.item_cache import ItemCache
-from models.kar import SHARED, SPECIFIC, STEPS, Towers, WrittenSource, encode_texts, user_prompts
+from models.kar import STEPS, WrittenSource, encode_texts, user_prompts
 from models.live import Live
 from models.llm import LanguageModel
 from models.prompts import PromptSource
@@ -28,6 +28,7 @@ from models.sequences import Sequences
 from models.sources import CodebookSource
 from models.system import KNOWLEDGE, knowledge_config, load_knowledge
 from models.systems import System
+from models.towers import SHARED, SPECIFIC, Towers
 from models.writer import Writer
 from schemas.artifacts import Artifact
 from schemas.errors import ArtifactError

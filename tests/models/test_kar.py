@@ -5,8 +5,9 @@ import torch
 from models import generation, kar
 from models.composition import Moments
 from models.generation import answer, generated
-from models.kar import KnowledgeScorer, Towers, WrittenSource, item_prompts, knowledge_states, user_prompts
+from models.kar import KnowledgeScorer, WrittenSource, item_prompts, knowledge_states, user_prompts
 from models.sequences import Sequences
+from models.towers import Towers
 from models.writer import Writer
 from tests.models import tiny
 
