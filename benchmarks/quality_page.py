@@ -72,4 +72,4 @@ def _difference(found: Difference | None, seeds: int) -> str:
     if found is None:
         return "–"
     fewer = f" ({found.seeds} of {seeds} seeds)" if found.seeds < seeds else ""
-    return f"{found.mean:+.4f} [{found.low:+.4f}, {found.high:+.4f}]{fewer}"
+    return f"{found.mean:+z.4f} [{found.low:+z.4f}, {found.high:+z.4f}]{fewer}"  # z: no −0.0000

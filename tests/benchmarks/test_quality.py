@@ -66,3 +66,5 @@ def test_a_table_says_what_was_measured():
     text = quality_page.table("a", [row])
     assert "| `lwgr`, unconstrained | 2 | .2500 ± .0100 |" in text
     assert "+0.0100 [+0.0020, +0.0180] (1 of 2 seeds) | – | 25.0% |" in text
+    row["gain"] = Difference(-0.00001, -0.00002, 0.0, 2)
+    assert "| +0.0000 [+0.0000, +0.0000] |" in quality_page.table("a", [row])
