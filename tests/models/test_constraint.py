@@ -1,6 +1,6 @@
 import numpy as np
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from models.constraint import DELTA, harmed, trust_region
@@ -81,6 +81,25 @@ def test_beyond_delta_the_radius_is_the_chance_of_losing_more(shape, chance):
     bound = trust_region(ref, fused, torch.full((len(ref),), DELTA, dtype=torch.float64))
     assert (share >= bound[1] - 1e-9).all()
     assert (expected(fused, logp) >= expected(fused, bound[0]) - 1e-9).all()
+
+
+@settings(max_examples=150, deadline=None)
+@given(problems, st.floats(1e-3, 0.99))
+def test_the_exception_is_the_largest_that_the_chance_allows(shape, chance):
+    ref, fused, mask = problem(*shape)
+    logp, _, _ = trust_region(ref, fused, torch.full((len(ref),), DELTA + chance, dtype=torch.float64))
+    doubt = (ref - fused).masked_fill(mask, -torch.inf)
+    order = doubt.argsort(-1, descending=True)
+    together = ((ref.exp() + fused.exp()) / 2).gather(-1, order).cumsum(-1)
+    assume(float((together - chance).abs().min()) > 1e-9)  # else rounding decides
+    exception = torch.zeros_like(mask).scatter_(-1, order, together <= chance)
+    floor = (ref.exp() * np.exp(-DELTA)).masked_fill(exception, 0.0)
+    low, high = torch.zeros(len(ref), 1, dtype=torch.float64), torch.ones(len(ref), 1, dtype=torch.float64)
+    for _ in range(60):
+        middle = (low + high) / 2
+        over = torch.maximum(floor, fused.exp() * middle).sum(-1, keepdim=True) > 1
+        low, high = torch.where(over, low, middle), torch.where(over, middle, high)
+    torch.testing.assert_close(logp.exp(), torch.maximum(floor, fused.exp() * high), rtol=1e-6, atol=1e-9)
 
 
 @settings(max_examples=50, deadline=None)
