@@ -62,10 +62,9 @@ def bounded(ref_logp: Tensor, fused_logp: Tensor, loss: Tensor, chance: Tensor) 
         chance: (B,) h ≥ 0.
     """
     rows = len(ref_logp) if ref_logp.is_cuda else max(1, AT_ONCE // ref_logp.shape[1])
-    parts = [_bounded(*part) for part in zip(*(each.split(rows) for each in (
-        ref_logp, fused_logp, loss, chance)), strict=True)]
-    logp, share, kl = (torch.cat(column) for column in zip(*parts, strict=True))
-    return logp, share, kl
+    columns = [column.split(rows) for column in (ref_logp, fused_logp, loss, chance)]
+    logp, share, kl = zip(*map(_bounded, *columns), strict=True)
+    return torch.cat(logp), torch.cat(share), torch.cat(kl)
 
 
 def _bounded(ref_logp: Tensor, fused_logp: Tensor, loss: Tensor, chance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -90,12 +89,12 @@ def _bounded(ref_logp: Tensor, fused_logp: Tensor, loss: Tensor, chance: Tensor)
         doubt = ref.clamp(min=LEAST).sub_(fused.clamp(min=LEAST))  # of a masked item 0, which is between the others'
         floor.mul_(~_given_up(doubt, belief, chance.double()))
     share = torch.ones_like(given[:, 0])  # 1/μ
-    raised, above = torch.empty_like(prob), torch.empty_like(prob)
+    scaled, above = torch.empty_like(prob), torch.empty_like(prob)
     for _ in range(MAX_STEPS):
-        torch.mul(prob, share[:, None], out=raised)
-        mass = torch.linalg.vecdot(prob, torch.gt(raised, floor, out=above))
-        next_ = share + (1 - torch.maximum(raised, floor, out=above).sum(-1)) / mass
-        next_ = torch.minimum(next_.nan_to_num(nan=0.0).clamp(min=0.0), share)  # no mass: −∞, or 0/0
+        torch.mul(prob, share[:, None], out=scaled)
+        slope = torch.linalg.vecdot(prob, torch.gt(scaled, floor, out=above))
+        next_ = share + (1 - torch.maximum(scaled, floor).sum(-1)) / slope
+        next_ = torch.minimum(next_.nan_to_num(nan=0.0).clamp(min=0.0), share)  # no item is above its floor: −∞, or 0/0
         done = bool((next_ >= share * (1 - 1e-13)).all())
         share = next_
         if done:

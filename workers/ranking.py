@@ -207,7 +207,7 @@ class RankingProcessor:
         radius = torch.tensor([epsilon[row] for row in rows], dtype=torch.float64)
         logp[rows], one_over_mu, spent = trust_region(reference[rows], fused[rows], radius)
         for row, inv, nats in zip(rows, one_over_mu.tolist(), spent.tolist(), strict=True):
-            inverse[row], kl[row] = inv, max(0.0, nats)
+            inverse[row], kl[row] = inv, nats
         return logp, inverse, kl
 
     def _top_items(self, logp: Tensor) -> list[list[ScoredItem]]:
