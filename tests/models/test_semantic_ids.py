@@ -4,6 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from models.fusion import condense
 from models.generative import Generative
 from models.semantic_ids import SemanticIds, Trie, codes_for, kmeans, quantise
 
@@ -39,6 +40,17 @@ def test_near_items_begin_alike_and_no_code_is_dead():
         assert len(torch.unique(ids.codes[group == cluster, 0])) == 1
     assert ids.about["utilisation_1"] == pytest.approx(1.0)
     assert ids.about["utilisation_2"] > 0.5
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_every_level_is_used_however_wide_the_embeddings(seed):
+    torch.manual_seed(seed)
+    wide = condense(torch.randn(600, 640))
+    about = quantise(wide, codes=32, seed=seed).about
+    assert wide.shape[1] == 128
+    # Of all 128 components, level 3 is used by 5% to 17%.
+    assert min(about[f"utilisation_{level}"] for level in (1, 2, 3)) > 0.6
+    assert about["collided"] < 0.05
 
 
 def test_empty_centres_are_placed_anew():
