@@ -27,7 +27,7 @@ from models.item_cache import ItemCache
 from models.knowledge import KnowledgeModel
 from models.llm import LanguageModel
 from models.sequences import Sequences
-from models.snapshots import SPAN, after, batch_of, before, regular
+from models.snapshots import SPAN, after, batch_of, before, exchanged, regular
 from schemas.settings import LlmSettings
 
 EPSILONS = (0.0, 0.05, 0.1, 0.13, 0.16, 0.2, 0.25, 0.3, 0.4, 20.0)  # of `models.constraint`; the last bounds nothing
@@ -64,7 +64,7 @@ def replay(
     sequences: Sequences, begin: IntArray, reference: Backbone, fused: FusedScorer, knowledge: KnowledgeModel | None,
     cache: ItemCache | None, llm: LanguageModel | None, settings: LlmSettings, limit: int = 4000, seed: int = 0,
     progress: Callable[[int, int], None] | None = None, epsilons: tuple[float, ...] = EPSILONS, span: int = SPAN,
-    affinity: Affinity | None = None, source: Source | None = None,
+    affinity: Affinity | None = None, source: Source | None = None, shuffled: bool = False,
 ) -> Replay:
     """Score events from row `begin` on of each user, generating knowledge every `span` events.
 
@@ -73,8 +73,11 @@ def replay(
         source: makes knowledge in the place of these three.
         limit: about so many events; whole snapshots are drawn.
         affinity: None = without evidence.
+        shuffled: give every event another one's vectors and evidence.
     """
     rows = drawn(sequences, begin, limit, span, seed)
+    if shuffled:  # snapshots next to each other are of the same user
+        rows = np.random.default_rng(seed).permutation(rows)
     side = fused.item_side()
     parts: list[tuple[np.ndarray, ...]] = []
     for at in range(0, len(rows), settings.batch):
@@ -85,11 +88,14 @@ def replay(
             vectors = knowledge(batch.user_hidden, batch.histories, cache, llm)
         if source is not None:
             vectors = source(moments_at(sequences, part.first, batch.user_hidden, source.items))
+        if shuffled and vectors is not None:
+            vectors = vectors.roll(1, 0)
         logits = fused.scores(fused.fuse(batch.fused_hidden, vectors)[batch.user, batch.slot], side)
         alone = logits
         if affinity is not None:
             # Vectors age; evidence is brought up to date at ranking.
-            current = affinity.evidence(before(sequences, batch.rows, fused.max_len)), torch.zeros(len(batch.rows))
+            ends = exchanged(sequences, part.first, batch.user.numpy(), batch.rows) if shuffled else batch.rows
+            current = affinity.evidence(before(sequences, ends, fused.max_len)), torch.zeros(len(ends))
             alone = fused.weigh(logits, logits, *current)
             logits = fused.weigh(logits, batch.ref_logits, *current)
         target = torch.from_numpy(sequences.item[batch.rows])

@@ -29,7 +29,7 @@ from models.dataset import IntArray
 from models.evaluation import ndcg, seen_pairs
 from models.fusion import FusedScorer
 from models.sequences import Sequences, tensors
-from models.snapshots import SPAN, after, before
+from models.snapshots import SPAN, after, before, exchanged
 
 # What words may count in `Affinity.fit`. NDCG@10 on held-out events of Beauty, leave-one-out: .0814 without, .0853 with
 # .4 and .0856 with .8; MovieLens's later events: .1157 without, .1170 with .4, .1133 with 1.6.
@@ -46,8 +46,9 @@ UNSEEN = -1e4  # logit of what a user has had: −∞ − (−∞) would not be 
 
 @dataclass(frozen=True, slots=True)
 class _Event:
-    """A batch of m events: logits (m, n) of both scorers, target (m,), rows (m,), and the first row after the snapshot
-    (m,) from which stored evidence would be used.
+    """A batch of m events: logits (m, n) of both scorers, target (m,), rows (m,), the first row after the snapshot
+    (m,) from which stored evidence would be used, and the rows before which histories end that current and stored
+    evidence is of, (m,) each: the same, or others' if they are shuffled.
     """
 
     fused: Tensor
@@ -55,6 +56,8 @@ class _Event:
     target: Tensor
     rows: IntArray
     first: IntArray
+    current: IntArray
+    stored: IntArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +78,7 @@ class _Choice(NamedTuple):
 @torch.no_grad()
 def calibrate_evidence(
     sequences: Sequences, begin: IntArray, reference: Backbone, fused: FusedScorer, affinities: Sequence[Affinity],
-    limit: int = 4000, seed: int = 0, bounded: bool = True,
+    limit: int = 4000, seed: int = 0, bounded: bool = True, shuffled: bool = False,
 ) -> tuple[Affinity, Found]:
     """Choose among affinities what serves the held-out events best, with its half-life h; set gain, the reference's
     share and temperature of `fused`, and how stored evidence fades; return the affinity and the figures.
@@ -83,14 +86,15 @@ def calibrate_evidence(
     Args:
         affinities: fitted on rows before `begin`, their half-lives not yet chosen; in a tie the first is taken.
         bounded: False = for fused scores that stand for themselves: no share of the reference, no trust region.
+        shuffled: give every event the evidence of another one's history.
     """
-    events = _events(sequences, begin, reference, fused, limit, seed)
+    events = _events(sequences, begin, reference, fused, limit, seed, shuffled)
     if not events:
         return affinities[0], {}
     current: list[list[Evidence]] = []
     candidates = [replace(affinity, half_life=h) for affinity in affinities for h in HALF_LIVES]
     for affinity in candidates:
-        current.append([affinity.evidence(before(sequences, event.rows, fused.max_len)) for event in events])
+        current.append([affinity.evidence(before(sequences, event.current, fused.max_len)) for event in events])
     plain = _scored(fused, events, current[0], _Weights(), (1.0,))
     # One after the other: all of them would take minutes on Beauty. The best gain hardly depends on the share.
     quality = {(at, _Weights(gain)): _scored(fused, events, current[at], _Weights(gain), ())[0]
@@ -124,8 +128,11 @@ def calibrate_evidence(
 
 def _events(
     sequences: Sequences, begin: IntArray, reference: Backbone, fused: FusedScorer, limit: int, seed: int,
+    shuffled: bool,
 ) -> list[_Event]:
     rows = drawn(sequences, begin, limit, SPAN, seed)
+    if shuffled:  # snapshots next to each other are of the same user
+        rows = np.random.default_rng(seed).permutation(rows)
     sides = fused.item_side(), reference.item_side()
     events = []
     for at in range(0, len(rows), 64):
@@ -141,7 +148,11 @@ def _events(
             own = logits[torch.arange(len(target)), target]
             logits[seen] = UNSEEN
             logits[torch.arange(len(target)), target] = own  # an item taken twice is no one's success, and rare
-        events.append(_Event(both[0], both[1], target, found, part.first[where.numpy()]))
+        first = part.first[where.numpy()]
+        current, stored = found, first
+        if shuffled:
+            current, stored = (exchanged(sequences, part.first, where.numpy(), ends) for ends in (found, first))
+        events.append(_Event(both[0], both[1], target, found, first, current, stored))
     return events
 
 
@@ -151,7 +162,7 @@ def _fade(
     """Return the half-life (events) with which evidence of the snapshot serves the events after it best."""
     if weights.gain == 0:
         return weights.half_life
-    gathered = [affinity.evidence(before(sequences, event.first, fused.max_len)) for event in events]
+    gathered = [affinity.evidence(before(sequences, event.stored, fused.max_len)) for event in events]
     quality = {half_life: _scored(fused, events, gathered, replace(weights, half_life=half_life), (), aged=True)[0]
                for half_life in FADES}
     return max(FADES, key=quality.__getitem__)

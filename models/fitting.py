@@ -126,7 +126,7 @@ def _anew(_: str, make: Callable[[], Any]) -> Any:
 def fit_fold(
     fold: Fold, texts: Sequence[str], settings: Settings, llm: LanguageModel, cache: ItemCache, *, extends: bool,
     report: Report | None = None, once: Once = _anew, teach: Teach | None = None, bounded: bool = True,
-    keep: Keep | None = None, words: tuple[float, ...] = WORDS,
+    keep: Keep | None = None, words: tuple[float, ...] = WORDS, shuffled: bool = False,
 ) -> Composition:
     """Train and calibrate Freshet's composition on a fold.
 
@@ -143,6 +143,7 @@ def fit_fold(
         keep: where trained scorers of behaviour are kept; None = nowhere.
         words: what texts may count in the evidence, one of which is chosen; () = no evidence.
         bounded: False = the fused scorer stands for itself: the reference has no share in it.
+        shuffled: calibrate with another user's knowledge: a control (`models.systems.CONTROLS`).
     """
 
     def during(stage: str) -> Callable[[int, int, dict[str, float]], None]:
@@ -168,9 +169,10 @@ def fit_fold(
     def with_evidence() -> tuple[FusedScorer, Affinity, dict[str, float]]:
         scorer = copy.deepcopy(trained)
         return scorer, *calibrate_evidence(
-            fold.sequences, fold.begin, reference, scorer, affinities, seed=fit.seed, bounded=bounded)
+            fold.sequences, fold.begin, reference, scorer, affinities, seed=fit.seed, bounded=bounded,
+            shuffled=shuffled)
 
-    name = f"sasrec+text+evidence, words {words}" + ("" if bounded else ", unbounded")
+    name = f"sasrec+text+evidence, words {words}{'' if bounded else ', unbounded'}{', shuffled' if shuffled else ''}"
     calibrated, affinity, found = once(name, with_evidence)
     fused = copy.deepcopy(calibrated)
     metrics |= found
@@ -188,7 +190,7 @@ def fit_fold(
     calibrating = during("calibration")
     done = replay(
         fold.sequences, fold.begin, reference, fused, knowledge, cache, llm, settings.llm, seed=fit.seed,
-        progress=lambda at, total: calibrating(at, total, {}), affinity=affinity)
+        progress=lambda at, total: calibrating(at, total, {}), affinity=affinity, shuffled=shuffled)
     epsilon, evidence = calibrate_epsilon(done, fit.harm)
     min_history, more = calibrate_min_history(done, epsilon)
     metrics["calibration_seconds"] = time.monotonic() - began

@@ -19,6 +19,7 @@ from torch.nn import functional as F  # noqa: N812 - the name the field uses
 
 from models.backbone import Block
 from models.dataset import IntArray
+from models.distributed import Place, moved, place
 from models.evaluation import seen_pairs
 from models.protocols import Ranks
 from models.semantic_ids import SemanticIds, Trie
@@ -151,14 +152,18 @@ def train_generative(
     torch.manual_seed(settings.seed)
     rng = np.random.default_rng(settings.seed)
     model = Generative(ids, settings.dim, settings.layers, settings.heads, max_len, settings.dropout)
+    here = place(settings.device)
+    if here.ranks > 1:
+        torch.manual_seed(settings.seed + here.rank)  # weights are drawn already; dropout is each process's own
+    model.to(here.device)
     averaged = copy.deepcopy(model)
     optimizer = _optimizer(model)
     train = fold.training()
     best, weights = {"nll": float("inf")}, copy.deepcopy(averaged.state_dict())
     steps, epochs = 0, EPOCHS * settings.epochs
     for epoch in range(epochs):
-        loss, steps = _epoch(model, averaged, optimizer, train, rng, steps)
-        now = {"nll": _validate(averaged, fold), "loss": loss, "epoch": epoch + 1.0}
+        loss, steps = _epoch(model, averaged, optimizer, train, rng, steps, here)
+        now = here.agree({"nll": _validate(averaged, fold), "loss": loss, "epoch": epoch + 1.0})
         if progress is not None:
             progress(epoch + 1, epochs, now)
         if now["nll"] < best["nll"]:
@@ -167,21 +172,24 @@ def train_generative(
             break
     averaged.load_state_dict(weights)
     about = {f"semantic_ids_{name}": value for name, value in ids.about.items()}
-    return averaged.eval().requires_grad_(False), best | about | {"seconds": time.monotonic() - began}
+    return averaged.cpu().eval().requires_grad_(False), best | about | {"seconds": time.monotonic() - began}
 
 
 def extend_generative(model: Generative, fold: Fold, settings: FitSettings, progress: Progress | None) -> Generative:
     """Return a copy that has gone on, over the held-out events too."""
     torch.manual_seed(settings.seed)
     rng = np.random.default_rng(settings.seed)
-    model = copy.deepcopy(model).requires_grad_(True)
+    here = place(settings.device)
+    if here.ranks > 1:
+        torch.manual_seed(settings.seed + here.rank)
+    model = copy.deepcopy(model).to(here.device).requires_grad_(True)
     averaged = copy.deepcopy(model)
     optimizer, steps = _optimizer(model), 0
     for epoch in range(EXTENSION):
-        loss, steps = _epoch(model, averaged, optimizer, fold.sequences, rng, steps)
+        loss, steps = _epoch(model, averaged, optimizer, fold.sequences, rng, steps, here)
         if progress is not None:
             progress(epoch + 1, EXTENSION, {"loss": loss})
-    return averaged.eval().requires_grad_(False)
+    return averaged.cpu().eval().requires_grad_(False)
 
 
 @torch.no_grad()
@@ -232,22 +240,30 @@ def _optimizer(model: nn.Module) -> torch.optim.Optimizer:
 
 def _epoch(
     model: Generative, averaged: Generative, optimizer: torch.optim.Optimizer, train: Sequences,
-    rng: np.random.Generator, steps: int,
+    rng: np.random.Generator, steps: int, here: Place,
 ) -> tuple[float, int]:
+    """Train for one epoch; return the mean loss (nats; of this process's share) and the number of steps so far."""
     part = windows(train, model.max_len, max(1, int(model.max_len * STRIDE)))
     slots = min(SLOTS, max(FEWEST_SLOTS, int((part.stop - part.start).sum()) // STEPS))
-    total = 0.0
+    total, seen = 0.0, 0
     model.train()
     for batch in batches(part, slots, rng):
-        nll = _nll(model, train, part[batch])
-        steps = descend(nll.mean(), model, averaged, optimizer, steps)
-        total += float(nll.detach().sum())
-    return total / max(1, len(train.item)), steps
+        mine = here.share(batch)
+        loss = None
+        if len(mine):
+            with here.autocast():
+                nll = _nll(model, train, part[mine])
+            total, seen = total + float(nll.detach().sum()), seen + len(nll)
+            # of all events of the batch: shares differ in size, and the processes' gradients are summed
+            loss = nll.mean() * (len(nll) / int((part.stop - part.first)[batch].sum()))
+        steps = descend(loss, model, averaged, optimizer, steps, here)
+    return total / max(1, seen), steps
 
 
 def _nll(model: Generative, sequences: Sequences, part: Windows) -> Tensor:
     tokens, where, slots, rows = tensors(sequences, part)
     target = torch.from_numpy(sequences.item[rows.numpy()])
+    tokens, where, slots, target = moved((tokens, where, slots, target), model.codes.device)
     return -model.log_probability(model(tokens)[where, slots], target)
 
 

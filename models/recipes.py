@@ -29,17 +29,18 @@ from models.objectives import FixedPenalty, Objective
 from models.parts import FUSIONS, OBJECTIVES, SOURCES
 from models.protocols import Age, Outcome
 from models.semantic_ids import quantise
-from models.sources import CodebookSource
+from models.sources import FROZEN, CodebookSource
 from models.systems import System
 from models.workshop import Trained, Workshop
 
 EVIDENCE: dict[str, tuple[float, ...]] = {"no-evidence": (), "no-words": (0.0,)}  # what words may count there
 TAUGHT = ("shuffled-knowledge", "unconstrained", "fixed-penalty")
+UNBOUNDED = ("unconstrained", "no-trust-region")
 
 
 def train(system: System, control: str | None, shop: Workshop) -> Trained:
     """Train a system, or one of its controls."""
-    if system.name == "freshet":
+    if system.backbone == "sasrec+text+evidence":
         return _freshet(system, control, shop)
     if system.has_knowledge:
         return _knowledge(system, control, shop)
@@ -98,13 +99,14 @@ def _freshet(system: System, control: str | None, shop: Workshop) -> Trained:
     made = fit_fold(
         fold, shop.dataset.texts, shop.settings, llm, cache, extends=shop.split.extends, report=shop.report,
         once=shop.once, keep=shop.keep, words=EVIDENCE.get(control or "", WORDS), bounded=control != "unconstrained",
-        teach=teach if control in TAUGHT else None)
+        shuffled=shuffled, teach=teach if control in TAUGHT else None)
     model = WithEvidence(
         made.fused, made.reference, CodebookSource(made.knowledge, cache, llm, shop.settings.llm.history),
         made.fused.attention, shuffled, made.affinity)
     about = made.metrics | made.about | made.evidence | {
         "epsilon": made.epsilon, "min_history": float(made.min_history)}
-    return _trained(model, shop, about, None if control == "unconstrained" else made.epsilon, made.min_history)
+    served = system.serving if control not in UNBOUNDED else ""
+    return _trained(model, shop, about, made.epsilon if served == "trust-region" else None, made.min_history)
 
 
 def _name(system: System, control: str | None) -> str:
@@ -145,14 +147,15 @@ def _generative(shop: Workshop) -> Trained:
     beams = shop.during("beams")
     ranks = rank_generative(
         model, shop.split.test, shop.split.begin, lambda done, total: beams(done, total, {}), only=shop.split.rows())
-    return Trained(lambda _: Outcome(ranks), about)
+    return Trained(lambda _: Outcome(ranks, shop.reference_ranks()), about)
 
 
 def _extra_steps(shop: Workshop) -> Trained:
     reference = shop.backbone("sasrec")[0]
     model = Composed(copy.deepcopy(reference), reference, None, None)
     about = train_jointly(
-        model, shop.split.fold, replace(_plan(shop, Objective()), none_is_an_epoch=False), shop.during("extra steps"))
+        model, shop.split.fold, replace(_plan(shop, Objective()), none_is_an_epoch=False, snapshots=FROZEN),
+        shop.during("extra steps"))
     ranks = shop.rank(shop.served(model.backbone, "extra-steps"))
     return Trained(lambda _: Outcome(ranks, shop.reference_ranks()), about)
 

@@ -93,3 +93,18 @@ def before(sequences: Sequences, rows: IntArray, n: int) -> IntArray:
     low = sequences.offsets[np.searchsorted(sequences.offsets, rows, "right") - 1]
     places = rows[:, None] - np.arange(n, 0, -1)
     return np.where(places >= low[:, None], sequences.item[np.maximum(places, 0)], -1)
+
+
+def exchanged(sequences: Sequences, first: IntArray, user: IntArray, rows: IntArray) -> IntArray:
+    """Return, for events (m,) after snapshots, rows as far behind the snapshot that precedes theirs in the batch.
+
+    A history that ends there is another user's, if the snapshots are in a random order.
+
+    Args:
+        first: (B,) rows of the snapshots.
+        user: (m,) each event's snapshot.
+        rows: (m,) of the events.
+    """
+    other = np.roll(first, 1)[user]
+    newest = sequences.offsets[np.searchsorted(sequences.offsets, other, "right")] - 1
+    return np.minimum(other + rows - first[user], newest)

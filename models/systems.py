@@ -54,10 +54,11 @@ class System:
         """Return the names of its controls."""
         if not self.has_knowledge:
             return ("extra-steps", "text-init") if self.name == "dense" else ()
+        region = ("no-trust-region",) if self.serving == "trust-region" else ()
         own = {"primal-dual": ("unconstrained", "fixed-penalty")}.get(self.objective, ())
         evidence = ("no-evidence", "no-words") if self.backbone == "sasrec+text+evidence" else ()
         softmax = ("softmax-attention",) if self.adaptor == "holistic-attention" else ()
-        return ("shuffled-knowledge", *own, *evidence, *softmax)
+        return ("shuffled-knowledge", *own, *region, *evidence, *softmax)
 
 
 SYSTEMS = {system.name: system for system in (
@@ -81,10 +82,11 @@ SYSTEMS = {system.name: system for system in (
            fusion="start-attention", objective="primal-dual"),
 )}
 CONTROLS = {
-    "extra-steps": "as many further steps as knowledge takes, without knowledge",
+    "extra-steps": "as many further steps as the longest training of knowledge takes, without knowledge",
     "text-init": "item vectors start at their texts' embeddings and are trained on",
-    "shuffled-knowledge": "every user gets another one's knowledge, in training and test",
-    "unconstrained": "likelihood alone, no bound on harm",
+    "shuffled-knowledge": "every user gets another one's knowledge, in training, calibration and test",
+    "unconstrained": "likelihood alone, nothing that bounds harm: no λ, no share of the reference, no trust region",
+    "no-trust-region": "the same models, their scores served as they are",
     "fixed-penalty": "λ = 1 throughout",
     "no-evidence": "item texts, the reference's share and users' vectors, but nothing of what items say of each other",
     "no-words": "evidence of what users took alone, without the words of items' texts",

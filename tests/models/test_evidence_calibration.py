@@ -61,6 +61,14 @@ def test_without_a_bound_the_reference_is_not_heard():
     assert float(fused.reference_share) == 0
 
 
+def test_anothers_evidence_is_not_believed():
+    """The placebo is calibrated as a placebo: what tells nothing is given no weight."""
+    _, found, _ = calibrated("makes", shuffled=True)
+    _, own, _ = calibrated("makes")
+    assert found["evidence_gain"] <= 2.0
+    assert found["evidence_ndcg_at_10"] < own["evidence_ndcg_at_10"] - 0.15
+
+
 def test_without_events_nothing_changes():
     affinity, found, fused = calibrated("makes", limit=0)
     assert (affinity.words, found) == (0.0, {})

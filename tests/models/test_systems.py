@@ -191,7 +191,7 @@ def test_generative_learns_what_follows_what(shop):
     trained = train(SYSTEMS["generative"], None, shop)
     outcome = trained.rank(FRESH)
     assert (outcome.ranks.rows == shop.split.rows()).all()
-    assert summary(outcome, shop.split)["harmed_fraction"] is None
+    assert summary(outcome, shop.split)["harmed_fraction"] is not None
     assert summary(outcome, shop.split)["ndcg_at_10"] > popularity(shop.split) + 0.2
     assert 0 < trained.about["semantic_ids_utilisation_1"] <= 1
 
@@ -207,6 +207,10 @@ def test_freshet_has_controls_that_differ(shop, control):
     assert not np.array_equal(plain.ranks.logp, changed.ranks.logp)
     if control == "shuffled-knowledge":  # another user's evidence points elsewhere
         assert summary(changed, shop.split)["ndcg_at_10"] < summary(plain, shop.split)["ndcg_at_10"]
+    if control == "no-trust-region":  # the same models, and no radius
+        assert both[0].about["nll"] == both[1].about["nll"]
+        free = both[0].model.rank(shop.split.test, shop.split.begin, FRESH, None, int(both[0].about["min_history"]))
+        np.testing.assert_array_equal(changed.ranks.logp, free.logp)
 
 
 def test_evidence_is_current_however_old_the_knowledge(shop):

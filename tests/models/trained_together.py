@@ -1,4 +1,4 @@
-"""Trains two small models and writes their weights; alone or, under torchrun, together with others.
+"""Trains three small models and writes their weights; alone or, under torchrun, together with others.
 
     python -m tests.models.trained_together FOLDER
 """
@@ -9,10 +9,13 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import torch
 from safetensors.torch import save_file
 
 from models import training
 from models.distributed import place
+from models.generative import extend_generative, train_generative
+from models.semantic_ids import quantise
 from models.sequences import Sequences
 from models.training import Fold
 from schemas.settings import FitSettings
@@ -30,9 +33,12 @@ def main(folder: Path) -> None:
     settings = FitSettings(dim=16, layers=1, epochs=3, dropout=0.0, device="cpu")
     model, found = training.train_reference(fold, settings, 8)
     longer = training.extend(model, fold, settings)
+    ids = quantise(torch.from_numpy(rng.normal(size=(ITEMS, 6))), levels=2, codes=5)
+    spelled = extend_generative(train_generative(fold, ids, settings, 8)[0], fold, settings, None)
     here = place(settings.device)
     state = {name: value.contiguous() for name, value in model.state_dict().items()}
     state |= {f"longer.{name}": value.contiguous() for name, value in longer.state_dict().items()}
+    state |= {f"spelled.{name}": value.contiguous() for name, value in spelled.state_dict().items()}
     save_file(state, folder / f"{here.rank}-of-{here.ranks}.safetensors",
               {name: f"{found[name]:.4f}" for name in ("epoch", "nll")})
     here.wait()
