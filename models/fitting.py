@@ -94,16 +94,17 @@ class Fitted:
 
 def fit(
     dataset: Dataset, events: Events, settings: Settings, llm: LanguageModel, cache: ItemCache,
-    report: Report | None = None,
+    report: Report | None = None, keep: Keep | None = None,
 ) -> Fitted:
     """Train and calibrate everything on `events`, the training part of `dataset`.
 
     Args:
         cache: item states of `dataset.texts`, built with `llm`.
         report: called with stage (one of `STAGES`), steps done, steps in all and metrics.
+        keep: where trained scorers of behaviour are kept; None = nowhere.
     """
     fold = Fold.of(events, len(dataset.users), len(dataset.items))
-    made = fit_fold(fold, dataset.texts, settings, llm, cache, extends=True, report=report)
+    made = fit_fold(fold, dataset.texts, settings, llm, cache, extends=True, report=report, keep=keep)
     config = {
         "backbone": {
             "n_items": fold.n_items, "dim": settings.fit.dim, "layers": settings.fit.layers,

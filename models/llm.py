@@ -81,7 +81,9 @@ class LanguageModel:
         try:
             # AutoTokenizer reads 262,144 pieces several times over: 4.3 s instead of 1.1
             tokenizer = packaged_tokenizer(packaged) if packaged else AutoTokenizer.from_pretrained(source)
-            causal = AutoModelForCausalLM.from_pretrained(source, dtype=_dtype(device)).to(device)
+            # a checkpoint in pickle's format is refused, whoever made it
+            causal = AutoModelForCausalLM.from_pretrained(
+                source, dtype=_dtype(device), use_safetensors=True).to(device)
         except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
             raise FreshetError(
                 f"the language model {name!r} cannot be loaded: {_first_line(error)}. FRESHET_LLM_NAME takes a folder, "

@@ -41,3 +41,6 @@ def test_nothing_unpickles_or_evaluates():
             calls = {node.func.id for node in ast.walk(ast.parse(path.read_text()))
                      if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
             assert not calls & {"eval", "exec"}, path
+            methods = {ast.unparse(node.func) for node in ast.walk(ast.parse(path.read_text()))
+                       if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)}
+            assert not methods & {"torch.load", "torch.save", "torch.jit.load"}, path

@@ -156,6 +156,7 @@ def _trained(
     from models.rows import fit_row, training_split
     from models.training import Fold
     from models.workshop import Workshop
+    from workers.shelf import Shelf
     from workers.store.bank import banks
 
     def language() -> tuple[LanguageModel, ItemCache]:
@@ -163,10 +164,11 @@ def _trained(
         return open_language(settings, dataset.texts, stages)
 
     system = system_named(settings.fit.system)
+    keep = Shelf(settings.home / "cache" / "scorers")  # what was interrupted goes on from the last trained scorer
     if system.name == "freshet":
-        return fit(dataset, past, settings, *language(), report)
+        return fit(dataset, past, settings, *language(), report, keep)
     split = training_split(Fold.of(past, len(dataset.users), len(dataset.items)))
-    return fit_row(system, Workshop(dataset, split, settings, language, report, banks(settings)))
+    return fit_row(system, Workshop(dataset, split, settings, language, report, banks(settings), keep))
 
 
 def calibrate(

@@ -1,18 +1,24 @@
-"""`freshet fit` started by torchrun: processes train together, one of them publishes."""
+"""`freshet fit`: under torchrun processes train together and one publishes; interrupted, it goes on."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import orjson
 import pytest
+from safetensors.numpy import load_file
 
 from schemas.artifacts import Registry
+from schemas.settings import FitSettings, Settings
 from tests.models import tiny
+from workers.fit import run
+from workers.stages import Stages
 
 ITEMS, USERS = 30, 50
 
@@ -30,7 +36,7 @@ def write_data(folder: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("system", ["dense", "lwgr"])
+@pytest.mark.parametrize("system", ["dense", "lwgr", "generative"])
 def test_two_processes_publish_one_model(tmp_path: Path, system: str) -> None:
     write_data(tmp_path / "data")
     tiny.save(tmp_path / "llm")
@@ -48,3 +54,24 @@ def test_two_processes_publish_one_model(tmp_path: Path, system: str) -> None:
     artifact = registry.open()
     assert artifact.card.settings["fit"]["system"] == system
     assert done.stdout.count("refresh thresholds: done") == 1  # the second process says nothing
+
+
+@pytest.mark.slow
+def test_what_was_trained_before_an_interruption_is_not_trained_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    write_data(tmp_path / "data")
+    settings = replace(
+        Settings(), home=tmp_path / "home", fit=FitSettings(system="dense", dim=16, epochs=2, device="cpu"))
+    with Stages() as stages:
+        first = run(settings, tmp_path / "data", stages)
+        kept = load_file(first.folder / "reference.safetensors")
+        shutil.rmtree(tmp_path / "home" / "models")
+
+        def trained_again(*_: object) -> None:
+            raise AssertionError
+
+        monkeypatch.setattr("models.training._epoch", trained_again)
+        second = run(settings, tmp_path / "data", stages)
+    again = load_file(second.folder / "reference.safetensors")
+    assert all(np.array_equal(again[name], weight) for name, weight in kept.items())

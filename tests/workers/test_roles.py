@@ -191,3 +191,24 @@ def test_models_are_reloaded_between_batches_and_bad_ones_refused(stack: Stack) 
     assert ranking.wait(30) == 0
     stack.start("ranking", wait=True)  # starts with what was published, not with what was current at the fit
     assert orjson.loads((stack.run / "ranking.json").read_bytes())["model_version"] == "m2"
+
+
+def test_no_request_is_dropped_while_a_new_version_is_loaded(stack: Stack) -> None:
+    stack.start("ranking", wait=True)
+    sent = 0
+
+    def keep_asking() -> bool:
+        nonlocal sent
+        stack.produce(RANKING_REQUESTS, [ranking_request(f"u{sent + at}", 0) for at in range(20)])
+        sent += 20
+        return orjson.loads((stack.run / "ranking.json").read_bytes())["model_version"] == "m2"
+
+    keep_asking()
+    stack.collect(RECOMMENDATIONS, lambda got: len(got) == sent)
+    stack.produce(MODEL_UPDATES, [ModelUpdate(model_version="m2", published_at=time.time())])
+    stack.wait(keep_asking)
+    keep_asking()
+    recs = stack.collect(RECOMMENDATIONS, lambda got: len(got) >= sent)
+    assert sorted(r.user_id for r in recs) == sorted(f"u{at}" for at in range(sent))
+    assert {r.model_version for r in recs} == {"m1", "m2"}
+    stack.collect(DEAD_LETTERS, lambda got: not got, seconds=1)

@@ -47,6 +47,7 @@ def fit(
     with Stages() as stages:
         artifact = run(settings, folder, stages)
     typer.echo(f"fitted {artifact.model_version} in {artifact.folder}")
+    typer.echo(f"`freshet models --select {artifact.model_version}` has running roles load it")
 
 
 def demo(

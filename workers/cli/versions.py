@@ -22,7 +22,7 @@ app = typer.Typer(rich_markup_mode="markdown", add_completion=False)
 @app.callback(invoke_without_command=True)
 def models(
     context: typer.Context,
-    select: Annotated[str, typer.Option(help="Version to use from the next start on.")] = "",
+    select: Annotated[str, typer.Option(help="Fitted version to put into use; running roles load it at once.")] = "",
 ) -> None:
     """List the fitted model versions and the adapters taught to them, oldest first, or choose another.
 
@@ -34,10 +34,12 @@ def models(
     """
     if context.invoked_subcommand is not None:
         return
-    deployments = Deployments(load().home)
+    settings = load()
+    deployments = Deployments(settings.home)
     if select:
         update = deployments.select(select, time.time())
-        typer.echo(f"in use: {update.model_version}; running roles take it at their next start")
+        told = _publish(settings, update)
+        typer.echo(f"in use: {update.model_version}; {told}")
         return
     in_use = deployments.in_use()  # says what to do where there is none
     console = Console()
