@@ -28,7 +28,6 @@ from models.knowledge import KnowledgeModel
 from models.objectives import FixedPenalty, Objective
 from models.parts import FUSIONS, OBJECTIVES, SOURCES
 from models.protocols import Age, Outcome
-from models.semantic_ids import quantise
 from models.sources import FROZEN, CodebookSource
 from models.systems import System
 from models.workshop import Trained, Workshop
@@ -140,8 +139,7 @@ def _plan(shop: Workshop, objective: Objective) -> Plan:
 
 def _generative(shop: Workshop) -> Trained:
     fit, fold = shop.settings.fit, shop.split.fold
-    ids = quantise(shop.texts(), seed=fit.seed)
-    model, about = train_generative(fold, ids, fit, shop.max_len, shop.during("generative"))
+    model, about = train_generative(fold, shop.semantic_ids(), fit, shop.max_len, shop.during("generative"))
     if shop.split.extends:
         model = extend_generative(model, fold, fit, shop.during("extension (generative)"))
     beams = shop.during("beams")

@@ -19,7 +19,6 @@ from models.generative_ranking import GenerativeRanking
 from models.kept import Kept, keep
 from models.protocols import Split
 from models.recipes import compose, go_on
-from models.semantic_ids import quantise
 from models.serving import bake, behaviour_model, ranking_model
 from models.system import RankingModel
 from models.systems import System
@@ -80,8 +79,7 @@ def _behaviour(system: System, shop: Workshop) -> FittedRow:
 
 def _generative(shop: Workshop) -> FittedRow:
     fit, fold = shop.settings.fit, shop.split.fold
-    model, about = train_generative(
-        fold, quantise(shop.texts(), seed=fit.seed), fit, shop.max_len, shop.during("generative"))
+    model, about = train_generative(fold, shop.semantic_ids(), fit, shop.max_len, shop.during("generative"))
     model = extend_generative(model, fold, fit, shop.during("extension (generative)"))
     return FittedRow(GenerativeRanking(model), metrics=_figures("generative", about))
 

@@ -23,6 +23,7 @@ from models.item_cache import ItemCache
 from models.kar import KnowledgeScorer, item_prompts, knowledge_states
 from models.llm import LanguageModel
 from models.protocols import Age, Outcome, Ranks, Split
+from models.semantic_ids import SemanticIds, quantise
 from models.sources import Whitening
 from schemas.settings import Settings
 
@@ -83,6 +84,11 @@ class Workshop:
         embeddings = self.llm()[1].embeddings
         # half precision is what an artifact holds
         return self.once("texts", lambda: condense(torch.from_numpy(embeddings)).half().float())
+
+    def semantic_ids(self) -> SemanticIds:
+        """Return semantic IDs of the catalogue, of as many components of its texts as the settings say."""
+        fit = self.settings.fit
+        return quantise(self.texts()[:, : fit.id_components], seed=fit.seed)
 
     def during(self, stage: str) -> Callable[[int, int, dict[str, float]], None]:
         """Return what reports the progress of a stage."""

@@ -85,6 +85,8 @@ class FitSettings:
     knowledge_epochs: int = Field(default=4, ge=1, description="epochs of the knowledge model")
     instructions: int = Field(default=5, ge=1, le=32, description="K, soft instructions per user (LWGR: 5)")
     codes: int = Field(default=64, ge=2, description="codewords per codebook")
+    id_components: int = Field(
+        default=32, ge=1, le=128, description="leading components of item texts that semantic IDs are made of")
     device: str = Field(default="auto", description="where scorers are trained: 'auto', 'cpu', 'cuda', 'cuda:0', …")
     harm: float = Field(
         default=0.4, ge=0, le=1,

@@ -25,7 +25,8 @@ from schemas.settings import FitSettings
 from workers.code import closure, hash_of
 
 MODELS = Path(__file__).resolve().parents[1] / "models"
-OTHER = {"system", "device", "harm", "knowledge_epochs", "instructions", "codes", "train_fraction"}  # not of scorers
+OTHER = {  # not of scorers
+    "system", "device", "harm", "knowledge_epochs", "instructions", "codes", "id_components", "train_fraction"}
 
 
 class Shelf:
