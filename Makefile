@@ -62,6 +62,9 @@ bench-refresh: setup ## what a refresh costs in each system, of the versions in 
 bench-quality: setup ## all systems and controls, both protocols, three seeds (hours on a CPU; ARGS='--quick': seconds)
 	$(BIN)/python -m benchmarks.quality $(ARGS)
 
+bench-reference: setup ## is the reference tuned? its settings changed one at a time, by held-out events (ARGS=--quick)
+	$(BIN)/python -m benchmarks.reference $(ARGS)
+
 bench-bounds: setup ## how knowledge is kept from doing harm: bounds on every item, on the average, mixtures (ARGS=--quick)
 	$(BIN)/python -m benchmarks.bounds $(ARGS)
 
@@ -71,4 +74,4 @@ bench-alignment: setup ## do contradictions teach the LLM? (ARGS='--data DIR', n
 clean: ## remove the environment, caches and fitted models
 	rm -rf .venv .freshet runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help setup demo test test-quick lint bench-alignment bench-bounds bench-experiment bench-drift bench-frontier bench-ingest bench-judge bench-price bench-ctr bench-refresh bench-quality clean
+.PHONY: help setup demo test test-quick lint bench-alignment bench-bounds bench-experiment bench-drift bench-frontier bench-ingest bench-judge bench-price bench-ctr bench-refresh bench-quality bench-reference clean
