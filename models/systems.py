@@ -1,5 +1,5 @@
 """The table of systems. A system is backbone × instruction × extraction × adaptor × fusion × objective, by names of
-parts; adding one is adding a row and the parts it lacks. Controls are the same rows with one thing changed.
+parts; adding one is adding a row and the parts it lacks. Controls are the same rows with something changed: `CONTROLS`.
 
 `models.recipes` trains them from the parts in `models.parts`.
 """
@@ -62,7 +62,7 @@ class System:
 
 
 SYSTEMS = {system.name: system for system in (
-    System("dense", "behaviour alone: SASRec, full softmax; the reference of the others"),
+    System("dense", "behaviour alone: SASRec, softmax over the catalogue; the reference of the others"),
     System("generative", "semantic IDs of item texts, spelled by a decoder within the catalogue's trie (TIGER-style)",
            backbone="semantic-ids"),
     System("kar", "texts the language model writes about items and users, hybrid experts, stored beforehand",
