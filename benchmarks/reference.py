@@ -99,21 +99,22 @@ def main(argv: list[str] | None = None) -> None:
             if args.quick:
                 home = made_up(Path(scratch))
                 settings = replace(Settings(), home=home, fit=FitSettings(dim=16, layers=1, epochs=3))
-                found["made-up"] = measure(settings, home, which, stages, ({}, {"dim": 32}))
+                found["made-up"] = measure(settings, home, which, stages, ({}, {"dim": 128}))
             else:
                 for name, folder in datasets(names(args.datasets, tuple(TUNED), "dataset"), load()):
                     fit = replace(load().fit, **TUNED[name], seed=args.seed)
                     found[name] = measure(replace(load(), fit=fit), folder, which, stages)
     except FreshetError as error:
         sys.exit(f"benchmarks.reference: {error}")
-    if not args.quick:
-        found = saved(which, args.seed) | found
-        PATH.write_text(json.dumps(
-            {"protocol": which, "seed": args.seed, "revision": revision(), "points": found}, indent=1) + "\n")
+    if args.quick:
+        print(table(found))
+        return
+    found = saved(which, args.seed) | found
     print(table(found))
-    if not args.quick:
-        fill(ROOT / "docs" / "results.md", "reference", table(found))
-        print("\nwritten: benchmarks/results/reference.json, docs/results.md")
+    PATH.write_text(json.dumps(
+        {"protocol": which, "seed": args.seed, "revision": revision(), "points": found}, indent=1) + "\n")
+    fill(ROOT / "docs" / "results.md", "reference", table(found))
+    print("\nwritten: benchmarks/results/reference.json, docs/results.md")
 
 
 if __name__ == "__main__":
