@@ -5,7 +5,7 @@
 Whatever `freshet` is compared with is only as good a measure as it is well tuned. Prints NDCG@10 and loss of the kept
 epoch on the held-out events that choose it, beside those of the settings `make bench-quality` uses for every row.
 Trained scorers are kept (`freshet evaluate` shares them), so it goes on where it was interrupted. Writes
-benchmarks/results/reference.json and the table in docs/results.md; points of other data sets and of the other protocol are kept.
+benchmarks/results/reference.json and the table in docs/results.md; other data sets and protocols stay in both.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from workers.stages import Stages
 
 PATH = RESULTS / "reference.json"
 CHANGES: tuple[dict[str, Any], ...] = (
-    {}, {"layers": 1}, {"layers": 3}, {"dim": 128}, {"dropout": 0.2}, {"dropout": 0.3}, {"dropout": 0.4}, {"dropout": 0.5},
-    {"dim": 128, "dropout": 0.4}, {"dim": 128, "dropout": 0.5})
+    {}, {"layers": 1}, {"layers": 3}, {"dim": 128}, {"dropout": 0.2}, {"dropout": 0.3}, {"dropout": 0.4},
+    {"dropout": 0.5}, {"dim": 128, "dropout": 0.4}, {"dim": 128, "dropout": 0.5})
 
 
 def measure(
