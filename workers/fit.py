@@ -165,7 +165,7 @@ def _trained(
 
     system = system_named(settings.fit.system)
     keep = Shelf(settings.home / "cache" / "scorers")  # what was interrupted goes on from the last trained scorer
-    if system.name == "freshet":
+    if system.backbone == "sasrec+text+evidence":
         return fit(dataset, past, settings, *language(), report, keep)
     split = training_split(Fold.of(past, len(dataset.users), len(dataset.items)))
     return fit_row(system, Workshop(dataset, split, settings, language, report, banks(settings), keep))

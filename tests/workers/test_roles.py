@@ -205,7 +205,11 @@ def test_no_request_is_dropped_while_a_new_version_is_loaded(stack: Stack) -> No
 
     keep_asking()
     stack.collect(RECOMMENDATIONS, lambda got: len(got) == sent)
-    stack.produce(MODEL_UPDATES, [ModelUpdate(model_version="m2", published_at=time.time())])
+    told = subprocess.run(
+        [sys.executable, "-m", "workers.cli", "models", "--select", "m2"], cwd=ROOT, check=False, capture_output=True,
+        text=True, env={**os.environ, **to_environ(stack.settings)}, timeout=60)
+    assert told.returncode == 0, told.stderr
+    assert told.stdout == "in use: m2; running roles load it now\n"
     stack.wait(keep_asking)
     keep_asking()
     recs = stack.collect(RECOMMENDATIONS, lambda got: len(got) >= sent)
