@@ -40,7 +40,8 @@ BEAUTY = ROOT / ".." / "shared" / "data" / "amazon-beauty"
 # What suits the reference: chosen on its validation NDCG@10 alone and used by every row. Beauty, leave-one-out: dropout
 # .2 .0690, .4 .0706; MovieLens: .2 .1089, but `benchmarks.reference` has since found .4 .1273: to be changed, and all
 # runs there repeated. Twelve epochs, the default of `freshet fit`, cut it short on both. Components of semantic IDs by
-# held-out loss in leave-one-out: MovieLens 16 5.998, 32 6.010, 64 6.069, 128 6.089; Beauty 16 8.341, 32 8.289, 128 8.190.
+# held-out loss in leave-one-out: MovieLens 16 5.998, 32 6.010, 64 6.069, 128 6.089; Beauty 16 8.341, 32 8.289, 128
+# 8.190.
 TUNED: dict[str, dict[str, Any]] = {
     "movielens-100k": {"dropout": 0.2, "epochs": 40, "id_components": 32},
     "amazon-beauty": {"dropout": 0.4, "epochs": 40, "id_components": 128}}
