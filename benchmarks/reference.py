@@ -33,7 +33,7 @@ from workers.stages import Stages
 PATH = RESULTS / "reference.json"
 CHANGES: tuple[dict[str, Any], ...] = (
     {}, {"layers": 1}, {"layers": 3}, {"dim": 128}, {"dropout": 0.2}, {"dropout": 0.3}, {"dropout": 0.4},
-    {"dropout": 0.5})
+    {"dropout": 0.5}, {"dropout": 0.6})
 
 
 def measure(

@@ -101,6 +101,12 @@ def fit_key(data_hash: str, settings: Settings) -> str:
     return digest.hexdigest()
 
 
+def cut_short(card: Card) -> list[str]:
+    """Return the scorers of a fitted version that were still getting better in the last epoch they were allowed."""
+    last = card.settings["fit"]["epochs"]
+    return [name for name in ("reference", "fused") if card.metrics.get(f"{name}_epoch", 0.0) >= last]
+
+
 def published(registry: Registry, key: str) -> Artifact | None:
     """Return the newest sound version fitted with this key, None if there is none."""
     for version in reversed(registry.versions()):

@@ -14,10 +14,10 @@ import orjson
 import pytest
 from safetensors.numpy import load_file
 
-from schemas.artifacts import Registry
+from schemas.artifacts import Card, Registry
 from schemas.settings import FitSettings, Settings
 from tests.models import tiny
-from workers.fit import run
+from workers.fit import cut_short, run
 from workers.stages import Stages
 
 ITEMS, USERS = 30, 50
@@ -33,6 +33,14 @@ def write_data(folder: Path) -> None:
     (folder / "events.csv").write_text("\n".join(rows) + "\n")
     (folder / "items.jsonl").write_bytes(b"\n".join(
         orjson.dumps({"item_id": f"i{item}", "title": f"thing {item}"}) for item in range(ITEMS)))
+
+
+def test_names_the_scorers_whose_last_epoch_was_their_best() -> None:
+    card = Card(
+        model_version="v", created_at=0.0, data_hash="", settings={"fit": {"epochs": 12}},
+        metrics={"reference_epoch": 10.0, "fused_epoch": 12.0, "epoch": 4.0}, revision="", split_time=0.0, files={})
+    assert cut_short(card) == ["fused"]
+    assert cut_short(card.model_copy(update={"metrics": {}})) == []
 
 
 @pytest.mark.slow

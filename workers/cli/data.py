@@ -36,7 +36,7 @@ def fit(
     """
     from models.systems import system_named
     from workers import movielens
-    from workers.fit import run
+    from workers.fit import cut_short, run
     from workers.stages import Stages
 
     settings = load()
@@ -47,6 +47,9 @@ def fit(
     with Stages() as stages:
         artifact = run(settings, folder, stages)
     typer.echo(f"fitted {artifact.model_version} in {artifact.folder}")
+    if cut := cut_short(artifact.card):
+        typer.echo(f"scorers ({', '.join(cut)}): the last of {settings.fit.epochs} epochs was the best; "
+                   f"FRESHET_FIT_EPOCHS={4 * settings.fit.epochs} lets them go on until held-out events say enough")
     typer.echo(f"`freshet models --select {artifact.model_version}` has running roles load it")
 
 
