@@ -159,7 +159,7 @@ def train_generative(
     began = time.monotonic()
     torch.manual_seed(settings.seed)
     rng = np.random.default_rng(settings.seed)
-    model = Generative(ids, settings.dim, settings.layers, settings.heads, max_len, settings.dropout)
+    model = Generative(ids, settings.dim, settings.layers, settings.heads, max_len, settings.id_dropout)
     here = place(settings.device)
     if here.ranks > 1:
         torch.manual_seed(settings.seed + here.rank)  # weights are drawn already; dropout is each process's own

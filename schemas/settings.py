@@ -87,6 +87,7 @@ class FitSettings:
     codes: int = Field(default=64, ge=2, description="codewords per codebook")
     id_components: int = Field(
         default=32, ge=1, le=128, description="leading components of item texts that semantic IDs are made of")
+    id_dropout: float = Field(default=0.2, ge=0, lt=1, description="dropout of the scorer that spells semantic IDs")
     device: str = Field(default="auto", description="where scorers are trained: 'auto', 'cpu', 'cuda', 'cuda:0', …")
     harm: float = Field(
         default=0.4, ge=0, le=1,

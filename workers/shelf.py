@@ -26,7 +26,8 @@ from workers.code import closure, hash_of
 
 MODELS = Path(__file__).resolve().parents[1] / "models"
 OTHER = {  # not of scorers
-    "system", "device", "harm", "knowledge_epochs", "instructions", "codes", "id_components", "train_fraction"}
+    "system", "device", "harm", "knowledge_epochs", "instructions", "codes", "id_components", "id_dropout",
+    "train_fraction"}
 
 
 class Shelf:
