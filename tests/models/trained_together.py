@@ -30,7 +30,7 @@ def main(folder: Path) -> None:
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     item = np.concatenate([(rng.integers(ITEMS) + np.arange(n)) % ITEMS for n in lengths])
     fold = Fold(Sequences(item, np.arange(len(item)), offsets), offsets[1:] - 1, ITEMS)
-    settings = FitSettings(dim=16, layers=1, epochs=3, dropout=0.0, device="cpu")
+    settings = FitSettings(dim=16, layers=1, epochs=3, dropout=0.0, id_dropout=0.0, device="cpu")
     model, found = training.train_reference(fold, settings, 8)
     longer = training.extend(model, fold, settings)
     ids = quantise(torch.from_numpy(rng.normal(size=(ITEMS, 6))), levels=2, codes=5)
