@@ -123,9 +123,13 @@ class BatchConsumer(Consumer):
         return last + 1
 
     async def perform_seek(self) -> None:
-        """Seek to the committed offsets; what was delivered after them will be delivered again."""
-        await super().perform_seek()
+        """Seek to the committed offsets; what was delivered after them will be delivered again.
+
+        Forgotten before it seeks: the fetcher goes on meanwhile, and the offset of what it delivers then would else
+        not be committed before the partition's next event, however long ago it was processed.
+        """
         self._delivered.clear()
+        await super().perform_seek()
 
     async def end_offsets(self, *partitions: TP) -> Mapping[TP, int]:
         """Return the end offsets the broker lists; the embedded one's can lag by less than one batch."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import defaultdict, deque
 from types import SimpleNamespace
 
+import pytest
+from faust.transport.drivers.aiokafka import Consumer
 from faust.types import TP
 from hypothesis import given
 from hypothesis import strategies as st
@@ -49,6 +52,20 @@ def test_a_commit_never_passes_what_is_not_settled(order: list[int]) -> None:
         assert committed == max([end + 1 for end in (4, 9, 10, 30) if end < first_open], default=0)
     assert committed == 31
     assert ledger.unsettled == 0
+
+
+def test_what_is_delivered_while_seeking_is_committed_when_settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger, tp = Ledger(), TP("events", 0)
+    ledger._delivered[tp].append(4)  # before: it is delivered again
+
+    async def seek(self: BatchConsumer) -> None:
+        self._delivered[tp].extend([4, 9])
+
+    monkeypatch.setattr(Consumer, "perform_seek", seek)
+    asyncio.run(ledger.perform_seek())
+    for offset in (4, 9):
+        ledger.settle(SimpleNamespace(tp=tp, offset=offset, ack=lambda consumer: True))  # type: ignore[arg-type]
+    assert ledger._new_offset(tp) == 10
 
 
 def test_progress_is_stalled_only_when_work_waits_and_nothing_moves() -> None:
