@@ -102,7 +102,8 @@ class BatchConsumer(Consumer):
         return fold_records(await super()._getmany(active_partitions, timeout), self.app.batched_topics)
 
     def _to_message(self, tp: TP, record: Any) -> ConsumerMessage:
-        if tp.topic in self.app.batched_topics:
+        read = self._read_offset[tp]
+        if tp.topic in self.app.batched_topics and (read is None or record.offset >= read):  # Faust drops what is older
             self._delivered[tp].append(record.offset)
         return super()._to_message(tp, record)
 

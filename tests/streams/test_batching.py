@@ -34,6 +34,8 @@ class Ledger(BatchConsumer):
         self._settled = defaultdict(set)
         self._acked = defaultdict(list)
         self._acked_index = defaultdict(set)
+        self._read_offset = defaultdict(lambda: None)
+        self.app = SimpleNamespace(batched_topics=frozenset({"events"}))
         self.settled = 0
 
 
@@ -66,6 +68,15 @@ def test_what_is_delivered_while_seeking_is_committed_when_settled(monkeypatch: 
     for offset in (4, 9):
         ledger.settle(SimpleNamespace(tp=tp, offset=offset, ack=lambda consumer: True))  # type: ignore[arg-type]
     assert ledger._new_offset(tp) == 10
+
+
+def test_what_faust_drops_as_read_before_holds_no_commit_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger, tp = Ledger(), TP("events", 0)
+    monkeypatch.setattr(Consumer, "_to_message", lambda self, tp, record: record)
+    ledger._read_offset[tp] = 9
+    for offset in (4, 9, 12):
+        ledger._to_message(tp, SimpleNamespace(offset=offset))
+    assert list(ledger._delivered[tp]) == [9, 12]
 
 
 def test_progress_is_stalled_only_when_work_waits_and_nothing_moves() -> None:
