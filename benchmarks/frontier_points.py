@@ -11,20 +11,20 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from workers.code import hash_of
+from workers.code import files_of, hash_of
 from workers.quality import paired_gain
 from workers.replay.record import Columns
 
 ROOT = Path(__file__).resolve().parents[1]
 # What a point depends on, beside data, model and settings.
-CODE = ("models/*.py", "streams/*.py", "workers/replay/*.py", "workers/ranking.py", "workers/ranker.py",
+CODE = ("models", "streams", "workers/replay", "workers/ranking.py", "workers/ranker.py",
         "workers/knowledge.py", "workers/generator.py", "workers/quality.py")
 EQUAL = 0.1  # calls that differ by no more than this share count as equal
 
 
 def code_hash() -> str:
     """Return a hash of the code a point depends on: a finished point of other code is not used again."""
-    return hash_of(path for pattern in CODE for path in sorted(ROOT.glob(pattern)))[:12]
+    return hash_of(files_of(*CODE))[:12]
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parents[1]  # of the repository: packages are named from here
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
@@ -30,24 +31,58 @@ def hash_of(paths: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
-def closure(module: str, folder: Path) -> list[Path]:
-    """Return the files of a module of a package and of all that it imports from there, at whatever place.
+def files_of(*places: str, root: Path | None = None) -> list[Path]:
+    """Return the Python files of packages, sub-packages included, and of single modules, in a fixed order.
 
     Args:
-        module: name within the package.
-        folder: of the package, whose name it has.
+        places: paths from the root, such as `models` or `workers/fit.py`.
+
+    Raises:
+        FileNotFoundError: a place has no Python file, so it would silently drop out of a key.
     """
-    paths = {module: folder / f"{module}.py"}
+    found: list[Path] = []
+    for place in places:
+        path = (root or ROOT) / place
+        files = sorted(path.rglob("*.py")) if path.is_dir() else [path]
+        if not files or not files[0].is_file():
+            raise FileNotFoundError(f"no Python code at {path}")
+        found += files
+    return found
+
+
+def closure(module: str, root: Path | None = None) -> list[Path]:
+    """Return the files of a module and of everything it imports from its top-level package, wherever the import stands.
+
+    Args:
+        module: dotted name, such as `models.training`.
+    """
+    root = root or ROOT
+    package = module.split(".", maxsplit=1)[0]
+    found: dict[str, Path] = {}
     waiting = [module]
     while waiting:
-        for node in ast.walk(ast.parse(paths[waiting.pop()].read_text())):
+        name = waiting.pop()
+        path = _file_of(name, root)
+        if name in found or path is None:  # a name within a module: the module itself is waiting too
+            continue
+        found[name] = path
+        waiting += [parent for parent in _parents(name) if parent != package]
+        for node in ast.walk(ast.parse(path.read_text())):
             names: list[str] = []
-            if isinstance(node, ast.ImportFrom) and node.module == folder.name:
+            if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            elif isinstance(node, ast.Import):
                 names = [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith(f"{folder.name}."):
-                names = [(node.module or "").split(".")[1]]
-            for name in names:
-                if name not in paths and (folder / f"{name}.py").is_file():
-                    paths[name] = folder / f"{name}.py"
-                    waiting.append(name)
-    return [paths[name] for name in sorted(paths)]
+            waiting += [name for name in names if name.startswith(f"{package}.")]
+    return [found[name] for name in sorted(found)]
+
+
+def _file_of(module: str, root: Path) -> Path | None:
+    base = root.joinpath(*module.split("."))
+    return next((path for path in (base.with_suffix(".py"), base / "__init__.py") if path.is_file()), None)
+
+
+def _parents(module: str) -> list[str]:
+    """Return the packages that Python runs before a module."""
+    parts = module.split(".")
+    return [".".join(parts[:depth]) for depth in range(1, len(parts))]

@@ -22,7 +22,7 @@ import orjson
 from models import dataset as data
 from schemas.errors import DataError
 from schemas.settings import Settings
-from workers.code import hash_of
+from workers.code import files_of, hash_of
 from workers.language import open_language
 from workers.shelf import Shelf
 from workers.stages import Stages, Step
@@ -242,7 +242,7 @@ def read(path: Path) -> dict[str, Any] | None:
 
 def code_hash() -> str:
     """Return a hash of the code that results depend on, `models/`."""
-    return hash_of(sorted((Path(__file__).resolve().parents[1] / "models").glob("*.py")))
+    return hash_of(files_of("models"))
 
 
 def revision() -> str:

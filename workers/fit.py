@@ -30,6 +30,7 @@ from streams.catalogue import ItemVectors
 from streams.planner import Planner
 from streams.profile import Event
 from streams.rehearsal import choose_ttl
+from workers.code import files_of, hash_of
 from workers.evaluate import OneByOne
 from workers.language import open_language
 from workers.running import run_folder
@@ -95,9 +96,7 @@ def fit_key(data_hash: str, settings: Settings) -> str:
         part.pop("device", None)
         part.pop("batch", None)
     digest.update(orjson.dumps(parts, option=orjson.OPT_SORT_KEYS))
-    root = Path(__file__).resolve().parents[1]
-    for path in [*sorted((root / "models").glob("*.py")), *sorted((root / "streams").glob("*.py")), Path(__file__)]:
-        digest.update(path.read_bytes())
+    digest.update(hash_of(files_of("models", "streams", "workers/fit.py")).encode())
     return digest.hexdigest()
 
 

@@ -24,7 +24,6 @@ from models.training import Fold, Scorer
 from schemas.settings import FitSettings
 from workers.code import closure, hash_of
 
-MODELS = Path(__file__).resolve().parents[1] / "models"
 OTHER = {  # not of scorers
     "system", "device", "harm", "knowledge_epochs", "instructions", "codes", "id_components", "id_dropout",
     "train_fraction"}
@@ -61,15 +60,16 @@ class Shelf:
 
 @cache
 def code_of(module: str) -> str:
-    """Return a hash of a module of `models/` and of all it imports from there."""
-    return hash_of(closure(module, MODELS))
+    """Return a hash of a module and of everything it imports from its package."""
+    return hash_of(closure(module))
 
 
 def _key(stage: str, start: Scorer, fold: Fold, settings: FitSettings) -> str:
     chosen = {name: value for name, value in asdict(settings).items() if name not in OTHER}
     shape = [len(start.blocks), start.blocks[0].heads, start.max_len, start.dropout]
     digest = hashlib.sha256(orjson.dumps(
-        [stage, type(start).__name__, code_of("training"), chosen, shape, fold.n_items], option=orjson.OPT_SORT_KEYS))
+        [stage, type(start).__name__, code_of("models.training"), chosen, shape, fold.n_items],
+        option=orjson.OPT_SORT_KEYS))
     for name, tensor in sorted([*start.named_parameters(), *start.named_buffers()], key=lambda pair: pair[0]):
         digest.update(name.encode() + np.ascontiguousarray(tensor.detach().cpu().numpy()).tobytes())
     for column in (fold.sequences.item, fold.sequences.offsets, fold.begin):

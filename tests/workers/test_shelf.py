@@ -8,7 +8,7 @@ from models import training
 from models.sequences import Sequences
 from models.training import Fold, extend, train_fused, train_reference
 from schemas.settings import FitSettings
-from workers.shelf import MODELS, Shelf, code_of
+from workers.shelf import Shelf
 
 ITEMS, USERS = 20, 25
 SETTINGS = FitSettings(dim=16, layers=1, epochs=2, device="cpu")
@@ -69,21 +69,3 @@ def test_a_damaged_file_is_replaced(fold, tmp_path):
     again, _ = train_reference(fold, SETTINGS, 8, keep=shelf)
     assert same(first, again)
     assert path.stat().st_size > 1000
-
-
-def test_the_code_is_that_of_a_module_and_its_imports(tmp_path, monkeypatch):
-    before = code_of("training")
-    copied = tmp_path / "models"
-    copied.mkdir()
-    for path in MODELS.glob("*.py"):
-        (copied / path.name).write_text(path.read_text())
-    monkeypatch.setattr("workers.shelf.MODELS", copied)
-    code_of.cache_clear()
-    assert code_of("training") == before
-    for name, counts in (("backbone", True), ("sequences", True), ("kar", False)):
-        with (copied / f"{name}.py").open("a") as file:
-            file.write("CHANGED = 1\n")
-        code_of.cache_clear()
-        assert (code_of("training") != before) == counts
-        (copied / f"{name}.py").write_text((MODELS / f"{name}.py").read_text())
-    code_of.cache_clear()

@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-import models
 from models.knowledge import Generation
 from schemas.settings import LlmSettings
+from workers.code import files_of, hash_of
 from workers.knowledge import Generator
 
 FLUSH = 1024  # generations per file: 1.4 MB each at 5 × 64 float32, and a crash costs a minute of the language model
@@ -41,8 +41,7 @@ def folder_of(home: Path, model_version: str, llm: LlmSettings) -> Path:
     for name in ("device", "batch"):  # where and how fast it runs, not what comes out
         del chosen[name]
     digest = hashlib.blake2b(orjson.dumps(chosen, option=orjson.OPT_SORT_KEYS), digest_size=6)
-    for path in sorted(Path(models.__path__[0]).glob("*.py")):
-        digest.update(path.read_bytes())
+    digest.update(hash_of(files_of("models")).encode())
     return home / "cache" / "replay" / f"{model_version}-{digest.hexdigest()}"
 
 
