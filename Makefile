@@ -35,41 +35,41 @@ lint: setup ## ruff and mypy
 	$(BIN)/mypy
 
 bench-frontier: setup ## gain against LLM calls of every refresh policy (ARGS=--quick: a made-up world)
-	$(BIN)/python -m benchmarks.frontier $(ARGS)
+	$(BIN)/python -m benchmarks.frontier.run $(ARGS)
 
 bench-ingest: setup ## events/s of the profile stage beside idiomatic Faust, Quix Streams and Bytewax
-	$(BIN)/python -m benchmarks.ingest $(ARGS)
+	$(BIN)/python -m benchmarks.ingest.run $(ARGS)
 
 bench-experiment: setup ## error of an experiment's interval looked at after every user, and its width
-	$(BIN)/python -m benchmarks.experiment $(ARGS)
+	$(BIN)/python -m benchmarks.experiment.run $(ARGS)
 
 bench-judge: setup ## the judge's false alarms and power, per user and pooled (ARGS=--quick: seconds)
-	$(BIN)/python -m benchmarks.judge $(ARGS)
+	$(BIN)/python -m benchmarks.judge.run $(ARGS)
 
 bench-drift: setup ## drift detection on planted changes, beside river's Page–Hinkley and ADWIN
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c deploy/constraints.txt -e '.[bench]'
-	$(BIN)/python -m benchmarks.drift $(ARGS)
+	$(BIN)/python -m benchmarks.drift.run $(ARGS)
 
 bench-price: setup ## the price of a refresh: storm, slow and dead GPU, budgets (ARGS=--quick: seconds)
-	$(BIN)/python -m benchmarks.price $(ARGS)
+	$(BIN)/python -m benchmarks.price.run $(ARGS)
 
 bench-ctr: setup ## KAR's task: AUC and LogLoss of DIN and DCNv2 with and without written knowledge (ARGS=--quick: seconds)
-	$(BIN)/python -m benchmarks.ctr $(ARGS)
+	$(BIN)/python -m benchmarks.ctr.run $(ARGS)
 
 bench-refresh: setup ## what a refresh costs in each system, of the versions in the registry (`freshet fit --system`)
-	$(BIN)/python -m benchmarks.refresh $(ARGS)
+	$(BIN)/python -m benchmarks.refresh.run $(ARGS)
 
 bench-quality: setup ## all systems and controls, both protocols, three seeds (hours on a CPU; ARGS='--quick': seconds)
-	$(BIN)/python -m benchmarks.quality $(ARGS)
+	$(BIN)/python -m benchmarks.quality.run $(ARGS)
 
 bench-reference: setup ## is the reference tuned? its settings changed one at a time, by held-out events (ARGS=--quick)
-	$(BIN)/python -m benchmarks.reference $(ARGS)
+	$(BIN)/python -m benchmarks.reference.run $(ARGS)
 
 bench-bounds: setup ## how knowledge is kept from doing harm: bounds on every item, on the average, mixtures (ARGS=--quick)
-	$(BIN)/python -m benchmarks.bounds $(ARGS)
+	$(BIN)/python -m benchmarks.bounds.run $(ARGS)
 
 bench-alignment: setup ## do contradictions teach the LLM? (ARGS='--data DIR', needs a model fitted on DIR)
-	$(BIN)/python -m benchmarks.alignment $(ARGS)
+	$(BIN)/python -m benchmarks.alignment.run $(ARGS)
 
 clean: ## remove the environment, caches and fitted models
 	rm -rf .venv .freshet runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

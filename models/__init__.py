@@ -1,1 +1,4 @@
-"""Tensors in, tensors out: backbones, instructions, the LLM, experts, fusion, constraint, training, evaluation."""
+"""Tensors in, tensors out: scorers, language models, knowledge, trust, training, measuring.
+
+No broker, no store, no clock: those are in `workers/`. Imports run one way between rooms, see `tests/test_borders.py`.
+"""

@@ -20,7 +20,7 @@ class Calibration(BaseModel):
     drift_threshold: float = Field(gt=0, description="CUSUM threshold h")
     drift_false_alarm_every: float = Field(gt=0, description="events per false alarm on user-shuffled histories")
     margin_bound: float = Field(gt=0, description="B: margins are clipped to [−B, B], nats")
-    epsilon: float = Field(ge=0, description="full trust radius (models/constraint.py)")
+    epsilon: float = Field(ge=0, description="full trust radius (models/trust/region.py)")
     knowledge: bool = Field(
         default=True, description="whether the model reads knowledge of users; if not, none is ever asked for")
     evidence: dict[str, float] = Field(default_factory=dict, description="the figures the choices rest on")

@@ -45,7 +45,7 @@ def test_every_command_is_one(name):
         options = {option for parameter in commands[line[1]].params for option in parameter.opts}
         assert {word for word in line[2:] if word.startswith("--")} <= options
     if "--roles" in ROLES[name]["command"]:
-        from workers.supervisor import ROLES as KNOWN
+        from workers.supervision.stack import ROLES as KNOWN
 
         role = ROLES[name]["command"][ROLES[name]["command"].index("--roles") + 1]
         assert role in KNOWN

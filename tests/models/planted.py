@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from models.dataset import Dataset, Events
+from models.data.dataset import Dataset, Events
 
 
 def chains(users=60, items=30, each=16, seed=0):

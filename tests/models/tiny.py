@@ -12,7 +12,7 @@ from transformers.models.gemma3 import Gemma3TextConfig
 from transformers.models.llama import LlamaConfig
 from transformers.models.qwen3 import Qwen3Config
 
-from models.llm import LanguageModel
+from models.language.llm import LanguageModel
 from schemas.settings import LlmSettings
 
 KINDS = ("llama", "qwen3", "gemma2", "gemma3")

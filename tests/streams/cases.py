@@ -6,9 +6,9 @@ import numpy as np
 
 from schemas.calibration import Calibration
 from schemas.settings import RefreshSettings, Settings, StateSettings
-from streams.catalogue import ItemVectors
-from streams.planner import Planner
-from streams.profile import Event
+from streams.decisions.planner import Planner
+from streams.profile.catalogue import ItemVectors
+from streams.profile.fold import Event
 
 N_ITEMS, DIM = 20, 8
 CALIBRATION = Calibration(

@@ -15,9 +15,9 @@ import orjson
 from confluent_kafka import Consumer, Producer
 
 from schemas.settings import KafkaSettings
-from streams.state import UserState, loads
-from workers.running import Running, find
-from workers.topic_reader import read_all
+from streams.profile.state import UserState, loads
+from workers.home.stack_info import Running, find
+from workers.kafka.reader import read_all
 
 CHANGELOG = "freshet-streams-user-state-changelog"
 START_S = 120

@@ -17,10 +17,10 @@ import pytest
 
 from schemas.artifacts import Registry
 from schemas.settings import load
-from streams.app import load_planner
-from streams.profile import Event
+from streams.profile.fold import Event
+from streams.service.app import load_planner
 from tests.system.stack import Stack, command, plain_consumer, wait_for
-from workers.topic_reader import read_all
+from workers.kafka.reader import read_all
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 BASE = 1_700_000_000

@@ -25,16 +25,16 @@ from schemas.artifacts import Registry
 from schemas.events import make_event_id
 from schemas.messages import Judgement
 from schemas.settings import KafkaSettings, RefreshSettings, Settings, to_environ
-from streams.catalogue import ItemVectors
-from streams.planner import Plan, Planner
-from streams.profile import Event
-from streams.state import UserState, loads
+from streams.decisions.planner import Plan, Planner
+from streams.profile.catalogue import ItemVectors
+from streams.profile.fold import Event
+from streams.profile.state import UserState, loads
 from tests.system.stack import CHANGELOG, Stack
 from tests.workers.fitted import ITEMS, publish, settings_in
-from workers.generator import LlmGenerator
-from workers.ranker import Ranker
+from workers.kafka.reader import TopicReader
 from workers.replay.play import Replay
-from workers.topic_reader import TopicReader
+from workers.roles.knowledge.generator import LlmGenerator
+from workers.roles.ranking.ranker import Ranker
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 EVENTS, USERS, BASE = 72, 4, 1_700_000_000

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from models.systems import SYSTEMS
+from models.systems.table import SYSTEMS
 from tests.system.conftest import fit
 from tests.system.stack import Stack
 from tests.system.test_main_job import catalogue, fully_answered, sessions
@@ -14,7 +14,7 @@ from tests.system.test_main_job import catalogue, fully_answered, sessions
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
-@pytest.mark.parametrize("name", ["generative", "grasp"])  # the others: tests/models/test_rows.py, without processes
+@pytest.mark.parametrize("name", ["generative", "grasp"])  # others: tests/models/fitting/test_row.py
 def test_a_row_is_fitted_and_served(name: str, data: Path, small: dict[str, str], tmp_path: Path) -> None:
     home = tmp_path / "home"
     fit(home, data, small, "--system", name)

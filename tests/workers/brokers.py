@@ -11,9 +11,9 @@ import pytest
 
 from schemas.errors import FreshetError
 from schemas.settings import KafkaSettings
-from workers.broker import Broker, free_port
-from workers.kafka import check_reachable
-from workers.process import Child
+from workers.kafka.configuration import check_reachable
+from workers.supervision.broker import Broker, free_port
+from workers.supervision.child import Child
 
 ROOT = Path(__file__).parents[2]
 CLUSTER_ID = "ZnJlc2hldC10ZXN0LWNsMQ"  # any 16 bytes in base64

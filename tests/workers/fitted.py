@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from models.affinity import Affinity
-from models.backbone import Backbone
-from models.fusion import FusedScorer, condense
-from models.knowledge import KnowledgeModel
-from models.llm import LanguageModel
-from models.sequences import Sequences
-from models.system import RankingModel
+from models.compute.pca import condense
+from models.data.sequences import Sequences
+from models.evidence.ease import Affinity
+from models.language.llm import LanguageModel
+from models.scorers.backbone import Backbone
+from models.scorers.fusion import FusedScorer
+from models.serving.ranking_model import RankingModel
+from models.systems.lwgr.knowledge import KnowledgeModel
 from schemas.artifacts import Artifact, Card, Registry, write_card
 from schemas.calibration import Calibration
 from schemas.settings import FitSettings, LlmSettings, RankingSettings, Settings

@@ -1,4 +1,9 @@
-"""The command line, `freshet`. Exit codes: 0 done, 1 something a person can mend, 2 wrong usage, 130 Ctrl-C."""
+"""The `freshet` command: one file per group of subcommands; options in, a call, text out.
+
+The work itself is in the other rooms.
+
+May import: demo, replay, training, measurement, supervision, store, data, kafka, home, terminal.
+"""
 
 from __future__ import annotations
 

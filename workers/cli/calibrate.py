@@ -36,8 +36,8 @@ def calibrate(
     `freshet calibrate --reset`
     """
     from schemas.artifacts import Registry
-    from workers import movielens
-    from workers.recalibration import recalibrate, report, write
+    from workers.data import movielens
+    from workers.training.thresholds import recalibrate, report, write
 
     settings = load()
     artifact = Registry(settings.home).open()

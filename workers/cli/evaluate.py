@@ -43,9 +43,9 @@ def evaluate(
 
     `freshet evaluate --data my-shop --system lwgr --control shuffled-knowledge --seed 1 --json result.json`
     """
-    from workers import movielens
-    from workers.evaluate import Evaluator, Wanted
-    from workers.stages import Stages
+    from workers.data import movielens
+    from workers.terminal.stages import Stages
+    from workers.training.evaluate import Evaluator, Wanted
 
     if list_:
         _list()
@@ -67,8 +67,8 @@ def evaluate(
 
 def _check(system: str, control: str | None, protocol: str) -> None:
     """Refuse a wrong name before anything is downloaded or read."""
-    from models.protocols import PROTOCOLS
-    from models.systems import system_named
+    from models.measuring.protocols import PROTOCOLS
+    from models.systems.table import system_named
 
     system_named(system, control)
     if protocol not in PROTOCOLS:
@@ -107,7 +107,7 @@ def show(result: dict[str, Any], gain: tuple[float, float, float] | None, consol
 
 
 def _list() -> None:
-    from models.systems import CONTROLS, SYSTEMS
+    from models.systems.table import CONTROLS, SYSTEMS
 
     console = Console()
     for system in SYSTEMS.values():

@@ -43,9 +43,9 @@ def experiment(
 
     `freshet experiment spring --window 604800 --json spring.json --plot spring.svg`
     """
-    from workers.experiment import REWARDS, Trial, chosen, fold
-    from workers.running import connected
-    from workers.topic_reader import read_all, watermarks
+    from workers.home.stack_info import connected
+    from workers.kafka.reader import read_all, watermarks
+    from workers.measurement.experiment import REWARDS, RunningExperiment, chosen, fold
 
     if reward not in REWARDS:
         raise FreshetError(f"--reward is one of {', '.join(REWARDS)}, not {reward!r}")
@@ -69,7 +69,7 @@ def experiment(
                 unreadable += 1
     del names[""]
     running = settings.experiment
-    trial = Trial(chosen(replace(running, name=name or running.name), names), window, reward)
+    trial = RunningExperiment(chosen(replace(running, name=name or running.name), names), window, reward)
     with Console(stderr=True).status("computing"):
         fold(trial, records)
         figures = trial.figures(alpha, effect)

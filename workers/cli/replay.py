@@ -12,10 +12,10 @@ from rich.table import Table
 
 from schemas.errors import FreshetError
 from schemas.settings import load
-from streams.policies import PolicyName
+from streams.decisions.policies import PolicyName
 
 if TYPE_CHECKING:
-    from workers.replay.scene import Outcome
+    from workers.replay.scene import ReplayResult
 
 
 def replay(
@@ -56,9 +56,9 @@ def replay(
 
     `freshet replay --data my-shop --policy nightly --json nightly.json`
     """
-    from workers import movielens
+    from workers.data import movielens
     from workers.replay.scene import Scene
-    from workers.stages import Stages
+    from workers.terminal.stages import Stages
 
     settings = load()
     if events < 0:
@@ -73,12 +73,12 @@ def replay(
         typer.echo(f"figures in {json}")
 
 
-def as_json(outcome: Outcome) -> bytes:
+def as_json(outcome: ReplayResult) -> bytes:
     """Return the figures as JSON: equal bytes for equal replays. How long it took is not in it."""
     return orjson.dumps(outcome.figures, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS) + b"\n"
 
 
-def _show(outcome: Outcome) -> None:
+def _show(outcome: ReplayResult) -> None:
     f = outcome.figures
     low, high = f["gain_interval"]
     reasons = ", ".join(f"{name} {count:,}" for name, count in f["refreshes"].items()) or "none"

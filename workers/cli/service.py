@@ -16,16 +16,16 @@ import typer
 from schemas.artifacts import Registry
 from schemas.errors import FreshetError
 from schemas.settings import load
-from workers import running
+from workers.home import stack_info
 
 # Role → module whose `main(settings)` runs it until SIGTERM.
 ROLE_MODULES = {
-    "store": "workers.store.server",
-    "streams": "streams.app",
-    "knowledge": "workers.knowledge",
-    "ranking": "workers.ranking",
-    "alignment": "workers.alignment",
-    "guard": "workers.guard",
+    "store": "workers.store.embedded.server",
+    "streams": "streams.service.app",
+    "knowledge": "workers.roles.knowledge.worker",
+    "ranking": "workers.roles.ranking.worker",
+    "alignment": "workers.roles.alignment.worker",
+    "guard": "workers.roles.guard",
 }
 
 
@@ -44,7 +44,7 @@ def up(
 
     `FRESHET_KAFKA_BOOTSTRAP=kafka:9092 FRESHET_QDRANT_URL=http://qdrant:6333 freshet up --roles knowledge`
     """
-    from workers.supervisor import DEFAULT_ROLES, Stack
+    from workers.supervision.stack import DEFAULT_ROLES, Stack
 
     settings = load()
     if port is not None:
@@ -65,7 +65,7 @@ def up(
             typer.echo(f"broker: {stack.settings.kafka.bootstrap}")
             if stack.settings.qdrant.url:
                 typer.echo(f"store: {stack.settings.qdrant.url}")
-            typer.echo(f"logs: {running.run_folder(stack.settings.home)}")
+            typer.echo(f"logs: {stack_info.run_folder(stack.settings.home)}")
             typer.echo("ready")
             while True:
                 stack.check()
@@ -96,13 +96,13 @@ def health() -> None:
     import psutil
 
     settings = load()
-    stack = running.find(settings.home)
+    stack = stack_info.find(settings.home)
     if stack is None:
         raise FreshetError(f"nothing runs on {settings.home}")
     if not stack.ready:
         raise FreshetError("starting")
     for name, pid in stack.pids.items():
-        ready = name == "broker" or (running.run_folder(settings.home) / f"{name}.ready").exists()
+        ready = name == "broker" or (stack_info.run_folder(settings.home) / f"{name}.ready").exists()
         if not ready or not psutil.pid_exists(pid):
             raise FreshetError(f"{name} is not ready")
     typer.echo(f"healthy: {', '.join(stack.pids)}")

@@ -34,11 +34,11 @@ def produce(
 
     `echo '{"user_id": "7", "item_id": "50", "event_time": 893286638}' | freshet produce -`
     """
-    from workers.produce import EventProducer, Pacer, Rejected, read_events
-    from workers.running import connected
+    from workers.data.produce import EventProducer, Pacer, RejectedEvent, read_events
+    from workers.home.stack_info import connected
 
     settings = connected(load())
-    rejected = Rejected()
+    rejected = RejectedEvent()
     producer = EventProducer(settings.kafka, backfill=backfill, stall_s=settings.watchdog.stall_s)
     pacer = Pacer(speed, time.monotonic())
     try:
@@ -71,8 +71,8 @@ def tail(
 
     `freshet tail dead-letters --from-beginning -n 10`
     """
-    from workers.running import connected
-    from workers.topic_reader import TopicReader
+    from workers.home.stack_info import connected
+    from workers.kafka.reader import TopicReader
 
     if topic not in TOPICS:
         raise FreshetError(f"unknown topic {topic!r}; topics are {', '.join(TOPICS)}")
@@ -102,9 +102,10 @@ def topics(
 
     Example: `FRESHET_KAFKA_BOOTSTRAP=kafka:9092 freshet topics --create`
     """
-    from workers import kafka
-    from workers.running import connected
-    from workers.topic_reader import watermarks
+    from workers.home.stack_info import connected
+    from workers.kafka.configuration import check_reachable
+    from workers.kafka.reader import watermarks
+    from workers.kafka.topics import create_topics
 
     settings = load()
     live: dict[str, list[tuple[int, int]]] = {}
@@ -114,9 +115,9 @@ def topics(
         if create:
             raise
     if settings.kafka.bootstrap:
-        kafka.check_reachable(settings.kafka)
+        check_reachable(settings.kafka)
         if create:
-            kafka.create_topics(settings.kafka)
+            create_topics(settings.kafka)
         live = watermarks(settings.kafka, list(TOPICS))
     console = Console()
     wide = console.width >= 120

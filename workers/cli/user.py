@@ -23,8 +23,8 @@ def user(
 
     Example: `freshet user 42`
     """
-    from workers.running import connected
-    from workers.topic_reader import read_all
+    from workers.home.stack_info import connected
+    from workers.kafka.reader import read_all
 
     settings = connected(load())
     names = [topic.name for topic in (RANKING_REQUESTS, KNOWLEDGE_REQUESTS, KNOWLEDGE_UPDATES, RECOMMENDATIONS)]

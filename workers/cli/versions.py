@@ -70,8 +70,8 @@ def rollback(
 def _publish(settings: Settings, update: ModelUpdate) -> str:
     """Tell running roles, and return what to say of it."""
     from schemas.topics import MODEL_UPDATES
-    from workers.outbox import Outbox, Output
-    from workers.running import connected
+    from workers.home.stack_info import connected
+    from workers.kafka.outbox import Outbox, Output
 
     try:
         settings = connected(settings)

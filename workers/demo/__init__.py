@@ -1,1 +1,6 @@
-"""The demo: the main job on one machine, measured, with a live screen and a report."""
+"""`freshet demo`: events fed to a whole stack, what came out measured, drawn and reported.
+
+Starting processes is in `workers/supervision`.
+
+May import: training, measurement, supervision, data, kafka, home.
+"""

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from schemas.messages import DeadLetter, KnowledgeRequest, KnowledgeUpdate, Recommendation
-from workers.experiment import Trial
-from workers.quality import Offer, Prequential
+from workers.measurement.experiment import RunningExperiment
+from workers.measurement.prequential import Offer, Prequential
 
 REASONS = ("cold_start", "drift", "contradiction", "stale")
 
@@ -59,7 +59,7 @@ class Metrics:
     samples: list[Sample] = field(default_factory=list)
     asked: dict[str, int] = field(default_factory=dict)  # newest version asked for, per user
     made: dict[str, int] = field(default_factory=dict)  # newest version made, per user
-    trial: Trial | None = None
+    trial: RunningExperiment | None = None
 
     def produced(self, user: str, item: str, count: int, now: float) -> None:
         """Note an event about to be sent, the user's number `count`: it is predicted from what they were offered."""

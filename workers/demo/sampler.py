@@ -12,7 +12,7 @@ from confluent_kafka import KafkaException
 
 from schemas.settings import KafkaSettings
 from schemas.topics import BEHAVIOUR_EVENTS, JUDGEMENTS, KNOWLEDGE_REQUESTS, KNOWLEDGE_UPDATES, RANKING_REQUESTS
-from workers.kafka import KNOWLEDGE_GROUP, RANKING_GROUP, GroupLag
+from workers.kafka.lag import KNOWLEDGE_GROUP, RANKING_GROUP, GroupLag
 
 # Spelled out: the streams package would bring Faust into this process for one name.
 STREAMS_GROUP = "freshet-streams"

@@ -1,1 +1,6 @@
-"""Offline replay: the decisions and models of the live system on recorded events, without a broker."""
+"""The same decisions and workers on recorded events, without broker and clock: policies compared on one history.
+
+Live measurement is in `workers/measurement`.
+
+May import: training, measurement, roles.knowledge, roles.ranking, store, kafka, terminal.
+"""

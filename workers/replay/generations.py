@@ -23,10 +23,10 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from models.knowledge import Generation
+from models.knowledge.generation import Generation
 from schemas.settings import LlmSettings
-from workers.code import files_of, hash_of
-from workers.knowledge import Generator
+from workers.roles.knowledge.worker import Generator
+from workers.training.code_hash import files_of, hash_of
 
 FLUSH = 1024  # generations per file: 1.4 MB each at 5 × 64 float32, and a crash costs a minute of the language model
 _KEY, _SECONDS = "_key", "_seconds"

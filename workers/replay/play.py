@@ -16,20 +16,20 @@ from dataclasses import dataclass, field, replace
 
 from schemas.messages import Judgement, KnowledgeRequest, KnowledgeUpdate, RankingRequest, Recommendation
 from schemas.settings import RankingSettings
-from streams.admission import ask
-from streams.outgoing import knowledge_request, ranking_request
-from streams.planner import Plan, Planner, States
-from streams.profile import Event
-from streams.rehearsal import answer
-from workers.knowledge import Generator, KnowledgeProcessor
-from workers.outbox import Rejected
-from workers.quality import TOP
-from workers.ranker import Ranker
-from workers.ranking import RankingProcessor
-from workers.replay.record import Record
+from streams.calibration.rehearsal import answer
+from streams.decisions.admission import ask
+from streams.decisions.outgoing import knowledge_request, ranking_request
+from streams.decisions.planner import Plan, Planner, States
+from streams.profile.fold import Event
+from workers.kafka.outbox import Rejected
+from workers.measurement.prequential import TOP
+from workers.replay.record import ReplayRecord
 from workers.replay.store import MemoryStore
 from workers.replay.timeline import waves
-from workers.store.cached import CachedReader
+from workers.roles.knowledge.worker import Generator, KnowledgeProcessor
+from workers.roles.ranking.ranker import Ranker
+from workers.roles.ranking.worker import RankingProcessor
+from workers.store.cache import CachedReader
 
 WAVE = 256  # users side by side: what the ranking role takes at once
 # Events of which waves are cut under a price. At 256 no event is moved by more than a quarter of the 1,000 that a
@@ -77,7 +77,7 @@ class Replay:
     block: int | None = None
     stock: bool = False
     listen: Callable[[Plan, Sequence[Judgement]], None] | None = None
-    record: Record = field(default_factory=Record)
+    record: ReplayRecord = field(default_factory=ReplayRecord)
     clock: Clock = field(default_factory=Clock)
 
     def __post_init__(self) -> None:

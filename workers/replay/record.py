@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.messages import KnowledgeUpdate, Recommendation
-from streams.profile import Event
-from workers.quality import TOP, Offer, Prequential, paired_gain
+from streams.profile.fold import Event
+from workers.measurement.prequential import TOP, Offer, Prequential, paired_gain
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class Columns:
 
 
 @dataclass
-class Record:
+class ReplayRecord:
     """The running account of a replay."""
 
     quality: Prequential = field(default_factory=Prequential)

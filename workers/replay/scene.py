@@ -10,18 +10,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from models import dataset as data
+from models.data import dataset as data
 from schemas.artifacts import Artifact, Registry
 from schemas.errors import FreshetError
 from schemas.messages import Judgement, KnowledgeRequest
 from schemas.settings import Evidence, RefreshSettings, Settings
-from streams.catalogue import ItemVectors
-from streams.planner import Plan, Planner
-from streams.policies import PolicyName
-from streams.profile import Event
-from streams.state import dumps, loads
-from workers.generator import LlmGenerator
-from workers.ranker import Ranker
+from streams.decisions.planner import Plan, Planner
+from streams.decisions.policies import PolicyName
+from streams.profile.catalogue import ItemVectors
+from streams.profile.fold import Event
+from streams.profile.state import dumps, loads
 from workers.replay.budget import KNOBS, within
 from workers.replay.generations import KeptGenerator, folder_of
 from workers.replay.play import (
@@ -35,7 +33,9 @@ from workers.replay.play import (
 )
 from workers.replay.record import Columns
 from workers.replay.timeline import Timeline, timeline
-from workers.stages import Stages
+from workers.roles.knowledge.generator import LlmGenerator
+from workers.roles.ranking.ranker import Ranker
+from workers.terminal.stages import Stages
 
 # Seconds without a sign of life after which a stage counts as hung; the language model is unpacked the first time.
 STALL_S = {"data": 300.0, "models": 600.0, "past": 300.0, "budget": 300.0, "language model": 900.0, "replay": 900.0}
@@ -43,7 +43,7 @@ JUDGED_SHARE = 0.25  # of users, on whom the knob of `judge` is turned: five rep
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class ReplayResult:
     """A finished replay.
 
     Args:
@@ -173,7 +173,7 @@ class Scene:
 
     def run(
         self, policy: PolicyName, budget: float | None, seed: int, evidence: Evidence | None = None,
-    ) -> Outcome:
+    ) -> ReplayResult:
         """Play all events under a policy within a budget.
 
         Args:
@@ -203,7 +203,7 @@ class Scene:
             "state_bytes_per_user": round(sum(len(dumps(s)) for s in playing.states.values()) / len(playing.states), 1),
             "llm_seconds": round(self.generator.llm_s - llm_s, 3),
         }
-        return Outcome(figures, playing.record.columns(), time.perf_counter() - began)
+        return ReplayResult(figures, playing.record.columns(), time.perf_counter() - began)
 
 
 def sample(events: Sequence[Event], share: float, seed: int) -> list[Event]:

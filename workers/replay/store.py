@@ -8,7 +8,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from workers.store.base import KnowledgePoint, Neighbour, check, payload
+from workers.store.point import KnowledgePoint, Neighbour, check, payload
 
 
 class MemoryStore:

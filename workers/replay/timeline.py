@@ -14,10 +14,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from models import dataset as data
+from models.data import dataset as data
 from schemas.errors import DataError
 from schemas.events import make_event_id
-from streams.profile import Event
+from streams.profile.fold import Event
 
 
 @dataclass(frozen=True, slots=True)

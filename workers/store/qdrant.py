@@ -18,7 +18,7 @@ from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedR
 
 from schemas.errors import FreshetError, StoreUnavailableError
 from schemas.settings import QdrantSettings, Settings
-from workers.store.base import (
+from workers.store.point import (
     COLLECTION,
     POOLED,
     VECTORS,

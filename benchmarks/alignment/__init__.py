@@ -1,0 +1,1 @@
+"""Do contradictions teach the language model?"""

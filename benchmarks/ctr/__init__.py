@@ -1,0 +1,1 @@
+"""KAR's task: click models with and without written knowledge."""

@@ -1,0 +1,212 @@
+"""Does what a language model writes help to tell what a user will like? KAR's own task, on MovieLens-100K.
+
+    python -m benchmarks.ctr.run [--quick] [--seeds 1,2,3]
+
+Rating above 3 = liked. Users are split 8:1:1 into training, validation and test; the first half of a user's events (30
+at most) is never asked about, and the language model is told of the newest eight in it that were liked. DIN and DCNv2:
+without knowledge; with knowledge; with other users' and items' knowledge; with states of the catalogue's own texts in
+knowledge's place (of a user, the mean of what he liked); and without, but twice as wide. Differences to "without" have
+95% intervals, users drawn. Texts and finished runs are kept under FRESHET_HOME, so an interrupted benchmark goes on.
+Writes benchmarks/results/ctr.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import json
+import os
+import statistics
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.ctr.click_models import Ctr, Samples, fit_ctr, judge_ctr, samples, scores_ctr, written_events
+from benchmarks.ctr.intervals import METRICS, ClickRun, compare
+from models.compute.pca import Whitening
+from models.data import dataset as data
+from models.language.generation import generated
+from models.language.llm import LanguageModel
+from models.language.writer import Writer
+from models.systems.kar.written import encode_texts, item_prompts, knowledge_states, user_prompts
+from schemas.errors import FreshetError
+from schemas.settings import Settings, load
+from workers.data import movielens
+from workers.terminal.stages import Stages
+from workers.training.revision import revision
+
+ROOT = Path(__file__).parents[2]
+JSON_PATH = ROOT / "benchmarks" / "results" / "ctr.json"
+KINDS = ("din", "dcnv2")
+SHOWN = 8  # texts of each kind in the result file
+PLAIN = "without"
+WIDER = "without, wider"
+VARIANTS = (PLAIN, "with knowledge", "shuffled knowledge", "catalogue texts", WIDER)
+EPOCHS = 20
+TOLD = 8  # liked films the language model is told of; with 16 a text takes twice as long and says no more
+FORMAT = 1  # of kept runs; the next number voids them
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """The questions, and whitened states (zero rows = none) of users and items.
+
+    Args:
+        written: of what the language model wrote about users, and about items.
+        catalogue: of the catalogue's texts: what a user liked of what was written about, and the items.
+        examples: some texts as they were written.
+    """
+
+    questions: Samples
+    written: tuple[torch.Tensor, torch.Tensor]
+    catalogue: tuple[torch.Tensor, torch.Tensor]
+    examples: dict[str, list[str]]
+
+
+def whitened(states: torch.Tensor) -> torch.Tensor:
+    return Whitening(states)(states) * (states != 0).any(1, keepdim=True)
+
+
+def ratings(folder: Path, events: data.Events, dataset: data.Dataset) -> np.ndarray:
+    """Return the rating of every event, in the order of `events`."""
+    with (folder / "events.csv").open(newline="") as file:
+        by = {(row["user_id"], row["item_id"]): float(row["rating"]) for row in csv.DictReader(file)}
+    return np.array([by[dataset.users[user], dataset.items[item]]
+                     for user, item in zip(events.user.tolist(), events.item.tolist(), strict=True)])
+
+
+def movielens_task(settings: Settings, stages: Stages) -> Task:
+    folder = movielens.fetch(settings.home)
+    dataset = data.load(folder)
+    order = np.argsort(dataset.events.user, kind="stable")
+    rating, item = ratings(folder, dataset.events, dataset)[order], dataset.events.item[order]
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(dataset.events.user, minlength=len(dataset.users)))])
+    about = written_events(np.diff(offsets))
+    histories = [
+        item[low : low + n][rating[low : low + n] > 3].tolist() for low, n in zip(offsets[:-1], about, strict=True)]
+    with stages.stage("language model", 600.0):
+        llm = LanguageModel.load(settings.llm, settings.home / "cache")
+    states, examples, folder = [], {}, settings.home / "cache" / "written"
+    told = [row[-TOLD:] for row in histories]
+    for name, prompts in (("users", user_prompts(told, dataset.texts)), ("items", item_prompts(dataset.texts))):
+        with stages.stage(f"texts about {name}", 1800.0) as step:
+            states.append(whitened(knowledge_states(llm, prompts, folder, step)))
+            shown = [prompt for prompt in prompts if prompt][:: max(1, len(prompts) // SHOWN)][:SHOWN]
+            examples[name] = [f"{prompt[-90:]} … {text}" for prompt, text in zip(
+                shown, generated(llm, shown, folder), strict=True)]
+    with stages.stage("catalogue texts", 1800.0):
+        texts = whitened(encode_texts(Writer(llm), dataset.texts))
+    tastes = [texts[history].mean(0) if history else torch.zeros(texts.shape[1]) for history in histories]
+    return Task(samples(item, rating, offsets), (states[0], states[1]), (torch.stack(tastes), texts), examples)
+
+
+def made_up() -> Task:
+    """Return users who like what is of their kind, which only the texts say."""
+    rng = np.random.default_rng(0)
+    users, items, each = 120, 80, 30
+    taste, kind = torch.randn(users, 4), torch.randn(items, 4)
+    item = rng.integers(0, items, users * each)
+    like = (taste[np.repeat(np.arange(users), each)] * kind[item]).sum(1).numpy()
+    rating = np.where(like + rng.normal(0, 0.5, len(item)) > 0, 5.0, 1.0)
+    return Task(samples(item, rating, np.arange(users + 1) * each), (taste, kind), (taste, kind), {})
+
+
+def run(task: Task, kind: str, variant: str, seed: int, epochs: int) -> tuple[dict[str, Any], ClickRun]:
+    """Train and test one model on one split of the users."""
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(task.written[0]))
+    tenth = max(1, len(order) // 10)
+    test, held, train = (
+        task.questions.of_users(part) for part in (order[:tenth], order[tenth : 2 * tenth], order[2 * tenth :]))
+    users, items = task.catalogue if variant == "catalogue texts" else task.written
+    if variant == "shuffled knowledge":
+        users, items = (part[rng.permutation(len(part))] for part in task.written)
+    torch.manual_seed(seed)
+    if variant in (PLAIN, WIDER):
+        model = Ctr(len(items), kind, wider=2 if variant == WIDER else 1)
+    else:
+        model = Ctr(len(items), kind, users, items)
+    found = fit_ctr(model, train, held, epochs, seed)
+    about = {"model": kind, "variant": variant, "seed": seed, "epoch": found["epoch"],
+             "weights": sum(weight.numel() for weight in model.parameters())}
+    return about | judge_ctr(model, test), ClickRun(test.user, scores_ctr(model, test), test.label)
+
+
+def kept(folder: Path, task: Task, kind: str, variant: str, seed: int) -> tuple[dict[str, Any], ClickRun]:
+    """Return a run from before where it was the same; else run and keep it."""
+    digest = hashlib.sha256(f"{FORMAT}|{EPOCHS}|{kind}|{variant}|{seed}".encode())
+    for part in (task.questions.item, task.questions.label, *task.written, *task.catalogue):
+        digest.update(np.ascontiguousarray(part).tobytes())
+    path = folder / f"ctr-{digest.hexdigest()[:16]}.npz"
+    if path.is_file():
+        with np.load(path, allow_pickle=False) as found:
+            return json.loads(str(found["about"])), ClickRun(found["user"], found["score"], found["label"])
+    about, outcome = run(task, kind, variant, seed, EPOCHS)
+    folder.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_suffix(f".{os.getpid()}.npz")
+    np.savez(scratch, about=json.dumps(about), user=outcome.user, score=outcome.score, label=outcome.label)
+    scratch.replace(path)
+    return about, outcome
+
+
+def table(runs: list[dict[str, Any]], differences: list[dict[str, Any]]) -> str:
+    lines = ["| model | knowledge | AUC | LogLoss | AUC over without, 95% | LogLoss over without, 95% |",
+             "|---|---|--:|--:|--:|--:|"]
+    for kind in KINDS:
+        for variant in VARIANTS:
+            cells = []
+            for metric in METRICS:
+                values = [one[metric] for one in runs if (one["model"], one["variant"]) == (kind, variant)]
+                sd = statistics.stdev(values) if len(values) > 1 else 0.0
+                cells.append(f"{statistics.mean(values):.4f} ± {sd:.4f}")
+            for metric in METRICS:
+                found = [one for one in differences
+                         if (one["model"], one["variant"], one["metric"]) == (kind, variant, metric)]
+                cells.append("{mean:+.4f} [{low:+.4f}, {high:+.4f}]".format(**found[0]) if found else "–")
+            lines.append(f"| {kind} | {variant} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="benchmarks.ctr.run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="made-up users and texts, seconds, nothing saved")
+    parser.add_argument("--seeds", default="1,2,3", help="of user splits and weights (%(default)s)")
+    args = parser.parse_args(argv)
+    settings = load()
+    try:
+        with Stages() as stages:
+            task = made_up() if args.quick else movielens_task(settings, stages)
+            plan = [(kind, variant, int(seed)) for seed in args.seeds.split(",") for kind in KINDS
+                    for variant in VARIANTS]
+            runs, tested = [], {}
+            with stages.stage("training", 1800.0) as step:
+                for at, (kind, variant, seed) in enumerate(plan):
+                    about, tested[kind, variant, seed] = (
+                        run(task, kind, variant, seed, 12) if args.quick
+                        else kept(settings.home / "evaluations", task, kind, variant, seed))
+                    runs.append(about)
+                    step(at + 1, len(plan), f"{kind}, {variant}: AUC {about['auc']:.4f}")
+    except FreshetError as error:
+        sys.exit(f"benchmarks.ctr.run: {error}")
+    seeds = sorted({seed for *_, seed in tested})
+    differences: list[dict[str, Any]] = [
+        {"model": kind, "variant": variant, **found}
+        for kind in KINDS for variant in VARIANTS if variant != PLAIN
+        for found in compare([tested[kind, variant, seed] for seed in seeds],
+                             [tested[kind, PLAIN, seed] for seed in seeds], len(task.written[0]))]
+    print(f"\n{table(runs, differences)}")
+    if not args.quick:
+        JSON_PATH.write_text(json.dumps(
+            {"revision": revision(), "llm": settings.llm.name, "runs": runs, "differences": differences,
+             "examples": task.examples}, indent=1) + "\n")
+        print(f"\nwritten: {JSON_PATH.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Drift detection on planted changes, beside river's detectors."""

@@ -1,0 +1,1 @@
+"""Gain against language model calls of every refresh policy."""

@@ -1,0 +1,127 @@
+"""Points of the frontier: kept on disk as they are finished, pooled over seeds, compared at equal calls."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from workers.measurement.prequential import paired_gain
+from workers.replay.record import Columns
+from workers.training.code_hash import files_of, hash_of
+
+ROOT = Path(__file__).resolve().parents[2]
+# What a point depends on, beside data, model and settings.
+CODE = ("models", "streams", "workers/replay", "workers/roles/ranking/worker.py", "workers/roles/ranking/ranker.py",
+        "workers/roles/knowledge/worker.py", "workers/roles/knowledge/generator.py",
+        "workers/measurement/prequential.py")
+EQUAL = 0.1  # calls that differ by no more than this share count as equal
+
+
+def code_hash() -> str:
+    """Return a hash of the code a point depends on: a finished point of other code is not used again."""
+    return hash_of(files_of(*CODE))[:12]
+
+
+@dataclass(frozen=True)
+class Point:
+    """A finished replay: its figures, and per predicted event (4, n): place, user, served and reference NDCG@10."""
+
+    figures: dict[str, Any]
+    rows: NDArray[np.float64]
+
+    @property
+    def name(self) -> tuple[str, float | None]:
+        return self.figures["policy"], self.figures["budget"]
+
+
+class PointFolder:
+    """A folder of points; each is two files, the figures written last."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def find(self, key: str) -> Point | None:
+        figures, rows = self._folder / f"{key}.json", self._folder / f"{key}.npy"
+        if not figures.is_file():
+            return None
+        return Point(orjson.loads(figures.read_bytes()), np.load(rows, allow_pickle=False))
+
+    def keep(self, key: str, figures: dict[str, Any], columns: Columns) -> Point:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        _, users = np.unique(columns.user, return_inverse=True)
+        rows = np.stack([columns.place.astype(float), users.astype(float), columns.served, columns.reference])
+        np.save(self._folder / f"{key}.npy", rows)
+        scratch = self._folder / f".{key}.json"
+        scratch.write_bytes(orjson.dumps(figures))
+        scratch.rename(self._folder / f"{key}.json")
+        return Point(figures, rows)
+
+
+def versus(mine: Sequence[Point], theirs: Sequence[Point], resamples: int = 2000) -> dict[str, Any]:
+    """Compare two policies on the same events: one point of each per seed.
+
+    Returns:
+        mean NDCG@10 of mine minus theirs per event, its 95% interval (paired bootstrap over users; a user's events of
+        all seeds stay together), and the calls of both.
+    """
+    for a, b in zip(mine, theirs, strict=True):
+        if not np.array_equal(a.rows[:2], b.rows[:2]):
+            raise ValueError(f"{a.name} and {b.name} predicted different events")
+    one, other = (np.concatenate([point.rows for point in points], axis=1) for points in (mine, theirs))
+    users = one[1].astype(int).tolist()
+    difference, low, high = paired_gain(users, one[2].tolist(), other[2].tolist(), resamples=resamples)
+    calls = [float(np.mean([point.figures["calls_per_1000"] for point in points])) for points in (mine, theirs)]
+    return {"difference": difference, "interval": [low, high], "calls_per_1000": calls[1],
+            "equal_calls": abs(calls[0] / calls[1] - 1) <= EQUAL if min(calls) > 0 else False}
+
+
+def share_of(mine: Sequence[Point], best: Sequence[Point], resamples: int = 2000) -> dict[str, Any]:
+    """Return what share of the gain of `best` is kept, its 95% interval, and the share of the calls it takes.
+
+    The interval is that of a ratio of two uncertain gains: where the lower one is near 0 it is wide, and says so.
+    """
+    gains = []
+    users: list[NDArray[np.int64]] = []
+    for points in (mine, best):
+        rows = np.concatenate([point.rows for point in points], axis=1)
+        users.append(rows[1].astype(np.int64))
+        gains.append(np.bincount(users[-1], rows[2] - rows[3]))
+    n = len(gains[0])
+    weights = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=resamples)
+    top, bottom = weights @ gains[0], weights @ gains[1]
+    ratios = np.divide(top, bottom, out=np.full(resamples, np.nan), where=bottom > 0)
+    total = float(gains[1].sum())
+    calls = [float(np.mean([point.figures["calls"] for point in points])) for points in (mine, best)]
+    return {"share": float(gains[0].sum()) / total if total > 0 else None,
+            "interval": [float(x) for x in np.nanpercentile(ratios, (2.5, 97.5))] if total > 0 else None,
+            "calls_share": calls[0] / calls[1] if calls[1] else None}
+
+
+def pooled(points: Sequence[Point]) -> dict[str, Any]:
+    """Return the figures of a policy and budget over all seeds: means, and the gain with its interval over users."""
+    rows = np.concatenate([point.rows for point in points], axis=1)
+    gain, low, high = paired_gain(rows[1].astype(int).tolist(), rows[2].tolist(), rows[3].tolist())
+    first = points[0].figures
+
+    def mean(name: str) -> float | None:
+        values = [point.figures[name] for point in points if point.figures[name] is not None]
+        return float(np.mean(values)) if values else None
+
+    return {name: first[name] for name in ("dataset", "policy", "budget")} | {
+        "seeds": len(points), "gain": gain, "gain_interval": [low, high]} | {
+        name: mean(name) for name in ("calls_per_1000", "ndcg_at_10", "reference_ndcg_at_10", "median_age_s",
+                                      "median_age_events", "llm_seconds", "store_bytes_per_user")}
+
+
+def grouped(points: Iterable[Point]) -> dict[tuple[str, float | None], list[Point]]:
+    """Return the points of each policy and budget, in order of seed."""
+    groups: dict[tuple[str, float | None], list[Point]] = {}
+    for point in sorted(points, key=lambda point: point.figures["seed"]):
+        groups.setdefault(point.name, []).append(point)
+    return groups

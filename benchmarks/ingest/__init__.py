@@ -1,0 +1,1 @@
+"""Events per second of the profile stage, beside other stream processors."""

@@ -1,0 +1,1 @@
+"""False alarms and power of the judge, per user and pooled."""

@@ -1,0 +1,1 @@
+"""The price of a refresh under storms, slow and dead GPUs, and budgets."""

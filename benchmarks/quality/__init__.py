@@ -1,0 +1,1 @@
+"""All systems and controls under both protocols."""

@@ -1,0 +1,105 @@
+"""The ranks behind the figures of `benchmarks.quality.run`, kept beside them.
+
+An interval of a difference needs both systems' rank of every event. Kept in the repository, ranks let tables be made
+anywhere and of runs from different days, and let anyone check an interval without training anything.
+
+`benchmarks/results/quality-ranks/<dataset>-<protocol>.npz` has, for each number n of predicted events, `row,n` and
+`user,n` (which events these are, and whose), and of each run `system,control,seed,n`: ranks (n,), 0 = first, those from
+255 on as 255. Every figure is of the first ten.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from models.data.dataset import IntArray
+from models.measuring.intervals import paired_interval
+from models.measuring.metrics import ndcg
+from schemas.errors import DataError
+
+CLIP = 255
+Name = tuple[str, str | None]  # system and control
+
+
+class Difference(NamedTuple):
+    """A mean difference, the bounds of its 95% interval (users drawn), and the seeds it is averaged over."""
+
+    mean: float
+    low: float
+    high: float
+    seeds: int
+
+    def reversed(self) -> Difference:
+        """Return the difference the other way round."""
+        return Difference(-self.mean, -self.high, -self.low, self.seeds)
+
+
+class RankBook:
+    """Ranks of runs on one data set under one protocol.
+
+    Args:
+        path: of the file; need not be there.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._columns: dict[str, np.ndarray] = {}
+        if path.is_file():
+            with np.load(path, allow_pickle=False) as columns:
+                self._columns = {name: columns[name] for name in columns.files}
+
+    def add(self, run: dict[str, Any], row: IntArray, user: IntArray, rank: IntArray) -> None:
+        """Put a run's ranks (n,) in, over those it had, and write the file.
+
+        Args:
+            run: an entry of quality.json.
+            row, user: (n,) which events were predicted, and whose; the same for every run with n events.
+
+        Raises:
+            DataError: other events are kept under this number.
+        """
+        n = len(row)
+        mine = {f"row,{n}": np.asarray(row, np.uint32), f"user,{n}": np.asarray(user, np.uint32)}
+        for name, values in mine.items():
+            if name in self._columns and not np.array_equal(self._columns[name], values):
+                raise DataError(f"{self.path} has ranks of {n} other events; the data has changed: remove the file")
+        self._columns |= mine | {_key((run["system"], run["control"]), run["seed"], n):
+                                 np.minimum(rank, CLIP).astype(np.uint8)}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = self.path.with_suffix(f".{os.getpid()}.npz")
+        np.savez_compressed(scratch, **self._columns)  # type: ignore[arg-type]
+        scratch.replace(self.path)
+
+    def events(self, name: Name, seed: int) -> int:
+        """Return the number of events a run predicted, the most if there are several; 0 = it is not here."""
+        sizes = [int(key.partition(",")[2]) for key in self._columns if key.startswith("row,")]
+        return max((n for n in sizes if _key(name, seed, n) in self._columns), default=0)
+
+    def above(self, one: Name, other: Name, seeds: list[int]) -> Difference | None:
+        """Return how far one system is above another in NDCG@10 on the same events, averaged over the seeds whose ranks
+        are here for both; None where there is none. Of runs of different sizes, the size most seeds have.
+        """
+        common = {seed: n for seed in seeds if (n := self._common(one, other, seed))}
+        if not common:
+            return None
+        sizes = list(common.values())
+        n = max(sizes, key=lambda size: (sizes.count(size), size))
+        gains = [ndcg(self._columns[_key(one, seed, n)].astype(np.int64))
+                 - ndcg(self._columns[_key(other, seed, n)].astype(np.int64))
+                 for seed, size in common.items() if size == n]
+        mean, user = np.mean(gains, axis=0), self._columns[f"user,{n}"]
+        by_user = np.split(mean, np.flatnonzero(np.diff(user)) + 1)
+        return Difference(float(mean.mean()), *paired_interval(by_user), len(gains))
+
+    def _common(self, one: Name, other: Name, seed: int) -> int:
+        """Return the largest number of events for which both runs are here, 0 = none."""
+        sizes = [int(key.partition(",")[2]) for key in self._columns if key.startswith("row,")]
+        return max((n for n in sizes if all(_key(name, seed, n) in self._columns for name in (one, other))), default=0)
+
+
+def _key(name: Name, seed: int, n: int) -> str:
+    return f"{name[0]},{name[1] or ''},{seed},{n}"

@@ -1,0 +1,1 @@
+"""Is the reference tuned? Its settings changed one at a time."""

@@ -1,0 +1,121 @@
+"""Is the reference tuned? Its settings changed one at a time, by what held-out events say, never test events.
+
+    python -m benchmarks.reference.run [--quick] [--datasets movielens-100k,amazon-beauty] [--protocol stream-time]
+
+Whatever `freshet` is compared with is only as good a measure as it is well tuned. Prints NDCG@10 and loss of the kept
+epoch on the held-out events that choose it, beside those of the settings `make bench-quality` uses for every row.
+Trained scorers are kept (`freshet evaluate` shares them), so it goes on where it was interrupted. Writes
+benchmarks/results/reference.json and the table in docs/results.md; other data sets and protocols stay in both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from benchmarks.pages import fill
+from benchmarks.quality.run import RESULTS, ROOT, TUNED, datasets, made_up, names
+from models.data.dataset import load as load_data
+from models.measuring.protocols import protocol
+from models.scorers.training import train_reference
+from schemas.errors import FreshetError
+from schemas.settings import FitSettings, Settings, load
+from workers.terminal.stages import Stages, TrainingStages
+from workers.training.evaluate import revision
+from workers.training.scorer_cache import ScorerCache
+
+PATH = RESULTS / "reference.json"
+CHANGES: tuple[dict[str, Any], ...] = (
+    {}, {"layers": 1}, {"layers": 3}, {"dim": 128}, {"dropout": 0.2}, {"dropout": 0.3}, {"dropout": 0.4},
+    {"dropout": 0.5}, {"dropout": 0.6})
+
+
+def measure(
+    settings: Settings, folder: Path, which: str, stages: Stages, changes: tuple[dict[str, Any], ...] = CHANGES,
+) -> list[dict[str, Any]]:
+    """Return one entry per change of the settings: what was changed, and metrics of the kept epoch."""
+    dataset = load_data(folder)
+    split = protocol(which, dataset)
+    keep = ScorerCache(settings.home / "cache" / "scorers")
+    found = []
+    for change in changes:
+        if change and all(getattr(settings.fit, name) == value for name, value in change.items()):
+            continue  # as it is
+        fit = replace(settings.fit, **change)
+        with ExitStack() as opened:
+            report = TrainingStages(stages, opened)
+            label = described(change)
+            _, about = train_reference(
+                split.fold, fit, settings.state.history,
+                lambda done, total, now, report=report, label=label: report(label, done, total, now), keep)
+        found.append({"change": change} | {name: about[name] for name in ("ndcg_at_10", "nll", "epoch", "n")})
+    return found
+
+
+def saved(seed: int) -> dict[str, list[dict[str, Any]]]:
+    """Return the points of earlier runs with this seed."""
+    last: dict[str, Any] = json.loads(PATH.read_text()) if PATH.is_file() else {}
+    points: dict[str, list[dict[str, Any]]] = last.get("points", {})
+    return points if last.get("seed") == seed else {}
+
+
+def described(change: dict[str, Any]) -> str:
+    """Return a change in words."""
+    return ", ".join(f"{name} {value:g}" for name, value in change.items()) or "as used"
+
+
+def table(found: dict[str, list[dict[str, Any]]]) -> str:
+    """Return a Markdown table, a column of figures per data set, "–" where a setting is the one in use."""
+    rows = ["| settings | " + " | ".join(f"{name}: NDCG@10 | loss, nats | epoch" for name in found) + " |",
+            "|---|" + "--:|--:|--:|" * len(found)]
+    for change in CHANGES:
+        cells = []
+        for points in found.values():
+            point = next((point for point in points if point["change"] == change), None)
+            cells += ["–"] * 3 if point is None else [
+                f"{point['ndcg_at_10']:.4f}", f"{point['nll']:.3f}", f"{point['epoch']:.0f}"]
+        if set(cells) != {"–"}:
+            rows.append(f"| {described(change)} | " + " | ".join(cells) + " |")
+    return "\n".join(rows)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="benchmarks.reference.run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="made-up data, seconds, nothing saved")
+    parser.add_argument("--datasets", default="all", help="of movielens-100k, amazon-beauty (%(default)s)")
+    parser.add_argument("--protocol", choices=("leave-one-out", "stream-time"), default="leave-one-out",
+                        help="(%(default)s)")
+    parser.add_argument("--seed", type=int, default=1, help="(%(default)s)")
+    args = parser.parse_args(argv)
+    which, found = args.protocol.replace("-", "_"), {}
+    try:
+        with TemporaryDirectory() as scratch, Stages() as stages:
+            if args.quick:
+                home = made_up(Path(scratch))
+                settings = replace(Settings(), home=home, fit=FitSettings(dim=16, layers=1, epochs=3))
+                found["made-up"] = measure(settings, home, which, stages, ({}, {"dim": 128}))
+            else:
+                for name, folder in datasets(names(args.datasets, tuple(TUNED), "dataset"), load()):
+                    fit = replace(load().fit, **TUNED[name], seed=args.seed)
+                    found[f"{name}, {args.protocol}"] = measure(replace(load(), fit=fit), folder, which, stages)
+    except FreshetError as error:
+        sys.exit(f"benchmarks.reference.run: {error}")
+    if args.quick:
+        print(table(found))
+        return
+    found = saved(args.seed) | found
+    print(table(found))
+    PATH.write_text(json.dumps({"seed": args.seed, "revision": revision(), "points": found}, indent=1) + "\n")
+    fill(ROOT / "docs" / "results.md", "reference", table(found))
+    print("\nwritten: benchmarks/results/reference.json, docs/results.md")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What a refresh costs in each system."""

@@ -1,0 +1,1 @@
+"""Speed and likelihood of what the language model writes."""

@@ -1,0 +1,215 @@
+"""Contradictions teach the language model: LoRA under CoCo's gradient mask (arXiv 2510.14257).
+
+L = Σ m ℓ⁺ / max(1, Σ m) + β KL(p_before ‖ p_after), m = 1[sg(ℓ⁺ − ℓ⁰) > γ]. An event on which knowledge does no harm
+moves nothing (m = 0). The second term is ours: on users whose knowledge was not contradicted the fused distribution is
+held where it was. Only the adapter is trained; instructions, experts, fusion and item states stay as they are, so that
+an adapter can be put in and taken out of a running system. ℓ⁺ and ℓ⁰ (`models/aligning/cohort.py`) are the fused
+scorer's, with and without the language model's vectors, no dropout.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from models.aligning.cohort import Cohort, FrozenModels, Margins, harm, margins
+from models.aligning.publication import Paired, PublicationDecision, decide_publication
+from models.data.dataset import IntArray
+from models.knowledge.objectives import masked_loss
+from models.language import adapters
+from schemas.settings import AlignmentSettings
+
+log = logging.getLogger(__name__)
+TRAINING, TRIAL = "aligning", "aligned"  # names in the decoder; served adapters are named lora_…
+Step = Callable[[int, int, dict[str, float]], None]
+"""step(done, total, metrics) after every training step and judged batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Groups:
+    """Who is trained on and who judges; no user is in both a training and a held-out cohort."""
+
+    contradicted: Cohort
+    untouched: Cohort
+    held_contradicted: Cohort
+    held_untouched: Cohort
+
+
+@dataclass(frozen=True, slots=True)
+class AlignmentResult:
+    """What came of an attempt.
+
+    Args:
+        metrics: of training: steps, trigger rate at the first and last tenth of the steps, KL, seconds.
+        before, after: of the held-out contradicted users' events.
+    """
+
+    verdict: PublicationDecision
+    metrics: dict[str, float]
+    before: Margins
+    after: Margins
+
+    def figures(self) -> dict[str, float]:
+        """Return all numbers of the attempt."""
+        return self.metrics | self.verdict.figures | harms(self.before, self.after)
+
+
+def align(
+    parts: FrozenModels, groups: Groups, settings: AlignmentSettings, folder: Path, clip: float, step: Step,
+    seed: int = 0,
+) -> AlignmentResult:
+    """Train an adapter into `folder`, judge what was written there, and decide. The model in use stays in use.
+
+    Args:
+        parts: frozen here.
+        clip: B of the judge, nats.
+
+    Raises:
+        ArithmeticError: training diverged.
+        FreshetError: the language model takes no such adapter.
+    """
+    parts.freeze()
+    llm, used = parts.llm, parts.llm.adapter
+    held = (groups.held_contradicted, groups.held_untouched)
+    total = settings.steps + 2 * sum(-(-len(cohort) // parts.batch) for cohort in held)
+    done = 0
+
+    def moved(metrics: dict[str, float] | None = None) -> None:
+        nonlocal done
+        done += 1
+        step(min(done, total), total, metrics or {})
+
+    before = [margins(parts, cohort, moved) for cohort in held]
+    metrics = train(parts, groups.contradicted, groups.untouched, settings, folder, moved, seed)
+    try:
+        llm.load_adapter(folder, TRIAL)  # what will be served, not what is in memory
+        llm.use_adapter(TRIAL)
+        after = [margins(parts, cohort, moved) for cohort in held]
+    finally:
+        llm.use_adapter(used)
+        adapters.remove(llm.decoder, TRIAL)
+    contradicted, untouched = (_paired(*pair) for pair in zip(before, after, strict=True))
+    verdict = decide_publication(contradicted, untouched, bound=settings.bound, clip=clip)
+    return AlignmentResult(verdict, metrics, before[0], after[0])
+
+
+def train(
+    parts: FrozenModels, contradicted: Cohort, untouched: Cohort, settings: AlignmentSettings, folder: Path,
+    step: Callable[[dict[str, float]], None], seed: int = 0,
+) -> dict[str, float]:
+    """Train an adapter that goes on from the one in use, and write it to `folder`.
+
+    Args:
+        parts: frozen already.
+        step: called after every step with its metrics.
+
+    Returns:
+        What the steps were like; nats and shares.
+
+    Raises:
+        ArithmeticError: the loss is not finite.
+    """
+    began = time.monotonic()
+    llm, used = parts.llm, parts.llm.adapter
+    before = _vectors(parts, untouched)
+    adapters.create(llm.decoder, TRAINING, settings.rank)
+    try:
+        if used is not None:
+            adapters.copy(llm.decoder, used, TRAINING)
+        llm.use_adapter(TRAINING)
+        weights = adapters.trainable(llm.decoder, TRAINING)
+        optimizer = torch.optim.AdamW(weights, lr=settings.learning_rate, weight_decay=0.0)
+        rng = np.random.default_rng(seed)
+        wrong, right = _Rounds(len(contradicted), rng), _Rounds(len(untouched), rng)
+        path: list[dict[str, float]] = []
+        batch = settings.batch
+        while len(path) < settings.steps:
+            optimizer.zero_grad()
+            try:
+                now = _gradients(
+                    parts, contradicted, wrong.take(batch), untouched, right.take(batch), before, settings)
+            except torch.OutOfMemoryError:
+                if batch == 1:
+                    raise
+                batch //= 2
+                torch.cuda.empty_cache()
+                log.warning("GPU memory is too small for %d users: going on with %d", 2 * batch, batch)
+                continue
+            if not all(np.isfinite(list(now.values()))):
+                raise ArithmeticError(f"training diverged at step {len(path) + 1}: {now}")
+            nn.utils.clip_grad_norm_(weights, 1.0)
+            optimizer.step()
+            path.append(now)
+            step(now)
+        adapters.save(llm.decoder, TRAINING, folder)
+    finally:
+        llm.use_adapter(used)
+        adapters.remove(llm.decoder, TRAINING)
+    tenth = max(1, len(path) // 10)
+    ends = {"first": path[:tenth], "last": path[-tenth:]}
+    return {f"{name}_{end}": float(np.mean([now[name] for now in part]))
+            for end, part in ends.items() for name in path[0]} | {
+        "steps": float(len(path)), "training_seconds": time.monotonic() - began}
+
+
+def harms(before: Margins, after: Margins) -> dict[str, float]:
+    """Return how ℓ⁺ − ℓ⁰ is distributed over held-out events before and after: quantiles (nats), share above 0."""
+    out = {}
+    for name, values in (("before", before.harm), ("after", after.harm)):
+        if len(values) and np.isfinite(values).all():
+            for quantile in (10, 50, 90):
+                out[f"harm_{name}_p{quantile}"] = float(np.percentile(values, quantile))
+            out[f"harmed_{name}"] = float((values > 0).mean())
+    return out
+
+
+def _gradients(
+    parts: FrozenModels, contradicted: Cohort, wrong: IntArray, untouched: Cohort, right: IntArray, before: Tensor,
+    settings: AlignmentSettings,
+) -> dict[str, float]:
+    at = contradicted.moments(parts, wrong)
+    positive, zero = harm(parts, contradicted, at, parts.vectors(at))
+    loss, mask = masked_loss(positive, zero, settings.gamma)
+    kl = torch.zeros(())
+    if len(right) and settings.restraint:
+        at = untouched.moments(parts, right)
+        now = parts.logits(at, parts.vectors(at)).log_softmax(-1)
+        was = parts.logits(at, before[torch.from_numpy(right)]).log_softmax(-1)
+        kl = (was.exp() * (was - now)).sum(-1).mean()
+    (loss + settings.restraint * kl).backward()
+    return {"trigger_rate": float(mask.float().mean()), "masked_loss": float(loss.detach()), "kl": float(kl.detach()),
+            "harm": float((positive - zero).detach().mean())}
+
+
+@torch.no_grad()
+def _vectors(parts: FrozenModels, cohort: Cohort) -> Tensor:
+    """Return the knowledge (s, K, d) of every snapshot of a cohort, as it is now."""
+    made = [parts.vectors(cohort.moments(parts, chosen)) for chosen in cohort.chunks(parts.batch)]
+    return torch.cat(made) if made else torch.zeros(0, *parts.knowledge.experts.shape)
+
+
+class _Rounds:
+    """Rows 0 … n − 1 in random order, every row once before any comes again."""
+
+    def __init__(self, n: int, rng: np.random.Generator) -> None:
+        self._n, self._rng = n, rng
+        self._waiting: list[int] = []
+
+    def take(self, k: int) -> IntArray:
+        """Return the next k rows, n at most."""
+        k = min(k, self._n)
+        while len(self._waiting) < k:
+            self._waiting += self._rng.permutation(self._n).tolist()
+        taken, self._waiting = self._waiting[:k], self._waiting[k:]
+        return np.array(taken, dtype=np.int64)
+
+
+def _paired(before: Margins, after: Margins) -> Paired:
+    return Paired(before.user, before.value, after.value)

@@ -1,0 +1,204 @@
+"""Users whose knowledge is judged: a moment at which it is generated, and the events after it, scored both ways.
+
+Negative log-likelihoods, nats over the whole catalogue, of what a user did: ℓ⁺ of the fused scorer, ℓ⁰ of the same
+without the language model's vectors, ℓʳ of the reference. The judge's margin is ℓʳ − ℓ⁺, what all knowledge was worth.
+CoCo's contradiction (arXiv 2510.14257) is ℓ⁺ − ℓ⁰ > γ, the same encoder with and without what the language model said:
+only for that can the language model be blamed. On MovieLens-100K margins have a standard deviation of 0.50 nats, the
+vectors' part in them one of 0.09; the rest is item texts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 - the name the field uses
+
+from models.data.dataset import FloatArray, IntArray
+from models.data.sequences import Sequences
+from models.language.item_cache import ItemCache
+from models.language.llm import LanguageModel
+from models.scorers.fusion import Evidence
+from models.scorers.snapshots import SPAN, SnapshotBatch, after, batch_of, before
+from models.serving.ranking_model import RankingModel
+from models.systems.lwgr.knowledge import KnowledgeModel
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedMoments:
+    """A batch of snapshots with the evidence of their histories, which stands beside the vectors.
+
+    Args:
+        batch: B snapshots, m events after them.
+        evidence: (m, M) for each event, as `FrozenModels.current_evidence` says.
+        age: (m,) events since it was gathered.
+    """
+
+    batch: SnapshotBatch
+    evidence: Evidence
+    age: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class FrozenModels:
+    """The frozen models knowledge is made and judged with.
+
+    Args:
+        history: H, items the language model reads.
+        batch: users per forward pass.
+        current_evidence: judge each event with the evidence just before it, as ranking does by default; else with the
+            evidence at the snapshot, which ages (`ranking.evidence` = "stored").
+    """
+
+    ranking: RankingModel
+    knowledge: KnowledgeModel
+    cache: ItemCache
+    llm: LanguageModel
+    history: int
+    batch: int
+    current_evidence: bool = True
+
+    def freeze(self) -> FrozenModels:
+        """Take all gradients and dropout away, and return itself."""
+        for module in (self.ranking.reference, self.ranking.fused, self.knowledge):
+            module.eval().requires_grad_(False)
+        return self
+
+    def vectors(self, at: JudgedMoments) -> Tensor:
+        """Return the knowledge (B, K, d) of snapshots, by the language model as it is now."""
+        return self.knowledge(at.batch.user_hidden, at.batch.histories, self.cache, self.llm)
+
+    def logits(self, at: JudgedMoments, vectors: Tensor | None) -> Tensor:
+        """Return fused scores (m, n) of the events after snapshots; None = without the language model's vectors."""
+        fused, batch = self.ranking.fused, at.batch
+        side = tuple(part.detach() for part in fused.item_side())
+        scores = fused.scores(fused.fuse(batch.fused_hidden, vectors)[batch.user, batch.slot], (side[0], side[1]))
+        return fused.weigh(scores, batch.ref_logits, at.evidence, at.age)
+
+
+@dataclass(frozen=True, slots=True)
+class Cohort:
+    """Snapshots of users, s of them.
+
+    Args:
+        sequences: events of users.
+        rows: (s,) first event after each snapshot; up to `span` events from it on are judged.
+        span: events judged per snapshot.
+    """
+
+    sequences: Sequences
+    rows: IntArray
+    span: int = SPAN
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def users(self) -> IntArray:
+        """The user of each snapshot, (s,)."""
+        return np.searchsorted(self.sequences.offsets, self.rows, "right") - 1
+
+    def __getitem__(self, chosen: IntArray | slice) -> Cohort:
+        return Cohort(self.sequences, self.rows[chosen], self.span)
+
+    def moments(self, parts: FrozenModels, chosen: IntArray) -> JudgedMoments:
+        """Return the snapshots `chosen` as `FrozenModels` takes them."""
+        ranking, first = parts.ranking, self.rows[chosen]
+        windows = after(self.sequences, first, ranking.max_len, self.span)
+        batch = batch_of(self.sequences, windows, ranking.reference, ranking.fused, parts.history)
+        age = torch.from_numpy(batch.rows - first[batch.user.numpy()])
+        if parts.current_evidence:
+            current = ranking.affinity.evidence(before(self.sequences, batch.rows, ranking.max_len))
+            return JudgedMoments(batch, current, torch.zeros_like(age))
+        gathered = ranking.affinity.evidence(before(self.sequences, first, ranking.max_len))
+        return JudgedMoments(batch, gathered[batch.user], age)
+
+    def targets(self, at: JudgedMoments) -> Tensor:
+        """Return the item rows (m,) of the events after snapshots."""
+        return torch.from_numpy(self.sequences.item[at.batch.rows])
+
+    def chunks(self, size: int) -> Iterator[IntArray]:
+        """Yield all snapshots, `size` at a time."""
+        for at in range(0, len(self), size):
+            yield np.arange(at, min(at + size, len(self)))
+
+
+@dataclass(frozen=True, slots=True)
+class Margins:
+    """Judged events of a cohort, m of them.
+
+    Args:
+        snapshot: (m,) which of the cohort's, ascending; of one snapshot oldest first.
+        user: (m,) users.
+        value: (m,) ℓʳ − ℓ⁺, nats.
+        harm: (m,) ℓ⁺ − ℓ⁰, nats.
+    """
+
+    snapshot: IntArray
+    user: IntArray
+    value: FloatArray
+    harm: FloatArray
+
+
+def cohort_of(histories: Sequence[Sequence[int]], first: Sequence[int], span: int = SPAN) -> Cohort:
+    """Return the cohort of users given by their item rows, oldest first.
+
+    Args:
+        histories: at least two items each.
+        first: of each user the place, from 1 on, of the first event to judge; knowledge is made from what is before.
+    """
+    lengths = np.array([len(history) for history in histories], dtype=np.int64)
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    items = np.array([item for history in histories for item in history], dtype=np.int64)
+    sequences = Sequences(items, np.arange(len(items), dtype=np.int64), offsets)
+    return Cohort(sequences, offsets[:-1] + np.asarray(first, dtype=np.int64), span)
+
+
+def newest(history: Sequence[int], span: int) -> int:
+    """Return where to cut a history so that its newest half, at most `span` events, is judged by the older part."""
+    return len(history) - max(1, min(span, len(history) // 2))
+
+
+def harm(parts: FrozenModels, cohort: Cohort, at: JudgedMoments, vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """Return ℓ⁺ and ℓ⁰ of the events after snapshots, (m,) each, nats; ℓ⁰ takes no gradient."""
+    target = cohort.targets(at)
+    with torch.no_grad():
+        zero = F.cross_entropy(parts.logits(at, None), target, reduction="none")
+    return F.cross_entropy(parts.logits(at, vectors), target, reduction="none"), zero
+
+
+@torch.no_grad()
+def margins(parts: FrozenModels, cohort: Cohort, step: Callable[[], None] | None = None) -> Margins:
+    """Return the margins of a cohort with knowledge generated by the language model as it is now.
+
+    Args:
+        step: called after every batch.
+    """
+    snapshots: list[IntArray] = []
+    values: list[FloatArray] = []
+    harms: list[FloatArray] = []
+    for chosen in cohort.chunks(parts.batch):
+        at = cohort.moments(parts, chosen)
+        positive, zero = harm(parts, cohort, at, parts.vectors(at))
+        reference = F.cross_entropy(at.batch.ref_logits, cohort.targets(at), reduction="none")
+        snapshots.append(chosen[at.batch.user.numpy()])
+        values.append((reference - positive).double().numpy())
+        harms.append((positive - zero).double().numpy())
+        if step is not None:
+            step()
+    if not snapshots:
+        return Margins(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0), np.zeros(0))
+    snapshot = np.concatenate(snapshots)
+    return Margins(snapshot, cohort.users[snapshot], np.concatenate(values), np.concatenate(harms))
+
+
+def split_by_user(cohort: Cohort, held_out: float, seed: int) -> tuple[Cohort, Cohort]:
+    """Return a cohort's snapshots to train on and to judge by, no user in both; at least one user held out."""
+    users = np.unique(cohort.users)
+    order = np.random.default_rng(seed).permutation(users)
+    judged = order[: max(1, round(held_out * len(users)))]
+    out = np.isin(cohort.users, judged)
+    return cohort[np.flatnonzero(~out)], cohort[np.flatnonzero(out)]

@@ -1,0 +1,113 @@
+"""How far to trust knowledge, chosen on the held-out end of the training part; each choice comes with its evidence.
+
+Knowledge is generated for held-out users as it will be in the stream (at the start, then every `SPAN` events), and each
+event is scored by the reference and by the fused scorer from what was known before it. Gain and half-life of evidence
+are chosen with evidence that ages as the vectors do (`ranking.evidence = "stored"`), everything else with current
+evidence, as it is served.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 - the name the field uses
+
+from models.data.dataset import FloatArray, IntArray
+from models.data.sequences import Sequences
+from models.evidence.ease import Affinity
+from models.knowledge.sources import Source, moments_at
+from models.scorers.backbone import Backbone
+from models.scorers.fusion import FusedScorer
+from models.scorers.ranks import seen_pairs
+from models.scorers.snapshots import SPAN, after, batch_of, before, exchanged, regular
+from models.trust.radius import EPSILONS, ScoredEvents
+from models.trust.region import trust_region
+from schemas.settings import LlmSettings
+
+
+@torch.no_grad()
+def score_events(
+    sequences: Sequences, begin: IntArray, reference: Backbone, fused: FusedScorer, source: Source | None,
+    settings: LlmSettings, limit: int = 4000, seed: int = 0, progress: Callable[[int, int], None] | None = None,
+    epsilons: tuple[float, ...] = EPSILONS, span: int = SPAN, affinity: Affinity | None = None,
+    shuffled: bool = False,
+) -> ScoredEvents:
+    """Score events from row `begin` on of each user, generating knowledge every `span` events.
+
+    Args:
+        source: makes users' knowledge; None = fused scores without it.
+        limit: about so many events; whole snapshots are drawn.
+        affinity: None = without evidence.
+        shuffled: give every event another one's vectors and evidence.
+    """
+    rows = drawn(sequences, begin, limit, span, seed)
+    if shuffled:  # snapshots next to each other are of the same user
+        rows = np.random.default_rng(seed).permutation(rows)
+    side = fused.item_side()
+    parts: list[tuple[np.ndarray, ...]] = []
+    for at in range(0, len(rows), settings.batch):
+        part = after(sequences, rows[at : at + settings.batch], reference.max_len, span)
+        batch = batch_of(sequences, part, reference, fused, settings.history)
+        vectors = None
+        if source is not None:
+            vectors = source(moments_at(sequences, part.first, batch.user_hidden, source.items))
+        if shuffled and vectors is not None:
+            vectors = vectors.roll(1, 0)
+        logits = fused.scores(fused.fuse(batch.fused_hidden, vectors)[batch.user, batch.slot], side)
+        alone = logits
+        if affinity is not None:
+            # Vectors age; evidence is brought up to date at ranking.
+            ends = exchanged(sequences, part.first, batch.user.numpy(), batch.rows) if shuffled else batch.rows
+            current = affinity.evidence(before(sequences, ends, fused.max_len)), torch.zeros(len(ends))
+            alone = fused.weigh(logits, logits, *current)
+            logits = fused.weigh(logits, batch.ref_logits, *current)
+        target = torch.from_numpy(sequences.item[batch.rows])
+        margin = F.cross_entropy(batch.ref_logits, target, reduction="none") - F.cross_entropy(
+            logits, target, reduction="none")
+        low = sequences.offsets[np.searchsorted(sequences.offsets, batch.rows, "right") - 1]
+        parts.append((
+            np.searchsorted(sequences.offsets, batch.rows, "right") - 1, batch.rows - low,
+            batch.rows - part.first[batch.user.numpy()], margin.double().numpy(),
+            *_within(batch.ref_logits, logits, alone, target, seen_pairs(sequences, low, batch.rows), epsilons)))
+        if progress is not None:
+            progress(min(at + settings.batch, len(rows)), len(rows))
+    if not parts:
+        none, flat = np.zeros(0, np.int64), np.zeros((0, len(epsilons)))
+        return ScoredEvents(none, none, none, np.zeros(0), flat.astype(np.int64), flat, np.zeros(0))
+    return ScoredEvents(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
+def drawn(sequences: Sequences, begin: IntArray, limit: int, span: int, seed: int) -> IntArray:
+    """Return the first rows of snapshots, about `limit` events of held-out users in all."""
+    rows = regular(sequences, begin, span)
+    held = sequences.offsets[1:] - begin
+    each = int(np.median(held[held > 0])) if (held > 0).any() else 1  # in leave-one-out a user has one
+    count = -(-limit // max(1, min(span, each)))
+    return np.sort(np.random.default_rng(seed).permutation(rows)[:count])
+
+
+def _within(
+    ref: Tensor, fused: Tensor, alone: Tensor, target: Tensor, seen: tuple[Tensor, Tensor],
+    epsilons: tuple[float, ...],
+) -> tuple[IntArray, FloatArray, FloatArray]:
+    """Return rank and gain in log-probability (nats) of targets within each trust radius, (m, len(epsilons)) each, and
+    the gain (m,) that fused scores have `alone`.
+    """
+    each = torch.arange(len(target))
+    for logits in (ref, fused, alone):
+        logits[seen] = -torch.inf
+    ref_logp, fused_logp = ref.log_softmax(-1), fused.log_softmax(-1)
+    ranks, gains = [], []
+    for epsilon in epsilons:
+        logp, _, _ = trust_region(ref_logp, fused_logp, torch.full((len(target),), epsilon))
+        own = logp[each, target]
+        rank = (logp >= own[:, None]).sum(-1) - 1
+        ranks.append(torch.where(own == -torch.inf, ref.shape[1], rank))
+        gains.append(torch.where(own == -torch.inf, 0.0, own - ref_logp[each, target]))
+    unbounded = torch.nan_to_num(alone.log_softmax(-1)[each, target] - ref_logp[each, target], nan=0.0)  # −∞ − (−∞)
+    return torch.stack(ranks, 1).numpy(), torch.stack(gains, 1).double().numpy(), unbounded.double().numpy()
+
+

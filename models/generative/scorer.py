@@ -1,0 +1,182 @@
+"""A generative recommender over semantic IDs (TIGER-style): a transformer reads items, a small decoder spells the next.
+
+An item is read as the sum of its digits' vectors, so a history of T items is T tokens rather than T·L. The decoder
+starts from the state after the history ([BOS]) and sees the digits so far; its softmax is over the digits that the trie
+allows, so the probabilities of all items sum to 1 and a beam never leaves the catalogue. Items no event has shown are
+reached through digits they share with others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - the name the field uses
+
+from models.data.dataset import IntArray
+from models.data.sequences import Sequences, batches, tensors, windows
+from models.generative.semantic_ids import SemanticIds, Trie
+from models.measuring.outcomes import Ranks
+from models.scorers.backbone import Block
+from models.scorers.ranks import seen_pairs
+
+Progress = Callable[[int, int, dict[str, float]], None]
+
+BEAMS = 64
+EVENTS = 256  # ranked at a time
+
+
+class Generative(nn.Module):
+    """Encoder of histories, decoder of digits.
+
+    Args:
+        ids: of the catalogue.
+        dim, layers, heads, max_len, dropout: of the encoder; the decoder has one layer.
+
+    Attributes:
+        scale: factor of the logits of all digits; 1 until `temper` sets it.
+    """
+
+    codes: Tensor
+    scale: Tensor
+
+    def __init__(self, ids: SemanticIds, dim: int, layers: int, heads: int, max_len: int, dropout: float) -> None:
+        super().__init__()
+        self.ids, self.trie = ids, Trie(ids)
+        self.n_items, self.dim, self.max_len, self.dropout = len(ids.codes), dim, max_len, dropout
+        self.register_buffer("codes", ids.codes)
+        self.register_buffer("scale", torch.ones(()))
+        self.digits = nn.ModuleList(nn.Embedding(size, dim) for size in ids.sizes)
+        self.start = nn.Parameter(torch.zeros(dim))
+        self.positions = nn.Embedding(max_len + 1, dim)
+        self.places = nn.Embedding(len(ids.sizes), dim)
+        self.encoder = nn.ModuleList(Block(dim, heads, dropout) for _ in range(layers))
+        self.decoder = Block(dim, heads, dropout)
+        self.norm, self.out_norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.heads = nn.ModuleList(nn.Linear(dim, size) for size in ids.sizes)
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Embedding)):
+                nn.init.normal_(module.weight, std=0.02)
+            if isinstance(module, nn.Linear):
+                nn.init.zeros_(module.bias)
+
+    def forward(self, history: Tensor) -> Tensor:
+        """Return hidden states (B, T + 1, d) for tokens (B, T), item row + 1, padded on the right with 0."""
+        vectors = torch.stack([table(self.codes[:, level]) for level, table in enumerate(self.digits)]).sum(0)
+        x = F.embedding(history, F.pad(vectors, (0, 0, 1, 0))) * self.dim**0.5
+        x = torch.cat([self.start.expand(len(history), 1, -1), x], 1)
+        x = F.dropout(x + self.positions.weight[: x.shape[1]], self.dropout, self.training)
+        for block in self.encoder:
+            x = block(x)
+        return self.norm(x)
+
+    def spell(self, hidden: Tensor, word: Tensor) -> Tensor:
+        """Return states (m, l + 1, d) of the decoder after [BOS] (m, d) and the digits so far (m, l)."""
+        parts = [hidden[:, None]] + [
+            self.digits[level](word[:, level])[:, None] * self.dim**0.5 for level in range(word.shape[1])]
+        x = torch.cat(parts, 1) + self.places.weight[: word.shape[1] + 1]
+        return self.out_norm(self.decoder(x))
+
+    def allowed(self, state: Tensor, level: int, node: Tensor) -> Tensor:
+        """Return log-probabilities (m, sizes[level]) of digits for states (m, d) at trie nodes (m,)."""
+        shut = self.trie.children[level].to(node.device)[node] < 0
+        return (self.scale * self.heads[level](state)).float().masked_fill(shut, -torch.inf).log_softmax(-1)
+
+    def log_probability(self, hidden: Tensor, item: Tensor) -> Tensor:
+        """Return log p (m,) of item rows (m,) for hidden states (m, d), nats."""
+        word, nodes = self.codes[item], self.trie.paths.to(item.device)[item]
+        states = self.spell(hidden, word[:, :-1])
+        parts = [
+            self.allowed(states[:, level], level, nodes[:, level]).gather(1, word[:, level : level + 1])
+            for level in range(word.shape[1])]
+        return torch.cat(parts, 1).sum(1)
+
+    @torch.no_grad()
+    def scores(self, hidden: Tensor) -> Tensor:
+        """Return log p (m, n) of every item for hidden states (m, d): for small catalogues, a pass per item."""
+        every = torch.arange(self.n_items, device=hidden.device)
+        return torch.stack([self.log_probability(one.expand(self.n_items, -1), every) for one in hidden])
+
+    @torch.no_grad()
+    def beam(self, hidden: Tensor, seen: tuple[Tensor, Tensor], width: int = BEAMS) -> tuple[Tensor, Tensor]:
+        """Return the best items (m, ≤ width) and their log p by beam search, −1 and −∞ where there are fewer.
+
+        Args:
+            hidden: (m, d).
+            seen: (row, item) pairs not to return. A prefix below which a user has had everything is not followed.
+        """
+        m, device = len(hidden), hidden.device
+        row, item = seen[0].to(device), seen[1].to(device)
+        paths = self.trie.paths.to(device)
+        score = torch.zeros(m, 1, device=device)
+        node = torch.zeros(m, 1, dtype=torch.int64, device=device)
+        word = torch.zeros(m, 1, 0, dtype=torch.int64, device=device)
+        last = len(self.ids.sizes) - 1
+        for level, size in enumerate(self.ids.sizes):
+            k = node.shape[1]
+            state = self.spell(hidden.repeat_interleave(k, 0), word.flatten(0, 1))[:, -1]
+            logp = self.allowed(state, level, node.flatten()).view(m, k, size) + score[..., None]
+            after = self.trie.children[level].to(device)[node]  # m, k, size
+            if level == last:
+                had = torch.zeros(m, self.n_items, dtype=torch.bool, device=device)
+                had[row, item] = True
+                empty = had.gather(1, after.clamp(min=0).flatten(1)).view_as(after)
+            else:
+                leaves = self.trie.leaves[level + 1].to(device)
+                left = leaves.repeat(m, 1).float()
+                left.index_put_((row, paths[item, level + 1]), -torch.ones(len(row), device=device), accumulate=True)
+                empty = left.gather(1, after.clamp(min=0).flatten(1)).view_as(after) <= 0
+            logp = logp.masked_fill(empty | (after < 0), -torch.inf)
+            score, best = logp.flatten(1).topk(min(width, k * size), 1)
+            node = after.flatten(1).gather(1, best)
+            parent = (best // size)[..., None].expand(-1, -1, word.shape[2])
+            word = torch.cat([word.gather(1, parent), (best % size)[..., None]], 2)
+            # Dead beams stay in the batch with score −∞; they stand at a node that exists.
+            node = torch.where(torch.isinf(score), -1 if level == last else 0, node)
+        return node, score
+
+
+@torch.no_grad()
+def rank_generative(
+    model: Generative, sequences: Sequences, begin: IntArray, progress: Callable[[int, int], None] | None = None,
+    width: int = BEAMS, only: IntArray | None = None,
+) -> Ranks:
+    """Rank the item of every event from row `begin` on of each user among the beams; beyond them it is missed.
+
+    Args:
+        only: rows that are ranked, ascending; None = all.
+    """
+    model.eval()
+    part = windows(sequences, model.max_len, 1, begin)
+    if only is not None:
+        part = part[np.flatnonzero(np.searchsorted(only, part.first) < np.searchsorted(only, part.stop))]
+    rows, ranks, logp = [], [], []
+    done, total = 0, int((part.stop - part.first).sum()) if only is None else len(only)
+    for batch in batches(part, EVENTS * (model.max_len + 1)):
+        tokens, where, slots, at = tensors(sequences, part[batch])
+        hidden, predicted = model(tokens)[where, slots], at.numpy()
+        if only is not None:
+            asked = np.isin(predicted, only)
+            hidden, predicted = hidden[torch.from_numpy(asked)], predicted[asked]
+        for first in range(0, len(predicted), EVENTS):
+            some, state = predicted[first : first + EVENTS], hidden[first : first + EVENTS]
+            target = torch.from_numpy(sequences.item[some])
+            low = sequences.offsets[np.searchsorted(sequences.offsets, some, "right") - 1]
+            items, _ = model.beam(state, seen_pairs(sequences, low, some), width)
+            hit = items == target[:, None]
+            ranks.append(torch.where(hit.any(1), hit.int().argmax(1), model.n_items).numpy())
+            logp.append(model.log_probability(state, target).double().numpy())
+        rows.append(predicted)
+        done += len(predicted)
+        if progress is not None:
+            progress(done, total)
+    if not rows:
+        none = np.zeros(0, np.int64)
+        return Ranks(none, none, np.zeros(0))
+    joined = np.concatenate(rows)
+    order = np.argsort(joined)
+    return Ranks(joined[order], np.concatenate(ranks)[order], np.concatenate(logp)[order])
+
+

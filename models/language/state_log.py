@@ -1,0 +1,84 @@
+"""Vectors of a language model under keys, in memory and in a file that several processes append to.
+
+A record is key, values (float16) and a checksum, all of one size. Complete records are never changed, so that reading
+needs no lock; appending takes one, and first reads what others appended, so that no key is written twice. What a crash
+tore off or a disk damaged fails its checksum and counts as not there.
+"""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from models.language.item_cache import locked
+from schemas.errors import FreshetError
+
+KEY = 16  # bytes of a key: of random keys 2⁶⁴ until two are likely the same
+
+
+class StateLog:
+    """States by key.
+
+    Args:
+        width: values of a state.
+        path: of the file; None = in memory only.
+    """
+
+    def __init__(self, width: int, path: Path | None) -> None:
+        self._record = np.dtype([("key", f"V{KEY}"), ("values", np.float16, (width,)), ("check", "<u4")])
+        self._path = path
+        self._values: dict[bytes, np.ndarray] = {}
+        self._known = 0  # bytes of the file that were read
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.refresh()
+
+    def __contains__(self, key: bytes) -> bool:
+        return key in self._values
+
+    def read(self, keys: list[bytes]) -> np.ndarray:
+        """Return the values (n, width) float16 of keys that are there."""
+        none = np.zeros((0, *self._record["values"].shape), np.float16)
+        return np.stack([self._values[key] for key in keys]) if keys else none
+
+    def refresh(self) -> bool:
+        """Read what was appended since; return whether there was anything."""
+        if self._path is None or not self._path.is_file():
+            return False
+        n = (self._path.stat().st_size - self._known) // self._record.itemsize
+        if n <= 0:
+            return False
+        for key, values, check in np.fromfile(self._path, self._record, n, offset=self._known):
+            if zlib.crc32(key.tobytes() + values.tobytes()) == check:
+                self._values[key.tobytes()] = values
+        self._known += n * self._record.itemsize
+        return True
+
+    def add(self, made: dict[bytes, np.ndarray]) -> None:
+        """Keep values by key.
+
+        Raises:
+            FreshetError: the file cannot be written.
+        """
+        if self._path is not None and made:
+            try:
+                self._append(self._path, made)
+            except OSError as error:
+                raise FreshetError(
+                    f"states cannot be kept in {self._path}: {error.strerror}; free some space, or set "
+                    "FRESHET_HOME to a folder that can be written") from error
+        self._values.update(made)
+
+    def _append(self, path: Path, made: dict[bytes, np.ndarray]) -> None:
+        with locked(path.with_suffix(".lock")):
+            self.refresh()
+            records = np.zeros(len(made), self._record)
+            for row, (key, values) in enumerate(made.items()):
+                records[row] = (key, values, zlib.crc32(key + values.tobytes()))
+            records = records[[key not in self._values for key in made]]
+            with path.open("ab") as file:
+                file.truncate(self._known)  # what a process that died left of a record
+                file.write(records.tobytes())
+            self._known += records.nbytes

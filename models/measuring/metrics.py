@@ -1,0 +1,32 @@
+"""Stream-time quality: each event is predicted from what was known before it, over the whole catalogue, seen items out.
+
+Recall@k is 1 where the item the user took is among the first k, NDCG@k is 1/log₂(rank + 2) there (one relevant item,
+so the ideal is 1). An item taken a second time counts as a miss of every scorer: seen items are not recommended.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from models.data.dataset import FloatArray, IntArray
+
+
+def recall(ranks: IntArray, k: int = 10) -> FloatArray:
+    """Return (m,) 1.0 where the rank (0 = first) is below k."""
+    return (ranks < k).astype(np.float64)
+
+
+def ndcg(ranks: IntArray, k: int = 10) -> FloatArray:
+    """Return (m,) 1/log₂(rank + 2) where the rank is below k, else 0."""
+    return np.where(ranks < k, 1 / np.log2(np.minimum(ranks, k) + 2), 0.0)
+
+
+def metrics(ranks: IntArray, k: int = 10) -> dict[str, float]:
+    """Return {"recall_at_k", "ndcg_at_k", "n"} of ranks (m,)."""
+    n = len(ranks)
+    return {
+        f"recall_at_{k}": float(recall(ranks, k).mean()) if n else 0.0,
+        f"ndcg_at_{k}": float(ndcg(ranks, k).mean()) if n else 0.0, "n": float(n),
+    }
+
+

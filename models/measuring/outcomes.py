@@ -1,0 +1,94 @@
+"""What a run under a protocol gives: every event's rank, and the figures of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from models.data.dataset import FloatArray, IntArray
+from models.measuring.harm import harmed
+from models.measuring.metrics import ndcg, recall
+from models.measuring.protocols import Split
+
+CUTS = (5, 10)
+SEEN = (0, 1, 5, 20)  # lower ends of the buckets of how often an item was seen
+LENGTHS = (0, 1, 5, 20, 50)  # the same of a user's events
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """What one scorer made of m events.
+
+    Args:
+        rows: (m,) rows of the test sequences.
+        rank: (m,) of the item taken, 0 = first, among items the user has not had; the catalogue's size = missed.
+        logp: (m,) its log-probability over the whole catalogue, nats.
+    """
+
+    rows: IntArray
+    rank: IntArray
+    logp: FloatArray
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A system's ranks, with its own reference's where it has one (rows are the same)."""
+
+    ranks: Ranks
+    reference: Ranks | None = None
+
+    def harmed(self, task: Split) -> tuple[float, float] | None:
+        """Return the shares of users and of events with s_ref − s_θ > δ, None without a reference.
+
+        Args:
+            task: whose events were ranked. A user's s is the mean over his events; in leave-one-out he has one.
+        """
+        if self.reference is None:
+            return None
+        if not len(self.ranks.rows):
+            return 0.0, 0.0
+        loss = self.reference.logp - self.ranks.logp
+        users = np.array([part.mean() for part in by_user(task, self.ranks.rows, loss)])
+        return float(harmed(users).mean()), float(harmed(loss).mean())
+
+
+def summary(outcome: Outcome, task: Split) -> dict[str, float | None]:
+    """Return Recall and NDCG at 5 and 10, log-likelihood, and the harmed share of users and of events."""
+    users, events = outcome.harmed(task) or (None, None)
+    return _figures(outcome.ranks, np.ones(len(outcome.ranks.rows), dtype=bool)) | {
+        "harmed_fraction": users, "harmed_events": events}
+
+
+def breakdown(outcome: Outcome, task: Split) -> dict[str, dict[str, dict[str, float | None]]]:
+    """Return figures by how often the target item had been seen in training, and by the user's events so far."""
+    rows = outcome.ranks.rows
+    seen = np.bincount(task.fold.sequences.item, minlength=task.fold.n_items)[task.test.item[rows]]
+    length = rows - task.test.offsets[np.searchsorted(task.test.offsets, rows, "right") - 1]
+    return {"item_seen": _buckets(outcome.ranks, seen, SEEN), "user_events": _buckets(outcome.ranks, length, LENGTHS)}
+
+
+def by_user(task: Split, rows: IntArray, values: FloatArray) -> list[FloatArray]:
+    """Return values (m,) of rows (m,) grouped by user, for `models.measuring.intervals.paired_interval`."""
+    user = np.searchsorted(task.test.offsets, rows, "right") - 1
+    return [part for part in np.split(values, np.flatnonzero(np.diff(user)) + 1) if len(part)]
+
+
+def _buckets(ranks: Ranks, values: IntArray, lows: tuple[int, ...]) -> dict[str, dict[str, float | None]]:
+    out = {}
+    for at, low in enumerate(lows):
+        high = lows[at + 1] if at + 1 < len(lows) else None
+        name = f"{low}+" if high is None else f"{low}" if high == low + 1 else f"{low}-{high - 1}"
+        out[name] = _figures(ranks, (values >= low) & (values < high if high is not None else True))
+    return out
+
+
+def _figures(ranks: Ranks, inside: np.ndarray) -> dict[str, float | None]:
+    def mean(values: FloatArray) -> float:
+        return float(values[inside].mean()) if inside.any() else 0.0
+
+    measures: tuple[tuple[str, Callable[[IntArray, int], FloatArray]], ...] = (("recall", recall), ("ndcg", ndcg))
+    figures: dict[str, float | None] = {
+        f"{name}_at_{k}": mean(measure(ranks.rank, k)) for k in CUTS for name, measure in measures}
+    return figures | {"logp": mean(ranks.logp), "n": float(inside.sum())}

@@ -1,0 +1,103 @@
+"""Trained systems in the form the ranking worker serves: `models.serving.ranking_model.RankingModel`, or what has its
+calls.
+
+Once trained, what a scorer knows of items (ids, texts, neighbours, what was written about them) is one vector and one
+bias per item, so every system's scorer is baked into the same plain form and needs none of its parts to rank. What is
+left of the system at ranking is its fusion; what makes users' vectors belongs to the knowledge worker.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, Protocol
+
+import orjson
+import torch
+from torch import nn
+
+from models.evidence.ease import Affinity
+from models.knowledge.composition import Composed
+from models.scorers.backbone import Backbone
+from models.scorers.fusion import FusedScorer
+from models.serving.generative import GenerativeRanking
+from models.serving.ranking_model import CONFIG, RankingModel
+from models.serving.requests import RankBatch, RankResult
+from models.systems.freshet.with_evidence import WithEvidence
+from schemas.artifacts import Artifact
+
+
+class Ranking(Protocol):
+    """What the ranking worker asks of a model."""
+
+    @property
+    def n_items(self) -> int:
+        """Size of the catalogue."""
+
+    @property
+    def max_len(self) -> int:
+        """Items of a history that are read, the newest ones."""
+
+    @property
+    def dim(self) -> int:
+        """Width of the knowledge vectors it reads."""
+
+    def rank(self, batch: RankBatch) -> RankResult:
+        """Score a batch of requests."""
+
+
+def load_ranking(artifact: Artifact) -> Ranking:
+    """Return the ranking model of an artifact, of whichever system it is.
+
+    Raises:
+        ArtifactError: its files do not fit together.
+    """
+    config = orjson.loads(artifact.path(CONFIG).read_bytes())
+    return GenerativeRanking.load(artifact) if "generative" in config else RankingModel.load(artifact)
+
+
+@torch.no_grad()
+def bake(backbone: Backbone, fusion: nn.Module | None = None) -> FusedScorer:
+    """Return a scorer without texts that scores as `backbone` does, with `fusion` in the place of its attention."""
+    vectors, bias = backbone.item_side()
+    block: Any = backbone.blocks[0]
+    scorer = FusedScorer(
+        torch.zeros(backbone.n_items, 1), None, backbone.n_items, backbone.dim, len(backbone.blocks), block.heads,
+        backbone.max_len, backbone.dropout)
+    kept = {name: value for name, value in backbone.state_dict().items()
+            if name.split(".")[0] in {"start", "positions", "blocks", "norm"}}
+    scorer.load_state_dict(scorer.state_dict() | kept)
+    scorer.items.copy_(vectors)
+    scorer.bias.copy_(bias)
+    for name, value in backbone.named_buffers(recurse=False):  # how scores are scaled and evidence is weighed
+        if value.ndim == 0 and name != "fresh_shift":  # texts and new items are in the vectors already
+            getattr(scorer, name).copy_(value)
+    if fusion is not None:
+        scorer.attention = copy.deepcopy(fusion)  # type: ignore[assignment]
+    return scorer.eval().requires_grad_(False)
+
+
+def ranking_model(model: Composed, system: str, fusion: str) -> RankingModel:
+    """Return what the ranking worker serves of a trained composition.
+
+    Args:
+        system, fusion: names of the row and of its fusion, for the artifact's configuration.
+    """
+    affinity: Affinity | None = model.affinity if isinstance(model, WithEvidence) else None
+    return _ranking(model.reference, bake(model.backbone, model.fusion), system, fusion, affinity)
+
+
+def behaviour_model(backbone: Backbone, system: str) -> RankingModel:
+    """Return what the ranking worker serves of a system without knowledge of users: its scorer alone."""
+    return _ranking(backbone, bake(backbone), system, "")
+
+
+def _ranking(
+    reference: Backbone, scorer: FusedScorer, system: str, fusion: str, affinity: Affinity | None = None,
+) -> RankingModel:
+    block: Any = scorer.blocks[0]
+    config = {
+        "system": system, "fusion": fusion,
+        "backbone": {
+            "n_items": scorer.n_items, "dim": scorer.dim, "layers": len(scorer.blocks), "heads": block.heads,
+            "max_len": scorer.max_len, "dropout": scorer.dropout}}
+    return RankingModel(reference, scorer, config, affinity)

@@ -1,0 +1,97 @@
+"""A generative recommender in the form the ranking worker serves: next items by beams within the catalogue's trie.
+
+It has no reference and no knowledge of users: what is asked for is spelled, and what no beam reached is not
+recommended. A user with few unseen items may therefore be shown fewer than asked for, never an item twice or one
+outside of the catalogue.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import orjson
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from models.generative.scorer import BEAMS, Generative
+from models.generative.semantic_ids import SemanticIds
+from models.scorers.backbone import pad
+from models.serving.ranking_model import CONFIG, write_catalogue
+from models.serving.requests import RankBatch, RankResult, known_items, seen_items
+from schemas.artifacts import Artifact
+from schemas.errors import ArtifactError
+
+GENERATIVE = "generative.safetensors"
+
+
+class GenerativeRanking:
+    """A trained `Generative` behind the call that `models.serving.ranking_model.RankingModel` has."""
+
+    def __init__(self, model: Generative) -> None:
+        self.model = model.eval().requires_grad_(False)
+
+    @property
+    def n_items(self) -> int:
+        """Size of the catalogue."""
+        return self.model.n_items
+
+    @property
+    def max_len(self) -> int:
+        """Items of a history that are read, the newest ones."""
+        return self.model.max_len
+
+    @property
+    def dim(self) -> int:
+        """Width of its hidden states; it reads no knowledge."""
+        return self.model.dim
+
+    @torch.inference_mode()
+    def rank(self, batch: RankBatch) -> RankResult:
+        """Spell the next items of a batch of requests; log-probabilities are over the catalogue, seen items included.
+
+        Knowledge is not read, and nothing is judged.
+        """
+        histories, _ = known_items(batch.histories, self.max_len)
+        margins: list[list[float | None]] = [[None] * len(judged) for judged in batch.judged]
+        logp = torch.full((len(histories), self.n_items), -torch.inf)
+        if histories:
+            tokens, lengths = pad(histories, self.max_len)
+            hidden = self.model(tokens)[torch.arange(len(histories)), lengths]
+            items, found = self.model.beam(
+                hidden, seen_items(batch.histories, batch.seen), min(self.n_items, max(BEAMS, batch.top)))
+            row, place = torch.nonzero(items >= 0, as_tuple=True)
+            logp[row, items[row, place]] = found[row, place]
+        return RankResult(logp, logp.clone(), margins)
+
+    def save(self, folder: Path, items: Sequence[str], texts: Sequence[str]) -> None:
+        """Write every file of the model (not the artifact's card and calibration) into `folder`.
+
+        Args:
+            items, texts: ids and catalogue texts of the items in row order.
+        """
+        model = self.model
+        save_file({name: value.contiguous() for name, value in model.state_dict().items()}, folder / GENERATIVE)
+        vectors = torch.stack([table(model.codes[:, level]) for level, table in enumerate(model.digits)]).sum(0)
+        block: Any = model.decoder
+        write_catalogue(folder, items, texts, vectors, {"system": "generative", "generative": {
+            "sizes": list(model.ids.sizes), "dim": model.dim, "layers": len(model.encoder), "heads": block.heads,
+            "max_len": model.max_len, "dropout": model.dropout}})
+
+    @classmethod
+    def load(cls, artifact: Artifact) -> GenerativeRanking:
+        """Return the generative model of an artifact.
+
+        Raises:
+            ArtifactError: its files do not fit together.
+        """
+        try:
+            config = dict(orjson.loads(artifact.path(CONFIG).read_bytes())["generative"])
+            weights: dict[str, Tensor] = load_file(artifact.path(GENERATIVE))
+            model = Generative(SemanticIds(weights["codes"], tuple(config.pop("sizes")), {}), **config)
+            model.load_state_dict(weights)
+        except (KeyError, TypeError, RuntimeError) as error:
+            raise ArtifactError(f"model {artifact.model_version} is not of this release: {error}") from error
+        return cls(model)

@@ -1,0 +1,230 @@
+"""A fitted ranking model as a whole: what is saved, how it is loaded, and the batch call the ranking worker makes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import orjson
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from models.evidence.ease import Affinity
+from models.language.llm import LanguageModel
+from models.scorers.backbone import Backbone, pad
+from models.scorers.fusion import Evidence, FusedScorer
+from models.serving.requests import Gather, RankBatch, RankResult, known_items, seen_items, stored_evidence
+from models.systems.lwgr.knowledge import KnowledgeModel
+from models.systems.registry import FUSIONS
+from schemas.artifacts import Artifact
+from schemas.errors import ArtifactError
+from schemas.settings import FitSettings
+
+REFERENCE, FUSION, TEXT, KNOWLEDGE, INTEREST = (
+    "reference.safetensors", "fusion.safetensors", "text.safetensors", "knowledge.safetensors", "interest.safetensors")
+AFFINITY = "affinity.safetensors"
+ATTENTION = "start-attention"  # name of `KnowledgeAttention` in the table of systems
+CONFIG, ITEMS, TEXTS = "config.json", "items.json", "texts.json"
+
+
+class RankingModel:
+    """Reference and fused scorer of one model version."""
+
+    def __init__(
+        self, reference: Backbone, fused: FusedScorer, config: dict[str, Any], affinity: Affinity | None = None,
+    ) -> None:
+        """Join trained parts; `config` is what `save` writes beside them, without `affinity` there is no evidence."""
+        self.reference, self.fused, self.config = reference.eval(), fused.eval(), config
+        self.affinity = affinity or Affinity.none(reference.n_items)
+        with torch.no_grad():
+            self._side, self._reference_side = fused.item_side(), reference.item_side()  # constant once trained
+
+    @property
+    def n_items(self) -> int:
+        """Size of the catalogue."""
+        return self.reference.n_items
+
+    @property
+    def max_len(self) -> int:
+        """Items of a history that are read, the newest ones."""
+        return self.reference.max_len
+
+    @property
+    def dim(self) -> int:
+        """Width of the knowledge vectors it reads."""
+        return self.reference.dim
+
+    @torch.inference_mode()
+    def rank(self, batch: RankBatch) -> RankResult:
+        """Score a batch of requests both ways."""
+        histories, positions = known_items(batch.histories, self.max_len)
+        tokens, lengths = pad(histories, self.max_len)
+        places, at = self._places(batch, positions, lengths)
+        hidden = self.reference(tokens, self._reference_side, at)
+        have = [row for row, vectors in enumerate(batch.knowledge) if vectors is not None]
+        fused = torch.zeros_like(hidden)
+        if have:
+            stacked = torch.stack([torch.as_tensor(known.vectors).float() for known in batch.knowledge if known])
+            fused[have] = self.fused.fuse(self.fused(tokens[have], self._side, at[have]), stacked)
+        seen = torch.zeros(len(histories), self.n_items, dtype=torch.bool)
+        seen[seen_items(batch.histories, batch.seen)] = True
+        by_behaviour = self.reference.scores(hidden[:, 0], self._reference_side)
+        ref_logp = by_behaviour.masked_fill(seen, -torch.inf).log_softmax(-1)
+        fused_logp = ref_logp.clone()
+        current = batch.current_evidence and self.affinity.weights.shape[1] > 0
+        gather = self._current_evidence if current else stored_evidence(batch)
+        if have:
+            rows = torch.tensor(have)
+            scores = self.fused.weigh(
+                self.fused.scores(fused[rows, 0], self._side), by_behaviour[rows],
+                *gather(tokens[rows], at[rows, 0], rows, torch.zeros_like(rows)))
+            fused_logp[rows] = scores.masked_fill_(seen[rows], -torch.inf).log_softmax(-1)
+        return RankResult(ref_logp, fused_logp, self._margins(batch, places, hidden, fused, tokens, at, gather))
+
+    def _current_evidence(self, tokens: Tensor, slots: Tensor, *_: Tensor) -> tuple[Evidence, Tensor]:
+        """Return the evidence of the first `slots` (m,) of histories' tokens (m, T), and its age: none."""
+        inside = torch.arange(tokens.shape[1]) < slots[:, None]
+        return self.affinity.evidence(torch.where(inside, tokens - 1, -1)), torch.zeros_like(slots)
+
+    def _places(
+        self, batch: RankBatch, positions: list[dict[int, int]], lengths: Tensor,
+    ) -> tuple[list[tuple[int, int, int, int]], Tensor]:
+        """Return what to judge, as (row, index in its list, column of slots, item), and the slots needed (B, q).
+
+        Column 0 is the slot after the whole history.
+        """
+        places = []
+        columns: list[list[int]] = [[length] for length in lengths.tolist()]
+        for row, judged in enumerate(batch.judged):
+            for index, (position, item) in enumerate(judged):
+                slot = positions[row].get(position)
+                if batch.knowledge[row] is not None and slot is not None and 0 <= item < self.n_items:
+                    places.append((row, index, len(columns[row]), item))
+                    columns[row].append(slot)
+        width = max(map(len, columns), default=1)
+        at = torch.tensor([slots + slots[:1] * (width - len(slots)) for slots in columns], dtype=torch.int64)
+        return places, at.reshape(len(columns), width)
+
+    def _margins(
+        self, batch: RankBatch, places: list[tuple[int, int, int, int]], hidden: Tensor, fused: Tensor, tokens: Tensor,
+        at: Tensor, gather: Gather,
+    ) -> list[list[float | None]]:
+        out: list[list[float | None]] = [[None] * len(judged) for judged in batch.judged]
+        for begin in range(0, len(places), 1024):  # 1,024 × 12,000 float32 scores are 50 MB
+            part = places[begin : begin + 1024]
+            rows, _, columns, items = torch.tensor(part).unbind(1)
+            each = torch.arange(len(part))
+            by_behaviour = self.reference.scores(hidden[rows, columns], self._reference_side)
+            after = torch.tensor([
+                len(batch.histories[row]) - batch.judged[row][index][0] for row, index, _, _ in part])
+            with_knowledge = self.fused.weigh(
+                self.fused.scores(fused[rows, columns], self._side), by_behaviour,
+                *gather(tokens[rows], at[rows, columns], rows, after))
+            margin = (with_knowledge.log_softmax(-1) - by_behaviour.log_softmax(-1))[each, items]
+            for (row, index, _, _), value in zip(part, margin.tolist(), strict=True):
+                out[row][index] = value
+        return out
+
+    @torch.no_grad()
+    def user_hidden(self, histories: Sequence[Sequence[int]]) -> Tensor:
+        """Return what behaviour says of users, (B, d): the hidden state after their whole history of item rows."""
+        known, _ = known_items(histories, self.max_len)
+        tokens, lengths = pad(known, self.max_len)
+        return self.reference(tokens, self._reference_side)[torch.arange(len(known)), lengths]
+
+    def save(
+        self, folder: Path, items: Sequence[str], texts: Sequence[str], knowledge: nn.Module | None = None,
+    ) -> None:
+        """Write every file of the model (not the artifact's card and calibration) into `folder`.
+
+        Args:
+            items, texts: ids and catalogue texts of the items in row order.
+            knowledge: the `KnowledgeModel` trained with it.
+        """
+        save_file(_state(self.reference), folder / REFERENCE)
+        save_file(_state(self.fused), folder / FUSION)
+        save_file({"text": self.fused.text.half().contiguous()}, folder / TEXT)
+        save_file({
+            "neighbours": self.affinity.neighbours.int(), "weights": self.affinity.weights.half(),
+            "half_life": torch.tensor(self.affinity.half_life)}, folder / AFFINITY)
+        if knowledge is not None:
+            save_file(_state(knowledge), folder / KNOWLEDGE)
+        write_catalogue(folder, items, texts, self._side[0], self.config)
+
+    @classmethod
+    def load(cls, artifact: Artifact) -> RankingModel:
+        """Return the ranking model of an artifact.
+
+        Raises:
+            ArtifactError: its files do not fit together.
+        """
+        config = orjson.loads(artifact.path(CONFIG).read_bytes())
+        try:
+            reference = Backbone(**config["backbone"])
+            reference.load_state_dict(load_file(artifact.path(REFERENCE)))
+            text = load_file(artifact.path(TEXT))["text"].float()
+            weights = load_file(artifact.path(FUSION))
+            fused = FusedScorer(text, weights["fresh"], **config["backbone"])
+            fused.attention = _fusion(config.get("fusion", ATTENTION), fused)
+            fused.load_state_dict(weights)
+            kept = load_file(artifact.path(AFFINITY))
+            affinity = Affinity(kept["neighbours"].long(), kept["weights"].float(), float(kept["half_life"]))
+        except (KeyError, TypeError, RuntimeError) as error:
+            raise ArtifactError(f"model {artifact.model_version} is not of this release: {error}") from error
+        return cls(reference, fused, config, affinity)
+
+
+def write_catalogue(
+    folder: Path, items: Sequence[str], texts: Sequence[str], vectors: Tensor, config: dict[str, Any],
+) -> None:
+    """Write what every model version has: its items, their texts and vectors (n, w), and its configuration.
+
+    The vectors are what users' interests are averages of. They are centred: item vectors share a direction, and cosines
+    between averages of them would all be near 1.
+    """
+    unit = nn.functional.normalize(vectors - vectors.mean(0), dim=1)
+    save_file({"items": unit.detach().float().contiguous()}, folder / INTEREST)
+    (folder / ITEMS).write_bytes(orjson.dumps(list(items)))
+    (folder / TEXTS).write_bytes(orjson.dumps(list(texts)))
+    (folder / CONFIG).write_bytes(orjson.dumps(config, option=orjson.OPT_INDENT_2))
+
+
+def _fusion(name: str, fused: FusedScorer) -> Any:
+    """Return an untrained fusion by name (`models.systems.registry.FUSIONS`); "" = none, and what is there changes
+    nothing."""
+    if name in ("", ATTENTION):
+        return fused.attention
+    block: Any = fused.blocks[0]
+    return FUSIONS[name](FitSettings(dim=fused.dim, heads=block.heads))
+
+
+def knowledge_config(artifact: Artifact, llm: LanguageModel) -> dict[str, Any]:
+    """Return what an artifact's configuration says of its knowledge, if it was trained with this language model.
+
+    Raises:
+        ArtifactError: it was trained with a language model of another name or width.
+    """
+    config = dict(orjson.loads(artifact.path(CONFIG).read_bytes()).get("knowledge", {}))
+    if config.get("hidden") != llm.hidden_size or config.get("llm") != llm.model_id:
+        raise ArtifactError(
+            f"model {artifact.model_version} was fitted with the language model {config.get('llm')!r}, the settings "
+            f"name {llm.model_id!r}; set FRESHET_LLM_NAME to the former or run `freshet fit` again")
+    return config
+
+
+def load_knowledge(artifact: Artifact, llm: LanguageModel) -> KnowledgeModel:
+    """Return the model of soft instructions of an artifact, for the language model it was trained with.
+
+    Raises:
+        ArtifactError: it was trained with a language model of another name or width.
+    """
+    config = knowledge_config(artifact, llm)
+    model = KnowledgeModel(config["dim"], config["hidden"], config["instructions"], config["codes"])
+    model.load_state_dict(load_file(artifact.path(KNOWLEDGE)))
+    return model.eval()
+
+
+def _state(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}

@@ -1,0 +1,190 @@
+"""Sources of knowledge on disk: what an artifact keeps of a trained one, and how it is put to work again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from models.compute.neighbours import Banks, exact
+from models.data.dataset import IntArray, clean
+from models.data.sequences import Sequences
+from models.knowledge.sources import Moments, Source
+from models.language.generation import answer
+from models.language.item_cache import ItemCache
+from models.language.llm import LanguageModel
+from models.language.writer import Writer
+from models.serving.live_source import LiveSource
+from models.serving.ranking_model import KNOWLEDGE, knowledge_config, load_knowledge
+from models.systems.coco.prompts import PromptSource
+from models.systems.grasp.descriptions import Descriptions
+from models.systems.grasp.holistic import HolisticSource
+from models.systems.kar.towers import SHARED, SPECIFIC, Towers
+from models.systems.kar.written import STEPS, WrittenSource, encode_texts, user_prompts
+from models.systems.lwgr.source import CodebookSource
+from models.systems.table import System
+from schemas.artifacts import Artifact
+from schemas.errors import ArtifactError
+from schemas.settings import Settings
+
+USERS = "users.json"
+# What sources are by `System.instruction`, and the buffers of each that are not part of its state but cannot be made
+# again: principal components come with another sign on another machine.
+CODEBOOKS, PROMPTS, WRITTEN, DESCRIPTIONS = (
+    "parallel-codebooks", "prompt-codebook", "factorised-prompts", "descriptions")
+_BUFFERS = {CODEBOOKS: (), PROMPTS: ("texts",), WRITTEN: (), DESCRIPTIONS: ("item", "similar", "users")}
+
+
+@dataclass(frozen=True, slots=True)
+class SavedSource:
+    """A trained source as an artifact holds it.
+
+    Args:
+        config: what it takes to make an untrained one of the same shape; "knowledge" in the model's configuration.
+        tensors: its weights and buffers.
+        users: names of the users it has rows of, in their order.
+    """
+
+    config: dict[str, Any]
+    tensors: dict[str, Tensor]
+    users: list[str] = field(default_factory=list)
+
+    def save(self, folder: Path) -> None:
+        """Write tensors and users into an artifact's folder."""
+        save_file(
+            {name: value.detach().cpu().contiguous().clone() for name, value in self.tensors.items()},
+            folder / KNOWLEDGE)
+        if self.users:
+            (folder / USERS).write_bytes(orjson.dumps(self.users))
+
+
+def keep(
+    source: Source, system: System, settings: Settings, llm: LanguageModel, users: Sequence[str],
+) -> SavedSource:
+    """Return a trained source of a system's row as an artifact holds it.
+
+    Args:
+        users: names of the users in order of their rows.
+    """
+    config = {
+        "source": system.instruction, "dim": settings.fit.dim, "hidden": llm.hidden_size,
+        "instructions": settings.fit.instructions, "codes": settings.fit.codes, "llm": llm.model_id,
+        "layers": llm.layers, "item_tokens": settings.llm.item_tokens, "history": settings.llm.history}
+    if isinstance(source, CodebookSource):
+        return SavedSource(config, dict(source.knowledge.state_dict()))
+    buffers = dict(source.named_buffers())
+    tensors = source.state_dict() | {name: buffers[name] for name in _BUFFERS[system.instruction]}
+    known = [users[row] for row in source.members()] if isinstance(source, HolisticSource) else []
+    return SavedSource(config, tensors, known)
+
+
+def load_live(
+    artifact: Artifact, llm: LanguageModel, cache: ItemCache, texts: Sequence[str], banks: Banks = exact,
+) -> LiveSource:
+    """Return the source of an artifact's knowledge, for the language model it was trained with.
+
+    Args:
+        texts: of the catalogue, which `cache` holds the states of.
+        banks: makes the banks that neighbours are looked up in.
+
+    Raises:
+        ArtifactError: it was trained with a language model of another name or width, or its files do not fit together.
+    """
+    config = knowledge_config(artifact, llm)
+    name = config.get("source", CODEBOOKS)
+    if name not in _LOAD:
+        raise ArtifactError(f"model {artifact.model_version} has knowledge of an unknown kind, {name!r}")
+    try:
+        loaded = _Loaded(artifact, config, load_file(artifact.path(KNOWLEDGE)), llm, cache, texts, banks)
+        return _LOAD[name](loaded)
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise ArtifactError(f"model {artifact.model_version} is not of this release: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """What a source is made anew of."""
+
+    artifact: Artifact
+    config: dict[str, Any]
+    tensors: dict[str, Tensor]
+    llm: LanguageModel
+    cache: ItemCache
+    texts: Sequence[str]
+    banks: Banks
+
+    def fill(self, source: Source) -> None:
+        """Give an untrained source what was kept of the trained one."""
+        tensors = dict(self.tensors)
+        for name in _BUFFERS[self.config["source"]]:
+            setattr(source, name, tensors.pop(name))
+        source.load_state_dict(tensors)
+        source.eval().requires_grad_(False)
+
+
+def _codebooks(of: _Loaded) -> LiveSource:
+    model = load_knowledge(of.artifact, of.llm)
+    source = CodebookSource(model, of.cache, of.llm, of.config["history"]).requires_grad_(False).eval()
+    return LiveSource(lambda moments, _: source(moments), source.items, model.codes, knowledge=model)
+
+
+def _prompts(of: _Loaded) -> LiveSource:
+    config = of.config
+    source = PromptSource(
+        config["dim"], config["instructions"], config["codes"], of.cache, of.llm, config["history"])
+    of.fill(source)
+    return LiveSource(lambda moments, _: source(moments), source.items, source.book.codes)
+
+
+class _NotKept(Descriptions):
+    """Descriptions of live histories, which do not come back."""
+
+    def __call__(self, histories: IntArray, progress: Callable[[int, int], None] | None = None) -> Tensor:
+        """Return descriptions (B, H')."""
+        return Descriptions(self._llm, self.cache)(histories, progress)
+
+
+def _descriptions(of: _Loaded) -> LiveSource:
+    nobody = Sequences(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(1, np.int64))
+    source = HolisticSource(nobody, _NotKept(of.llm, of.cache), of.config["history"], of.config["dim"],
+                            similar=of.tensors["similar"])
+    of.fill(source)
+    source.look_among(source.users, of.banks)
+    users = orjson.loads(of.artifact.path(USERS).read_bytes())
+
+    def make(moments: Moments, _: Sequence[Sequence[int]]) -> Tensor:
+        source.forget()
+        return source(moments)
+
+    return LiveSource(make, source.items, users={user: row for row, user in enumerate(users)})
+
+
+def _written(of: _Loaded) -> LiveSource:
+    source = WrittenSource(torch.zeros(0, of.config["hidden"]), np.zeros(0, np.int64))
+    source.experts = Towers(2, of.tensors["experts.gate"].shape[1], of.config["dim"], SHARED, SPECIFIC)
+    of.fill(source)
+    writer: list[Writer] = []  # a copy of the language model: made when there is something to write
+
+    def make(moments: Moments, histories: Sequence[Sequence[int]]) -> Tensor:
+        asked = user_prompts(histories, of.texts)  # of the newest items: what is written anew may as well be new
+        # as in training, nothing is written of fewer
+        rows = [row for row, prompt in enumerate(asked) if prompt and len(histories[row]) >= STEPS[0]]
+        states = torch.zeros(len(asked), of.llm.hidden_size)
+        if rows:
+            writer[:] = writer or [Writer(of.llm)]
+            said = answer(writer[0], [asked[row] for row in rows])
+            states[rows] = encode_texts(writer[0], [clean(text) for text in said])
+        return source.about(states)
+
+    return LiveSource(make, source.items)
+
+
+_LOAD: dict[str, Callable[[_Loaded], LiveSource]] = {
+    CODEBOOKS: _codebooks, PROMPTS: _prompts, WRITTEN: _written, DESCRIPTIONS: _descriptions}

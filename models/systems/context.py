@@ -1,0 +1,154 @@
+"""What the systems of one protocol and seed share: data, scorers of behaviour, language model, the reference's ranks.
+
+Each is made when first asked for, once: seven rows do not train seven references.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from models.compute.neighbours import Banks, exact
+from models.compute.pca import Whitening, condense
+from models.data.dataset import Dataset
+from models.generative.semantic_ids import SemanticIds, quantise
+from models.knowledge.composition import Composed
+from models.language.item_cache import ItemCache
+from models.language.llm import LanguageModel
+from models.measuring.outcomes import Outcome, Ranks
+from models.measuring.protocols import Age, Split
+from models.scorers import training
+from models.scorers.backbone import Backbone
+from models.scorers.ranks import hidden_before, target_ranks
+from models.systems.grasp.holistic import texts_with_neighbours
+from models.systems.kar.written import KnowledgeScorer, item_prompts, knowledge_states
+from schemas.settings import Settings
+
+Report = Callable[[str, int, int, dict[str, float]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A trained system.
+
+    Args:
+        rank: gives an `Outcome` on the test rows for an age of knowledge.
+        about: metrics of training; "history" has one entry per epoch of knowledge.
+        model: of systems with knowledge; `models.serving.ranking_model` makes it servable.
+    """
+
+    rank: Callable[[Age], Outcome]
+    about: dict[str, Any]
+    model: Composed | None = None
+
+
+@dataclass
+class Context:
+    """Data, settings and what systems of one protocol and seed share, made when first asked for.
+
+    Args:
+        language: opens language model and item cache; called at most once.
+        report: called with stage, steps done, steps in all and metrics.
+        banks: makes the banks of embeddings that nearest others are looked up in.
+    """
+
+    dataset: Dataset
+    split: Split
+    settings: Settings
+    language: Callable[[], tuple[LanguageModel, ItemCache]]
+    report: Report = lambda *_: None
+    banks: Banks = exact
+    keep: training.Keep | None = None
+    _made: dict[str, Any] = field(default_factory=dict)
+
+    def once(self, name: str, make: Callable[[], Any]) -> Any:
+        """Return what `make` made the first time it was asked for by this name."""
+        if name not in self._made:
+            self._made[name] = make()
+        return self._made[name]
+
+    @property
+    def max_len(self) -> int:
+        """Items of a history that backbones read."""
+        return self.settings.state.history
+
+    def llm(self) -> tuple[LanguageModel, ItemCache]:
+        """Return language model and item cache."""
+        return self.once("llm", self.language)
+
+    def texts(self) -> torch.Tensor:
+        """Return condensed item texts (n_items, ≤ 128)."""
+        embeddings = self.llm()[1].embeddings
+        # half precision is what an artifact holds
+        return self.once("texts", lambda: condense(torch.from_numpy(embeddings)).half().float())
+
+    def semantic_ids(self) -> SemanticIds:
+        """Return semantic IDs of the catalogue, of as many components of its texts as the settings say."""
+        fit = self.settings.fit
+        return quantise(self.texts()[:, : fit.id_components], seed=fit.seed)
+
+    def during(self, stage: str) -> Callable[[int, int, dict[str, float]], None]:
+        """Return what reports the progress of a stage."""
+        return lambda done, total, metrics: self.report(stage, done, total, metrics)
+
+    def backbone(self, kind: str) -> tuple[Backbone, dict[str, float]]:
+        """Return a trained backbone by kind (see `models.systems.table.System`) and its metrics; not yet extended."""
+        fit, fold = self.settings.fit, self.split.fold
+        if kind == "sasrec":
+            return self.once(kind, lambda: training.train_reference(
+                fold, fit, self.max_len, self.during("reference"), self.keep))
+        if kind == "sasrec+written":
+            return self.once(kind, self._with_written)
+
+        def with_texts() -> tuple[Backbone, dict[str, float]]:
+            text = self.texts() if kind == "sasrec+text" else texts_with_neighbours(
+                self.llm()[1].embeddings, self.banks)
+            return training.train_fused(fold, text, fit, self.max_len, self.during("scorer with texts"), self.keep)
+
+        return self.once(kind, with_texts)
+
+    def _with_written(self) -> tuple[Backbone, dict[str, float]]:
+        fit, fold = self.settings.fit, self.split.fold
+        states = self.written(item_prompts(self.dataset.texts), "texts about items")
+        whitened = Whitening(states)(states) * (states != 0).any(1, keepdim=True)
+        torch.manual_seed(fit.seed)
+        model = KnowledgeScorer(
+            whitened, fold.fresh(), fold.n_items, fit.dim, fit.layers, fit.heads, self.max_len, fit.dropout)
+        return training.train_scorer(model, fold, fit, self.during("scorer with written texts"), self.keep)
+
+    def written(self, prompts: list[str], stage: str) -> torch.Tensor:
+        """Return states (n, H) of what the language model writes after prompts; texts and states are kept on disk."""
+        writing = self.during(stage)
+        return knowledge_states(
+            self.llm()[0], prompts, self.settings.home / "cache" / "written",
+            lambda done, total: writing(done, total, {}))
+
+    def served(self, model: Backbone, name: str, shared: bool = False) -> Backbone:
+        """Return a scorer as it is tested: gone on over the held-out rows where the protocol says so.
+
+        Args:
+            shared: others will ask for the same one by this name.
+        """
+        if not self.split.extends:
+            return model
+
+        def extended() -> Backbone:
+            return training.extend(
+                model, self.split.fold, self.settings.fit, self.during(f"extension ({name})"), self.keep)
+
+        return self.once(f"extended {name}", extended) if shared else extended()
+
+    def reference_ranks(self) -> Ranks:
+        """Return what behaviour alone makes of the test."""
+        return self.once("reference ranks", lambda: self.rank(
+            self.served(self.backbone("sasrec")[0], "sasrec", shared=True)))
+
+    def rank(self, model: Backbone) -> Ranks:
+        """Return what a scorer without knowledge makes of the test."""
+        rows, hidden = hidden_before(model, self.split.test, self.split.begin, rows=self.split.rows())
+        side = model.item_side()
+        return Ranks(rows, *target_ranks(
+            lambda part: model.scores(hidden[part], side), model.n_items, self.split.test, rows))

@@ -1,0 +1,156 @@
+"""Freshet's own composition, trained and calibrated on a fold."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+
+from models.calibration.evidence import WORDS, calibrate_evidence
+from models.calibration.scoring import score_events
+from models.compute.pca import condense
+from models.data.fold import Fold
+from models.evidence.ease import Affinity
+from models.language.item_cache import ItemCache
+from models.language.llm import LanguageModel
+from models.scorers.backbone import Backbone
+from models.scorers.fusion import FusedScorer
+from models.scorers.training import Keep, extend, train_fused, train_reference
+from models.systems.freshet.knowledge_training import train_knowledge
+from models.systems.lwgr.knowledge import KnowledgeModel
+from models.systems.lwgr.source import CodebookSource
+from models.trust.radius import ScoredEvents, calibrate_epsilon, calibrate_min_history
+from schemas.settings import Settings
+
+Report = Callable[[str, int, int, dict[str, float]], None]
+Once = Callable[[str, Callable[[], Any]], Any]
+Teach = Callable[[Backbone, FusedScorer, KnowledgeModel, Affinity], dict[str, Any]]
+STAGES = ("reference", "fused", "affinity", "knowledge", "calibration", "extension")
+
+
+@dataclass(frozen=True, slots=True)
+class FittedFold:
+    """What `fit_fold` made: Freshet's own composition, calibrated.
+
+    Args:
+        reference, fused, affinity: as they are served.
+        knowledge: the knowledge model, trained on the fused scorer's `attention`.
+        scored: the held-out events the thresholds rest on.
+        epsilon, min_history: of `schemas.calibration.Calibration`.
+        evidence: the figures these rest on.
+        about: what `teach` returned.
+        metrics: of the other stages: quality on the held-out tenth, epochs, seconds.
+    """
+
+    reference: Backbone
+    fused: FusedScorer
+    affinity: Affinity
+    knowledge: KnowledgeModel
+    scored: ScoredEvents
+    epsilon: float
+    min_history: int
+    evidence: dict[str, float]
+    about: dict[str, Any]
+    metrics: dict[str, float]
+
+
+def _anew(_: str, make: Callable[[], Any]) -> Any:
+    return make()
+
+
+def fit_fold(
+    fold: Fold, texts: Sequence[str], settings: Settings, llm: LanguageModel, cache: ItemCache, *, extends: bool,
+    report: Report | None = None, once: Once = _anew, teach: Teach | None = None, bounded: bool = True,
+    keep: Keep | None = None, words: tuple[float, ...] = WORDS, shuffled: bool = False,
+) -> FittedFold:
+    """Train and calibrate Freshet's composition on a fold.
+
+    Args:
+        texts: of the catalogue's items.
+        cache: their states, built with `llm`.
+        extends: whether scorers go on over the fold's held-out rows at the end
+            (`models.measuring.protocols.Split.extends`).
+        report: called with stage (one of `STAGES`), steps done, steps in all and metrics.
+        once: gives what was made before under a name, else what a function makes: what other systems on the same fold
+            share (`models.systems.context.Workshop.once`: "sasrec", "sasrec+text", "extended sasrec", …). What is
+            shared is not changed.
+        teach: trains knowledge and `fused.attention` in place, given reference, fused scorer, knowledge model and
+            affinity; None = `models.systems.freshet.knowledge_training.train_knowledge`.
+        keep: where trained scorers of behaviour are kept; None = nowhere.
+        words: what texts may count in the evidence, one of which is chosen; () = no evidence.
+        bounded: False = the fused scorer stands for itself: the reference has no share in it.
+        shuffled: calibrate with another user's knowledge: a control (`models.systems.table.CONTROLS`).
+    """
+
+    def during(stage: str) -> Callable[[int, int, dict[str, float]], None]:
+        return lambda done, total, metrics: report(stage, done, total, metrics) if report is not None else None
+
+    fit, max_len = settings.fit, settings.state.history
+    metrics: dict[str, float] = {}
+    reference, found = once("sasrec", lambda: train_reference(fold, fit, max_len, during("reference"), keep))
+    metrics |= {f"reference_{name}": value for name, value in found.items()}
+    # Half precision is what the artifact holds; training with it keeps loaded and fitted models equal.
+    trained, found = once("sasrec+text", lambda: train_fused(
+        fold, condense(torch.from_numpy(cache.embeddings[: fold.n_items])).half().float(), fit, max_len,
+        during("fused"), keep))
+    metrics |= {f"fused_{name}": value for name, value in found.items()}
+    began = time.monotonic()
+    relating = during("affinity")
+    affinities: list[Affinity] = [] if words else [Affinity.none(fold.n_items)]
+    for at, share in enumerate(words):
+        affinities.append(once(
+            f"affinity, words {share:g}", partial(Affinity.fit, fold.training(), fold.n_items, texts, share)))
+        relating(at + 1, len(words) + 1, {})
+
+    def with_evidence() -> tuple[FusedScorer, Affinity, dict[str, float]]:
+        scorer = copy.deepcopy(trained)
+        return scorer, *calibrate_evidence(
+            fold.sequences, fold.begin, reference, scorer, affinities, seed=fit.seed, bounded=bounded,
+            shuffled=shuffled)
+
+    name = f"sasrec+text+evidence, words {words}{'' if bounded else ', unbounded'}{', shuffled' if shuffled else ''}"
+    calibrated, affinity, found = once(name, with_evidence)
+    fused = copy.deepcopy(calibrated)
+    metrics |= found
+    relating(len(words) + 1, len(words) + 1, {})
+    metrics["affinity_seconds"] = time.monotonic() - began
+    torch.manual_seed(fit.seed)
+    knowledge = KnowledgeModel.create(fit, llm)
+    if teach is not None:
+        about = teach(reference, fused, knowledge, affinity)
+    else:
+        about = train_knowledge(
+            fold, reference, fused, knowledge, cache, llm, fit, settings.llm, during("knowledge"))
+
+    began = time.monotonic()
+    calibrating = during("calibration")
+    done = score_events(
+        fold.sequences, fold.begin, reference, fused, CodebookSource(knowledge, cache, llm, settings.llm.history),
+        settings.llm, seed=fit.seed,
+        progress=lambda at, total: calibrating(at, total, {}), affinity=affinity, shuffled=shuffled)
+    epsilon, evidence = calibrate_epsilon(done, fit.harm)
+    min_history, more = calibrate_min_history(done, epsilon)
+    metrics["calibration_seconds"] = time.monotonic() - began
+
+    if extends:
+        began = time.monotonic()
+        going_on = during("extension")
+        reference = once("extended sasrec", lambda: extend(
+            reference, fold, fit, lambda at, total, now: going_on(at, 2 * total, now), keep))
+        extended = once(f"extended {name}", lambda: extend(
+            calibrated, fold, fit, lambda at, total, now: going_on(at + total, 2 * total, now), keep))
+        extended = copy.deepcopy(extended)
+        extended.attention = fused.attention  # users' vectors take no part in the extension
+        fused = extended
+        if words:
+            whole = once(f"extended affinity, words {affinity.words:g}", partial(
+                Affinity.fit, fold.sequences, fold.n_items, texts, affinity.words))
+            affinity = replace(whole, half_life=affinity.half_life)
+        metrics["extension_seconds"] = time.monotonic() - began
+    return FittedFold(
+        reference, fused, affinity, knowledge, done, epsilon, min_history, evidence | more, about, metrics)

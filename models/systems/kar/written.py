@@ -1,0 +1,192 @@
+"""KAR: what a language model writes about items and about users, encoded, through experts that both share.
+
+arXiv 2306.10933 and its code: factorised prompts ask for the factors a choice may rest on; answers are encoded by their
+mean states; a hybrid-expert adaptor (2 shared experts, 5 for each tower, a gate per tower) makes vectors of them. The
+user's text is written once, from the first half of the training events, and never used for an event of that half: KAR
+stores knowledge beforehand, nothing is refreshed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.compute.pca import Whitening
+from models.data.dataset import IntArray
+from models.data.sequences import Sequences
+from models.knowledge.sources import FROZEN, Moments, Source
+from models.language.encoding import PREFIX
+from models.language.generation import generated, manner, token_rows
+from models.language.llm import LanguageModel
+from models.language.writer import Writer
+from models.scorers.backbone import Backbone, ItemSide
+from models.systems.kar.towers import ITEM, SHARED, SPECIFIC, USER, Towers
+
+# Examples of what is asked for: without any, the packaged base model says of most films that they have "been
+# in the news for a long time"; with factors as a list it copies the example's. Read once for all items, so they cost
+# next to nothing. From several trades, since a catalogue may be of any.
+ABOUT_ITEMS = """Things that people choose, and what each is like: kind, style, mood, and whom it suits.
+
+The Great Escape. Action, War, 1963
+It is a prison-camp adventure with a large cast, tense yet playful, for those who enjoy clever plans and old war films.
+
+L'Occitane Shea Butter Hand Cream, 1 oz. Skin Care, Hands
+It is a rich cream that sinks in slowly, with a soft and nutty smell, for dry hands in winter and as a small gift.
+
+Trail Runner 5 Shoes, Women's. Salomon, Sports, Running
+It is a light shoe with a hard sole and deep grip, sporty and bright, for runners who leave the road.
+
+The Secret Garden. Novel, Children, 1911
+It is a slow country-house story about grief and growing, quiet and hopeful, for young readers and nostalgic adults.
+
+"""
+# Events of a user that are written about (KAR: 15 books, 30 films). Not two: on Beauty, where half of the users have at
+# most four, that would be 16,000 more texts about two products each, which items' texts are already about.
+STEPS = (4, 8, 16)
+TEXT_TOKENS = 64  # of an answer that are encoded
+ENCODED = 256  # answers at a time
+
+Step = Callable[[int, int], None]
+
+
+def item_prompts(texts: Sequence[str]) -> list[str]:
+    """Return the prompt of each item; "" has none and gets none."""
+    return [f"{ABOUT_ITEMS}{text[:160]}\nIt is" if text else "" for text in texts]
+
+
+def user_prompts(histories: Sequence[Sequence[int]], texts: Sequence[str]) -> list[str]:
+    """Return the prompt of each user's history of item rows, oldest first, the last 16; without any text it is "".
+
+    No examples here: with some, Gemma 3 270M gives 22 different answers to 64 users of Beauty, 60 without.
+    """
+    out = []
+    for history in histories:
+        known = [texts[item][:60].rstrip(" .,") for item in history if texts[item]][-STEPS[-1] :]
+        out.append(f"One person's favourites are {'; '.join(known)}.\nSo this is a person who likes" if known else "")
+    return out
+
+
+def knowledge_states(llm: LanguageModel, prompts: list[str], folder: Path, step: Step | None = None) -> Tensor:
+    """Return the mean states (n, H) of the answers to prompts; zero where there is no prompt or no answer."""
+    rows = [row for row, prompt in enumerate(prompts) if prompt]
+    answers = generated(llm, [prompts[row] for row in rows], folder, step)
+    said = [(row, text) for row, text in zip(rows, answers, strict=True) if text]
+    digest = hashlib.sha256(f"{manner(llm, TEXT_TOKENS)}|{PREFIX}|{len(prompts)}".encode())
+    for row, text in said:
+        digest.update(f"{row}|{text}|".encode())
+    path = folder / f"{digest.hexdigest()[:24]}.npy"
+    if path.is_file():
+        return torch.from_numpy(np.load(path, allow_pickle=False))
+    out = torch.zeros(len(prompts), llm.hidden_size)
+    if said:
+        means = encode_texts(Writer(llm), [text for _, text in said])
+        out[torch.tensor([row for row, _ in said])] = means
+    scratch = path.with_suffix(f".{os.getpid()}.npy")
+    np.save(scratch, out.numpy(), allow_pickle=False)
+    scratch.replace(path)
+    return out
+
+
+@torch.no_grad()
+def encode_texts(writer: Writer, texts: list[str]) -> Tensor:
+    """Return the mean last states (n, H) of texts, each read alone after the prefix that item texts are read after."""
+    ids = writer.llm.tokenize(texts, TEXT_TOKENS)
+    begin = token_rows(writer.llm, [PREFIX])[0]
+    out = torch.zeros(len(texts), writer.llm.hidden_size)
+    order = sorted((at for at in range(len(texts)) if ids[at]), key=lambda at: len(ids[at]))
+    for first in range(0, len(order), ENCODED):
+        part = order[first : first + ENCODED]
+        _, hidden = writer.read([ids[at] for at in part], begin)
+        lengths = torch.tensor([len(ids[at]) for at in part], device=hidden.device)
+        present = torch.arange(hidden.shape[1], device=hidden.device) < lengths[:, None]
+        out[torch.tensor(part)] = ((hidden.float() * present[..., None]).sum(1) / lengths[:, None]).cpu()
+    return out
+
+
+def written_about(training: Sequences) -> IntArray:
+    """Return per user how many of the first training events are written about, (users,).
+
+    The largest of `STEPS` within the first half; 0 = nothing is written, and knowledge is zero. Steps that double,
+    since a text about nine events is not worth writing anew for a tenth; so most users' prompts are the same under
+    every protocol, too: on Beauty 9,176 texts serve both, where prompts of up to 16 events each would be 36,800.
+    """
+    half = (training.lengths() + 1) // 2
+    steps = np.array([0, *STEPS])
+    return steps[np.searchsorted(steps, half, side="right") - 1]
+
+
+class KnowledgeScorer(Backbone):
+    """A backbone whose items carry what the language model wrote about them.
+
+    Args:
+        written: (n_items, w) whitened states of items' texts, zero rows where there is none.
+        fresh: (n_items,) bool, items no training event shows.
+        n_items, dim, layers, heads, max_len, dropout: of the backbone.
+    """
+
+    written: Tensor
+
+    def __init__(
+        self, written: Tensor, fresh: Tensor | None, n_items: int, dim: int, layers: int, heads: int, max_len: int,
+        dropout: float,
+    ) -> None:
+        super().__init__(n_items, dim, layers, heads, max_len, dropout, fresh)
+        self.register_buffer("written", written, persistent=False)
+        self.experts = Towers(2, written.shape[1], dim, SHARED, SPECIFIC)
+        with torch.no_grad():  # vectors of items start at 0.02 per component: knowledge as large, not 50 times
+            self.experts.shared_out.mul_(0.02)
+            self.experts.own_out.mul_(0.02)
+
+    def item_side(self, dropped: Tensor | None = None) -> ItemSide:
+        """Return vectors and biases of the catalogue as the backbone does, with items' knowledge."""
+        vectors, bias = super().item_side(dropped)
+        there = (self.written != 0).any(1, keepdim=True)
+        return vectors + self.experts.every(self.written, ITEM) * there, bias
+
+
+class WrittenSource(Source):
+    """What was written about each user, through the user tower.
+
+    Args:
+        states: (users, H) of the texts, zero rows where there is none.
+        written: (users,) events of each that the text is about, the user's first.
+    """
+
+    bank: Tensor
+
+    def __init__(self, states: Tensor, written: IntArray) -> None:
+        super().__init__()
+        self.items, self.snapshots = 1, FROZEN
+        self.whiten = Whitening(states)
+        self.register_buffer("bank", self._whitened(states), persistent=False)
+        self._written = np.where((states != 0).any(1).numpy(), written, np.iinfo(np.int64).max)
+        self.experts: Towers | None = None
+
+    def attach(self, backbone: Backbone) -> None:
+        """Share the experts of the scorer's items."""
+        if isinstance(backbone, KnowledgeScorer):
+            self.experts = backbone.experts
+
+    def forward(self, moments: Moments) -> Tensor:
+        """Return knowledge (B, 1, d); zero where a text is about events not before the moment."""
+        known = torch.from_numpy(moments.length >= self._written[moments.user]).to(self.bank.device)
+        return self._vectors(self.bank[torch.from_numpy(moments.user).to(self.bank.device)], known)
+
+    def about(self, states: Tensor) -> Tensor:
+        """Return knowledge (B, 1, d) of texts written just now, by their states (B, H); zero rows where there is none.
+        """
+        return self._vectors(self._whitened(states), (states != 0).any(1))
+
+    def _whitened(self, states: Tensor) -> Tensor:
+        return self.whiten(states) * (states != 0).any(1, keepdim=True)
+
+    def _vectors(self, user: Tensor, known: Tensor) -> Tensor:
+        if self.experts is None:
+            raise RuntimeError("WrittenSource needs attach(backbone) first")
+        return (self.experts.tower(user, USER) * known[:, None])[:, None] * self.experts.shape[1] ** 0.5

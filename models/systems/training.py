@@ -1,0 +1,176 @@
+"""How each row of `models.systems.table` and its controls are trained.
+
+Backbone and, where there is knowledge, the frozen reference it is measured against come first; knowledge is then
+trained on top (`models.knowledge.training`). As `freshet fit` does, scorers go on over the held-out rows at the end
+where the protocol says so, and what was trained on top stays.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from models.calibration.evidence import WORDS
+from models.compute.pca import condense
+from models.evidence.ease import Affinity
+from models.generative.scorer import rank_generative
+from models.generative.training import extend_generative, train_generative
+from models.knowledge.composition import Composed
+from models.knowledge.objectives import FixedPenalty, Objective
+from models.knowledge.sources import FROZEN
+from models.knowledge.training import TrainingPlan
+from models.knowledge.training import train as train_jointly
+from models.measuring.outcomes import Outcome
+from models.measuring.protocols import Age
+from models.scorers import training
+from models.scorers.backbone import Backbone
+from models.scorers.fusion import FusedScorer
+from models.systems.context import Context, Trained
+from models.systems.freshet.fit_fold import fit_fold
+from models.systems.freshet.with_evidence import WithEvidence
+from models.systems.lwgr.knowledge import KnowledgeModel
+from models.systems.lwgr.source import CodebookSource
+from models.systems.registry import FUSIONS, OBJECTIVES, SOURCES
+from models.systems.table import System
+
+EVIDENCE: dict[str, tuple[float, ...]] = {"no-evidence": (), "no-words": (0.0,)}  # what words may count there
+TAUGHT = ("shuffled-knowledge", "unconstrained", "fixed-penalty")
+UNBOUNDED = ("unconstrained", "no-trust-region")
+
+
+def train(system: System, control: str | None, context: Context) -> Trained:
+    """Train a system, or one of its controls."""
+    if system.backbone == "sasrec+text+evidence":
+        return _freshet(system, control, context)
+    if system.has_knowledge:
+        return _knowledge(system, control, context)
+    if control == "extra-steps":
+        return _extra_steps(context)
+    if system.backbone == "semantic-ids":
+        return _generative(context)
+    model, about = _text_init(context) if control == "text-init" else context.backbone(system.backbone)
+    served = context.served(model, control or system.backbone, shared=control is None)
+    reference = None if system.backbone == "sasrec" and control is None else context.reference_ranks()
+    ranks = context.rank(served)
+    return Trained(lambda _: Outcome(ranks, reference), dict(about))
+
+
+def compose(system: System, control: str | None, context: Context) -> tuple[Composed, dict[str, Any]]:
+    """Train a row with knowledge, and return it as no held-out row has been trained on yet, with its metrics."""
+    reference = context.backbone("sasrec")[0]
+    backbone = copy.deepcopy(context.backbone(system.backbone)[0])
+    adaptor = control if control == "softmax-attention" else system.adaptor
+    source = SOURCES[system.instruction, system.extraction, adaptor](context)
+    source.attach(backbone)
+    model = Composed(
+        backbone, reference, source, FUSIONS[system.fusion](context.settings.fit), control == "shuffled-knowledge")
+    plan = _plan(context, _objective(system, control))
+    return model, train_jointly(model, context.split.fold, plan, context.during("knowledge"))
+
+
+def go_on(model: Composed, system: System, control: str | None, context: Context) -> Composed:
+    """Let both scorers of what `compose` made go on over the held-out rows, where the protocol says so."""
+    model.backbone = context.served(model.backbone, _name(system, control))
+    model.reference = context.served(model.reference, "sasrec", shared=True)
+    return model
+
+
+def _knowledge(system: System, control: str | None, context: Context) -> Trained:
+    model, about = compose(system, control, context)
+    return _trained(go_on(model, system, control, context), context, about)
+
+
+def _freshet(system: System, control: str | None, context: Context) -> Trained:
+    """Train as `freshet fit` does, on the protocol's fold; where a control changes how knowledge is trained, by
+    `joint_training`.
+    """
+    fold = context.split.fold
+    llm, cache = context.llm()
+    shuffled = control == "shuffled-knowledge"
+
+    def teach(
+        reference: Backbone, fused: FusedScorer, knowledge: KnowledgeModel, affinity: Affinity,
+    ) -> dict[str, Any]:
+        source = CodebookSource(knowledge, cache, llm, context.settings.llm.history)
+        model = WithEvidence(fused, reference, source, fused.attention, shuffled, affinity)
+        plan = replace(_plan(context, _objective(system, control)), trains_backbone=False)
+        return train_jointly(model, fold, plan, context.during("knowledge"))
+
+    made = fit_fold(
+        fold, context.dataset.texts, context.settings, llm, cache, extends=context.split.extends, report=context.report,
+        once=context.once, keep=context.keep, words=EVIDENCE.get(control or "", WORDS),
+        bounded=control != "unconstrained", shuffled=shuffled, teach=teach if control in TAUGHT else None)
+    model = WithEvidence(
+        made.fused, made.reference, CodebookSource(made.knowledge, cache, llm, context.settings.llm.history),
+        made.fused.attention, shuffled, made.affinity)
+    about = made.metrics | made.about | made.evidence | {
+        "epsilon": made.epsilon, "min_history": float(made.min_history)}
+    served = system.serving if control not in UNBOUNDED else ""
+    return _trained(model, context, about, made.epsilon if served == "trust-region" else None, made.min_history)
+
+
+def _name(system: System, control: str | None) -> str:
+    return system.name if control is None else f"{system.name}, {control}"
+
+
+def _objective(system: System, control: str | None) -> Objective:
+    if control == "unconstrained":
+        return Objective()
+    return FixedPenalty() if control == "fixed-penalty" else OBJECTIVES[system.objective]()
+
+
+def _trained(
+    model: Composed, context: Context, about: dict[str, Any], epsilon: float | None = None, least: int = 1,
+) -> Trained:
+    model.eval().requires_grad_(False)
+    def rank(age: Age) -> Outcome:
+        generating = context.during(f"knowledge, {age.name}")
+        return Outcome(model.rank(
+            context.split.test, context.split.begin, age, epsilon, least,
+            lambda done, total: generating(done, total, {}), context.split.rows()),
+            context.reference_ranks())
+
+    return Trained(rank, about, model)
+
+
+def _plan(context: Context, objective: Objective) -> TrainingPlan:
+    fit = context.settings.fit
+    return TrainingPlan(fit.knowledge_epochs, objective, seed=fit.seed, device=fit.device)
+
+
+def _generative(context: Context) -> Trained:
+    fit, fold = context.settings.fit, context.split.fold
+    model, about = train_generative(fold, context.semantic_ids(), fit, context.max_len, context.during("generative"))
+    if context.split.extends:
+        model = extend_generative(model, fold, fit, context.during("extension (generative)"))
+    beams = context.during("beams")
+    ranks = rank_generative(
+        model, context.split.test, context.split.begin, lambda done, total: beams(done, total, {}),
+        only=context.split.rows())
+    return Trained(lambda _: Outcome(ranks, context.reference_ranks()), about)
+
+
+def _extra_steps(context: Context) -> Trained:
+    reference = context.backbone("sasrec")[0]
+    model = Composed(copy.deepcopy(reference), reference, None, None)
+    about = train_jointly(
+        model, context.split.fold, replace(_plan(context, Objective()), none_is_an_epoch=False, snapshots=FROZEN),
+        context.during("extra steps"))
+    ranks = context.rank(context.served(model.backbone, "extra-steps"))
+    return Trained(lambda _: Outcome(ranks, context.reference_ranks()), about)
+
+
+def _text_init(context: Context) -> tuple[Backbone, dict[str, float]]:
+    """Train a plain backbone whose item vectors start at their texts' leading components, of the usual size."""
+    fit, fold = context.settings.fit, context.split.fold
+    torch.manual_seed(fit.seed)
+    model = Backbone(fold.n_items, fit.dim, fit.layers, fit.heads, context.max_len, fit.dropout, fold.fresh())
+    with torch.no_grad():
+        start = condense(torch.from_numpy(context.llm()[1].embeddings), fit.dim)
+        has = (start != 0).any(1)
+        model.items[has, : start.shape[1]] = 0.02 * start[has]
+    return training.train_scorer(model, fold, fit, context.during("text-initialised reference"), context.keep)
+

@@ -1,0 +1,77 @@
+"""What the stage says to the others about a user, from their state."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from schemas.messages import (
+    AlignmentSample,
+    JudgedEvent,
+    KnowledgeRequest,
+    Margin,
+    RankingReason,
+    RankingRequest,
+)
+from streams.profile.fold import Touched
+from streams.profile.state import Pending, UserState
+
+
+def ranking_request(
+    user: str, state: UserState, reason: RankingReason, caused_at: float, now: float, judged: list[JudgedEvent],
+) -> RankingRequest:
+    """Return the request to recommend anew and to score `judged`."""
+    return RankingRequest(
+        user_id=user, reason=reason, history=list(state.items), seen=list(state.seen), judged=judged,
+        count=state.count, knowledge_version=state.knowledge_version,
+        knowledge_model_version=state.model_version, trust=state.trust, event_time=state.event_time,
+        caused_at=caused_at, requested_at=now)
+
+
+def judged_events(state: UserState, note: Touched) -> list[JudgedEvent]:
+    """Return a batch's events to be scored, oldest first.
+
+    Late events are not judged: knowledge may have been made from what came after them. Neither are events the
+    knowledge has seen or that were bet on already.
+    """
+    done = max(state.knowledge_count, state.judged_count)
+    position = {count: place for place, count in enumerate(state.counts)}
+    judged: dict[int, JudgedEvent] = {}
+    for event in (*note.replayed, *note.applied):
+        count = state.event_ids.get(event.event_id)
+        if count is None or count <= done or event.backfill:
+            continue
+        place = position.get(count)
+        if place is not None and all(later > count for later in state.counts[place + 1:]):
+            judged[count] = JudgedEvent(
+                event_id=event.event_id, item_id=event.item_id, position=place, count=count)
+    return [judged[count] for count in sorted(judged)]
+
+
+def knowledge_request(user: str, state: UserState, pending: Pending, *, as_asked: bool = False) -> KnowledgeRequest:
+    """Return the request for what is pending.
+
+    Args:
+        as_asked: from the history as it was then, not from all there is by now.
+    """
+    items, count, event_time = list(state.items), state.count, state.event_time
+    if as_asked:
+        items = [item for item, number in zip(items, state.counts, strict=True) if number <= pending.count]
+        count, event_time = pending.count, pending.event_time
+    return KnowledgeRequest(
+        user_id=user, version=pending.version, reason=pending.reason, history=items, count=count,
+        event_id=pending.event_id, event_time=event_time, caused_at=pending.caused_at,
+        requested_at=pending.requested_at, priority=pending.priority)
+
+
+def alignment_samples(user: str, state: UserState, margins: Sequence[Margin]) -> list[AlignmentSample]:
+    """Return the events on which knowledge did harm, each with the history before it."""
+    wealth = max(state.log_wealth, default=0.0)
+    samples = []
+    for margin in margins:
+        if margin.value < 0 and margin.count in state.counts:
+            place = state.counts.index(margin.count)
+            samples.append(AlignmentSample(
+                user_id=user, history=state.items[:place], item_id=margin.item_id, margin=margin.value,
+                log_wealth=wealth, knowledge_version=margin.knowledge_version, model_version=state.model_version,
+                event_time=state.times[place]))
+    return samples

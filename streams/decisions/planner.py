@@ -1,0 +1,297 @@
+"""The pure step of the streams stage: states and messages in, changed states and messages out.
+
+No clock, no broker, no file: the Faust app and an offline replay call the same three methods. Each takes the current
+states of the users concerned (users not in it are new), changes them in place, and returns what must be sent. A message
+delivered again changes no state, but what it caused is said again: whoever crashed in between may not have said it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from schemas.calibration import Calibration
+from schemas.messages import (
+    AlignmentSample,
+    Judgement,
+    KnowledgeRequest,
+    KnowledgeUpdate,
+    Margin,
+    RankingRequest,
+    RefreshReason,
+)
+from schemas.settings import Settings
+from streams.decisions.admission import ask, ask_at_a_price, ask_for_reasons
+from streams.decisions.gain import begin_trial, note_margins
+from streams.decisions.outgoing import alignment_samples, judged_events, knowledge_request, ranking_request
+from streams.decisions.policies import by_period, period_ended
+from streams.decisions.price import Limits, Market, advance, answered
+from streams.decisions.refresh import Policy, priority
+from streams.detection.drift import Detector
+from streams.detection.trust import judge, renewed
+from streams.profile.catalogue import ItemVectors
+from streams.profile.fold import Event, Touched, fold
+from streams.profile.interests import rebuild
+from streams.profile.state import UserState
+
+States = dict[str, UserState]
+
+
+@dataclass(slots=True)
+class Plan:
+    """What one batch leads to. `changed` names the users whose states must be stored."""
+
+    changed: set[str] = field(default_factory=set)
+    ranking: list[RankingRequest] = field(default_factory=list)
+    knowledge: list[KnowledgeRequest] = field(default_factory=list)
+    alignment: list[AlignmentSample] = field(default_factory=list)
+    unknown_users: int = 0  # judgements and updates of users without a state: ignored
+
+
+class Planner:
+    """The stage with its constants, and the market that prices refreshes.
+
+    `market` is all that it remembers beside users' states: a plain value, there with the `freshet` policy and None with
+    the others. Set it to None and every reason is acted on at once, whatever the queue.
+
+    Args:
+        vectors: item vectors of the fitted model.
+        calibration: its thresholds.
+        settings: bounds, and overrides of the thresholds.
+        model_version: the fitted model's; knowledge of another one is stale. "" = do not compare.
+    """
+
+    def __init__(
+        self, vectors: ItemVectors, calibration: Calibration, settings: Settings, model_version: str = "",
+    ) -> None:
+        self.settings = settings
+        calls = settings.refresh.calls_per_1000
+        self.limits = Limits(None if calls is None else calls / 1000.0)
+        self._take(vectors, calibration, model_version)
+        self.market: Market | None = Market() if self.policy.name == "freshet" else None
+
+    def _take(self, vectors: ItemVectors, calibration: Calibration, model_version: str) -> None:
+        self.vectors = vectors
+        self.detector = Detector.of(calibration, self.settings.refresh)
+        self.policy = Policy.of(calibration, self.settings.refresh, model_version)
+        self.margin_bound = calibration.margin_bound
+        self.alpha = self.settings.refresh.alpha
+
+    def follow(self, vectors: ItemVectors, calibration: Calibration, model_version: str) -> bool:
+        """Take another fitted model as the one in use, between two batches; return whether it is another.
+
+        Knowledge of any other model is stale from now on, and users' interests move to its space with their next event
+        (`interests.rebuild`). What was learned of prices and gains stays: they are counted in the judge's bound.
+        """
+        if self.policy.model_version in ("", model_version):
+            return False
+        before = self.policy.name
+        self._take(vectors, calibration, model_version)
+        if self.policy.name != before:  # one of the two knows nothing of users: nothing to refresh, nothing to price
+            self.market = Market() if self.policy.name == "freshet" else None
+        return True
+
+    def events(self, states: States, events: Sequence[Event], now: float) -> Plan:
+        """Fold behaviour events; ask for rankings and, where it is time, for knowledge.
+
+        Args:
+            events: in order of arrival.
+            now: wall clock, seconds.
+        """
+        groups: dict[str, list[Event]] = {}
+        for event in events:
+            group = groups.get(event.user_id)
+            if group is None:
+                groups[event.user_id] = [event]
+            else:
+                group.append(event)
+        model = self.policy.model_version
+        for user in groups:
+            if user not in states:
+                states[user] = UserState(interest_model=model)
+            elif states[user].interest_model != model and model:
+                rebuild(states[user], self.vectors, self.settings.state, model)
+        plan = Plan(changed=set(groups))
+        concerned: dict[str, bool] = {}
+        fresh = 0
+        for user, note in self._fold(plan, states, groups, now).items():
+            if note.live:
+                state = states[user]
+                plan.ranking.append(
+                    ranking_request(user, state, "event", note.caused_at, now, judged_events(state, note)))
+                if len(note.replayed) < len(groups[user]):
+                    concerned[user] = bool(note.replayed)
+                    fresh += len(groups[user]) - len(note.replayed)
+                elif state.pending is not None:
+                    plan.knowledge.append(self._request(user, state))
+        self._pass(fresh, now)
+        self._refresh(plan, states, concerned, now)
+        return plan
+
+    def before(self, states: States, events: Sequence[Event], now: float) -> Plan:
+        """Ask for what a run at the end of a period would have made by now: the `nightly` policy; nothing with others.
+
+        `events` does so itself. Who wants the answer to be there before the events are judged (a replay) calls this
+        first and hands the answers to `updates`; nothing is asked twice then.
+
+        Args:
+            events: about to be folded; of each user the first counts.
+        """
+        plan = Plan()
+        if self.policy.name == "nightly":
+            for event in events:
+                state = states.get(event.user_id)
+                if state is not None and period_ended(state, event, self.policy.min_history, self.policy.period_s):
+                    reason: RefreshReason = "stale" if state.knowledge_version else "cold_start"
+                    ask(state, reason, now, priority(state, reason, self.policy))
+                    plan.knowledge.append(self._request(event.user_id, state))
+                    plan.changed.add(event.user_id)
+        return plan
+
+    def _fold(self, plan: Plan, states: States, groups: dict[str, list[Event]], now: float) -> dict[str, Touched]:
+        constants = (self.vectors, self.settings.state, self.detector)
+        if self.policy.name != "nightly":
+            return fold(states, groups, *constants)
+        notes: dict[str, Touched] = {}
+        for part in by_period(states, groups, self.policy.period_s):
+            plan.knowledge.extend(self.before(states, [group[0] for group in part.values()], now).knowledge)
+            for user, note in fold(states, part, *constants).items():
+                notes[user] = notes[user].then(note) if user in notes else note
+        return notes
+
+    def judgements(self, states: States, judgements: Sequence[Judgement], now: float) -> Plan:
+        """Bet against users' knowledge with the margins of what they did."""
+        plan = Plan()
+        self._pass(0, now)
+        contradicted: dict[str, bool] = {}
+        for judgement in judgements:
+            state = states.get(judgement.user_id)
+            if state is None:
+                plan.unknown_users += 1
+                continue
+            plan.changed.add(judgement.user_id)
+            if self._judge(plan, judgement, state, now) and "contradiction" in self.policy.reasons:
+                contradicted[judgement.user_id] = True
+        self._refresh(plan, states, contradicted, now)
+        return plan
+
+    def updates(self, states: States, updates: Sequence[tuple[KnowledgeUpdate, float]], now: float) -> Plan:
+        """Note which knowledge is readable and have its users ranked with it.
+
+        Args:
+            updates: each with its record's broker timestamp, seconds.
+        """
+        plan = Plan()
+        self._pass(0, now)
+        newest: dict[str, float] = {}
+        for update, caused_at in updates:
+            state = states.get(update.user_id)
+            if state is None:
+                plan.unknown_users += 1
+                continue
+            if update.version < state.knowledge_version:
+                continue
+            if update.version > state.knowledge_version:
+                _accept(state, update, self.alpha)
+                plan.changed.add(update.user_id)
+                if self.market is not None and state.pending is None:
+                    answered(self.market, update.user_id)
+            newest[update.user_id] = caused_at
+        for user, caused_at in newest.items():
+            plan.ranking.append(ranking_request(user, states[user], "knowledge", caused_at, now, []))
+        return plan
+
+    def _pass(self, events: int, now: float) -> None:
+        if self.market is not None:
+            advance(self.market, self.limits, events, now)
+
+    def _refresh(self, plan: Plan, states: States, users: dict[str, bool], now: float) -> None:
+        """Ask for the knowledge of those of `users` whose time it is.
+
+        Args:
+            users: with whether part of what they did is known already; then what is pending is asked for again.
+        """
+        names = list(users)
+        these = [states[user] for user in names]
+        if self.market is None:
+            asked = ask_for_reasons(these, now, self.policy)
+        else:
+            asked = ask_at_a_price(names, these, now, self.policy, self.market, self.limits, self.alpha)
+        for user, state, new in zip(names, these, asked, strict=True):
+            if new or (users[user] and state.pending is not None):
+                plan.knowledge.append(self._request(user, state))
+
+    def _request(self, user: str, state: UserState) -> KnowledgeRequest:
+        assert state.pending is not None  # noqa: S101 - for the type checker
+        return knowledge_request(user, state, state.pending, as_asked=self.policy.name == "nightly")
+
+    def _judge(self, plan: Plan, judgement: Judgement, state: UserState, now: float) -> bool:
+        """Bet; return whether the judgement holds the margin that contradicts the knowledge."""
+        newest = max((margin.knowledge_version for margin in judgement.margins), default=0)
+        known = max(state.knowledge_version, state.pending.version if state.pending else 0)
+        if newest > known:
+            _adopt(state, newest, self.alpha)
+            if self.market is not None:
+                answered(self.market, judgement.user_id)
+        fresh: list[Margin] = []
+        done = max(state.judged_count, state.knowledge_count)
+        for margin in judgement.margins:
+            if 0 < margin.knowledge_version == state.knowledge_version and margin.count > done:
+                fresh.append(margin)
+                done = margin.count
+        if fresh and not state.contradicted_at:
+            values = [margin.value for margin in fresh]
+            verdict = judge(state.log_wealth, state.help_wealth, state.standing, values, self.margin_bound, self.alpha)
+            state.log_wealth, state.help_wealth = verdict.harm, verdict.help
+            state.standing, state.trust = verdict.standing, verdict.trust
+            if verdict.contradicted is not None:
+                state.contradicted_at = fresh[verdict.contradicted].count
+        if fresh:
+            state.judged_count = done
+            if self.market is not None:
+                outcome = note_margins(state, [margin.value for margin in fresh], self.margin_bound)
+                if outcome is not None:
+                    self.market.gain.learn(*outcome)
+        current = [m for m in judgement.margins if m.knowledge_version == state.knowledge_version]
+        if not state.contradicted_at or all(margin.count != state.contradicted_at for margin in current):
+            return False
+        plan.alignment.extend(alignment_samples(judgement.user_id, state, current))
+        plan.ranking.append(ranking_request(judgement.user_id, state, "event", state.caused_at, now, []))
+        return True
+
+
+def _accept(state: UserState, update: KnowledgeUpdate, alpha: float) -> None:
+    """Take `update` as the user's knowledge: bets and drift start anew."""
+    asked_as = state.pending is not None and state.pending.version == update.version
+    begin_trial(state, state.pending.features if state.pending is not None and asked_as else [])
+    state.knowledge_version = update.version
+    state.knowledge_count = update.count
+    state.knowledge_event_time = update.event_time
+    state.model_version = update.model_version
+    pending = state.pending
+    state.anchor = pending.anchor if pending is not None else state.long
+    if pending is not None and update.version >= pending.version:
+        state.pending = None
+    _start_anew(state, alpha)
+
+
+def _adopt(state: UserState, version: int, alpha: float) -> None:
+    """Catch up with a store that is ahead of this state (it was lost, the store was not).
+
+    Nothing is known of that knowledge but its version; it counts as made from all events so far, so that no bet is
+    placed on what it may have seen, and the next request will carry a version the store accepts.
+    """
+    state.knowledge_version = version
+    state.knowledge_count = state.count
+    state.knowledge_event_time = state.event_time
+    state.model_version = ""
+    state.anchor = state.long
+    state.pending = None
+    begin_trial(state, [])
+    _start_anew(state, alpha)
+
+
+def _start_anew(state: UserState, alpha: float) -> None:
+    state.cusum, state.drifted = 0.0, False
+    state.log_wealth, state.contradicted_at = [], 0
+    state.trust = renewed(state.help_wealth, state.standing, alpha)

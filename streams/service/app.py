@@ -1,0 +1,220 @@
+"""The streams role: a Faust app around the stage. `main` runs it in the foreground."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import faust
+from faust.types.auth import AuthProtocol, SASLMechanism
+
+from schemas.artifacts import Registry
+from schemas.calibration import Calibration
+from schemas.errors import FreshetError
+from schemas.settings import KafkaSettings, Settings
+from streams.decisions.planner import Planner
+from streams.profile.catalogue import ItemVectors
+from streams.service.batching import BatchTransport
+from streams.service.outbox import FaustOutbox
+from streams.service.stage import SOURCES, Delivery, Stage
+from streams.service.table import UserTable
+from streams.service.watchdog import FaustWatchdog
+
+log = logging.getLogger("freshet.streams")
+
+GROUP = "freshet-streams"
+TABLE = "user-state"
+# Two batches wait while one is processed: enough to keep the fetcher busy, few enough to bound memory.
+BUFFERED_BATCHES = 2
+FOLLOW_EVERY_S = 5.0  # how often to look which fitted model is in use
+# Kafka takes batches of up to max.message.bytes, 1 MiB unless raised.
+MAX_BATCH_BYTES = 900_000
+
+
+class StreamsApp(faust.App):
+    """A Faust app whose source topics are delivered in batches."""
+
+    batched_topics: frozenset[str] = frozenset()
+
+
+def credentials(settings: KafkaSettings) -> Any:
+    """Return Faust's credentials for the settings, None for PLAINTEXT."""
+    if settings.security_protocol == "PLAINTEXT":
+        return None
+    context = None
+    if settings.security_protocol in {"SSL", "SASL_SSL"}:
+        context = ssl.create_default_context(cafile=settings.ssl_cafile or None)
+    if settings.security_protocol == "SSL":
+        return faust.SSLCredentials(context)
+    credentials = faust.SASLCredentials(
+        username=settings.sasl_username, password=settings.sasl_password,
+        mechanism=SASLMechanism(settings.sasl_mechanism), ssl_context=context)
+    credentials.protocol = AuthProtocol(settings.security_protocol)
+    return credentials
+
+
+def build(settings: Settings, planner: Planner) -> StreamsApp:
+    """Return the app; `settings.kafka.bootstrap` says where the broker is."""
+    kafka = settings.kafka
+    folder = settings.home / "streams"
+    folder.mkdir(parents=True, exist_ok=True)
+    session_s = kafka.session_timeout_s
+    app = StreamsApp(
+        GROUP,
+        broker=[f"kafka://{server.strip()}" for server in kafka.bootstrap.split(",")],
+        broker_credentials=credentials(kafka),
+        broker_session_timeout=session_s, broker_heartbeat_interval=session_s / 5,
+        broker_request_timeout=max(30.0, 1.5 * session_s), broker_commit_interval=1.0,
+        store="rocksdb://", datadir=str(folder), web_enabled=False,
+        topic_partitions=kafka.partitions, topic_replication_factor=kafka.replication, topic_disable_leader=True,
+        table_standby_replicas=0, stream_buffer_maxsize=BUFFERED_BATCHES, stream_wait_empty=True,
+        # A changelog shorter than what RocksDB has seen is a new broker's (the embedded one forgets at its end): the
+        # states on disk are then all there is, and are kept.
+        recovery_consistency_check=False, stream_recovery_delay=0.0,
+        producer_max_batch_size=MAX_BATCH_BYTES, producer_request_timeout=30.0)
+    app.batched_topics = frozenset(SOURCES)
+    app.transport = BatchTransport(app.conf.broker_consumer, app)
+    sources = app.topic(*SOURCES, key_serializer="raw", value_serializer="raw")
+    store = app.Table(TABLE, key_type=bytes, value_type=bytes, partitions=kafka.partitions)
+    ready = settings.home / "run" / "streams.ready"
+    stage: Stage | None = None
+    refused: str | None = None  # the model last said not to be usable
+
+    def the_stage() -> Stage:
+        nonlocal stage
+        if stage is None:
+            outbox = FaustOutbox(app.producer._ensure_producer())
+            stage = Stage(planner, UserTable(store, outbox), outbox, settings)
+        return stage
+
+    @app.agent(sources)
+    async def states(stream: Any) -> None:
+        # Acknowledged by hand: Faust takes an exception that leaves the loop for an acknowledgement. While one batch is
+        # on its way to the broker the next one is prepared; they become durable, and are acknowledged, in their order.
+        earlier: asyncio.Task[None] | None = None
+        async for event in stream.noack().events():
+            message = event.message
+            async with crash_on_error(app, message):
+                delivery = the_stage().prepare(message.topic, message.partition, event.value)
+            if earlier is not None:
+                await earlier
+            earlier = asyncio.create_task(finish(delivery, message))
+
+    async def finish(delivery: Delivery, message: Any) -> None:
+        async with crash_on_error(app, message):
+            await the_stage().deliver(delivery)
+        app.consumer.settle(message)
+
+    @app.on_partitions_revoked.connect
+    async def on_revoked(*args: Any, **kwargs: Any) -> None:
+        the_stage().forget()
+
+    @app.on_partitions_assigned.connect
+    async def on_assigned(*args: Any, **kwargs: Any) -> None:
+        the_stage().forget()
+        check_partitions(app, kafka.partitions)
+
+    @app.task
+    async def watch() -> None:
+        watchdog = FaustWatchdog(settings.watchdog.stall_s)
+        await watchdog.run(app, ready)
+
+    @app.timer(interval=FOLLOW_EVERY_S)
+    async def follow() -> None:
+        # Without this, knowledge made after a rollback would be stale by the version that was rolled back, and be made
+        # again and again.
+        nonlocal refused
+        version = ""
+        try:
+            version = Registry(settings.home).current()
+            if version != planner.policy.model_version and planner.follow(
+                    *await asyncio.to_thread(model_in_use, settings)):
+                log.warning("model %s is in use now: its thresholds hold, and knowledge of others is stale", version)
+        except (FreshetError, OSError) as error:
+            if version != refused:  # tried again and again, said once
+                log.error("model %s cannot be followed, the old one's thresholds stay: %s", version, error)
+            refused = version
+
+    return app
+
+
+def check_partitions(app: StreamsApp, partitions: int) -> None:
+    """Raise FreshetError unless every source topic has `partitions` partitions: users would be sent astray."""
+    for topic in SOURCES:
+        found = app.consumer.topic_partitions(topic)
+        if found is not None and found != partitions:
+            raise FreshetError(
+                f"topic {topic} has {found} partitions, FRESHET_KAFKA_PARTITIONS says {partitions}; set it to the "
+                "topics' number (the same for all keyed by user), or make the topics anew")
+
+
+@asynccontextmanager
+async def crash_on_error(app: StreamsApp, message: Any) -> AsyncIterator[None]:
+    """End the process on an error inside: neither a bad record nor a broker that is away is one, a full disk is.
+
+    What was not settled will be delivered again.
+    """
+    try:
+        yield
+    except Exception as error:
+        log.exception("cannot process %s[%d] up to offset %d", message.topic, message.partition, message.offset)
+        await app.crash(error)
+        raise
+
+
+def model_in_use(settings: Settings) -> tuple[ItemVectors, Calibration, str]:
+    """Return what a planner needs of the model in use: item vectors, thresholds and version.
+
+    Raises:
+        ArtifactError: nothing was fitted, or it is damaged.
+    """
+    artifact = Registry(settings.home).open()
+    return ItemVectors.load(artifact), artifact.calibration(), artifact.model_version
+
+
+def load_planner(settings: Settings) -> Planner:
+    """Return the planner of the model in use.
+
+    Raises:
+        ArtifactError: nothing was fitted, or it is damaged.
+    """
+    vectors, calibration, version = model_in_use(settings)
+    return Planner(vectors, calibration, settings, version)
+
+
+def main(settings: Settings) -> None:
+    """Run the role until SIGTERM or SIGINT; a stall or a crash exits non-zero.
+
+    Raises:
+        FreshetError: nothing was fitted, or the topics do not fit the settings.
+
+    Writes `run/streams.ready` under the home folder once partitions are assigned and their states recovered.
+    """
+    ready: Path = settings.home / "run" / "streams.ready"
+    ready.parent.mkdir(parents=True, exist_ok=True)
+    ready.unlink(missing_ok=True)
+    app = build(settings, load_planner(settings))
+    # A batch makes thousands of short-lived objects and the states in memory are many: with Python's thresholds the
+    # collector takes a tenth of the time.
+    gc.set_threshold(100_000, 20, 50)
+    for name in ("faust", "mode", "aiokafka", "streams.service.app", "streams.service.batching"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    worker = faust.Worker(app, override_logging=False, redirect_stdouts=False, quiet=True)
+    worker.spinner = None  # its escape sequences would end up in the log
+    try:
+        worker.execute_from_commandline()
+    except SystemExit as exit_:
+        if app.crash_reason is not None:
+            raise app.crash_reason from None
+        if exit_.code:
+            raise
+    finally:
+        ready.unlink(missing_ok=True)
+
+

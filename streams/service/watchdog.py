@@ -1,0 +1,113 @@
+"""Says when the role is ready, and ends the process when work waits and nothing moves."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+log = logging.getLogger("freshet.streams")
+
+STALLED_EXIT = 70  # EX_SOFTWARE
+SAMPLE_S = 1.0
+# The broker is asked for end offsets this often: a fetcher that has died would report no lag for ever.
+ASK_S = 5.0
+
+
+class FaustProgress:
+    """Decides whether work stands still. Pure: times are passed in.
+
+    Args:
+        stall_s: seconds of lag without a new offset that are allowed.
+    """
+
+    def __init__(self, stall_s: float) -> None:
+        self.stall_s = stall_s
+        self._since: float | None = None
+        self._done: object = None
+
+    def stalled(self, now: float, lag: int, done: object) -> bool:
+        """Take a sample and return whether the work has stood still for too long.
+
+        Args:
+            now: monotonic seconds.
+            lag: records waiting.
+            done: anything that changes when an offset is done.
+        """
+        if lag <= 0 or self._since is None or done != self._done:
+            self._since, self._done = now, done
+            return False
+        return now - self._since >= self.stall_s
+
+
+class FaustWatchdog:
+    """Watches a Faust app from its own loop, and that loop from a thread.
+
+    Args:
+        stall_s: see FaustProgress; the same time is allowed for the loop to answer.
+    """
+
+    def __init__(self, stall_s: float) -> None:
+        self._progress = FaustProgress(stall_s)
+        self._stall_s = stall_s
+        self._beat = time.monotonic()
+
+    async def run(self, app: Any, ready: Path) -> None:
+        """Watch until the app stops; write `ready` when partitions are assigned and states recovered."""
+        threading.Thread(target=self._watch_loop, args=(app,), daemon=True, name="watchdog").start()
+        asked, waiting, said = -ASK_S, 0, False
+        while not app.should_stop:
+            self._beat = now = time.monotonic()
+            up = _recovered(app)
+            if up and not said:
+                said = True
+                ready.touch()
+                log.info("ready")
+            if now - asked >= ASK_S:
+                asked = now
+                waiting = await _waiting(app)
+            done = (up, app.consumer.settled, *_recovery_offsets(app))
+            if self._progress.stalled(now, waiting if up else 1, done):
+                log.error("stalled: work waits and no offset has moved for %.0f s; exiting", self._stall_s)
+                os._exit(STALLED_EXIT)
+            await asyncio.sleep(SAMPLE_S if said else 0.1)
+
+    def _watch_loop(self, app: Any) -> None:
+        while not app.should_stop:
+            time.sleep(SAMPLE_S)
+            if time.monotonic() - self._beat >= self._stall_s + ASK_S:
+                log.error("stalled: the event loop has not answered for %.0f s; exiting", self._stall_s)
+                os._exit(STALLED_EXIT)
+
+
+def _recovered(app: Any) -> bool:
+    recovery = app.tables.recovery
+    return recovery.completed.is_set() and not app.rebalancing and not recovery.in_recovery
+
+
+def _recovery_offsets(app: Any) -> tuple[int, ...]:
+    return tuple(offset for offset in app.tables.recovery.active_offsets.values() if offset is not None)
+
+
+async def _waiting(app: Any) -> int:
+    """Return the number of records not fetched and batches not settled; 1 if the broker does not answer.
+
+    Fetch positions are compared, not settled offsets: a transaction marker or a compacted hole at the end of a
+    partition has an offset that no record will ever have.
+    """
+    consumer = app.consumer
+    try:
+        owned = [tp for tp in consumer.assignment() if tp.topic in app.batched_topics]
+        if not owned:
+            return 0
+        async with asyncio.timeout(ASK_S):
+            ends = await consumer.end_offsets(*owned)
+            behind = [max(0, ends[tp] - (await consumer.position(tp) or 0)) for tp in owned]
+    except Exception as error:
+        log.warning("the broker does not say how far behind we are: %r", error)
+        return 1
+    return sum(behind) + consumer.unsettled

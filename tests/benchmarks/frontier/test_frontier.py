@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks.frontier.page import table
+from benchmarks.frontier.points import Point, PointFolder, pooled, share_of, versus
+from benchmarks.frontier.run import FIELDS, ROOT, compared, results
+from workers.replay.record import Columns
+
+N, USERS = 400, 40
+
+
+def point(policy: str, budget: float | None, gain: float, calls: int, seed: int = 42) -> Point:
+    """Every event of every user gains the same, around noise that all policies share."""
+    rng = np.random.default_rng(seed)
+    reference = rng.random(N)
+    rows = np.stack([np.arange(N), np.arange(N) % USERS, reference + gain + rng.normal(0, 0.01, N), reference])
+    figures: dict[str, Any] = dict.fromkeys(FIELDS, 1.0) | {
+        "dataset": "made-up", "policy": policy, "budget": budget, "seed": seed, "calls": calls,
+        "calls_per_1000": 1000 * calls / N, "revision": "r", "events": N, "predicted": N}
+    return Point(figures, rows)
+
+
+def test_policies_are_compared_event_by_event() -> None:
+    better = [point("freshet", 50, 0.05, 20, seed) for seed in (1, 2)]
+    worse = [point("drift", 50, 0.02, 21, seed) for seed in (1, 2)]
+    found = versus(better, worse)
+    assert found["difference"] == pytest.approx(0.03, abs=0.003)
+    assert found["interval"][0] > 0.02
+    assert found["equal_calls"]
+    assert not versus(better, [point("once", None, 0.02, 30, s) for s in (1, 2)])["equal_calls"]
+    other = point("drift", 50, 0.02, 21)
+    with pytest.raises(ValueError, match="different events"):
+        versus([better[0]], [Point(other.figures, other.rows[:, 1:])])
+
+
+def test_share_of_always_says_when_there_is_nothing_to_share() -> None:
+    kept = share_of([point("freshet", 50, 0.048, 20)], [point("always", None, 0.05, 400)])
+    assert kept["share"] == pytest.approx(0.96, abs=0.05)
+    assert kept["interval"][0] < 0.96 < kept["interval"][1]
+    assert kept["calls_share"] == pytest.approx(0.05)
+    assert share_of([point("freshet", 50, 0.05, 20)], [point("always", None, -0.05, 400)])["share"] is None
+
+
+def test_seeds_are_pooled() -> None:
+    row = pooled([point("freshet", 50, 0.04, 20, 1), point("freshet", 50, 0.06, 24, 2)])
+    assert row["gain"] == pytest.approx(0.05, abs=0.002)
+    assert row["calls_per_1000"] == pytest.approx(55)
+    assert row["gain_interval"][0] < row["gain"] < row["gain_interval"][1]
+
+
+def test_finished_points_are_kept(tmp_path: Path) -> None:
+    columns = Columns(np.arange(3), np.array(["b", "a", "b"]), np.array([0.5, 0, 1]), np.zeros(3), np.full(3, np.nan),
+                      np.full(3, -1))
+    kept = PointFolder(tmp_path / "points")
+    assert kept.find("always-42") is None
+    kept.keep("always-42", {"policy": "always", "budget": None}, columns)
+    found = PointFolder(tmp_path / "points").find("always-42")
+    assert found is not None
+    assert found.name == ("always", None)
+    np.testing.assert_array_equal(found.rows, [[0, 1, 2], [1, 0, 1], [0.5, 0, 1], [0, 0, 0]])
+
+
+def test_results_and_tables_have_what_is_asked_for() -> None:
+    points = [point("always", None, 0.05, 400), point("never", None, 0, 0), point("freshet", 50, 0.04, 20),
+              point("nightly", 50, 0.01, 20), point("freshet", 100, 0.045, 40)]
+    rows = results(points, compared(points))
+    assert all(set(row) >= {"dataset", "policy", "budget", "seed", "calls_per_1000", "ndcg_at_10", "gain",
+                            "gain_interval", "median_age_s", "revision"} for row in rows)
+    (first, second) = [row for row in rows if row["policy"] == "freshet"]
+    assert set(first["against"]) == {"always", "never", "nightly"}
+    assert set(second["against"]) == {"always", "never"}  # of nightly there is no point at that budget
+    text = table(points, compared(points))
+    assert "| 50 | nightly | 50.0 | +0.03" in text
+    assert "above |" in text
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(420)  # 29 s on a calm machine, 170 s and more beside four busy processes
+def test_quick_run() -> None:
+    done = subprocess.run([sys.executable, "-m", "benchmarks.frontier.run", "--quick"], cwd=ROOT, capture_output=True,
+                          text=True, timeout=400, check=False)
+    assert done.returncode == 0, done.stderr
+    for policy in ("never", "once", "always", "nightly", "every-n", "drift", "judge", "freshet"):
+        assert f"| {policy} |" in done.stdout

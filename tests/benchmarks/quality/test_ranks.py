@@ -1,0 +1,55 @@
+import numpy as np
+import pytest
+
+from benchmarks.quality.ranks import RankBook
+from schemas.errors import DataError
+
+ROWS, USERS = np.arange(60), np.arange(60) // 3
+
+
+def run(system, seed=1, control=None):
+    return {"system": system, "control": control, "seed": seed}
+
+
+def filled(path, dense=9, freshet=0):
+    book = RankBook(path)
+    for seed in (1, 2):
+        book.add(run("dense", seed), ROWS, USERS, np.full(60, dense))
+    book.add(run("freshet", 1), ROWS, USERS, np.full(60, freshet))
+    return book
+
+
+def test_ranks_come_back_from_the_file(tmp_path):
+    path = tmp_path / "d-p.npz"
+    filled(path)
+    gain, low, high, seeds = RankBook(path).above(("freshet", None), ("dense", None), [1, 2, 3])
+    assert gain == pytest.approx(1 - 1 / np.log2(11))
+    assert seeds == 1  # of three asked for, the one that both have
+    assert (low, high) == pytest.approx((gain, gain))  # the same for every user
+    assert RankBook(path).events(("freshet", None), 1) == 60
+    assert RankBook(path).events(("freshet", None), 2) == 0
+
+
+def test_what_was_not_run_has_no_interval(tmp_path):
+    book = filled(tmp_path / "d-p.npz")
+    assert book.above(("kar", None), ("dense", None), [1, 2]) is None
+    assert book.above(("freshet", "unconstrained"), ("dense", None), [1]) is None
+
+
+def test_a_run_made_again_takes_the_old_one_s_place(tmp_path):
+    book = filled(tmp_path / "d-p.npz")
+    book.add(run("freshet", 1), ROWS, USERS, np.full(60, 40_000))
+    found = book.above(("freshet", None), ("dense", None), [1])
+    assert found.mean == pytest.approx(-1 / np.log2(11))
+
+
+def test_runs_are_compared_on_the_events_both_have(tmp_path):
+    book = filled(tmp_path / "d-p.npz")
+    book.add(run("dense", 1), np.arange(90), np.arange(90) // 3, np.full(90, 200))
+    assert book.above(("freshet", None), ("dense", None), [1]).mean == pytest.approx(1 - 1 / np.log2(11))
+
+
+def test_ranks_of_other_data_are_refused(tmp_path):
+    book = filled(tmp_path / "d-p.npz")
+    with pytest.raises(DataError, match="data has changed"):
+        book.add(run("lwgr"), ROWS, USERS + 1, np.zeros(60))

@@ -1,0 +1,111 @@
+"""Evidence: planted associations are found, histories fade, and what a store gives back is what was made."""
+
+import numpy as np
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from models.data.sequences import Sequences
+from models.evidence.ease import HALF_LIFE, STEP, Affinity
+from models.scorers.fusion import Evidence, FusedScorer
+from workers.store import point
+
+torch.set_num_threads(1)
+N = 30
+
+
+def planted(users=400, seed=0):
+    """Users like one of three groups of ten items, item 29 is nobody's."""
+    rng = np.random.default_rng(seed)
+    items = [rng.permutation(10)[:5] + 10 * (user % 3) for user in range(users)]
+    items = [np.where(some == 29, 28, some) for some in items]
+    lengths = [len(some) for some in items]
+    return Sequences(np.concatenate(items), np.arange(sum(lengths)), np.concatenate([[0], np.cumsum(lengths)]))
+
+
+AFFINITY = Affinity.fit(planted(), N)
+
+
+def test_evidence_is_for_what_goes_with_the_history():
+    found = AFFINITY.evidence(np.array([[0, 1, 2], [10, 11, -1], [29, -1, -1], [-1, -1, -1]]))
+    dense = torch.zeros(4, N).scatter_add(1, found.items.clamp(min=0), found.weights)
+    assert set(dense[0].topk(7).indices.tolist()) == set(range(3, 10))
+    assert (dense[0, :3] == 0).all()
+    assert set(dense[1].topk(8).indices.tolist()) == set(range(12, 20))
+    assert (dense[2:] == 0).all()  # an item without data and an empty history say nothing
+    assert (found.items[2:] == -1).all()
+
+
+def test_closed_form_is_the_minimum():
+    """No other matrix with a zero diagonal does better on ‖X − XB‖² + λ‖B‖² (gradient zero off the diagonal)."""
+    sequences = planted()
+    x = torch.zeros(400, N, dtype=torch.float64)
+    x[torch.from_numpy(np.repeat(np.arange(400), 5)), torch.from_numpy(sequences.item)] = 1
+    weights = torch.zeros(N, N, dtype=torch.float64)
+    weights.scatter_(1, AFFINITY.neighbours, AFFINITY.weights.double())
+    counts = x.sum(0)
+    ridge = 2 * counts[counts > 0].mean()
+    gradient = x.T @ (x @ weights - x) + ridge * weights
+    gradient.fill_diagonal_(0)
+    assert gradient[counts > 0][:, counts > 0].abs().max() < 0.1  # against 60 at B = 0; half precision is the rest
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.lists(st.integers(-1, N - 1), min_size=4, max_size=4), min_size=1, max_size=5))
+def test_padding_and_company_change_nothing(histories):
+    padded = np.array([[*row, -1, -1] for row in histories])
+    together = AFFINITY.evidence(padded)
+    for row, history in enumerate(histories):
+        alone = AFFINITY.evidence(np.array([[item for item in history if item >= 0] or [-1]]))
+        assert torch.equal(alone.items[0].sort().values, together.items[row].sort().values)
+        assert not set(history) & set(together.items[row].tolist()) - {-1}
+
+
+def test_older_items_weigh_less():
+    last, first = AFFINITY.evidence(np.array([[10, 0]])), AFFINITY.evidence(np.array([[0, 10]]))
+    mass = [float(found.weights[found.items < 10].clamp(min=0).sum()) for found in (last, first)]
+    assert abs(mass[1] / mass[0] - 2 ** (-1 / HALF_LIFE)) < 0.02
+
+
+def test_words_tell_of_items_that_nobody_has_had():
+    texts = [f"{'red' if item % 10 == 9 else 'blue'} {'abc'[item // 10]}" for item in range(N)]
+    texts[5] = "red only"
+    found = Affinity.fit(planted(), N, texts, words=0.6).evidence(np.array([[9, -1], [29, -1]]))
+    dense = torch.zeros(2, N).scatter_add(1, found.items.clamp(min=0), found.weights)
+    assert dense[0, 29] > 0.01  # another red one, which no user has had
+    assert dense[1, 20:29].min() > dense[1, :5].max()  # of the unknown item its group's word is told apart
+    assert set(dense[0].topk(8).indices.tolist()) <= {*range(9), 19, 29}  # what users do still counts most
+
+
+def test_texts_that_do_not_count_change_nothing():
+    other = Affinity.fit(planted(), N, ["red"] * N, words=0.0)
+    assert torch.equal(other.neighbours, AFFINITY.neighbours)
+    assert torch.equal(other.weights, AFFINITY.weights)
+
+
+def test_weights_survive_the_store():
+    assert point.STEP == STEP
+    weights = AFFINITY.evidence(np.array([[0, 1, 12]])).weights[0]
+    assert torch.equal((weights / STEP).round() * STEP, weights)
+
+
+def test_evidence_raises_its_items_and_fades():
+    torch.manual_seed(0)
+    fused = FusedScorer(torch.randn(N, 4), None, N, 8, 1, 2, 6, 0.0)
+    logits, none = torch.randn(2, N), torch.zeros(2, 0)
+    evidence = Evidence(torch.tensor([[3, -1], [4, 5]]), torch.tensor([[0.5, 0.9], [0.25, -0.25]]))
+    age = torch.tensor([0, 10])
+    reference = torch.randn(2, N)
+    assert torch.equal(fused.weigh(logits, reference, evidence, age), logits)  # not calibrated: no effect
+    fused.evidence_gain.fill_(4.0)
+    fused.evidence_half_life.fill_(10.0)
+    expected = logits.clone()
+    expected[0, 3] += 2.0
+    expected[1, 4] += 0.5
+    expected[1, 5] -= 0.5
+    torch.testing.assert_close(fused.weigh(logits, reference, evidence, age), expected)
+    fused.temperature.fill_(0.5)
+    torch.testing.assert_close(fused.weigh(logits, reference, Evidence(none.long(), none), age), logits / 2)
+    fused.reference_share.fill_(0.25)
+    joined = fused.weigh(logits, reference, Evidence(none.long(), none), age)
+    torch.testing.assert_close(joined, (0.75 * logits + 0.25 * reference) / 2)

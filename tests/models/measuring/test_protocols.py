@@ -1,0 +1,96 @@
+import numpy as np
+import pytest
+
+from models.data.dataset import Dataset, Events
+from models.data.sequences import Sequences
+from models.measuring.outcomes import Outcome, Ranks, breakdown, by_user, summary
+from models.measuring.protocols import FRESH, FROZEN, Age, leave_one_out, moments, protocol, stream_time
+from schemas.errors import DataError
+
+
+def dataset(user, item):
+    n = len(user)
+    events = Events(np.array(user), np.array(item), np.arange(n, dtype=float), np.zeros(n, np.int64))
+    users, items = max(user) + 1, max(item) + 1
+    return Dataset(events, [f"{u}" for u in range(users)], [f"{i}" for i in range(items)], ["x"], [""] * items, {}, "h")
+
+
+@pytest.fixture
+def mixed():
+    rng = np.random.default_rng(0)
+    return dataset([*rng.integers(0, 9, 80).tolist(), 9, 9, 10], [*rng.integers(0, 20, 80).tolist(), 1, 2, 3])
+
+
+def test_leave_one_out_holds_out_the_last_two_events(mixed):
+    split = leave_one_out(mixed)
+    every = Sequences.of(mixed.events, len(mixed.users))
+    for user in range(len(mixed.users)):
+        items = every.item[every.offsets[user] : every.offsets[user + 1]].tolist()
+        known, begin = split.fold.sequences, split.fold.begin[user]
+        low, high = known.offsets[user], known.offsets[user + 1]
+        trained = split.fold.training()
+        train = trained.item[trained.offsets[user] : trained.offsets[user + 1]].tolist()
+        if len(items) >= 3:
+            assert known.item[low:high].tolist() == items[:-1]  # no test event is there
+            assert known.item[begin:high].tolist() == items[-2:-1]
+            assert train == items[:-2]
+        else:
+            assert begin == high
+            assert train == items
+    rows = split.rows()
+    assert len(rows) == 9
+    assert (split.test.item[rows] == [every.item[every.offsets[u + 1] - 1] for u in range(9)]).all()
+    with pytest.raises(DataError, match="three events"):
+        leave_one_out(dataset([0, 0, 1], [0, 1, 1]))
+
+
+def test_stream_time_predicts_what_came_later(mixed):
+    split = stream_time(mixed, 0.75)
+    cut = int(0.75 * len(mixed.events))
+    assert sorted(split.test.index[split.rows()].tolist()) == list(range(cut, len(mixed.events)))
+    assert sorted(split.fold.sequences.index.tolist()) == list(range(cut))
+    with pytest.raises(DataError, match="unknown protocol"):
+        protocol("random", mixed)
+
+
+def test_moments_of_knowledge(mixed):
+    split = stream_time(mixed, 0.75)
+    rows = split.rows()
+    user = np.searchsorted(split.test.offsets, rows, "right") - 1
+    low = split.test.offsets[user]
+    assert (moments(split.test, split.begin, rows, FRESH) == rows).all()
+    assert (moments(split.test, split.begin, rows, FROZEN) == split.begin[user]).all()
+    behind = moments(split.test, split.begin, rows, Age(3))
+    assert (rows - behind == np.minimum(3, rows - low)).all()
+
+
+def test_fewer_events_are_a_fixed_draw_of_all(mixed):
+    whole, some = (protocol("stream_time", mixed, 0.75, limit) for limit in (None, 5))
+    assert len(some.rows()) == 5
+    assert set(some.rows()) < set(whole.rows())
+    assert (some.rows() == protocol("stream_time", mixed, 0.75, 5).rows()).all()
+    assert (protocol("stream_time", mixed, 0.75, 10**6).rows() == whole.rows()).all()
+
+
+def test_figures_by_hand(mixed):
+    split = stream_time(mixed, 0.75)
+    rows = split.rows()
+    rank = np.full(len(rows), 19)
+    rank[:3] = (0, 4, 7)
+    ranks = Ranks(rows, rank, np.full(len(rows), -2.0))
+    reference = Ranks(rows, rank, np.where(np.arange(len(rows)) < 2, -1.0, -2.05))
+    figures = summary(Outcome(ranks, reference), split)
+    assert figures["recall_at_5"] == pytest.approx(2 / len(rows))
+    assert figures["ndcg_at_5"] == pytest.approx((1 + 1 / np.log2(6)) / len(rows))
+    assert figures["recall_at_10"] == pytest.approx(3 / len(rows))
+    assert figures["harmed_events"] == pytest.approx(2 / len(rows))
+    loss = [float(np.mean(part)) for part in by_user(split, rows, np.where(np.arange(len(rows)) < 2, 1.0, -0.05))]
+    assert figures["harmed_fraction"] == pytest.approx(sum(mean > 0.1 for mean in loss) / len(loss))
+    assert 0 < figures["harmed_fraction"] < 1
+    assert summary(Outcome(ranks), split)["harmed_fraction"] is None
+    for buckets in breakdown(Outcome(ranks), split).values():
+        assert sum(part["n"] for part in buckets.values()) == len(rows)
+        assert sum(part["recall_at_10"] * part["n"] for part in buckets.values()) == pytest.approx(3)
+    groups = by_user(split, rows, rank.astype(float))
+    assert np.concatenate(groups).tolist() == rank.tolist()
+    assert len(groups) == len(np.unique(np.searchsorted(split.test.offsets, rows, "right")))

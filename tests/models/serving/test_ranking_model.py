@@ -1,0 +1,205 @@
+from dataclasses import replace
+
+import numpy as np
+import orjson
+import pytest
+import torch
+
+from models.compute.pca import condense
+from models.data.sequences import Sequences
+from models.evidence.ease import Affinity
+from models.scorers.backbone import Backbone
+from models.scorers.fusion import FusedScorer
+from models.serving.ranking_model import RankingModel
+from models.serving.requests import RankBatch, UserKnowledge
+from schemas.artifacts import Card, Registry, write_card
+from schemas.errors import ArtifactError
+
+torch.set_num_threads(1)
+N, D = 40, 16
+
+
+def build(trained=True, affinity=None):
+    torch.manual_seed(0)
+    shape = {"n_items": N, "dim": D, "layers": 1, "heads": 2, "max_len": 6, "dropout": 0.1}
+    reference = Backbone(**shape)
+    fresh = torch.arange(N) >= N - 4
+    fused = FusedScorer(condense(torch.randn(N, 24), 8).half().float(), fresh, **shape)
+    for weight in (*reference.parameters(), *fused.parameters()) if trained else ():
+        torch.nn.init.normal_(weight, std=0.3)
+    return RankingModel(reference, fused, {"backbone": shape}, affinity)
+
+
+def knowledge(seed=0, behind=0):
+    rng = np.random.default_rng(seed)
+    vectors, weights = rng.normal(size=(3, D)).astype(np.float16), rng.normal(size=5).astype(np.float32)
+    return UserKnowledge(vectors, rng.permutation(N)[:5], weights, behind)
+
+
+def batch():
+    return RankBatch(
+        histories=[[1, 2, 3], [], [4, -1, 5, 6, 7, 8, 9, 10], [11]], seen=[[20], [], [21, -1], []],
+        knowledge=[knowledge(1), knowledge(2), knowledge(3), None],
+        judged=[[(0, 1), (2, 3), (2, -1)], [], [(0, 4), (2, 5), (3, 6), (8, 12)], [(0, 11)]],
+    )
+
+
+def test_training_of_knowledge_starts_exactly_without_it():
+    fused = build(trained=False).fused
+    tokens = torch.randint(1, N + 1, (2, 5))
+    hidden = fused(tokens)
+    assert torch.equal(fused.fuse(hidden, torch.randn(2, 3, D)), hidden)
+    assert torch.equal(fused.fuse(hidden, None), hidden)
+
+
+def test_seen_items_are_excluded_and_the_rest_is_a_distribution():
+    result = build().rank(batch())
+    for logp in (result.ref_logp, result.fused_logp):
+        assert logp.shape == (4, N)
+        torch.testing.assert_close(logp.logsumexp(1), torch.zeros(4))
+        excluded = [set(np.flatnonzero(row == -np.inf).tolist()) for row in logp.numpy()]
+        assert excluded == [{1, 2, 3, 20}, set(), {4, 5, 6, 7, 8, 9, 10, 21}, {11}]
+
+
+def test_without_knowledge_it_is_the_reference():
+    result = build().rank(batch())
+    assert torch.equal(result.fused_logp[3], result.ref_logp[3])
+    assert not torch.equal(result.fused_logp[0], result.ref_logp[0])
+    assert result.margins[3] == [None]
+
+
+def test_margins_are_of_the_judged_positions():
+    model = build()
+    margins = model.rank(batch()).margins
+    assert margins[0][2] is None  # unknown item
+    # Seven known items, six are read: position 0 came before the oldest of them, position 2 (one known item) is slot 0.
+    assert margins[2][0] is None
+    assert [value is None for value in margins[2]] == [True, False, False, False]
+    for row, prefix, item, at in ((0, [], 1, 0), (0, [1, 2], 3, 1)):
+        alone = model.rank(RankBatch([prefix], [[]], [batch().knowledge[row]], [[(len(prefix), item)]]))
+        assert margins[row][at] == pytest.approx(alone.margins[0][0], abs=1e-5)
+        tokens = torch.tensor([prefix], dtype=torch.int64) + 1
+        vectors = torch.tensor(batch().knowledge[row].vectors)[None].float()
+        with torch.no_grad():
+            fused = model.fused.scores(model.fused.fuse(model.fused(tokens), vectors)[:, -1:])
+            expected = fused.log_softmax(-1) - model.reference.scores(model.reference(tokens)[:, -1:]).log_softmax(-1)
+        assert margins[row][at] == pytest.approx(expected[0, 0, item].item(), abs=1e-5)
+
+
+def test_a_batch_equals_its_rows_one_by_one():
+    model, whole = build(), batch()
+    together = model.rank(whole)
+    for row in range(4):
+        alone = model.rank(RankBatch(*([column[row]] for column in (
+            whole.histories, whole.seen, whole.knowledge, whole.judged))))
+        torch.testing.assert_close(alone.fused_logp[0], together.fused_logp[row], rtol=1e-4, atol=1e-5)
+
+
+def with_evidence():
+    rng = np.random.default_rng(5)
+    sequences = Sequences(rng.integers(0, N, 300), np.arange(300), np.arange(0, 301, 10))
+    model = build(affinity=Affinity.fit(sequences, N))
+    model.fused.evidence_gain.fill_(3.0)
+    model.fused.evidence_half_life.fill_(2.0)
+    return model
+
+
+def test_current_evidence_is_that_of_knowledge_made_just_now():
+    model, whole = with_evidence(), batch()
+    found = model.rank(replace(whole, current_evidence=True))
+
+    def now(row, prefix):
+        gathered = model.affinity.evidence(torch.tensor([[-1, *prefix]]))
+        known = UserKnowledge(whole.knowledge[row].vectors, gathered.items[0].numpy(), gathered.weights[0].numpy())
+        return model.rank(RankBatch([prefix], [whole.seen[row]], [known], [[(len(prefix), 30)]]))
+
+    for row, history in ((0, [1, 2, 3]), (1, [])):
+        torch.testing.assert_close(found.fused_logp[row], now(row, history).fused_logp[0], rtol=1e-4, atol=1e-5)
+    judged = replace(whole, judged=[[(0, 30), (2, 30), (3, 30)], [], [(3, 30)], []], current_evidence=True)
+    margins = model.rank(judged).margins
+    for at, prefix in ((0, []), (1, [1, 2]), (2, [1, 2, 3])):
+        assert margins[0][at] == pytest.approx(now(0, prefix).margins[0][0], abs=1e-5)
+    # The oldest of seven is not read: nor is it in the evidence.
+    assert margins[2][0] == pytest.approx(now(2, [5]).margins[0][0], abs=1e-5)
+    stale = model.rank(whole)
+    assert not torch.allclose(found.fused_logp[0], stale.fused_logp[0])
+    assert torch.equal(found.fused_logp[3], found.ref_logp[3]), "a user without knowledge gets no evidence either"
+
+
+def test_without_a_table_of_item_pairs_the_evidence_is_that_of_the_knowledge():
+    model = build()
+    model.fused.evidence_gain.fill_(3.0)
+    current = model.rank(replace(batch(), current_evidence=True))
+    torch.testing.assert_close(current.fused_logp, model.rank(batch()).fused_logp)
+
+
+def test_an_empty_batch_is_answered():
+    result = build().rank(RankBatch([], [], [], []))
+    assert result.fused_logp.shape == (0, N)
+    assert result.margins == []
+
+
+def publish(registry, model):
+    with registry.publish("v1") as folder:
+        model.save(folder, [str(row) for row in range(N)], ["text"] * N)
+        (folder / "calibration.json").write_text("{}")
+        write_card(folder, Card(model_version="v1", created_at=0, data_hash="", settings={}, split_time=0, files={}))
+
+
+def test_a_saved_model_ranks_the_same(tmp_path):
+    model, registry = build(), Registry(tmp_path)
+    publish(registry, model)
+    artifact = registry.open("v1")
+    assert artifact.items()[5] == "5"
+    loaded = RankingModel.load(artifact)
+    torch.testing.assert_close(loaded.rank(batch()).fused_logp, model.rank(batch()).fused_logp)
+    assert not any(path.suffix in {".pkl", ".pt", ".bin"} for path in artifact.folder.iterdir())
+
+
+def test_a_model_of_another_shape_is_refused(tmp_path):
+    model, registry = build(), Registry(tmp_path)
+    model.config = {**model.config, "backbone": {**model.config["backbone"], "dim": 8}}
+    publish(registry, model)
+    with pytest.raises(ArtifactError, match="not of this release"):
+        RankingModel.load(registry.open("v1"))
+    (tmp_path / "models" / "v1" / "config.json").write_bytes(orjson.dumps({}))
+    with pytest.raises(ArtifactError, match="hash"):
+        registry.open("v1")
+
+
+def test_dropped_items_are_scored_by_their_text_alone():
+    model = build()
+    dropped = torch.arange(N) == 7
+    vectors, bias = model.fused.item_side(dropped)
+    plain, plain_bias = model.fused.item_side()
+    expected = model.fused.text_vector(model.fused.text[7]) + model.fused.fresh_vector
+    torch.testing.assert_close(vectors[7], expected)
+    assert torch.equal(vectors[:7], plain[:7])
+    assert bias[7] != plain_bias[7]
+    fresh = model.fused.fresh_vector + model.fused.text_vector(model.fused.text[N - 1])
+    torch.testing.assert_close(plain[N - 1], fresh)
+
+
+def test_condensed_texts_are_white_and_lack_of_text_is_zero():
+    raw = torch.randn(500, 32) * torch.logspace(0, 2, 32) + 5
+    raw[3] = 0
+    out = condense(raw, 8)
+    assert (out[3] == 0).all()
+    rest = out[torch.arange(500) != 3]
+    torch.testing.assert_close(rest.T @ rest / 499, torch.eye(8), rtol=0, atol=0.1)
+    assert torch.isfinite(condense(torch.randn(3, 32), 8)).all()
+    assert (condense(torch.zeros(4, 32), 8) == 0).all()
+
+
+def test_evidence_counts_by_its_age_at_each_event():
+    """What is known fades: an event judged within the history met younger knowledge than the next one will."""
+    model = build()
+    model.fused.evidence_gain.fill_(3.0)
+    model.fused.evidence_half_life.fill_(2.0)
+    whole = [1, 2, 3]
+    both = model.rank(RankBatch([whole], [[]], [knowledge(1, behind=2)], [[(1, 2), (2, 3)]]))
+    for place, (prefix, item, age) in enumerate((([1], 2, 0), ([1, 2], 3, 1))):
+        alone = model.rank(RankBatch([prefix], [[]], [knowledge(1, behind=age)], [[(len(prefix), item)]]))
+        assert both.margins[0][place] == pytest.approx(alone.margins[0][0], abs=1e-5)
+    younger = model.rank(RankBatch([whole], [[]], [knowledge(1, behind=0)]))
+    assert not torch.allclose(younger.fused_logp, both.fused_logp)

@@ -1,0 +1,90 @@
+"""Batches are made of the source topics only, and commits never pass what is not settled."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict, deque
+from types import SimpleNamespace
+
+import pytest
+from faust.transport.drivers.aiokafka import Consumer
+from faust.types import TP
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streams.service.batching import BatchConsumer, fold_records
+from streams.service.watchdog import FaustProgress
+
+
+def test_only_source_topics_are_folded() -> None:
+    records = [SimpleNamespace(offset=n, timestamp=n, timestamp_type=0) for n in range(5, 9)]
+    source, changelog, empty = TP("events", 0), TP("table-changelog", 0), TP("events", 1)
+    out = fold_records({source: records, changelog: records, empty: []}, frozenset({"events"}))
+    assert out[changelog] is records
+    assert out[empty] == []
+    (batch,) = out[source]
+    assert (batch.offset, batch.partition, batch.value) == (8, 0, records)
+
+
+class Ledger(BatchConsumer):
+    """The consumer's account of offsets without a broker."""
+
+    def __init__(self) -> None:
+        self._delivered = defaultdict(deque)
+        self._settled = defaultdict(set)
+        self._acked = defaultdict(list)
+        self._acked_index = defaultdict(set)
+        self._read_offset = defaultdict(lambda: None)
+        self.app = SimpleNamespace(batched_topics=frozenset({"events"}))
+        self.settled = 0
+
+
+@given(st.permutations([4, 9, 10, 30]))
+def test_a_commit_never_passes_what_is_not_settled(order: list[int]) -> None:
+    ledger, tp = Ledger(), TP("events", 0)
+    ledger._delivered[tp].extend([4, 9, 10, 30])
+    done: set[int] = set()
+    committed = 0
+    for offset in order:
+        ledger.settle(SimpleNamespace(tp=tp, offset=offset, ack=lambda consumer: True))  # type: ignore[arg-type]
+        done.add(offset)
+        committed = ledger._new_offset(tp) or committed
+        first_open = min({4, 9, 10, 30} - done, default=31)
+        assert committed <= first_open
+        assert committed == max([end + 1 for end in (4, 9, 10, 30) if end < first_open], default=0)
+    assert committed == 31
+    assert ledger.unsettled == 0
+
+
+def test_what_is_delivered_while_seeking_is_committed_when_settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger, tp = Ledger(), TP("events", 0)
+    ledger._delivered[tp].append(4)  # before: it is delivered again
+
+    async def seek(self: BatchConsumer) -> None:
+        self._delivered[tp].extend([4, 9])
+
+    monkeypatch.setattr(Consumer, "perform_seek", seek)
+    asyncio.run(ledger.perform_seek())
+    for offset in (4, 9):
+        ledger.settle(SimpleNamespace(tp=tp, offset=offset, ack=lambda consumer: True))  # type: ignore[arg-type]
+    assert ledger._new_offset(tp) == 10
+
+
+def test_what_faust_drops_as_read_before_holds_no_commit_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger, tp = Ledger(), TP("events", 0)
+    monkeypatch.setattr(Consumer, "_to_message", lambda self, tp, record: record)
+    ledger._read_offset[tp] = 9
+    for offset in (4, 9, 12):
+        ledger._to_message(tp, SimpleNamespace(offset=offset))
+    assert list(ledger._delivered[tp]) == [9, 12]
+
+
+def test_progress_is_stalled_only_when_work_waits_and_nothing_moves() -> None:
+    progress = FaustProgress(10.0)
+    assert not progress.stalled(0.0, 5, "a")
+    assert not progress.stalled(9.9, 5, "a")
+    assert progress.stalled(10.0, 5, "a")
+    assert not progress.stalled(11.0, 5, "b")
+    assert not progress.stalled(20.0, 0, "b")
+    assert not progress.stalled(25.0, 1, "b")
+    assert progress.stalled(30.0, 1, "b")

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from confluent_kafka import Consumer, Producer
+
+from schemas.errors import FreshetError
+from schemas.settings import KafkaSettings
+from schemas.topics import BEHAVIOUR_EVENTS, TOPICS
+from tests.workers.brokers import BROKERS, kill_broker, settings_for, start_broker
+from workers.kafka.configuration import check_reachable, client, consumer, producer
+from workers.kafka.lag import lag
+from workers.kafka.topics import create_topics, partitions
+from workers.runtime.watchdog import Stall
+
+
+class TestConfigurations:
+    def test_without_a_broker_it_says_what_to_set(self) -> None:
+        with pytest.raises(FreshetError, match="FRESHET_KAFKA_BOOTSTRAP"):
+            client(KafkaSettings())
+
+    def test_security_goes_into_every_client(self) -> None:
+        settings = KafkaSettings(
+            bootstrap="a:1", security_protocol="SASL_SSL", sasl_mechanism="SCRAM-SHA-256", sasl_username="me",
+            sasl_password="secret", ssl_cafile="/ca.pem")  # noqa: S106
+        for config in (client(settings), consumer(settings, "g"), producer(settings)):
+            assert config["security.protocol"] == "SASL_SSL"
+            assert (config["sasl.mechanism"], config["sasl.username"]) == ("SCRAM-SHA-256", "me")
+            assert config["ssl.ca.location"] == "/ca.pem"
+        assert "secret" not in repr(settings)
+
+    def test_the_clients_take_their_configurations(self) -> None:
+        settings = KafkaSettings(bootstrap="127.0.0.1:9")
+        Consumer(consumer(settings, "g") | {"log_level": 0}).close()
+        Producer(producer(settings) | {"log_level": 0})
+
+    def test_nobody_there_is_said_quickly(self) -> None:
+        started = time.monotonic()
+        with pytest.raises(FreshetError, match="no Kafka broker answers"):
+            check_reachable(KafkaSettings(bootstrap="127.0.0.1:9"), 1.0)
+        assert time.monotonic() - started < 5
+
+
+class TestStall:
+    def test_standing_still_with_work_is_a_stall_after_the_limit(self) -> None:
+        stall = Stall(10.0)
+        assert [stall.look(now, "mark", True) for now in (0.0, 5.0, 9.9, 10.0)] == [False, False, False, True]
+
+    def test_every_move_starts_the_clock_anew(self) -> None:
+        stall = Stall(10.0)
+        assert not any(stall.look(now, now, True) for now in range(0, 100, 9))
+        assert stall.look(110.0, 99, True)
+
+    def test_idle_time_does_not_count(self) -> None:
+        stall = Stall(10.0)
+        assert not any(stall.look(now, "mark", False) for now in range(0, 100, 10))
+        assert not stall.look(99.0, "mark", True)
+        assert stall.look(100.0, "mark", True)  # ten seconds after it was last idle
+
+
+@pytest.mark.slow
+class TestBroker:
+    @pytest.fixture(params=BROKERS)
+    def settings(self, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[KafkaSettings]:
+        broker = start_broker(request.param, tmp_path)
+        yield settings_for(broker)
+        kill_broker(broker)
+
+    def test_topics_are_made_once_and_lag_is_counted(self, settings: KafkaSettings) -> None:
+        create_topics(settings)
+        create_topics(settings)
+        made = partitions(settings, TOPICS)
+        assert made == {name: topic.partitions or settings.partitions for name, topic in TOPICS.items()}
+        assert set(lag(settings, "nobody", [BEHAVIOUR_EVENTS.name]).values()) == {0}
+        sender = Producer(producer(settings))
+        sender.produce(BEHAVIOUR_EVENTS.name, b"x", key="ann")
+        assert sender.flush(10) == 0
+        assert sum(lag(settings, "nobody", [BEHAVIOUR_EVENTS.name]).values()) == 1
+
+    def test_equal_keys_meet_in_the_partition_other_clients_choose(self, settings: KafkaSettings) -> None:
+        from kafka.partitioner.default import murmur2
+
+        create_topics(settings)
+        placed: dict[bytes, int] = {}
+        sender = Producer(producer(settings))
+        for i in range(200):
+            sender.produce(BEHAVIOUR_EVENTS.name, b"x", key=f"user-{i}",
+                           on_delivery=lambda _, m: placed.__setitem__(m.key(), m.partition()))
+        assert sender.flush(10) == 0
+        assert placed == {key: (murmur2(key) & 0x7FFFFFFF) % settings.partitions for key in placed}
+        assert len(placed) == 200

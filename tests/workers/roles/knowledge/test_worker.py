@@ -1,0 +1,198 @@
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from models.knowledge.generation import Generation
+from schemas.errors import FreshetError, StoreUnavailableError
+from schemas.messages import KnowledgeRequest, KnowledgeUpdate, ModelUpdate
+from schemas.settings import QdrantSettings, Settings
+from tests.workers.fitted import DIM, publish, settings_in
+from workers.kafka.outbox import Output, Rejected
+from workers.roles.knowledge.generator import LlmGenerator
+from workers.roles.knowledge.worker import KnowledgeProcessor, history_hash
+from workers.store import KnowledgePoint, QdrantStore
+from workers.store.embedded.engine import EdgeStore
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    settings = settings_in(tmp_path_factory.mktemp("home"))
+    publish(settings, "m2", seed=1)
+    publish(settings, "m1")
+    return settings
+
+
+@pytest.fixture
+def generator(settings: Settings) -> LlmGenerator:
+    from schemas.artifacts import Registry
+
+    return LlmGenerator.load(settings, Registry(settings.home).open("m1"))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[EdgeStore]:
+    store = EdgeStore(tmp_path / "store", DIM)
+    store.ensure()
+    yield store
+    store.close()
+
+
+def request(user: str, version: int = 1, history: Sequence[str] = ("i1", "i2", "i3"), **fields: object
+            ) -> KnowledgeRequest:
+    made = KnowledgeRequest(
+        user_id=user, version=version, reason="drift", history=list(history), count=len(history) + version,
+        event_id="e", event_time=100.0 + version, caused_at=50.0 + version, requested_at=60.0)
+    return made.model_copy(update=fields)
+
+
+def updates(parts: Sequence[Sequence[Output | Rejected]]) -> list[KnowledgeUpdate]:
+    return [one.message for part in parts for one in part if isinstance(one, Output)]
+
+
+def test_knowledge_is_in_the_store_when_it_is_announced(generator: LlmGenerator, store: EdgeStore) -> None:
+    process = KnowledgeProcessor(generator, store, 4, clock=lambda: 7.0)
+    seen = []
+    for part in process([request(f"u{i}", history=[f"i{i}", "i9"]) for i in range(10)]):
+        for one in part:
+            update = one.message
+            seen.append(update.user_id)
+            point = store.read([update.user_id])[update.user_id]
+            assert (point.version, point.model_version, point.reason) == (1, "m1", "drift")
+            assert (update.caused_at, update.generated_at, update.written) == (51.0, 7.0, True)
+            assert update.history_hash == point.history_hash
+            assert point.vectors.shape == (3, DIM)
+            assert len(point.codes) == 3
+            assert np.linalg.norm(point.vectors.astype(float), axis=1).max() <= 1.001
+    assert sorted(seen) == sorted(f"u{i}" for i in range(10))
+    assert process.counters["forward_passes"] == 3  # 10 users, 4 at a time
+    different = store.read(["u1", "u2"])
+    assert not np.allclose(different["u1"].vectors, different["u2"].vectors)
+
+
+def test_a_newer_request_in_the_batch_supersedes_the_older(generator: LlmGenerator, store: EdgeStore) -> None:
+    process = KnowledgeProcessor(generator, store, 4)
+    out = updates(list(process([request("a", 1), request("b", 5), request("a", 3), request("a", 2)])))
+    assert sorted((u.user_id, u.version) for u in out) == [("a", 3), ("b", 5)]
+    assert process.counters["generated"] == 2
+    assert process.counters["superseded"] == 2
+
+
+def test_the_valuable_come_first(generator: LlmGenerator, store: EdgeStore) -> None:
+    process = KnowledgeProcessor(generator, store, 1)
+    asked = [request("low", priority=0.1), request("high", priority=9.0), request("mid", priority=1.0)]
+    assert [u.user_id for u in updates(list(process(asked)))] == ["high", "mid", "low"]
+
+
+def test_a_redelivered_request_is_announced_again_but_not_generated(generator: LlmGenerator, store: EdgeStore) -> None:
+    (first,) = updates(list(KnowledgeProcessor(generator, store, 4)([request("a", 2)])))
+    again = KnowledgeProcessor(generator, store, 4)
+    assert updates(list(again([request("a", 2)]))) == [first]
+    assert again.counters["generated"] == 0
+
+
+def test_a_store_that_is_ahead_announces_what_it_holds(generator: LlmGenerator, store: EdgeStore) -> None:
+    list(KnowledgeProcessor(generator, store, 4)([request("a", 6)]))
+    (update,) = updates(list(KnowledgeProcessor(generator, store, 4)([request("a", 2)])))
+    assert (update.version, update.count, update.written) == (6, 9, False)
+
+
+class Broken:
+    """The real generator, whose output a user's bad luck spoils."""
+
+    def __init__(self, real: LlmGenerator, victims: set[int]) -> None:
+        self._real, self._victims = real, victims
+        self.model_version = real.model_version
+
+    def generate(self, histories: Sequence[Sequence[str]], users: Sequence[str] = ()) -> Generation:
+        made = self._real.generate(histories, users)
+        finite = np.array([row not in self._victims for row in range(len(histories))])
+        return replace(made, finite=finite)
+
+
+def test_what_is_not_finite_is_rejected_and_old_knowledge_stays(generator: LlmGenerator, store: EdgeStore) -> None:
+    list(KnowledgeProcessor(generator, store, 4)([request("a", 1), request("b", 1)]))
+    old = store.read(["a"])["a"]
+    bad = request("a", 2, priority=1.0)
+    (_, part) = list(KnowledgeProcessor(Broken(generator, {0}), store, 4)([request("b", 2), bad]))
+    (rejected,) = [one for one in part if isinstance(one, Rejected)]
+    assert rejected.message is bad
+    assert "not finite" in rejected.reason
+    assert [u.user_id for u in updates([part])] == ["b"]
+    np.testing.assert_array_equal(store.read(["a"])["a"].vectors, old.vectors)
+
+
+class Overtaken(EdgeStore):
+    """Another worker writes between this one's generation and its write."""
+
+    def upsert(self, points: Sequence[KnowledgePoint]) -> list[bool]:
+        super().upsert([replace(point, version=point.version + 5, count=99) for point in points])
+        return super().upsert(points)
+
+
+def test_an_overtaken_write_announces_the_newer_version(generator: LlmGenerator, tmp_path: Path) -> None:
+    store = Overtaken(tmp_path / "store", DIM)
+    store.ensure()
+    (update,) = updates(list(KnowledgeProcessor(generator, store, 4)([request("a", 1)])))
+    assert (update.version, update.count, update.written) == (6, 99, False)
+    store.close()
+
+
+def test_a_store_that_is_away_is_said_so(generator: LlmGenerator) -> None:
+    store = QdrantStore("http://127.0.0.1:9", DIM, QdrantSettings(timeout_s=1))
+    with pytest.raises(StoreUnavailableError):
+        list(KnowledgeProcessor(generator, store, 4)([request("a")]))
+
+
+def test_histories_of_unknown_items_or_none_give_knowledge_too(generator: LlmGenerator, store: EdgeStore) -> None:
+    asked = [request("unknown", history=["new-1", "new-2"]), request("none", history=[]),
+             request("mixed", history=["i1", "new", "i2"]), request("plain", history=["i1", "i2"])]
+    list(KnowledgeProcessor(generator, store, 4)(asked))
+    held = store.read([r.user_id for r in asked])
+    assert len(held) == 4
+    np.testing.assert_array_equal(held["mixed"].vectors, held["plain"].vectors)
+    np.testing.assert_array_equal(held["unknown"].vectors, held["none"].vectors)
+
+
+def test_equal_histories_have_equal_hashes() -> None:
+    assert history_hash(["a", "b"]) == history_hash(["a", "b"]) != history_hash(["ab"])
+
+
+def test_another_artifact_is_loaded_and_a_missing_one_changes_nothing(generator: LlmGenerator) -> None:
+    before = generator.generate([["i1", "i2"]]).vectors
+    with pytest.raises(FreshetError, match="m7"):
+        generator.apply(ModelUpdate(model_version="m7", published_at=1.0))
+    np.testing.assert_array_equal(generator.generate([["i1", "i2"]]).vectors, before)
+    generator.apply(ModelUpdate(model_version="m2", published_at=1.0))
+    assert generator.model_version == "m2"
+    assert not np.allclose(generator.generate([["i1", "i2"]]).vectors, before)
+    generator.apply(ModelUpdate(model_version="m1", published_at=2.0))
+    np.testing.assert_array_equal(generator.generate([["i1", "i2"]]).vectors, before)
+
+
+@pytest.mark.parametrize("name", ["../../etc", "absent"])
+def test_adapters_outside_or_absent_are_refused(generator: LlmGenerator, name: str) -> None:
+    with pytest.raises(FreshetError, match="adapter"):
+        generator.apply(ModelUpdate(model_version="m1-lora", adapter=name, published_at=1.0))
+    assert generator.model_version == "m1"
+
+
+def test_an_adapter_changes_knowledge_and_null_brings_the_base_back(
+    generator: LlmGenerator, settings: Settings,
+) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    causal = AutoModelForCausalLM.from_pretrained(settings.llm.name)
+    tuned = get_peft_model(causal, LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False))
+    tuned.save_pretrained(settings.home / "models" / "adapters" / "a1")
+    base = generator.generate([["i1", "i2"]]).vectors
+    generator.apply(ModelUpdate(model_version="m1-a1", adapter="adapters/a1", published_at=1.0))
+    assert generator.model_version == "m1-a1"
+    assert not np.allclose(generator.generate([["i1", "i2"]]).vectors, base, atol=1e-4)
+    generator.apply(ModelUpdate(model_version="m1", published_at=2.0))
+    np.testing.assert_array_equal(generator.generate([["i1", "i2"]]).vectors, base)

@@ -1,0 +1,189 @@
+"""The guard rolls a harmful version back, once, and says so where it cannot."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from confluent_kafka import OFFSET_BEGINNING, Consumer, Producer, TopicPartition
+
+from schemas.artifacts import Card, Registry, write_card
+from schemas.calibration import Calibration
+from schemas.codec import decode, encode
+from schemas.deployments import Deployed, Deployments
+from schemas.messages import Judgement, Margin, ModelUpdate
+from schemas.settings import Settings, to_environ
+from schemas.topics import JUDGEMENTS, MODEL_UPDATES
+from tests.workers.brokers import ROOT, kill_broker, settings_for, start_broker
+from workers.kafka.configuration import consumer, producer
+from workers.kafka.topics import create_topics
+from workers.roles.guard import Guard, cells
+
+CALIBRATION = Calibration(
+    min_history=2, ttl_s=1e6, drift_mean=0.5, drift_sd=0.2, drift_prior=10, drift_slack=0.5, drift_threshold=5,
+    drift_false_alarm_every=500, margin_bound=1.0, epsilon=0.2)
+
+
+def publish(home: Path, version: str, created_at: float = 0.0) -> None:
+    """Publish a version and make it the current one; each is newer on disk than the one before."""
+    registry = Registry(home)
+    with registry.publish(version) as folder:
+        (folder / "calibration.json").write_text(CALIBRATION.model_dump_json())
+        write_card(folder, Card(
+            model_version=version, created_at=created_at, data_hash="", split_time=0, files={},
+            settings={"fit": {"instructions": 2, "codes": 4}}))
+    age = len(registry.versions())
+    os.utime(registry.folder / version / "card.json", (1e9 + age, 1e9 + age))
+    registry.select(version)
+
+
+def guard(home: Path) -> Guard:
+    return Guard(Deployments(home), home / "guard" / "evidence.msgpack", 1.0, 0.01, 8, clock=lambda: 77.0)
+
+
+def judgements(version: str, value: float, users: range = range(60), codes: tuple[int, ...] = (0, 1)
+               ) -> list[Judgement]:
+    return [
+        Judgement(user_id=f"u{user}", model_version="base", knowledge_model_version=version, codes=list(codes),
+                  margins=[Margin(event_id="e", item_id="i", count=1, value=value, knowledge_version=1)],
+                  event_time=1.0, judged_at=2.0)
+        for user in users]
+
+
+def updates(out: list[list]) -> list[ModelUpdate]:
+    return [one.message for part in out for one in part]
+
+
+def test_a_harmful_version_is_rolled_back_to_the_one_before(tmp_path: Path) -> None:
+    for version in ("v1", "v2"):
+        publish(tmp_path, version)
+    watch = guard(tmp_path)
+    assert updates(watch(judgements("v1", 0.3))) == []
+    (update,) = updates(watch(judgements("v2", -0.8, range(100, 160))))
+    assert (update.model_version, update.adapter, update.published_at) == ("v1", None, 77.0)
+    assert Registry(tmp_path).current() == "v1", "a restart keeps it"
+    assert updates(watch(judgements("v2", -0.8, range(200, 260)))) == [], "once"
+    assert watch.counters()["rollbacks"] == 1
+    assert watch.counters()["versions"]["v2"]["harmful"]
+
+
+def test_a_harmful_adapter_is_taken_off_and_its_knowledge_withdrawn(tmp_path: Path) -> None:
+    publish(tmp_path, "v1")
+    deployments = Deployments(tmp_path)
+    deployments.deploy(Deployed(
+        update=ModelUpdate(model_version="v1+a", adapter="adapters/a", published_at=5.0), by="alignment"))
+    (update,) = updates(guard(tmp_path)(judgements("v1+a", -0.8)))
+    assert (update.model_version, update.adapter, update.withdrawn) == ("v1", None, ["v1+a"])
+    assert deployments.log()[-1].reason.startswith("guard: harm over ")
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_without_a_sound_version_before_it_says_so_and_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, damaged: bool,
+) -> None:
+    if damaged:
+        publish(tmp_path, "v0")
+        (Registry(tmp_path).folder / "v0" / "calibration.json").write_text("{}")
+    publish(tmp_path, "v1")
+    watch = guard(tmp_path)
+    with caplog.at_level(logging.ERROR):
+        assert updates(watch(judgements("v1", -0.8))) == []
+    assert "model v1 cannot be rolled back" in caplog.text
+    assert Registry(tmp_path).current() == "v1"
+    assert watch.counters()["rollbacks_failed"] == 1
+    assert updates(watch(judgements("v1", 0.2, range(60, 70)))) == []
+
+
+def test_a_version_that_is_not_in_the_registry_is_answered_with_what_should_be_in_use(tmp_path: Path) -> None:
+    publish(tmp_path, "v1")
+    (update,) = updates(guard(tmp_path)(judgements("by-hand", -0.8)))
+    assert (update.model_version, update.withdrawn) == ("v1", ["by-hand"])
+
+
+def test_a_version_that_did_harm_before_is_passed_over(tmp_path: Path) -> None:
+    for version in ("v1", "v2", "v3"):
+        publish(tmp_path, version)
+    watch = guard(tmp_path)
+    assert [u.model_version for u in updates(watch(judgements("v2", -0.8)))] == ["v3"], "what is in use is said again"
+    (update,) = updates(watch(judgements("v3", -0.8, range(100, 160))))
+    assert update.model_version == "v1"
+
+
+def test_a_harmful_codeword_is_named_and_nothing_is_rolled_back(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture,
+) -> None:
+    for version in ("v1", "v2"):
+        publish(tmp_path, version)
+    watch = guard(tmp_path)
+    out = []
+    for user in range(160):
+        bad = user % 5 == 0
+        out += updates(watch(judgements("v2", -0.9 if bad else 0.4, range(user, user + 1), (3 if bad else 1, 0))))
+    assert out == []
+    assert "codeword 3 of instruction 0 of model v2 does harm" in caplog.text
+    assert watch.counters()["versions"]["v2"]["harmful_codes"] == ["0:3"]
+
+
+def test_evidence_outlives_the_process_and_damaged_evidence_does_not_stop_it(tmp_path: Path) -> None:
+    for version in ("v1", "v2"):
+        publish(tmp_path, version)
+    first = guard(tmp_path)
+    assert updates(first(judgements("v2", -0.5, range(8)))) == []
+    first.keep(force=True)
+    kept = (tmp_path / "guard" / "evidence.msgpack").stat().st_mtime_ns
+    first.keep(force=True)
+    assert (tmp_path / "guard" / "evidence.msgpack").stat().st_mtime_ns == kept, "nothing new"
+    second = guard(tmp_path)
+    assert second.pools == first.pools
+    assert updates(second(judgements("v2", -0.5, range(8)))) == [], "delivered again"
+    assert second.pools.versions["v2"].whole.n == 8
+    (tmp_path / "guard" / "evidence.msgpack").write_bytes(b"\x00torn")
+    assert guard(tmp_path).pools.versions == {}
+
+
+def test_codewords_are_counted_over_all_instructions(tmp_path: Path) -> None:
+    publish(tmp_path, "v1")
+    assert cells(Registry(tmp_path).open()) == 8
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_the_role_rolls_back_what_was_planted_in_half_of_the_users(tmp_path: Path) -> None:
+    broker = start_broker("embedded", tmp_path)
+    settings = replace(Settings(), home=tmp_path / "home", kafka=settings_for(broker))
+    for version in ("v1", "v2"):
+        publish(settings.home, version)
+    create_topics(settings.kafka)
+    sender = Producer(producer(settings.kafka))
+    for judgement in (*judgements("v2", -0.3, range(0, 200, 2)), *judgements("v1", 0.3, range(1, 200, 2))):
+        sender.produce(JUDGEMENTS.name, encode(judgement), key=judgement.user_id)
+    assert sender.flush(20) == 0
+    with (tmp_path / "guard.log").open("wb") as out:
+        child = subprocess.Popen([sys.executable, "-m", "workers.cli", "role", "guard"], cwd=ROOT, stderr=out,
+                                 env={**os.environ, **to_environ(settings)})
+    reader = Consumer(consumer(settings.kafka, "none"))
+    reader.assign([TopicPartition(MODEL_UPDATES.name, 0, OFFSET_BEGINNING)])
+    try:
+        record, deadline = None, time.monotonic() + 60
+        while record is None and time.monotonic() < deadline:
+            got = reader.poll(0.2)
+            record = got if got is not None and got.error() is None else None
+        assert record is not None, (tmp_path / "guard.log").read_text()
+        assert decode(ModelUpdate, record.value()).model_version == "v1"
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(20) == 0
+    finally:
+        reader.close()
+        child.kill()
+        kill_broker(broker)
+    assert "rolled back from model v2 to v1" in (tmp_path / "guard.log").read_text()
+    assert json.loads((settings.home / "run" / "guard.json").read_text())["rollbacks"] == 1
+    assert (settings.home / "guard" / "evidence.msgpack").is_file()

@@ -1,0 +1,325 @@
+"""The same promises everywhere: Qdrant's engine in-process, its client's imitation, the embedded store's process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from schemas.errors import FreshetError, StoreUnavailableError
+from schemas.settings import QdrantSettings
+from workers.store import KnowledgePoint, KnowledgeStore, QdrantStore
+from workers.store.embedded.engine import EdgeStore, Shard
+
+DIM = 8
+
+
+def point(user: str = "ann", version: int = 1, fill: float = 0.1, **fields: object) -> KnowledgePoint:
+    rng = np.random.default_rng(abs(hash((user, version))) % 2**32)
+    made = KnowledgePoint(
+        user, version, "m1", np.full((3, DIM), fill, np.float16), rng.normal(size=DIM).astype(np.float32),
+        "0f" * 8, "drift", 1.7e9 + 0.25, 9.8e8 + version, 10 + version, (7, 0, 3))
+    return replace(made, **fields)  # type: ignore[arg-type]
+
+
+class Server:
+    """The store's process on a fixed port, to be killed and started again."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.port = 0
+        self.start()
+
+    def start(self) -> None:
+        ready = self.home / "run" / "store.ready"
+        ready.unlink(missing_ok=True)
+        code = ("import sys; from workers.store.embedded.server import main; from schemas.settings import load; "
+                f"main(load(), {self.port})")
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", code], env={**os.environ, "FRESHET_HOME": str(self.home)})
+        deadline = time.monotonic() + 20
+        while not (ready.is_file() and ready.read_text()):
+            assert time.monotonic() < deadline
+            assert self.process.poll() is None
+            time.sleep(0.02)
+        self.url = ready.read_text()
+        self.port = int(self.url.rsplit(":", 1)[1])
+
+    def kill(self) -> None:
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    server = Server(tmp_path_factory.mktemp("home"))
+    yield server
+    server.kill()
+
+
+@pytest.fixture(params=["edge", "memory", "server"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[KnowledgeStore]:
+    made: KnowledgeStore
+    if request.param == "edge":
+        made = EdgeStore(tmp_path / "store", DIM)
+    elif request.param == "memory":
+        made = QdrantStore(":memory:", DIM)
+    else:
+        made = QdrantStore(request.getfixturevalue("server").url, DIM)
+    made.ensure()
+    yield made
+    made.close()
+
+
+class TestAnyStore:
+    """Users differ per test: the server's collection is shared."""
+
+    def test_reads_back_what_was_written(self, store: KnowledgeStore) -> None:
+        written = [point(user) for user in ("read-1", "read/2 ünïcode '; DROP", "read-3")]
+        assert store.upsert(written) == [True, True, True]
+        held = store.read([p.user_id for p in written] + ["nobody"])
+        assert set(held) == {p.user_id for p in written}
+        for p in written:
+            got = held[p.user_id]
+            np.testing.assert_array_equal(got.vectors, p.vectors)
+            assert got.vectors.dtype == np.float16
+            np.testing.assert_allclose(got.pooled, p.pooled / np.linalg.norm(p.pooled), atol=1e-6)
+            fields = ("version", "model_version", "history_hash", "reason", "generated_at", "event_time", "count")
+            assert [getattr(got, f) for f in fields] == [getattr(p, f) for f in fields]
+
+    def test_never_replaces_a_newer_version(self, store: KnowledgeStore) -> None:
+        assert store.upsert([point("v", 3, fill=0.3)]) == [True]
+        assert store.upsert([point("v", 2, fill=0.2)]) == [False]
+        assert store.read(["v"])["v"].vectors[0, 0] == np.float16(0.3)
+        assert store.upsert([point("v", 4, fill=0.4)]) == [True]
+        assert store.read(["v"])["v"].version == 4
+
+    def test_a_repeated_write_counts_as_written(self, store: KnowledgeStore) -> None:
+        assert store.upsert([point("again", 2)]) == [True]
+        assert store.upsert([point("again", 2)]) == [True]
+
+    def test_a_batch_of_mixed_versions_is_decided_per_point(self, store: KnowledgeStore) -> None:
+        store.upsert([point("mix-a", 5), point("mix-b", 1)])
+        assert store.upsert([point("mix-a", 4), point("mix-b", 2), point("mix-c", 9)]) == [False, True, True]
+        held = store.read(["mix-a", "mix-b", "mix-c"])
+        assert {user: p.version for user, p in held.items()} == {"mix-a": 5, "mix-b": 2, "mix-c": 9}
+
+    def test_one_user_twice_in_a_batch_keeps_the_highest(self, store: KnowledgeStore) -> None:
+        assert store.upsert([point("twice", 7), point("twice", 6)]) == [True, False]
+        assert store.read(["twice"])["twice"].version == 7
+
+    @pytest.mark.parametrize("bad", [np.nan, np.inf])
+    def test_refuses_what_is_not_finite_and_writes_nothing(self, store: KnowledgeStore, bad: float) -> None:
+        with pytest.raises(ValueError, match="not finite"):
+            store.upsert([point("fine-then-bad"), point("bad", fill=bad)])
+        assert store.read(["fine-then-bad", "bad"]) == {}
+
+    def test_refuses_another_width(self, store: KnowledgeStore) -> None:
+        with pytest.raises(ValueError, match="shape"):
+            store.upsert([point("wide", vectors=np.zeros((3, DIM + 1), np.float16))])
+
+    def test_neighbours_are_nearest_first_without_the_excluded(self, store: KnowledgeStore) -> None:
+        axis = np.zeros(DIM, np.float32)
+        axis[5] = 1.0
+        tilted = axis.copy()
+        tilted[6] = 0.2
+        store.upsert([point("self", pooled=axis * 3), point("near", pooled=tilted), point("far", pooled=-axis)])
+        found = store.neighbours(axis, 2, exclude=["self"])
+        assert found[0].user_id == "near"
+        assert found[0].score == pytest.approx(1 / np.sqrt(1.04), abs=1e-5)
+        assert "self" not in {neighbour.user_id for neighbour in found}
+        assert store.neighbours(axis, 1)[0].user_id == "self"
+
+    def test_counts_users_not_writes(self, store: KnowledgeStore) -> None:
+        before = store.count()
+        store.upsert([point("count-a"), point("count-b")])
+        store.upsert([point("count-a", 2)])
+        assert store.count() == before + 2
+
+    def test_ensure_again_keeps_everything(self, store: KnowledgeStore) -> None:
+        store.upsert([point("kept")])
+        store.ensure()
+        assert "kept" in store.read(["kept"])
+
+    def test_nothing_to_do(self, store: KnowledgeStore) -> None:
+        assert store.upsert([]) == []
+        assert store.read([]) == {}
+
+    @given(versions=st.lists(st.integers(1, 6), min_size=1, max_size=12), cut=st.integers(1, 5))
+    @hypothesis_settings(
+        max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    def test_any_order_ends_with_the_highest(
+        self, store: KnowledgeStore, versions: list[int], cut: int,
+    ) -> None:
+        user = f"any-{uuid.uuid4()}"  # a new one per example, also when hypothesis repeats itself
+        for start in range(0, len(versions), cut):
+            store.upsert([point(user, version, fill=version / 8) for version in versions[start:start + cut]])
+        held = store.read([user])[user]
+        assert held.version == max(versions)
+        assert held.vectors[0, 0] == np.float16(max(versions) / 8)
+
+
+class TestEdge:
+    def test_survives_closing_and_opening(self, tmp_path: Path) -> None:
+        first = EdgeStore(tmp_path / "store", DIM)
+        first.ensure()
+        first.upsert([point("ann", 3)])
+        first.close()
+        second = EdgeStore(tmp_path / "store", DIM)
+        second.ensure()
+        assert second.upsert([point("ann", 2)]) == [False]
+        second.close()
+
+    def test_a_second_opener_is_told_so(self, tmp_path: Path) -> None:
+        first = EdgeStore(tmp_path / "store", DIM)
+        first.ensure()
+        with pytest.raises(FreshetError, match="in use by another process"):
+            EdgeStore(tmp_path / "store", DIM)
+        first.close()
+
+    def test_another_width_is_told_so(self, tmp_path: Path) -> None:
+        first = EdgeStore(tmp_path / "store", DIM)
+        first.ensure()
+        first.close()
+        second = EdgeStore(tmp_path / "store", 2 * DIM)
+        with pytest.raises(FreshetError, match=f"width {DIM}, but the model makes {2 * DIM}"):
+            second.ensure()
+        second.close()
+
+    def test_overwritten_points_do_not_pile_up(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("workers.store.embedded.engine._VACUUM_EVERY", 500)
+        store, sizes = EdgeStore(tmp_path / "store", DIM), []
+        store.ensure()
+        for version in range(1, 9):
+            store.upsert([point(f"u{i}", version) for i in range(100)])
+            store._shard.tend()
+            sizes.append(store.count())
+        assert set(sizes) == {100}
+        assert {p.version for p in store.read([f"u{i}" for i in range(100)]).values()} == {8}
+        store.close()
+
+
+class TestServer:
+    @pytest.mark.slow
+    def test_everything_acknowledged_survives_kill_9(self, tmp_path: Path) -> None:
+        server = Server(tmp_path)
+        store = QdrantStore(server.url, DIM, QdrantSettings(timeout_s=1))
+        store.ensure()
+        acknowledged: list[str] = []
+
+        def write() -> None:
+            for i in range(10_000):
+                batch = [point(f"u{i}-{j}") for j in range(8)]
+                try:
+                    store.upsert(batch)
+                except StoreUnavailableError:
+                    return
+                acknowledged.extend(p.user_id for p in batch)
+
+        writer = threading.Thread(target=write)
+        writer.start()
+        while len(acknowledged) < 200:
+            time.sleep(0.005)
+        server.kill()
+        writer.join(20)
+        server.start()
+        try:
+            assert set(store.read(acknowledged)) == set(acknowledged)  # the same client recovers unaided
+        finally:
+            server.kill()
+
+    @pytest.mark.slow
+    def test_away_is_noticed_quickly(self, tmp_path: Path) -> None:
+        server = Server(tmp_path)
+        store = QdrantStore(server.url, DIM, QdrantSettings(timeout_s=1))
+        store.ensure()
+        store.upsert([point("ann")])
+        server.kill()
+        self._unavailable(lambda: store.read(["ann"]), within_s=1.0)
+        server.start()
+        assert "ann" in store.read(["ann"])
+        server.process.send_signal(signal.SIGSTOP)  # accepts connections, answers nothing
+        self._unavailable(lambda: store.read(["ann"]), within_s=3.0)
+        server.process.send_signal(signal.SIGCONT)
+        assert "ann" in store.read(["ann"])
+        server.kill()
+
+    @staticmethod
+    def _unavailable(call: Callable[[], object], within_s: float) -> None:
+        started = time.monotonic()
+        with pytest.raises(StoreUnavailableError):
+            call()
+        assert time.monotonic() - started < within_s
+
+    @pytest.mark.slow
+    def test_a_vanished_collection_is_made_again(self, tmp_path: Path) -> None:
+        server = Server(tmp_path / "old")
+        store = QdrantStore(server.url, DIM)
+        store.ensure()
+        server.kill()
+        server.home = tmp_path / "new"
+        server.start()
+        assert store.read(["ann"]) == {}
+        assert store.upsert([point("ann")]) == [True]
+        server.kill()
+
+    @pytest.mark.slow
+    def test_workers_may_create_it_at_once(self, tmp_path: Path) -> None:
+        server = Server(tmp_path)
+        failures: list[BaseException] = []
+
+        def ensure() -> None:
+            try:
+                QdrantStore(server.url, DIM).ensure()
+            except BaseException as error:
+                failures.append(error)
+
+        threads = [threading.Thread(target=ensure) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        server.kill()
+        assert failures == []
+
+    def test_another_width_is_told_so(self, server: Server) -> None:
+        QdrantStore(server.url, DIM).ensure()
+        with pytest.raises(FreshetError, match="width"):
+            QdrantStore(server.url, 2 * DIM).ensure()
+
+    def test_who_only_looks_creates_nothing(self, tmp_path: Path) -> None:
+        server = Server(tmp_path)
+        looker = QdrantStore(server.url, 2 * DIM)
+        assert (looker.count(), looker.read(["ann"])) == (0, {})
+        QdrantStore(server.url, DIM).ensure()
+        server.kill()
+
+    def test_refuses_other_conditions_in_qdrants_shape(self, server: Server) -> None:
+        import httpx
+
+        QdrantStore(server.url, DIM).ensure()
+        url = f"{server.url}/collections/user_knowledge/points/batch"
+        for body in ({"operations": [{"upsert": {"points": [], "update_filter": {"should": []}}}]},
+                     {"operations": [{"delete": {"points": []}}]}, {"nothing": 1}, [1]):
+            answer = httpx.put(url, json=body) if body == [1] else httpx.post(url, json=body)
+            assert answer.status_code in (400, 404)
+            assert answer.json()["status"]["error"]
+
+    def test_a_second_owner_is_told_so(self, server: Server) -> None:
+        QdrantStore(server.url, DIM).ensure()
+        with pytest.raises(FreshetError, match="in use by another process"):
+            Shard(server.home / "store")
+        assert (server.home / "run" / "store.ready").is_file()

@@ -1,0 +1,107 @@
+from dataclasses import replace
+
+import numpy as np
+import orjson
+import pytest
+from typer.testing import CliRunner
+
+from schemas.errors import DataError, FreshetError
+from schemas.settings import FitSettings, Settings, StateSettings
+from workers.cli import app
+from workers.terminal.stages import Stages
+from workers.training.evaluate import Evaluator, Wanted, read
+
+
+def write(folder):
+    rng = np.random.default_rng(0)
+    lines = ["user_id,item_id,timestamp"]
+    for user in range(30):
+        start = int(rng.integers(24))
+        lines += [f"u{user},i{(start + step) % 24},{user + 100 * step}" for step in range(12)]
+    folder.mkdir()
+    (folder / "events.csv").write_text("\n".join(lines) + "\n")
+    (folder / "items.jsonl").write_text("".join(f'{{"item_id": "i{i}", "title": "thing {i}"}}\n' for i in range(24)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return tmp_path_factory.mktemp("evaluate")
+
+
+@pytest.fixture(scope="module")
+def folder(place):
+    return write(place / "shop")
+
+
+@pytest.fixture(scope="module")
+def evaluator(place, folder):
+    settings = replace(Settings(), home=place / "home", state=StateSettings(history=8), fit=FitSettings(
+        dim=8, layers=1, epochs=2, knowledge_epochs=1))
+    with Stages() as stages:
+        yield Evaluator(settings, folder, stages)
+
+
+def test_a_finished_run_is_read_and_not_repeated(evaluator, monkeypatch):
+    wanted = Wanted("dense", "leave_one_out", seed=3)
+    first = evaluator.run(wanted)
+    assert first["dataset"] == "shop"
+    assert first["metrics"]["n"] == 30
+    monkeypatch.setattr("models.systems.training.train", lambda *_: pytest.fail("it was trained again"))
+    assert evaluator.run(wanted)["metrics"] == first["metrics"]
+    path = evaluator.path(wanted)
+    assert read(path)["training"]["epoch"] >= 1
+    path.write_text("{")  # a damaged file is no result
+    assert read(path) is None
+
+
+def test_runs_differ_by_all_they_depend_on(evaluator):
+    wanted = Wanted("dense", "leave_one_out", seed=3)
+    others = [replace(wanted, seed=4), replace(wanted, protocol="stream_time"), replace(wanted, control="extra-steps")]
+    assert len({evaluator.path(run) for run in [wanted, *others]}) == 4
+    longer = Evaluator.__new__(Evaluator)
+    longer.__dict__ |= evaluator.__dict__ | {
+        "settings": replace(evaluator.settings, fit=replace(evaluator.settings.fit, epochs=3))}
+    assert longer.path(wanted) != evaluator.path(wanted)
+    moved = Evaluator.__new__(Evaluator)
+    moved.__dict__ |= evaluator.__dict__ | {"settings": replace(
+        evaluator.settings, llm=replace(evaluator.settings.llm, device="cuda", batch=64))}
+    assert moved.path(wanted) == evaluator.path(wanted)
+
+
+def test_a_run_is_compared_with_its_reference_event_by_event(evaluator):
+    plain, control = Wanted("dense", "stream_time", seed=1), Wanted("dense", "stream_time", "extra-steps", 1)
+    one, other = evaluator.run(plain), evaluator.run(control)
+    assert evaluator.gain(plain) is None
+    gain, low, high = evaluator.gain(control)  # dense is its reference
+    assert gain == pytest.approx(other["metrics"]["ndcg_at_10"] - one["metrics"]["ndcg_at_10"])
+    assert low <= gain <= high
+    rows = evaluator.ranks(plain)["row"]
+    users = evaluator.users(plain, rows)
+    assert (np.diff(users) >= 0).all()  # rows are by user
+    assert len(users) == len(rows)
+    with pytest.raises(DataError, match="has not been run"):
+        evaluator.ranks(replace(plain, seed=99))
+
+
+def test_a_wrong_name_is_refused_with_what_there_is(evaluator):
+    with pytest.raises(FreshetError, match="there are dense"):
+        evaluator.run(Wanted("sense", "stream_time"))
+    with pytest.raises(FreshetError, match="leave_one_out"):
+        evaluator.run(Wanted("dense", "last"))
+
+
+def test_the_command_prints_tables_and_writes_json(evaluator, folder, place, monkeypatch):
+    for name, value in {"HOME": place / "home", "STATE_HISTORY": 8, "FIT_DIM": 8, "FIT_LAYERS": 1, "FIT_EPOCHS": 2,
+                        "FIT_KNOWLEDGE_EPOCHS": 1}.items():
+        monkeypatch.setenv(f"FRESHET_{name}", str(value))
+    out = place / "result.json"
+    done = CliRunner().invoke(app, ["evaluate", "--data", str(folder), "--protocol", "leave-one-out", "--seed", "3",
+                                    "--json", str(out)])
+    assert done.exit_code == 0, done.output
+    assert "item seen 5-19" in done.output
+    assert orjson.loads(out.read_bytes())["metrics"]["n"] == 30
+    wrong = CliRunner().invoke(app, ["evaluate", "--data", str(folder), "--protocol", "leave-two-out"])
+    assert isinstance(wrong.exception, FreshetError)
+    listed = CliRunner().invoke(app, ["evaluate", "--list"])
+    assert "--control extra-steps" in listed.output

@@ -1,0 +1,73 @@
+"""Where the running stack of a home folder is: its lock, and the file that tells other commands how to reach it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import orjson
+import psutil
+from pydantic import BaseModel, Field, ValidationError
+
+from schemas.errors import FreshetError
+from schemas.settings import Settings
+from workers.home.lock import run_folder
+
+
+class Running(BaseModel):
+    """A running stack, as it tells of itself in `run/up.json`."""
+
+    pid: int = Field(description="of the supervisor")
+    started_at: float
+    bootstrap: str
+    qdrant_url: str
+    roles: list[str]
+    command: str = Field(description="'up' or 'demo'")
+    pids: dict[str, int] = Field(default_factory=dict)
+    ready: bool = Field(default=False, description="every role has said it is ready")
+
+
+def announce(home: Path, running: Running) -> None:
+    """Write `run/up.json`, whole or not at all."""
+    path = run_folder(home) / "up.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_suffix(f".{os.getpid()}")
+    scratch.write_bytes(orjson.dumps(running.model_dump(), option=orjson.OPT_INDENT_2))
+    scratch.replace(path)
+
+
+def withdraw(home: Path) -> None:
+    """Remove `run/up.json`."""
+    (run_folder(home) / "up.json").unlink(missing_ok=True)
+
+
+def find(home: Path) -> Running | None:
+    """Return the stack that runs on `home`, None if there is none or it has died."""
+    path = run_folder(home) / "up.json"
+    try:
+        running = Running.model_validate_json(path.read_bytes())
+    except (FileNotFoundError, ValidationError):
+        return None
+    return running if psutil.pid_exists(running.pid) else None
+
+
+def connected(settings: Settings) -> Settings:
+    """Return `settings` with broker and store of the running stack filled in where they are not set.
+
+    Raises:
+        FreshetError: no broker is set and no stack runs.
+    """
+    running = find(settings.home)
+    if running is None:
+        if not settings.kafka.bootstrap:
+            raise FreshetError(
+                f"no broker: nothing runs on {settings.home}. Start `freshet up` first, or set "
+                "FRESHET_KAFKA_BOOTSTRAP=host:port")
+        return settings
+    if settings.kafka.bootstrap not in ("", running.bootstrap):
+        return settings
+    return replace(
+        settings,
+        kafka=replace(settings.kafka, bootstrap=running.bootstrap),
+        qdrant=replace(settings.qdrant, url=settings.qdrant.url or running.qdrant_url))

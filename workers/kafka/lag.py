@@ -1,0 +1,76 @@
+"""Consumer groups and how far they are behind."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection
+
+from confluent_kafka import Consumer, KafkaException, TopicPartition
+from confluent_kafka import KafkaError as ConfluentError
+
+from schemas.errors import FreshetError
+from schemas.settings import KafkaSettings
+from workers.kafka.configuration import consumer
+from workers.kafka.topics import partitions
+
+KNOWLEDGE_GROUP = "freshet-knowledge"
+RANKING_GROUP = "freshet-ranking"
+GUARD_GROUP = "freshet-guard"
+_NO_COORDINATOR_YET = frozenset({
+    ConfluentError.NOT_COORDINATOR, ConfluentError.COORDINATOR_NOT_AVAILABLE,
+    ConfluentError.COORDINATOR_LOAD_IN_PROGRESS})
+
+
+class GroupLag:
+    """How far a consumer group is behind, asked over one connection that never joins the group."""
+
+    def __init__(self, settings: KafkaSettings, group: str) -> None:
+        self._consumer = Consumer(consumer(settings, group) | {"log_level": 2})
+
+    def offsets(self, wanted: Collection[tuple[str, int]], timeout_s: float = 5.0
+                ) -> dict[tuple[str, int], tuple[int, int]]:
+        """Return (committed, end) per (topic, partition); without a commit the oldest record's offset stands in.
+
+        Raises:
+            KafkaException: the broker does not answer.
+        """
+        asked = [TopicPartition(topic, number) for topic, number in wanted]
+        out = {}
+        for part in self._committed(asked, timeout_s) if asked else []:
+            low, high = self._consumer.get_watermark_offsets(part, timeout=timeout_s)
+            out[part.topic, part.partition] = (max(low, part.offset), high)  # no commit is offset −1001
+        return out
+
+    def _committed(self, asked: list[TopicPartition], timeout_s: float) -> list[TopicPartition]:
+        deadline = time.monotonic() + timeout_s
+        while True:
+            try:
+                return list(self._consumer.committed(asked, timeout=timeout_s))
+            except KafkaException as error:
+                # A young or just re-elected broker has no coordinator for the group yet; the client does not ask again.
+                if error.args[0].code() not in _NO_COORDINATOR_YET or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._consumer.close()
+
+
+def lag(settings: KafkaSettings, group: str, topics: Collection[str]) -> dict[tuple[str, int], int]:
+    """Return per (topic, partition) how many records `group` has not committed yet.
+
+    The embedded broker names the end of a partition as the first record of its last batch + 1, so that the lag there
+    comes out short by up to a batch, and 0 while the last batch is half done. Kafka's is exact.
+
+    Raises:
+        FreshetError: the broker does not answer.
+    """
+    reader = GroupLag(settings, group)
+    try:
+        wanted = [(name, number) for name, n in partitions(settings, topics).items() for number in range(n)]
+        return {part: max(0, end - done) for part, (done, end) in reader.offsets(wanted).items()}
+    except KafkaException as error:
+        raise FreshetError(f"the lag of {group} cannot be read: {error.args[0].str()}") from error
+    finally:
+        reader.close()

@@ -1,0 +1,157 @@
+"""Reads topics from the side: all partitions, no consumer group, nothing committed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from types import TracebackType
+
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, Message, TopicPartition
+from kafka.partitioner.default import murmur2
+
+from schemas.errors import FreshetError
+from schemas.settings import KafkaSettings
+from workers.kafka.configuration import client
+
+
+class TopicReader:
+    """Records of some topics as they come.
+
+    Args:
+        settings: the broker.
+        topics: names; each must be there.
+        from_beginning: start with the oldest record instead of the next new one.
+    """
+
+    def __init__(self, settings: KafkaSettings, topics: Sequence[str], *, from_beginning: bool = False) -> None:
+        self._settings = settings
+        self._consumer = _consumer(settings)
+        if from_beginning:
+            starts = dict.fromkeys(_parts(self._consumer, settings, topics), OFFSET_BEGINNING)
+        else:
+            # Not OFFSET_END: that is looked up at the first fetch, and a record sent in between is missed.
+            starts = {part: high for part, (_, high) in _ends(self._consumer, settings, topics).items()}
+        for topic in topics:
+            if not any(name == topic for name, _ in starts):
+                raise FreshetError(f"there is no topic {topic} at {settings.bootstrap}; `freshet topics --create`")
+        assignment = [TopicPartition(topic, number, start) for (topic, number), start in starts.items()]
+        self._consumer.assign(assignment)
+
+    def __enter__(self) -> TopicReader:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        self.close()
+
+    def poll(self, seconds: float, at_most: int = 1000) -> list[Message]:
+        """Return the records that came within `seconds`, possibly none.
+
+        Raises:
+            FreshetError: the broker refuses.
+        """
+        out = []
+        for message in self._consumer.consume(at_most, seconds):
+            error = message.error()
+            if error is None:
+                out.append(message)
+            elif error.fatal():
+                raise FreshetError(f"reading {message.topic()}: {error.str()}")
+        return out
+
+    def close(self) -> None:
+        """Disconnect."""
+        self._consumer.close()
+
+
+def read_all(settings: KafkaSettings, topics: Sequence[str], *, key: bytes | None = None,
+             last: int | None = None, within_s: float = 30.0) -> list[Message]:
+    """Return everything `topics` hold at this moment, in order per partition.
+
+    Args:
+        key: only the partitions that records of this key are in.
+        last: only this many newest records per partition; None = all.
+
+    Raises:
+        FreshetError: it took longer than `within_s` seconds.
+    """
+    consumer = _consumer(settings)
+    try:
+        ends: dict[tuple[str, int], int] = {}
+        assignment = []
+        marks = _ends(consumer, settings, topics)
+        for (topic, number), (low, high) in marks.items():
+            partitions = sum(name == topic for name, _ in marks)
+            if high > low and (key is None or number == key_partition(key, partitions)):
+                ends[topic, number] = high
+                assignment.append(TopicPartition(topic, number, low if last is None else max(low, high - last)))
+        consumer.assign(assignment)
+        out: list[Message] = []
+        deadline = time.monotonic() + within_s
+        while ends:
+            out += [message for message in consumer.consume(5000, 0.2) if message.error() is None]
+            # Positions, not record counts: compaction leaves holes, and the last record itself may be gone.
+            for position in consumer.position(assignment):
+                if position.offset >= ends.get((position.topic, position.partition), 0):
+                    ends.pop((position.topic, position.partition), None)
+            if time.monotonic() > deadline:
+                raise FreshetError(f"reading {', '.join(topics)} took longer than {within_s:.0f} s")
+        return out
+    finally:
+        consumer.close()
+
+
+def watermarks(settings: KafkaSettings, topics: Sequence[str]) -> dict[str, list[tuple[int, int]]]:
+    """Return per topic that exists the (first, next) offset of each partition."""
+    consumer = _consumer(settings)
+    try:
+        out: dict[str, list[tuple[int, int]]] = {}
+        for (topic, _), marks in sorted(_ends(consumer, settings, topics).items()):
+            out.setdefault(topic, []).append(marks)
+        return out
+    finally:
+        consumer.close()
+
+
+def key_partition(key: bytes, partitions: int) -> int:
+    """Return the partition of a key: murmur2 as in Java, kafka-python, Faust and librdkafka's `murmur2`."""
+    return int((murmur2(key) & 0x7FFFFFFF) % partitions)
+
+
+def _consumer(settings: KafkaSettings) -> Consumer:
+    # A group id is required by the client; without subscribe and commit it never reaches the broker.
+    return Consumer(client(settings) | {
+        "group.id": "freshet-reader", "enable.auto.commit": False, "fetch.wait.max.ms": 50, "log_level": 0})
+
+
+def _parts(consumer: Consumer, settings: KafkaSettings, topics: Sequence[str]) -> list[tuple[str, int]]:
+    try:
+        known = consumer.list_topics(timeout=10.0).topics
+    except KafkaException as error:
+        raise FreshetError(f"no broker answers at {settings.bootstrap}: {error}") from None
+    return [(topic, number) for topic in topics if topic in known for number in sorted(known[topic].partitions)]
+
+
+def _ends(consumer: Consumer, settings: KafkaSettings, topics: Sequence[str]) -> dict[tuple[str, int], tuple[int, int]]:
+    """Return (first, next) offset per partition, by a fetch at the end of each.
+
+    The embedded broker, asked for the latest offset, tells the first record of the last *batch* plus one; only what
+    it says along with fetched records is the end.
+    """
+    try:
+        asked = {part: consumer.get_watermark_offsets(TopicPartition(*part), timeout=10.0)
+                 for part in _parts(consumer, settings, topics)}
+    except KafkaException as error:
+        raise FreshetError(f"{settings.bootstrap} does not answer: {error}") from None
+    waiting = {part: high for part, (low, high) in asked.items() if high > low}
+    consumer.assign([TopicPartition(topic, number, high - 1) for (topic, number), high in waiting.items()])
+    deadline = time.monotonic() + 5.0
+    while waiting and time.monotonic() < deadline:  # after a compaction there may be nothing left to fetch
+        consumer.consume(1000, 0.05)
+        for part in list(waiting):
+            _, high = consumer.get_watermark_offsets(TopicPartition(*part), cached=True)
+            if high >= waiting[part]:
+                asked[part] = (asked[part][0], high)
+                del waiting[part]
+    consumer.unassign()
+    return asked

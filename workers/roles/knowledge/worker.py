@@ -1,0 +1,158 @@
+"""The knowledge worker: requests in, the language model reads histories, vectors into the store, updates out."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from models.knowledge.generation import Generation
+from schemas.artifacts import Registry
+from schemas.messages import KnowledgeRequest, KnowledgeUpdate
+from schemas.settings import Settings
+from schemas.topics import KNOWLEDGE_REQUESTS, KNOWLEDGE_UPDATES
+from workers.kafka.lag import KNOWLEDGE_GROUP
+from workers.kafka.outbox import Output, Rejected
+from workers.kafka.topics import create_topics
+from workers.roles.knowledge.generator import LlmGenerator
+from workers.runtime.loop import StreamWorker
+from workers.runtime.model_updates import ModelUpdates
+from workers.store.point import KnowledgePoint, KnowledgeStore
+from workers.store.qdrant import QdrantStore
+
+log = logging.getLogger(__name__)
+ROLE = "knowledge"
+# Requests taken at once, in forward passes: enough to meet a user's next request before the first is generated, few
+# enough that a crash repeats little.
+_PASSES = 8
+
+
+class Generator(Protocol):
+    """Histories in, knowledge out: `models` behind one call, so that the batch logic stands alone."""
+
+    model_version: str
+
+    def generate(self, histories: Sequence[Sequence[str]], users: Sequence[str] = ()) -> Generation:
+        """Return the knowledge of users, if known by these names, from their item ids, oldest first.
+
+        Unknown items are passed over.
+        """
+
+
+def history_hash(history: Sequence[str]) -> str:
+    """Return a short hash of a history: equal histories, equal hashes."""
+    return hashlib.blake2b("\x1f".join(history).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+
+
+def newest_requests(requests: Sequence[KnowledgeRequest]) -> list[KnowledgeRequest]:
+    """Return each user's request of the highest version (the last of equals), the most valuable users first."""
+    newest: dict[str, KnowledgeRequest] = {}
+    for request in requests:
+        held = newest.get(request.user_id)
+        if held is None or request.version >= held.version:
+            newest[request.user_id] = request
+    return sorted(newest.values(), key=lambda request: -request.priority)
+
+
+class KnowledgeProcessor:
+    """Requests to updates, `batch` users per forward pass; each pass's updates go out before the next begins.
+
+    Repeating a request is harmless: what the store holds already is not generated again, only announced again.
+    """
+
+    def __init__(
+        self, generator: Generator, store: KnowledgeStore, batch: int, clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.generator = generator
+        self._store = store
+        self._batch = batch
+        self._clock = clock
+        self.counters: dict[str, Any] = {
+            "requests": 0, "superseded": 0, "already_held": 0, "generated": 0, "forward_passes": 0, "rejected": 0,
+            "overtaken": 0, "generate_s": 0.0}
+
+    def __call__(self, requests: Sequence[KnowledgeRequest]) -> Iterator[list[Output | Rejected]]:
+        """Yield the outputs of each pass.
+
+        Raises:
+            StoreUnavailableError: nothing of the current pass was announced; call again with the same requests.
+        """
+        newest = newest_requests(requests)
+        held = self._store.read([request.user_id for request in newest])
+        done = [r for r in newest if r.user_id in held and held[r.user_id].version >= r.version]
+        yield [_announce(held[r.user_id], r, written=held[r.user_id].version == r.version) for r in done]
+        skip = {request.user_id for request in done}
+        wanted = [request for request in newest if request.user_id not in skip]
+        for start in range(0, len(wanted), self._batch):
+            yield self._pass(wanted[start:start + self._batch])
+        self.counters["requests"] += len(requests)
+        self.counters["superseded"] += len(requests) - len(newest)
+        self.counters["already_held"] += len(done)
+
+    def _pass(self, requests: Sequence[KnowledgeRequest]) -> list[Output | Rejected]:
+        started = time.perf_counter()
+        made = self.generator.generate(
+            [request.history for request in requests], [request.user_id for request in requests])
+        self.counters["generate_s"] += time.perf_counter() - started
+        self.counters["forward_passes"] += 1
+        self.counters["generated"] += len(requests)
+        # To the microsecond: 16 digits come back from the store as they went in, a 17th may not (its JSON reader is not
+        # exact there), and a redelivered request would be announced with another time.
+        now = round(self._clock(), 6)
+        sound = [(request, row) for row, request in enumerate(requests) if made.finite[row]]
+        out: list[Output | Rejected] = [
+            Rejected(r, "the model's knowledge is not finite; the old one stays")
+            for r, finite in zip(requests, made.finite, strict=True) if not finite]
+        self.counters["rejected"] += len(out)
+        points = [self._point(request, made, row, now) for request, row in sound]
+        written = self._store.upsert(points)
+        overtaken = [point.user_id for point, here in zip(points, written, strict=True) if not here]
+        self.counters["overtaken"] += len(overtaken)
+        # A newer version got in between: what readers can see is that one, so that one is announced.
+        newer = self._store.read(overtaken) if overtaken else {}
+        for (request, _), point, here in zip(sound, points, written, strict=True):
+            out.append(_announce(point if here else newer.get(point.user_id, point), request, written=here))
+        return out
+
+    def _point(self, request: KnowledgeRequest, made: Generation, row: int, now: float) -> KnowledgePoint:
+        vectors, there = made.vectors[row], made.items[row] >= 0
+        return KnowledgePoint(
+            user_id=request.user_id, version=request.version, model_version=self.generator.model_version,
+            vectors=vectors.astype(np.float16), pooled=vectors.mean(0).astype(np.float32),
+            history_hash=history_hash(request.history), reason=request.reason, generated_at=now,
+            event_time=request.event_time, count=request.count, codes=tuple(made.codes[row].tolist()),
+            items=tuple(made.items[row][there].tolist()), weights=tuple(made.weights[row][there].tolist()))
+
+
+def _announce(point: KnowledgePoint, request: KnowledgeRequest, *, written: bool) -> Output:
+    return Output(KNOWLEDGE_UPDATES, point.user_id, KnowledgeUpdate(
+        user_id=point.user_id, version=point.version, model_version=point.model_version, reason=request.reason,
+        count=point.count, event_time=point.event_time, history_hash=point.history_hash, caused_at=request.caused_at,
+        generated_at=point.generated_at, written=written))
+
+
+def main(settings: Settings) -> None:
+    """Run the worker until SIGTERM.
+
+    Raises:
+        FreshetError: there is no model, the language model cannot be loaded, or broker or store cannot be used.
+    """
+    artifact = Registry(settings.home).open()
+    generator = LlmGenerator.load(settings, artifact)
+    store = QdrantStore.of(settings, generator.dim)
+    processor = KnowledgeProcessor(generator, store, settings.llm.batch)
+    create_topics(settings.kafka)
+    updates = ModelUpdates(settings, ROLE, artifact.card.created_at, generator.apply)
+    updates.catch_up()
+    worker = StreamWorker(
+        settings, ROLE, KNOWLEDGE_GROUP, KNOWLEDGE_REQUESTS, processor, batch=_PASSES * settings.llm.batch,
+        between=updates.poll, counters=lambda: processor.counters | {"model_version": generator.model_version})
+    try:
+        worker.run()
+    finally:
+        updates.close()
+        store.close()

@@ -1,0 +1,271 @@
+"""The ranking worker: a user's state has changed, so recommend again, and judge knowledge by what the user just did."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.serving.requests import RankBatch, RankResult, UserKnowledge
+from models.trust.region import trust_region
+from schemas.experiment import Arm, arm
+from schemas.messages import (
+    Fallback,
+    Judgement,
+    Margin,
+    RankingRequest,
+    Recommendation,
+    ScoredItem,
+)
+from schemas.settings import ExperimentSettings, RankingSettings, Settings
+from schemas.topics import JUDGEMENTS, RANKING_REQUESTS, RECOMMENDATIONS
+from workers.kafka.lag import RANKING_GROUP
+from workers.kafka.outbox import Output
+from workers.kafka.topics import create_topics
+from workers.roles.ranking.ranker import Ranker
+from workers.runtime.loop import StreamWorker
+from workers.runtime.model_updates import ModelUpdates
+from workers.store.cache import CachedReader
+from workers.store.point import KnowledgePoint
+from workers.store.qdrant import QdrantStore
+
+log = logging.getLogger(__name__)
+ROLE = "ranking"
+
+
+class Merged:
+    """All requests of one user in a batch.
+
+    The newest (highest count, the last of equals) is answered. Requests for the same count belong to the same answer:
+    it was caused by the first of them, and it is an event's answer if any of them was. Every request's events are
+    judged, each with its own history.
+    """
+
+    def __init__(self, requests: Sequence[RankingRequest]) -> None:
+        self.newest = max(enumerate(requests), key=lambda pair: (pair[1].count, pair[0]))[1]
+        same = [request for request in requests if request.count == self.newest.count]
+        self.caused_at = min(request.caused_at for request in same)
+        self.reason = "event" if any(request.reason == "event" for request in same) else self.newest.reason
+        # The newest first; an event asked about twice is judged once.
+        self.rows = [self.newest, *(r for r in requests if r is not self.newest and r.judged)]
+        self.wanted_version = max(request.knowledge_version for request in requests)
+
+
+def merge(requests: Sequence[RankingRequest]) -> list[Merged]:
+    """Return the requests by user, in order of their first one."""
+    users: dict[str, list[RankingRequest]] = {}
+    for request in requests:
+        users.setdefault(request.user_id, []).append(request)
+    return [Merged(group) for group in users.values()]
+
+
+class RankingProcessor:
+    """Requests to recommendations and judgements.
+
+    Args:
+        ranker: model and item names.
+        reader: knowledge.
+        settings: items per recommendation, trust radius, evidence.
+        experiment: whom to serve the reference only. Their knowledge is generated and judged like everyone's, so that
+            the arms differ in nothing but what is served.
+    """
+
+    def __init__(
+        self, ranker: Ranker, reader: CachedReader, settings: RankingSettings, clock: Callable[[], float] = time.time,
+        experiment: ExperimentSettings | None = None,
+    ) -> None:
+        self._ranker = ranker
+        self._reader = reader
+        self._settings = settings
+        self._clock = clock
+        self._experiment = experiment or ExperimentSettings()
+        self._counts = {
+            "requests": 0, "superseded": 0, "recommendations": 0, "fused": 0, "margins": 0, "unknown_items": 0,
+            "no_knowledge": 0, "store_unavailable": 0, "old_knowledge": 0, "no_trust": 0, "control": 0}
+        self._rank_s = 0.0
+
+    def counters(self) -> dict[str, Any]:
+        """Return what was done so far, for the role's progress file."""
+        return self._counts | {
+            "rank_s": round(self._rank_s, 3), "cache_hits": self._reader.hits, "cache_misses": self._reader.misses,
+            "store_available": self._reader.available, "model_version": self._ranker.model_version}
+
+    def __call__(self, requests: Sequence[RankingRequest]) -> list[list[Output]]:
+        """Return the outputs, all in one part."""
+        started = time.perf_counter()
+        users = merge(requests)
+        points, fallbacks = self._knowledge(users)
+        rows = [(user, request) for user in users for request in user.rows]
+        rank = self._ranker.model.rank(RankBatch(
+            histories=[self._rows(request.history) for _, request in rows],
+            seen=[self._rows(request.seen) for _, request in rows],
+            knowledge=[_known(points.get(request.user_id), request) for _, request in rows],
+            judged=[[(j.position, self._ranker.row(j.item_id)) for j in request.judged] for _, request in rows],
+            top=self._settings.top, current_evidence=self._settings.current_evidence))
+        judgements = self._judge(users, rows, rank, points)
+        recommendations = self._recommend(users, rows, rank, points, fallbacks)
+        self._counts["requests"] += len(requests)
+        self._counts["superseded"] += len(requests) - len(users)
+        self._rank_s += time.perf_counter() - started
+        return [[*recommendations, *judgements]]
+
+    def _knowledge(self, users: Sequence[Merged]) -> tuple[dict[str, KnowledgePoint], dict[str, Fallback]]:
+        """Return the usable knowledge of users, and why the others have none."""
+        wanted = {user.newest.user_id: user.wanted_version for user in users if user.wanted_version > 0}
+        found = self._reader.read(wanted)
+        points: dict[str, KnowledgePoint] = {}
+        fallbacks: dict[str, Fallback] = {}
+        for user in users:
+            name = user.newest.user_id
+            point = found.points.get(name)
+            if point is None:
+                fallbacks[name] = "store_unavailable" if name in found.unavailable else "no_knowledge"
+            elif not self._ranker.compatible(point.model_version):
+                fallbacks[name] = "old_knowledge"
+            else:
+                points[name] = point
+        return points, fallbacks
+
+    def _rows(self, items: Sequence[str]) -> list[int]:
+        rows = [self._ranker.row(item) for item in items]
+        self._counts["unknown_items"] += rows.count(-1)
+        return rows
+
+    def _judge(
+        self, users: Sequence[Merged], rows: Sequence[tuple[Merged, RankingRequest]], rank: RankResult,
+        points: dict[str, KnowledgePoint],
+    ) -> list[Output]:
+        """Return a judgement per user with margins: events that came after what the user's knowledge includes."""
+        margins: dict[str, dict[str, Margin]] = {}
+        for (user, request), values in zip(rows, rank.margins, strict=True):
+            point = points.get(user.newest.user_id)
+            for event, value in zip(request.judged, values, strict=True):
+                if point is not None and value is not None and abs(value) < float("inf") and event.count > point.count:
+                    margins.setdefault(request.user_id, {}).setdefault(event.event_id, Margin(
+                        event_id=event.event_id, item_id=event.item_id, count=event.count, value=value,
+                        knowledge_version=point.version))
+        now = self._clock()
+        newest = {user.newest.user_id: user.newest for user in users}
+        self._counts["margins"] += sum(len(events) for events in margins.values())
+        return [
+            Output(JUDGEMENTS, name, Judgement(
+                user_id=name, margins=sorted(events.values(), key=lambda margin: margin.count),
+                model_version=self._ranker.model_version, knowledge_model_version=points[name].model_version,
+                codes=list(points[name].codes), event_time=newest[name].event_time, judged_at=now))
+            for name, events in margins.items()]
+
+    def _recommend(
+        self, users: Sequence[Merged], rows: Sequence[tuple[Merged, RankingRequest]], rank: RankResult,
+        points: dict[str, KnowledgePoint], fallbacks: dict[str, Fallback],
+    ) -> list[Output]:
+        answered = [at for at, (user, request) in enumerate(rows) if request is user.newest]
+        reference, fused = rank.ref_logp[answered], rank.fused_logp[answered]
+        nothing_left = torch.isnan(reference).any(1) | (reference == -torch.inf).all(1)  # every item is seen
+        reference[nothing_left] = -torch.inf
+        full = self._ranker.epsilon if self._settings.epsilon is None else self._settings.epsilon
+        epsilon = [full * user.newest.trust for user in users]
+        for at, user in enumerate(users):
+            if self._arm(user.newest.user_id) == "control":
+                fallbacks[user.newest.user_id], epsilon[at] = "control", 0.0
+        for user, radius in zip(users, epsilon, strict=True):
+            if radius <= 0 and user.newest.user_id in points:
+                fallbacks.setdefault(user.newest.user_id, "no_trust")
+        served = [at for at, user in enumerate(users)
+                  if user.newest.user_id not in fallbacks and not bool(nothing_left[at])]
+        logp, inverse, kl = self._constrain(reference, fused, served, epsilon)
+        items = self._top_items(logp)
+        behaviour = self._top_items(reference)
+        now = self._clock()
+        out = []
+        for at, user in enumerate(users):
+            fallback = fallbacks.get(user.newest.user_id)
+            out.append(Output(RECOMMENDATIONS, user.newest.user_id, self._answer(
+                user, items[at], [item.item_id for item in behaviour[at]], fallback,
+                points.get(user.newest.user_id) if fallback is None else None,
+                lagrange=1 / inverse[at] if inverse[at] > 0 else None, kl=kl[at], epsilon=epsilon[at], now=now)))
+            self._counts["fused" if fallback is None else fallback] += 1
+        self._counts["recommendations"] += len(users)
+        return out
+
+    def _arm(self, user_id: str) -> Arm:
+        return arm(user_id, self._experiment.name, self._experiment.control)
+
+    @staticmethod
+    def _constrain(
+        reference: Tensor, fused: Tensor, served: Sequence[int], epsilon: Sequence[float],
+    ) -> tuple[Tensor, list[float], list[float]]:
+        """Return served log-probabilities (B, n), 1/μ and KL of each user; the reference where knowledge is unused."""
+        inverse, kl = [0.0] * len(reference), [0.0] * len(reference)
+        if not served:
+            return reference, inverse, kl
+        logp = reference.double()
+        rows = list(served)
+        radius = torch.tensor([epsilon[row] for row in rows], dtype=torch.float64)
+        logp[rows], one_over_mu, spent = trust_region(reference[rows], fused[rows], radius)
+        for row, inv, nats in zip(rows, one_over_mu.tolist(), spent.tolist(), strict=True):
+            inverse[row], kl[row] = inv, nats
+        return logp, inverse, kl
+
+    def _top_items(self, logp: Tensor) -> list[list[ScoredItem]]:
+        """Return each row's best items, best first; seen items (−inf) are left out."""
+        scores, best = logp.topk(min(self._settings.top, logp.shape[1]), dim=1)
+        names = self._ranker.items
+        return [
+            [ScoredItem(item_id=names[row], score=score) for score, row in zip(some, rows, strict=True)
+             if score > -float("inf")]
+            for some, rows in zip(scores.tolist(), best.tolist(), strict=True)]
+
+    def _answer(
+        self, user: Merged, items: list[ScoredItem], reference: list[str], fallback: Fallback | None,
+        point: KnowledgePoint | None, *, lagrange: float | None, kl: float, epsilon: float, now: float,
+    ) -> Recommendation:
+        newest = user.newest
+        return Recommendation(
+            user_id=newest.user_id, items=items, reference=reference, source="reference" if fallback else "fused",
+            fallback=fallback, reason=user.reason, lagrange=lagrange, kl=kl, epsilon=epsilon,
+            knowledge_version=point.version if point else 0,
+            knowledge_age_s=newest.event_time - point.event_time if point else None,
+            # Below 0 only where the user's state was lost and the store was not.
+            knowledge_behind=max(0, newest.count - point.count) if point else None,
+            model_version=self._ranker.model_version, event_time=newest.event_time, count=newest.count,
+            caused_at=user.caused_at, requested_at=newest.requested_at, ranked_at=now,
+            experiment=self._experiment.name, arm=self._arm(newest.user_id))
+
+
+def _known(point: KnowledgePoint | None, request: RankingRequest) -> UserKnowledge | None:
+    """Return a user's knowledge as the model takes it, with its age at the end of the request's history."""
+    if point is None:
+        return None
+    return UserKnowledge(
+        point.vectors, np.array(point.items, np.int64), np.array(point.weights, np.float32),
+        max(0, request.count - point.count))
+
+
+def main(settings: Settings) -> None:
+    """Run the worker until SIGTERM.
+
+    Raises:
+        FreshetError: there is no model, or the broker cannot be used. The store may be away.
+    """
+    torch.set_num_threads(1)  # batches of small matrices: more threads only take cores from the other roles
+    ranker = Ranker.load(settings)
+    store = QdrantStore.of(settings, ranker.dim)
+    reader = CachedReader(store)
+    processor = RankingProcessor(ranker, reader, settings.ranking, experiment=settings.experiment)
+    create_topics(settings.kafka)
+    updates = ModelUpdates(settings, ROLE, ranker.created_at, ranker.apply)
+    updates.catch_up()
+    worker = StreamWorker(
+        settings, ROLE, RANKING_GROUP, RANKING_REQUESTS, processor, batch=settings.ranking.batch,
+        between=updates.poll, counters=processor.counters)
+    try:
+        worker.run()
+    finally:
+        updates.close()
+        reader.close()
+        store.close()

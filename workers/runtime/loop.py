@@ -1,0 +1,300 @@
+"""The one loop of every Kafka worker: read a batch, process it, write its outputs, and only then commit.
+
+At-least-once: offsets follow effects, so a crash repeats work and loses none; what `process` does must be idempotent.
+A record that cannot be used goes to the dead letters with its bytes and the stream goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar, cast
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+from pydantic import BaseModel
+
+from schemas.codec import decode
+from schemas.errors import FreshetError, PoisonError, StoreUnavailableError
+from schemas.settings import Settings
+from schemas.topics import Topic
+from workers.kafka.configuration import consumer
+from workers.kafka.outbox import Outbox, Output, Rejected
+from workers.kafka.topics import create_topics
+from workers.runtime.progress import Progress
+from workers.runtime.watchdog import Watchdog
+
+log = logging.getLogger(__name__)
+M = TypeVar("M", bound=BaseModel)
+Process = Callable[[Sequence[M]], Iterable[Sequence[Output | Rejected]]]
+"""Turns messages into outputs, a part at a time; each part is on the broker before the next is asked for. A message
+that it cannot use it returns as `Rejected`, the very object it was given."""
+
+_IDLE_POLL_S = 0.2  # how late a stop signal or a hot reload is noticed while nothing comes in
+# Above this the partitions are paused and the consumer polled while the batch goes on, so that neither a slow model nor
+# a store that is away costs the membership. Below, pausing would only throw fetched records away.
+_PATIENCE_S = 1.0
+_BACKOFF_S = (0.5, 8.0)  # first and longest wait for the store
+# One bad record is the record's fault; this many in a row without one good record is the worker's (a lost GPU, a
+# broken model): it exits and the records stay in the topic, instead of all going to the dead letters.
+_FAILURES_IN_A_ROW = 32
+# A commit fails so when the partition has another owner by now: it will process the records again.
+_FENCED = frozenset({
+    KafkaError.ILLEGAL_GENERATION, KafkaError.UNKNOWN_MEMBER_ID, KafkaError.REBALANCE_IN_PROGRESS,
+    KafkaError.FENCED_INSTANCE_ID, KafkaError._ASSIGNMENT_LOST})
+_COMMIT_TRIES = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Record(Generic[M]):
+    """A decoded message and the Kafka record it came in."""
+
+    message: M
+    source: Message
+
+
+class StreamWorker(Generic[M]):
+    """Consumes one topic in a consumer group.
+
+    Args:
+        role: names the files under `settings.home/run`: `<role>.ready` once partitions are assigned, `<role>.json`
+            with counters about once a second.
+        process: see `Process`. It runs in a thread of its own, one batch at a time. StoreUnavailableError makes the
+            worker hold the batch and try again until the store is back; any other exception makes it try the records
+            one by one, and the one that raises alone goes to the dead letters.
+        batch: records per call, at most.
+        wait_s: how long to wait for a batch to fill once its first record is there.
+        between: called between batches and about five times a second while idle, in the thread of `process`.
+    """
+
+    def __init__(
+        self, settings: Settings, role: str, group: str, topic: Topic, process: Process[M], *, batch: int,
+        wait_s: float = 0.01, between: Callable[[], object] | None = None,
+        counters: Callable[[], dict[str, Any]] = dict,
+    ) -> None:
+        self._settings = settings
+        self._role = role
+        self._group = group
+        self._topic = topic
+        self._model = cast("type[M]", topic.model)
+        self._process = process
+        self._batch = batch
+        self._wait_s = wait_s
+        self._between = between
+        self._owned: set[int] = set()
+        self._stopping = threading.Event()
+        self._failures = 0
+        self._progress = Progress(settings.home / "run", role, counters)
+
+    def stop(self) -> None:
+        """Finish the batch in hand, commit it and return from `run`."""
+        self._stopping.set()
+
+    def run(self) -> None:
+        """Work until `stop`, SIGTERM or SIGINT.
+
+        Raises:
+            FreshetError: the broker is not there, outputs cannot be delivered, or nothing works any more.
+        """
+        if threading.current_thread() is threading.main_thread():
+            for name in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(name, lambda *_: self.stop())
+        self._progress.clear()
+        create_topics(self._settings.kafka)
+        self._consumer = Consumer(
+            consumer(self._settings.kafka, self._group), logger=logging.getLogger(f"{__name__}.kafka"))
+        self._outbox = Outbox(self._settings.kafka, self._role)
+        self._consumer.subscribe([self._topic.name], on_assign=self._assigned, on_revoke=self._revoked,
+                                 on_lost=self._revoked)
+        watchdog = Watchdog(self._settings, self._role, self._group, self._topic.name, self._progress,
+                            lambda: set(self._owned))
+        watchdog.start()
+        clean = False
+        try:
+            with ThreadPoolExecutor(1, thread_name_prefix=self._role) as self._thread:
+                while not self._stopping.is_set():
+                    self._turn()
+            clean = True
+        except KafkaException as error:
+            raise FreshetError(f"{self._role}: the Kafka client cannot go on: {error.args[0].str()}") from error
+        finally:
+            watchdog.stop()
+            self._outbox.close()
+            self._consumer.close()  # leaves the group, so that the others take over at once
+            self._progress.end(clean)
+
+    def _turn(self) -> None:
+        if self._between is not None:
+            self._wait_for(self._thread.submit(self._between))
+        self._progress.write(self._behind())
+        sources = self._poll()
+        if not sources:
+            return
+        started = time.monotonic()
+        self._progress.in_hand(len(sources))
+        records = self._decode(sources)
+        if records and not self._handle(records):
+            return  # stopped while the store was away: nothing of this batch is committed
+        self._outbox.flush()
+        self._commit(sources)
+        self._progress.done(len(sources), time.monotonic() - started)
+
+    def _poll(self) -> list[Message]:
+        first = self._consumer.poll(_IDLE_POLL_S)
+        if first is None:
+            return []
+        messages = [first]
+        if self._batch > 1:
+            messages += self._consumer.consume(self._batch - 1, self._wait_s)
+        out = []
+        for message in messages:
+            error = message.error()
+            if error is None:
+                out.append(message)
+            elif error.fatal():
+                raise FreshetError(f"{self._role}: the Kafka consumer cannot go on: {error.str()}")
+            else:
+                log.warning("%s: %s", self._role, error.str())  # the client mends these itself
+        return [message for message in out if message.partition() in self._owned]
+
+    def _decode(self, sources: Sequence[Message]) -> list[Record[M]]:
+        records = []
+        for source in sources:
+            try:
+                records.append(Record(decode(self._model, source.value()), source))
+            except PoisonError as error:
+                self._bury(source, error.reason)
+        return records
+
+    def _handle(self, records: Sequence[Record[M]]) -> bool:
+        """Process `records`, all at once or, after an exception, one by one; return False if stopped before the end."""
+        try:
+            if not self._attempt(records):
+                return False
+            self._failures = 0
+            return True
+        except (FreshetError, KafkaException) as error:
+            if not isinstance(error, PoisonError):
+                raise  # not the records' fault
+            failure: Exception = error
+        except Exception as error:  # whatever a model raises on a record's content
+            failure = error
+        if len(records) > 1:
+            log.warning("%s: a batch of %d failed (%s); trying its records one by one", self._role, len(records),
+                        _reason(failure), exc_info=failure)
+            return all(self._handle([record]) for record in records)
+        self._failures += 1
+        if self._failures > _FAILURES_IN_A_ROW:
+            raise FreshetError(
+                f"{self._role}: {self._failures} records in a row failed, the last with {_reason(failure)}; "
+                "see the log above; nothing of this batch was committed") from failure
+        self._bury(records[0].source, _reason(failure))
+        return True
+
+    def _attempt(self, records: Sequence[Record[M]]) -> bool:
+        """Run `process` until the store lets it; return False if stopped while waiting for the store."""
+        pause = _BACKOFF_S[0]
+        sources = {id(record.message): record.source for record in records}
+        while True:
+            rejected: list[Rejected] = []
+            try:
+                for part in self._parts([record.message for record in records]):
+                    rejected += [one for one in part if isinstance(one, Rejected)]
+                    self._progress.produced(self._outbox.send([one for one in part if isinstance(one, Output)]))
+                for message, reason in rejected:
+                    self._bury(sources[id(message)], reason)
+                return True
+            except StoreUnavailableError as error:
+                log.warning("%s: %s; holding %d records, next try in %.1f s", self._role, error, len(records), pause)
+                self._progress.waiting("store", self._behind())
+                self._wait_for(self._thread.submit(self._stopping.wait, pause))
+                if self._stopping.is_set():
+                    return False
+                pause = min(2 * pause, _BACKOFF_S[1])
+            finally:
+                self._progress.waiting("", None)
+
+    def _parts(self, messages: Sequence[M]) -> Iterator[Sequence[Output | Rejected]]:
+        parts = self._wait_for(self._thread.submit(lambda: iter(self._process(messages))))
+        while (part := self._wait_for(self._thread.submit(next, parts, None))) is not None:
+            yield part
+
+    def _wait_for(self, future: Future[Any]) -> Any:
+        """Return the future's result; while it takes long, keep the group membership by polling paused partitions."""
+        try:
+            return future.result(_PATIENCE_S)
+        except FutureTimeoutError:
+            if future.done():
+                raise
+        paused: list[TopicPartition] = []
+        while not future.done():
+            owned = self._consumer.assignment()
+            if owned and {p.partition for p in owned} != {p.partition for p in paused}:
+                self._consumer.pause(owned)  # again after a rebalance: new partitions arrive unpaused
+                paused = owned
+            early = self._consumer.poll(_IDLE_POLL_S)
+            if early is not None and early.error() is None:  # it came with an assignment: to be read again
+                self._consumer.seek(TopicPartition(early.topic(), early.partition(), early.offset()))
+            self._progress.write(None)
+        still = [part for part in paused if part.partition in self._owned]
+        if still:
+            self._consumer.resume(still)
+        return future.result()
+
+    def _bury(self, source: Message, reason: str) -> None:
+        log.warning("%s: dead letter %s[%s]@%s: %s", self._role, source.topic(), source.partition(), source.offset(),
+                    reason)
+        self._outbox.bury(source, reason)
+        self._progress.buried()
+
+    def _commit(self, sources: Sequence[Message]) -> None:
+        newest: dict[int, int] = {}
+        for source in sources:
+            newest[source.partition()] = max(newest.get(source.partition(), 0), source.offset() + 1)
+        # A partition revoked while the batch was worked on is its new owner's to commit.
+        offsets = [TopicPartition(self._topic.name, part, offset) for part, offset in newest.items()
+                   if part in self._owned]
+        for attempt in range(_COMMIT_TRIES if offsets else 0):
+            try:
+                self._consumer.commit(offsets=offsets, asynchronous=False)
+                return
+            except KafkaException as error:
+                cause = error.args[0]
+                if cause.code() in _FENCED:
+                    log.warning("%s: commit fenced (%s); the records will be processed again", self._role, cause.str())
+                    return
+                if attempt == _COMMIT_TRIES - 1:
+                    raise FreshetError(f"{self._role}: offsets cannot be committed: {cause.str()}") from error
+                log.warning("%s: commit failed (%s), trying again", self._role, cause.str())
+                time.sleep(0.5 * (attempt + 1))
+
+    def _behind(self) -> int | None:
+        """Return the records not yet read, as far as the last fetches told; None where none did."""
+        if not self._owned:
+            return 0
+        parts = [TopicPartition(self._topic.name, part) for part in sorted(self._owned)]
+        total = 0
+        for position in self._consumer.position(parts):
+            _, high = self._consumer.get_watermark_offsets(position, cached=True)
+            if high < 0:
+                return None
+            total += max(0, high - max(0, position.offset)) if position.offset >= 0 else 0
+        return total
+
+    def _assigned(self, _: Consumer, parts: list[TopicPartition]) -> None:
+        self._owned |= {part.partition for part in parts}
+        log.info("%s: assigned partitions %s of %s", self._role, sorted(self._owned), self._topic.name)
+        self._progress.ready()
+
+    def _revoked(self, _: Consumer, parts: list[TopicPartition]) -> None:
+        self._owned -= {part.partition for part in parts}
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).splitlines()
+    return error.reason if isinstance(error, PoisonError) else f"{type(error).__name__}: {lines[0] if lines else ''}"

@@ -1,0 +1,93 @@
+"""Ends a worker that stands still while work waits: a silent consumer is worse than one that is started again."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+
+from confluent_kafka import KafkaException
+
+from schemas.settings import Settings
+from workers.kafka.lag import GroupLag
+from workers.runtime.progress import Progress
+
+log = logging.getLogger(__name__)
+EXIT_CODE = 70  # EX_SOFTWARE of sysexits.h
+
+
+class Stall:
+    """Decides whether a worker has stalled; time comes in, so that a test can pass it.
+
+    Args:
+        limit_s: how long work may wait without a move.
+    """
+
+    def __init__(self, limit_s: float) -> None:
+        self._limit_s = limit_s
+        self._seen: object = None
+        self._since: float | None = None
+
+    def look(self, now: float, mark: object, work_waits: bool) -> bool:
+        """Return whether work has waited for the whole limit while `mark` (whatever moves) stayed the same."""
+        if mark != self._seen or not work_waits or self._since is None:
+            self._seen, self._since = mark, now
+            return False
+        return now - self._since >= self._limit_s
+
+
+class Watchdog:
+    """A thread that ends the process with code 70 when it has stalled, or is not ready in time.
+
+    Work waits when a batch is in hand or the committed offsets of the partitions owned are behind their ends. A broker
+    that is away is no stall of ours: then nothing is known, and the clients reconnect by themselves.
+    """
+
+    def __init__(self, settings: Settings, role: str, group: str, topic: str, progress: Progress,
+                 owned: Callable[[], set[int]]) -> None:
+        self._settings = settings
+        self._role = role
+        self._group = group
+        self._topic = topic
+        self._progress = progress
+        self._owned = owned
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"{role}-watchdog", daemon=True)
+
+    def start(self) -> None:
+        """Start watching."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop watching."""
+        self._stopping.set()
+        self._thread.join(10.0)
+
+    def _run(self) -> None:
+        stall_s, start_s = self._settings.watchdog.stall_s, self._settings.watchdog.start_s
+        stall, started = Stall(stall_s), time.monotonic()
+        reader = GroupLag(self._settings.kafka, self._group)
+        try:
+            while not self._stopping.wait(min(5.0, stall_s / 4)):
+                now = time.monotonic()
+                if not self._progress.is_ready and now - started > start_s:
+                    self._end(f"has no partitions of {self._topic} after {start_s:g} s")
+                with contextlib.suppress(KafkaException):
+                    behind, committed = self._behind(reader)
+                    waits = (self._progress.busy or behind > 0) and not self._progress.waits_for
+                    if stall.look(now, (self._progress.moves, committed), waits):
+                        self._end(f"made no progress for {stall_s:g} s with {behind} records of {self._topic} waiting")
+        finally:
+            reader.close()
+
+    def _behind(self, reader: GroupLag) -> tuple[int, tuple[int, ...]]:
+        offsets = reader.offsets([(self._topic, part) for part in sorted(self._owned())])
+        return sum(max(0, end - done) for done, end in offsets.values()), tuple(done for done, _ in offsets.values())
+
+    def _end(self, why: str) -> None:
+        log.critical("%s %s; exiting so that it is started again", self._role, why)
+        logging.shutdown()
+        os._exit(EXIT_CODE)  # the other threads may hang: no clean-up can be relied on

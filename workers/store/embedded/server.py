@@ -1,0 +1,283 @@
+"""The process that owns the embedded store and answers the Qdrant calls `QdrantStore` makes, so that the other roles
+talk to it exactly as they would to a Qdrant server. Anything else is refused with a text that says so.
+
+It listens on this machine only and asks for no key. Run by `freshet up` as the role `store`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import orjson
+from aiohttp import web
+
+from schemas.errors import FreshetError
+from schemas.settings import Settings
+from workers.store.banks.shard import PREFIX, BankShards
+from workers.store.embedded.engine import Shard
+from workers.store.point import COLLECTION, POOLED, VECTORS
+
+log = logging.getLogger(__name__)
+HOST = "127.0.0.1"
+READY = "store.ready"
+# Writes survive a crash of the process at once (write-ahead log); this bounds what a power cut can take.
+_TEND_EVERY_S = 2.0
+_MAX_REQUEST = 32 * 2**20  # bytes, as a Qdrant server
+
+
+class _RefusedError(Exception):
+    """A request this store does not answer."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+def application(shard: Shard) -> web.Application:
+    """Return the web application that serves `shard` as the collection `user_knowledge`, and banks of embeddings."""
+    routes = _Routes(shard)
+    banks = _BankRoutes()
+    app = web.Application(client_max_size=_MAX_REQUEST)
+    path, bank = "/collections/{collection}", f"/collections/{{collection:{PREFIX}[^/]+}}"
+    for method, where, handler in (
+        ("GET", f"{bank}/exists", banks.exists),
+        ("PUT", bank, banks.create),
+        ("PUT", f"{bank}/points", banks.put),
+        ("POST", f"{bank}/points/query/batch", banks.query),
+        ("POST", f"{bank}/points/count", banks.count),
+        ("GET", "/healthz", routes.health),
+        ("GET", f"{path}/exists", routes.exists),
+        ("GET", path, routes.info),
+        ("PUT", path, routes.create),
+        ("PUT", f"{path}/index", routes.index),
+        ("POST", f"{path}/points/batch", routes.batch),
+        ("POST", f"{path}/points", routes.retrieve),
+        ("POST", f"{path}/points/query", routes.query),
+        ("POST", f"{path}/points/count", routes.count),
+        ("*", "/{rest:.*}", routes.unknown),
+    ):
+        app.router.add_route(method, where, _in_qdrants_shape(handler))
+    return app
+
+
+def _in_qdrants_shape(
+    handler: Callable[[web.Request], Awaitable[Any]],
+) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    """Return a handler that wraps results and errors as Qdrant does."""
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        started = time.perf_counter()
+        status, body = 200, {}
+        try:
+            body = {"result": await handler(request), "status": "ok"}
+        except _RefusedError as error:
+            status, body = error.status, {"status": {"error": str(error)}}
+        except web.HTTPException as error:  # a body above the limit
+            status, body = error.status, {"status": {"error": error.reason}}
+        except (KeyError, TypeError, ValueError) as error:
+            status, body = 400, {"status": {"error": f"Format error in JSON body: {error!r}"}}
+        except Exception as error:  # the engine raises bare Exception; the caller sees it as Qdrant would say it
+            log.exception("%s %s failed", request.method, request.path)
+            status, body = 500, {"status": {"error": f"Service internal error: {error}"}}
+        body["time"] = time.perf_counter() - started
+        return web.Response(body=orjson.dumps(body), status=status, content_type="application/json")
+
+    return answer
+
+
+class _Routes:
+    """Handlers; each returns the `result` of Qdrant's answer. The engine's calls take milliseconds and stay inline."""
+
+    def __init__(self, shard: Shard) -> None:
+        self._shard = shard
+
+    async def health(self, _: web.Request) -> str:
+        return "healthz check passed"
+
+    async def unknown(self, request: web.Request) -> None:
+        raise _RefusedError(404, f"the embedded store does not know {request.method} {request.path}")
+
+    async def exists(self, request: web.Request) -> dict[str, bool]:
+        return {"exists": request.match_info["collection"] == COLLECTION and self._shard.dim is not None}
+
+    async def info(self, request: web.Request) -> dict[str, Any]:
+        dim = self._dim(request)
+        return {
+            "status": "green", "optimizer_status": "ok", "segments_count": 1, "points_count": self._shard.count(),
+            "payload_schema": {},
+            "config": {
+                "params": {"vectors": {
+                    VECTORS: {"size": dim, "distance": "Dot", "datatype": "float16",
+                              "multivector_config": {"comparator": "max_sim"}},
+                    POOLED: {"size": dim, "distance": "Cosine"}}},
+                "hnsw_config": {"m": 0, "ef_construct": 100, "full_scan_threshold": 10_000},  # no graph: exact search
+                "optimizer_config": {"default_segment_number": 1, "flush_interval_sec": int(_TEND_EVERY_S)},
+            },
+        }
+
+    async def create(self, request: web.Request) -> bool:
+        named = (await _json(request)).get("vectors", {})
+        if request.match_info["collection"] != COLLECTION or set(named) != {VECTORS, POOLED}:
+            raise _RefusedError(400, f"the embedded store has only {COLLECTION} with {VECTORS} and {POOLED}")
+        if self._shard.dim is not None:
+            raise _RefusedError(409, f"Wrong input: Collection `{COLLECTION}` already exists!")
+        self._shard.create(int(named[POOLED]["size"]))
+        return True
+
+    async def index(self, request: web.Request) -> dict[str, Any]:
+        self._dim(request)  # a conditional write names its points by id: there is nothing an index would speed up
+        return {"operation_id": 0, "status": "completed"}
+
+    async def batch(self, request: web.Request) -> list[dict[str, Any]]:
+        self._dim(request)
+        done: list[dict[str, Any]] = []
+        for operation in (await _json(request))["operations"]:
+            if set(operation) != {"upsert"}:
+                raise _RefusedError(400, f"the embedded store only upserts, not {sorted(operation)}")
+            points = operation["upsert"]["points"]
+            below = _below(operation["upsert"].get("update_filter"))
+            try:
+                self._shard.upsert([(p["id"], p["vector"], p["payload"]) for p in points], below)
+            except Exception as error:  # bare Exception for a wrong width, too
+                raise _RefusedError(400 if "dimension" in str(error) else 500, f"Wrong input: {error}") from error
+            done.append({"operation_id": len(done), "status": "completed"})
+        return done
+
+    async def retrieve(self, request: web.Request) -> list[dict[str, Any]]:
+        self._dim(request)
+        asked = await _json(request)
+        found = self._shard.retrieve(asked["ids"], asked.get("with_payload", True), asked.get("with_vector", False))
+        return [{"id": id_, "payload": fields, "vector": named} for id_, fields, named in found]
+
+    async def query(self, request: web.Request) -> dict[str, Any]:
+        self._dim(request)
+        asked = await _json(request)
+        if asked.get("using") != POOLED or set(asked.get("query") or {}) != {"nearest"}:
+            raise _RefusedError(400, f"the embedded store searches nearest by {POOLED} only")
+        found = self._shard.nearest(asked["query"]["nearest"], int(asked["limit"]), _excluded(asked.get("filter")))
+        return {"points": [
+            {"id": id_, "version": 0, "score": score, "payload": fields} for id_, score, fields in found]}
+
+    async def count(self, request: web.Request) -> dict[str, int]:
+        self._dim(request)
+        return {"count": self._shard.count()}
+
+    def _dim(self, request: web.Request) -> int:
+        name, dim = request.match_info["collection"], self._shard.dim
+        if name != COLLECTION or dim is None:
+            raise _RefusedError(404, f"Not found: Collection `{name}` doesn't exist!")
+        return dim
+
+
+class _BankRoutes:
+    """Handlers of the collections `freshet_…`; each returns the `result` of Qdrant's answer."""
+
+    def __init__(self) -> None:
+        self._banks = BankShards()
+
+    async def exists(self, request: web.Request) -> dict[str, bool]:
+        return {"exists": self._banks.has(request.match_info["collection"])}
+
+    async def create(self, request: web.Request) -> bool:
+        await self._banks.create(request.match_info["collection"], await _json(request))
+        return True
+
+    async def put(self, request: web.Request) -> dict[str, Any]:
+        return await self._banks.put(self._name(request), await _json(request))
+
+    async def query(self, request: web.Request) -> list[Any]:
+        name, asked = self._name(request), await _json(request)
+        return await self._banks.query(name, [
+            (search["query"]["nearest"], int(search["limit"]), [int(id_) for id_ in _excluded(search.get("filter"))])
+            for search in asked["searches"]])
+
+    async def count(self, request: web.Request) -> dict[str, int]:
+        return await self._banks.count(self._name(request))
+
+    def _name(self, request: web.Request) -> str:
+        name = request.match_info["collection"]
+        if not self._banks.has(name):
+            raise _RefusedError(404, f"Not found: Collection `{name}` doesn't exist!")
+        return name
+
+
+async def _json(request: web.Request) -> dict[str, Any]:
+    try:
+        asked = orjson.loads(await request.read())
+    except orjson.JSONDecodeError as error:
+        raise _RefusedError(400, f"Format error in JSON body: {error}") from error
+    if not isinstance(asked, dict):
+        raise _RefusedError(400, "Format error in JSON body: expected an object")
+    return asked
+
+
+def _below(condition: Any) -> int:
+    """Return v of the one condition this store knows, `version < v`."""
+    try:
+        (one,) = condition["must"]
+        if one["key"] == "version" and set(condition) == {"must"} and list(one["range"]) == ["lt"]:
+            return int(one["range"]["lt"])
+    except (KeyError, TypeError, ValueError):
+        pass
+    raise _RefusedError(400, "the embedded store writes on the condition `version < v` only")
+
+
+def _excluded(condition: Any) -> list[str]:
+    """Return the ids a search leaves out."""
+    if condition is None:
+        return []
+    try:
+        (one,) = condition["must_not"]
+        return list(one["has_id"])
+    except (KeyError, TypeError, ValueError):
+        raise _RefusedError(400, "the embedded store filters a search by must_not has_id only") from None
+
+
+def main(settings: Settings, port: int = 0) -> None:
+    """Serve the store of `settings.home` until SIGTERM or SIGINT; `run/store.ready` then holds its URL.
+
+    Args:
+        port: to listen on; 0 = any free one.
+
+    Raises:
+        FreshetError: another process owns the folder, or the port is taken.
+    """
+    asyncio.run(_serve(settings, port))
+
+
+async def _serve(settings: Settings, port: int) -> None:
+    ready = settings.home / "run" / READY
+    ready.parent.mkdir(parents=True, exist_ok=True)
+    shard = Shard(settings.home / "store")  # before the ready file is touched: that may be the other owner's
+    ready.unlink(missing_ok=True)
+    runner = web.AppRunner(application(shard), access_log=None)
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(name, stopped.set)
+    try:
+        await runner.setup()
+        site = web.TCPSite(runner, HOST, port)
+        try:
+            await site.start()
+        except OSError as error:
+            raise FreshetError(f"the knowledge store cannot listen on port {port}: {error}") from error
+        url = f"http://{HOST}:{runner.addresses[0][1]}"
+        log.info("knowledge store at %s, %s", url, shard.path)
+        scratch = ready.with_suffix(".new")
+        scratch.write_text(url)
+        scratch.replace(ready)  # whole or not at all: others read it as soon as it is there
+        while not stopped.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stopped.wait(), _TEND_EVERY_S)
+            await asyncio.to_thread(shard.tend)
+    finally:
+        ready.unlink(missing_ok=True)
+        await runner.cleanup()
+        shard.close()

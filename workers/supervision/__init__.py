@@ -1,0 +1,6 @@
+"""Processes started, watched, restarted and stopped: the stack, a child, the embedded broker.
+
+What a role does is in `workers/roles`.
+
+May import: kafka, home.
+"""

@@ -1,0 +1,6 @@
+"""What people see of long work: stages with progress and time left.
+
+The demo's screen is in `workers/demo`.
+
+May import: –.
+"""

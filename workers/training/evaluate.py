@@ -1,0 +1,236 @@
+"""`freshet evaluate`: a system trained and measured under one protocol, with every event's rank kept.
+
+A finished run is a JSON file with its figures and an NPZ file with its ranks under `evaluations/` of the home folder,
+named by a hash of all it depends on: data, system, control, protocol, seed, settings, and the code of `models/`. Asked
+for again it is read, not repeated. Ranks of two runs on the same data and protocol are of the same rows, so that
+they can be compared event by event.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import orjson
+
+from models.data import dataset as data
+from schemas.errors import DataError
+from schemas.settings import Settings
+from workers.terminal.stages import Stages, TrainingStages
+from workers.training.code_hash import files_of, hash_of
+from workers.training.language import open_language
+from workers.training.scorer_cache import ScorerCache
+
+if TYPE_CHECKING:
+    from models.language.item_cache import ItemCache
+    from models.language.llm import LanguageModel
+    from models.systems.context import Context
+
+FORMAT = 1  # of the result files
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """One run.
+
+    Args:
+        system, control: of `models.systems.table`; control None = the system itself.
+        protocol: of `models.measuring.protocols`.
+        seed: of every random choice.
+        ages: whether to measure older knowledge too (systems with knowledge only).
+        events: predicted events at most, the same ones for every system and seed; None = all.
+    """
+
+    system: str
+    protocol: str
+    control: str | None = None
+    seed: int = 0
+    ages: bool = False
+    events: int | None = None
+
+
+class Evaluator:
+    """Runs on one data set; what runs of one protocol and seed share is made once.
+
+    Args:
+        settings: of training; the seed comes from each run.
+        folder: of the data set.
+        stages: shows progress.
+        name: of the data set in results; None = the folder's.
+    """
+
+    def __init__(self, settings: Settings, folder: Path, stages: Stages, name: str | None = None) -> None:
+        self.settings = replace(settings, home=settings.home.absolute())
+        self.stages = stages
+        with stages.stage("data", 300.0):
+            self.dataset = data.load(folder)
+        self._code = code_hash()  # of what this process has loaded, whatever is edited meanwhile
+        self.name = name or folder.resolve().name
+        self._llm: tuple[LanguageModel, ItemCache] | None = None
+        self._shop: tuple[tuple[str, int, int | None], Context] | None = None
+        self._report: TrainingStages | None = None
+
+    def run(self, wanted: Wanted) -> dict[str, Any]:
+        """Return the result of a run, from before where it is there.
+
+        Raises:
+            FreshetError: there is no such system, control or protocol, or the data does not suffice.
+        """
+        from models.systems.table import system_named
+        from models.systems.training import train
+
+        system = system_named(wanted.system, wanted.control)
+        path = self.path(wanted)
+        if (found := read(path)) is not None and (not wanted.ages or "ages" in found):
+            self.stages.say(f"{label(wanted)}: there from before, reused")
+            return found
+        began = time.monotonic()
+        with ExitStack() as opened:
+            context = self._workshop(wanted, opened)
+            self.stages.say(label(wanted))
+            trained = train(system, wanted.control, context)
+            return self._measure(wanted, context, trained, path, began, system.has_knowledge)
+
+    def _measure(
+        self, wanted: Wanted, context: Context, trained: Any, path: Path, began: float, has_knowledge: bool,
+    ) -> dict[str, Any]:
+        from models.compute.devices import place
+        from models.measuring import outcomes, protocols
+
+        outcome = trained.rank(protocols.FRESH)
+        result = {
+            "format": FORMAT, "dataset": self.name, "data_hash": self.dataset.hash, "protocol": wanted.protocol,
+            "system": wanted.system, "control": wanted.control, "seed": wanted.seed,
+            "metrics": outcomes.summary(outcome, context.split), "by": outcomes.breakdown(outcome, context.split),
+            "training": trained.about, "seconds": 0.0, "revision": revision()}
+        if wanted.ages and has_knowledge:
+            result["ages"] = {
+                age.name: outcomes.summary(outcome if age is protocols.FRESH else trained.rank(age), context.split)
+                for age in protocols.AGES}
+        elif wanted.ages:
+            result["ages"] = {}
+        result["seconds"] = round(time.monotonic() - began, 1)
+        columns = {"row": outcome.ranks.rows, "rank": outcome.ranks.rank, "logp": outcome.ranks.logp.astype(np.float32)}
+        if outcome.reference is not None:
+            columns |= {"reference_rank": outcome.reference.rank,
+                        "reference_logp": outcome.reference.logp.astype(np.float32)}
+        here = place(self.settings.fit.device)
+        if here.is_first:
+            _write(path, result, columns)
+        here.wait()
+        return result
+
+    def path(self, wanted: Wanted) -> Path:
+        """Return where the result of a run is kept."""
+        settings = self.settings
+        llm = {key: value for key, value in asdict(settings.llm).items() if key not in {"device", "batch"}}
+        fit = {key: value for key, value in asdict(settings.fit).items() if key not in {"seed", "system", "device"}}
+        about = [FORMAT, self.dataset.hash, wanted.system, wanted.control, wanted.protocol, wanted.seed, wanted.events,
+                 self._code, fit, settings.state.history, llm]
+        digest = hashlib.sha256(orjson.dumps(about, option=orjson.OPT_SORT_KEYS)).hexdigest()
+        name = "-".join(part for part in (wanted.system, wanted.control, wanted.protocol, f"{wanted.seed}") if part)
+        return settings.home / "evaluations" / f"{name}-{digest[:16]}.json"
+
+    def ranks(self, wanted: Wanted) -> dict[str, np.ndarray]:
+        """Return the columns of a finished run: row, rank, logp and, with a reference, reference_rank, reference_logp.
+
+        Raises:
+            DataError: it has not been run.
+        """
+        path = self.path(wanted).with_suffix(".npz")
+        if not path.is_file():
+            raise DataError(f"{label(wanted)} has not been run on {self.name}")
+        with np.load(path, allow_pickle=False) as columns:
+            return {name: columns[name] for name in columns.files}
+
+    def users(self, wanted: Wanted, rows: np.ndarray) -> np.ndarray:
+        """Return the user (m,) of predicted rows (m,) of a run's protocol."""
+        from models.measuring.protocols import protocol
+
+        split = protocol(wanted.protocol, self.dataset, self.settings.fit.train_fraction)
+        return np.searchsorted(split.test.offsets, rows, "right") - 1
+
+    def gain(self, wanted: Wanted) -> tuple[float, float, float] | None:
+        """Return a finished run's gain in NDCG@10 over its own reference with its 95% interval; None without one."""
+        from models.measuring.metrics import ndcg
+
+        columns = self.ranks(wanted)
+        if "reference_rank" not in columns:
+            return None
+        return self._interval(wanted, columns["row"], ndcg(columns["rank"]) - ndcg(columns["reference_rank"]))
+
+    def _interval(self, wanted: Wanted, rows: np.ndarray, gain: np.ndarray) -> tuple[float, float, float]:
+        from models.measuring.intervals import paired_interval
+        from models.measuring.outcomes import by_user
+        from models.measuring.protocols import protocol
+
+        split = protocol(wanted.protocol, self.dataset, self.settings.fit.train_fraction)
+        return (float(gain.mean()) if len(gain) else 0.0, *paired_interval(by_user(split, rows, gain)))
+
+    def _workshop(self, wanted: Wanted, opened: ExitStack) -> Context:
+        from models.measuring.protocols import protocol
+        from models.systems.context import Context
+        from workers.store.banks.bank import banks
+
+        key = (wanted.protocol, wanted.seed, wanted.events)
+        if self._shop is None or self._shop[0] != key:
+            settings = replace(self.settings, fit=replace(self.settings.fit, seed=wanted.seed))
+            split = protocol(wanted.protocol, self.dataset, settings.fit.train_fraction, wanted.events)
+            self._shop = key, Context(
+                self.dataset, split, settings, self._language, banks=banks(settings),
+                keep=ScorerCache(settings.home / "cache" / "scorers"))
+        self._shop[1].report = self._report = TrainingStages(self.stages, opened)
+        return self._shop[1]
+
+    def _language(self) -> tuple[LanguageModel, ItemCache]:
+        if self._llm is None:
+            if self._report is not None:
+                self._report.close()
+            self._llm = open_language(self.settings, self.dataset.texts, self.stages)
+        return self._llm
+
+
+def label(wanted: Wanted) -> str:
+    """Return a run's name for people."""
+    control = f" ({wanted.control})" if wanted.control else ""
+    return f"{wanted.system}{control}, {wanted.protocol}, seed {wanted.seed}"
+
+
+def read(path: Path) -> dict[str, Any] | None:
+    """Return a finished run's result, None where there is none or it is of another format."""
+    if not (path.is_file() and path.with_suffix(".npz").is_file()):
+        return None
+    try:
+        result = orjson.loads(path.read_bytes())
+    except orjson.JSONDecodeError:
+        return None
+    return result if result.get("format") == FORMAT else None
+
+
+def code_hash() -> str:
+    """Return a hash of the code that results depend on, `models/`."""
+    return hash_of(files_of("models"))
+
+
+def revision() -> str:
+    """Return the git revision of the code, "" outside a repository."""
+    from workers.training.revision import revision as current
+
+    return current()
+
+
+def _write(path: Path, result: dict[str, Any], columns: dict[str, np.ndarray]) -> None:
+    """Write both files whole or not at all; the JSON file is last, it is what says that the run is done."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_suffix(f".{os.getpid()}.npz")
+    np.savez_compressed(scratch, **columns)  # type: ignore[arg-type]
+    scratch.replace(path.with_suffix(".npz"))
+    scratch = path.with_suffix(f".{os.getpid()}")
+    scratch.write_bytes(orjson.dumps(result, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY))
+    scratch.replace(path)

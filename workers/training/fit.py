@@ -1,0 +1,233 @@
+"""`freshet fit`: a data set in, a published model version out, calibrated and ready to run.
+
+What did not change is not done again: item states are kept per language model and catalogue, and a version is reused
+whole where data, settings and code are the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import orjson
+from safetensors.numpy import load_file
+
+from models.data import dataset as data
+from models.systems.table import system_named
+from schemas.artifacts import Artifact, Card, Registry, write_card
+from schemas.calibration import Calibration
+from schemas.errors import ArtifactError, DataError
+from schemas.settings import Settings
+from streams.calibration.rehearsal import choose_ttl
+from streams.calibration.thresholds import History, calibrate_drift, choose_margin_bound, choose_min_history
+from streams.decisions.planner import Planner
+from streams.profile.catalogue import ItemVectors
+from streams.profile.fold import Event
+from workers.home.lock import run_folder
+from workers.terminal.stages import Stages, TrainingStages
+from workers.training.code_hash import files_of, hash_of
+from workers.training.language import open_language
+
+if TYPE_CHECKING:  # these bring torch, which a fit that reuses everything does without
+    from models.fitting.freshet import Fitted
+    from models.fitting.row import FittedRow
+    from models.language.item_cache import ItemCache
+    from models.language.llm import LanguageModel
+
+THRESHOLDS_STALL_S = 300.0  # seconds without a sign of life after which the stage is taken for hung
+# Of the drift detector (design: a needless refresh costs one LLM call, a missed drift many events of old knowledge).
+PRIOR = 1.0  # events: users differ more than events; 47% of planted drifts seen in 10 events, 39% with 10.0 and 0.5
+SLACK = 0.75  # standard deviations: sooner than the textbook half; docs/drift.md has the curves
+FALSE_ALARM_EVERY = 200.0  # a user's events per needless refresh on histories without drift
+# Staleness is the backstop: of the refreshes after a user's first at most two in three are for it. With half of them
+# MovieLens users would come back to knowledge of up to 58 days, with two thirds to 19.
+STALE_SHARE = 2 / 3
+# Of a system that reads no knowledge of users: nothing is ever asked for, and the rest is never looked at.
+WITHOUT_KNOWLEDGE = Calibration(
+    min_history=1, ttl_s=1e12, drift_mean=0.0, drift_sd=1.0, drift_prior=PRIOR, drift_slack=SLACK, drift_threshold=1e9,
+    drift_false_alarm_every=1e12, margin_bound=1.0, epsilon=0.0, knowledge=False)
+REHEARSED = 30_000  # events of as many users as it takes; the staleness limit is a quantile and needs no more
+
+
+def run(settings: Settings, folder: Path, stages: Stages) -> Artifact:
+    """Fit on the first `fit.train_fraction` of the events in `folder` and make the result the current version.
+
+    Args:
+        settings: `fit.system` is what is fitted.
+
+    Raises:
+        DataError: the data cannot be used.
+        FreshetError: there is no such system, or the language model cannot be loaded.
+        StalledError: a stage made no progress.
+    """
+    settings = replace(settings, home=settings.home.absolute())
+    system_named(settings.fit.system)
+    with stages.stage("data", 300.0):
+        dataset = data.load(folder)
+        past, _ = data.split(dataset, settings.fit.train_fraction)
+    for reason, count in sorted(dataset.skipped.items()):
+        stages.say(f"  {reason}: {count:,}")
+    key = fit_key(dataset.hash, settings)
+    artifact = published(Registry(settings.home), key)
+    if artifact is None:
+        artifact = _fit(settings, dataset, past, key, stages)
+    else:
+        stages.reused("models")
+    Registry(settings.home).select(artifact.model_version)
+    path = run_folder(settings.home) / "fit.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(orjson.dumps({"model_version": artifact.model_version, "stages": stages.times}))
+    return artifact
+
+
+def fit_key(data_hash: str, settings: Settings) -> str:
+    """Return a hash of everything that a fitted version depends on: data, settings, code."""
+    digest = hashlib.sha256(data_hash.encode())
+    parts = [asdict(part) for part in (settings.fit, settings.state, settings.llm)]
+    for part in parts:  # where and how fast it runs, not what comes out
+        part.pop("device", None)
+        part.pop("batch", None)
+    digest.update(orjson.dumps(parts, option=orjson.OPT_SORT_KEYS))
+    digest.update(hash_of(files_of("models", "streams", "workers/training/fit.py")).encode())
+    return digest.hexdigest()
+
+
+def cut_short(card: Card) -> list[str]:
+    """Return the scorers of a fitted version that were still getting better in the last epoch they were allowed."""
+    last = card.settings["fit"]["epochs"]
+    return [name for name in ("reference", "fused") if card.metrics.get(f"{name}_epoch", 0.0) >= last]
+
+
+def published(registry: Registry, key: str) -> Artifact | None:
+    """Return the newest sound version fitted with this key, None if there is none."""
+    for version in reversed(registry.versions()):
+        try:
+            artifact = registry.open(version)
+        except ArtifactError:
+            continue  # damaged: it is fitted anew
+        if artifact.card.settings.get("fit_key") == key:
+            return artifact
+    return None
+
+
+def _fit(settings: Settings, dataset: data.Dataset, past: data.Events, key: str, stages: Stages) -> Artifact:
+    """Train and publish; of processes that train together the first one publishes, and the others wait for it."""
+    from models.compute.devices import place
+
+    with ExitStack() as opened:
+        fitted = _trained(settings, dataset, past, stages, TrainingStages(stages, opened))
+    here = place(settings.fit.device)
+    if here.is_first:
+        _publish(fitted, settings, dataset, past, key, stages)
+    here.wait()
+    artifact = published(Registry(settings.home), key)
+    if artifact is None:
+        raise ArtifactError("the first process has published no model; see what it says")
+    return artifact
+
+
+def _publish(
+    fitted: Fitted | FittedRow, settings: Settings, dataset: data.Dataset, past: data.Events, key: str, stages: Stages,
+) -> None:
+    version = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{key[:6]}"
+    registry = Registry(settings.home)
+    with registry.publish(version) as folder:
+        fitted.save(folder, dataset.items, dataset.texts)
+        with stages.stage("refresh thresholds", THRESHOLDS_STALL_S):
+            vectors = ItemVectors(dataset.items, load_file(folder / "interest.safetensors")["items"])
+            calibration = WITHOUT_KNOWLEDGE if fitted.knowledge is None else calibrate(
+                dataset, past, vectors, settings, fitted)
+        (folder / "calibration.json").write_text(calibration.model_dump_json(indent=2))
+        write_card(folder, Card(
+            model_version=version, created_at=time.time(), data_hash=dataset.hash,
+            settings={"fit_key": key, "fit": asdict(settings.fit), "state": asdict(settings.state),
+                      "llm": asdict(settings.llm)},
+            metrics=fitted.metrics, revision=_revision(), split_time=float(past.time[-1]), files={}))
+
+
+def _trained(
+    settings: Settings, dataset: data.Dataset, past: data.Events, stages: Stages, report: TrainingStages,
+) -> Fitted | FittedRow:
+    """Train the row of the table that the settings name; the language model is opened when it is first needed."""
+    from models.data.fold import Fold
+    from models.fitting.freshet import fit
+    from models.fitting.row import fit_row, training_split
+    from models.systems.context import Context
+    from workers.store.banks.bank import banks
+    from workers.training.scorer_cache import ScorerCache
+
+    def language() -> tuple[LanguageModel, ItemCache]:
+        report.close()
+        return open_language(settings, dataset.texts, stages)
+
+    system = system_named(settings.fit.system)
+    keep = ScorerCache(settings.home / "cache" / "scorers")  # what was interrupted goes on from the last trained scorer
+    if system.backbone == "sasrec+text+evidence":
+        return fit(dataset, past, settings, *language(), report, keep)
+    split = training_split(Fold.of(past, len(dataset.users), len(dataset.items)))
+    return fit_row(system, Context(dataset, split, settings, language, report, banks(settings), keep))
+
+
+def calibrate(
+    dataset: data.Dataset, past: data.Events, vectors: ItemVectors, settings: Settings, fitted: Fitted | FittedRow,
+) -> Calibration:
+    """Return the thresholds of streams and ranking, with the evidence they were chosen on."""
+    histories = _histories(past, len(dataset.users))
+    # Both bind: from `fitted.min_history` on knowledge does no harm; the other keeps a call from being spent on users
+    # of whom next to nothing is known.
+    min_history = max(fitted.min_history, choose_min_history(histories))
+    try:
+        drift = calibrate_drift(
+            histories, vectors, settings.state, prior=PRIOR, slack=SLACK, false_alarm_every=FALSE_ALARM_EVERY,
+            first=min_history, cooldown=settings.refresh.cooldown, seed=settings.fit.seed)
+    except DataError:  # nobody has so many events: knowledge then comes as early as it does no harm
+        min_history = fitted.min_history
+        drift = calibrate_drift(
+            histories, vectors, settings.state, prior=PRIOR, slack=SLACK, false_alarm_every=FALSE_ALARM_EVERY,
+            first=min_history, cooldown=settings.refresh.cooldown, seed=settings.fit.seed)
+    margin_bound, judged = choose_margin_bound(fitted.margins)
+    without_ttl = Calibration(
+        min_history=min_history, ttl_s=1e12, drift_mean=drift.mean, drift_sd=drift.sd, drift_prior=PRIOR,
+        drift_slack=SLACK, drift_threshold=drift.threshold, drift_false_alarm_every=drift.false_alarm_every,
+        margin_bound=margin_bound, epsilon=fitted.epsilon)
+
+    def planner_with(ttl_s: float) -> Planner:
+        return Planner(vectors, without_ttl.model_copy(update={"ttl_s": ttl_s}), settings)
+
+    ttl_s, rehearsal = choose_ttl(_rehearsed(dataset, past), planner_with, stale_share=STALE_SHARE)
+    evidence = {
+        "stale_share": rehearsal.stale_share,
+    } | drift.evidence() | {f"rehearsed_{reason}": float(count) for reason, count in rehearsal.refreshes.items()}
+    return without_ttl.model_copy(update={"ttl_s": ttl_s, "evidence": fitted.evidence | judged | evidence})
+
+
+def _histories(events: data.Events, users: int) -> list[History]:
+    order = np.argsort(events.user, kind="stable")  # events are in order of time
+    bounds = np.cumsum(np.bincount(events.user, minlength=users))[:-1]
+    rows, times = np.split(events.item[order], bounds), np.split(events.time[order], bounds)
+    return [History(item.astype(np.intp), time) for item, time in zip(rows, times, strict=True) if len(item)]
+
+
+def _rehearsed(dataset: data.Dataset, events: data.Events) -> Sequence[Event]:
+    """Return the events of enough users to make `REHEARSED`, in order of time."""
+    counts = np.bincount(events.user, minlength=len(dataset.users))
+    order = np.random.default_rng(0).permutation(len(counts))
+    chosen = np.zeros(len(counts), dtype=bool)
+    chosen[order[: int(np.searchsorted(np.cumsum(counts[order]), REHEARSED)) + 1]] = True
+    return [
+        Event(dataset.users[events.user[row]], dataset.items[events.item[row]], float(events.time[row]),
+              dataset.types[events.type[row]], f"{row}", row, float(events.time[row]))
+        for row in np.flatnonzero(chosen[events.user]).tolist()]
+
+
+def _revision() -> str:
+    from workers.training.revision import revision
+
+    return revision()

@@ -1,0 +1,114 @@
+"""Choosing the drift threshold of a fitted model anew, without fitting: `freshet calibrate` without its printing."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from models.data import dataset as data
+from schemas.artifacts import Artifact
+from schemas.calibration import Calibration, Recalibration
+from schemas.errors import DataError
+from schemas.settings import Settings
+from streams.calibration.thresholds import DriftCalibration, History, calibrate_drift
+from streams.profile.catalogue import ItemVectors
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A drift calibration and what it was made of."""
+
+    drift: DriftCalibration
+    before: Calibration
+    data_hash: str
+    unknown: float  # share of events on items the model does not know
+
+    def require(self) -> None:
+        """Check the check.
+
+        Raises:
+            DataError: there was nobody to check on, or false alarms were more frequent there than stated.
+        """
+        check, stated = self.drift.check, self.drift.stated
+        if check is None:
+            raise DataError("only one user has enough events: there is nobody to check the threshold on. Nothing was "
+                            "changed; give more data")
+        if not self.drift.held:
+            raise DataError(
+                f"the check failed: on users the threshold was not chosen on, a false alarm comes every "
+                f"{check.every:.0f} events (95% interval {check.low:.0f} to {check.high:.0f}), more often than the "
+                f"stated {stated:g}. Nothing was changed. Users differ more than this many of them can show: give more "
+                f"data, or ask for --false-alarm-every {2 * stated:g}")
+
+
+def recalibrate(
+    artifact: Artifact, folder: Path, settings: Settings, false_alarm_every: float, *, seed: int = 0,
+) -> Result:
+    """Return the threshold for one false alarm per `false_alarm_every` events, with its check; change nothing.
+
+    Raises:
+        DataError: the model has no knowledge, the data cannot be used, or no user has enough events on items the model
+            knows.
+    """
+    before = artifact.fitted_calibration()
+    if not before.knowledge:
+        raise DataError(f"model {artifact.model_version} has no knowledge of users: nothing is ever refreshed")
+    dataset = data.load(folder)
+    events = dataset.events
+    if dataset.hash == artifact.card.data_hash:  # what came after the split must stay unseen
+        events = events[: int(np.searchsorted(events.time, artifact.card.split_time, side="right"))]
+    vectors = ItemVectors.load(artifact)
+    rows = np.array([vectors.rows.get(item, vectors.unknown) for item in dataset.items], dtype=np.intp)
+    first = before.min_history if settings.refresh.min_history is None else settings.refresh.min_history
+    drift = calibrate_drift(
+        by_user(events, rows, len(dataset.users)), vectors, settings.state, prior=before.drift_prior,
+        slack=before.drift_slack, false_alarm_every=false_alarm_every, first=max(1, first),
+        cooldown=settings.refresh.cooldown, seed=seed, moments=(before.drift_mean, before.drift_sd))
+    return Result(drift, before, dataset.hash, float((rows[events.item] == vectors.unknown).mean()))
+
+
+def by_user(events: data.Events, rows: np.ndarray, users: int) -> list[History]:
+    """Return the users' histories, items by `rows[item]`; users without an event are left out."""
+    order = np.argsort(events.user, kind="stable")  # events are in order of time
+    bounds = np.cumsum(np.bincount(events.user, minlength=users))[:-1]
+    items, times = np.split(rows[events.item[order]], bounds), np.split(events.time[order], bounds)
+    return [History(item, when) for item, when in zip(items, times, strict=True) if len(item)]
+
+
+def report(result: Result) -> str:
+    """Return the figures as lines of text."""
+    drift, check = result.drift, result.drift.check
+    lines = [
+        f"threshold h = {drift.threshold:.3g} standard deviations (fitted: {result.before.drift_threshold:.3g})",
+        f"  stated:            a false alarm every {drift.stated:g} events of a user",
+        f"  calibration users: every {drift.false_alarm_every:.0f} events, {drift.observations:,} watched",
+    ]
+    if check is not None:
+        shown = f"every {check.every:.0f} events" if check.alarms else f"none in {check.events:,} events"
+        lines.append(
+            f"  other users:       {shown}, 95% interval {check.low:.0f} to {check.high:.0f}; {check.alarms:,} alarms "
+            f"of {check.users:,} users, {check.events:,} watched: {'held' if drift.held else 'NOT HELD'}")
+    lines.append(f"  in true order:     every {drift.alarms_observed_every:.0f} events: how often drift is seen")
+    if result.unknown:
+        lines.append(f"  {result.unknown:.1%} of the events are on items the model does not know")
+    return "\n".join(lines)
+
+
+def write(artifact: Artifact, result: Result) -> Path:
+    """Write the result beside the model's folder, whole or not at all, and return where."""
+    drift = result.drift
+    content = Recalibration(
+        model_version=artifact.model_version, calibration_hash=artifact.card.files["calibration.json"],
+        data_hash=result.data_hash, calibrated_at=time.time(), drift_threshold=drift.threshold,
+        drift_false_alarm_every=drift.false_alarm_every, evidence=drift.evidence())
+    target = artifact.recalibration
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=".")
+    with os.fdopen(handle, "w") as out:
+        out.write(content.model_dump_json(indent=2) + "\n")
+    Path(name).replace(target)
+    return target
