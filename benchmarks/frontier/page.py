@@ -49,7 +49,7 @@ def _against(compared: Comparisons) -> str:
     for budget, row in compared.items():
         for policy, other in row["against"].items():
             low, high = other["interval"]
-            verdict = "above" if low > 0 else "below" if high < 0 else "not told apart"
+            verdict = "above" if low > 0 else "below" if high < 0 else "no clear difference"
             lines.append(
                 f"| {budget or 0:g} | {policy} | {other['calls_per_1000']:.1f} | {other['difference']:+.4f} "
                 f"({low:+.4f} to {high:+.4f}) | {verdict}{'' if other['equal_calls'] else ', other calls'} |")
