@@ -24,10 +24,11 @@ from safetensors.torch import load_file, save_file
 
 from models.aligning.align import Groups, align
 from models.aligning.cohort import Cohort, FrozenModels, Margins, margins
-from models.aligning.publication import FEWEST, paired_interval
+from models.aligning.publication import FEWEST
 from models.data import dataset as data
 from models.data.dataset import IntArray
 from models.data.sequences import Sequences
+from models.measuring.intervals import paired_interval
 from models.scorers.snapshots import regular
 from models.serving.ranking_model import TEXTS, RankingModel, load_knowledge
 from schemas.artifacts import Artifact, Registry

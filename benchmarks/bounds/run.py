@@ -34,7 +34,7 @@ from models.data.dataset import load as load_data
 from models.evidence.ease import Affinity
 from models.measuring.harm import harmed
 from models.measuring.metrics import ndcg
-from models.measuring.outcomes import by_user
+from models.measuring.outcomes import mean_by_user
 from models.measuring.protocols import Split, protocol
 from models.scorers.fusion import FusedScorer
 from models.scorers.ranks import hidden_before, target_ranks
@@ -122,7 +122,7 @@ def points(context: Context, split: Split) -> Iterator[dict[str, Any]]:
     for at, (name, radius, shape) in enumerate(wanted):
         rank, logp = target_ranks(scored(shape, radius), fold.n_items, split.test, rows)
         plain = logp if name == "reference" else plain
-        users = np.array([part.mean() for part in by_user(split, rows, plain - logp)])
+        users = mean_by_user(split.user(rows), plain - logp)
         yield {"bound": name, "radius": None if np.isinf(radius) else radius, "ndcg_at_10": float(ndcg(rank).mean()),
                "harmed_users": float(harmed(users).mean()), "log_likelihood_gain": float((logp - plain).mean()),
                "largest_loss": float((plain - logp).max())}

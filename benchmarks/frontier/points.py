@@ -11,7 +11,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from workers.measurement.prequential import paired_gain
+from models.measuring.intervals import paired_interval, resampled
 from workers.replay.record import Columns
 from workers.training.code_hash import files_of, hash_of
 
@@ -63,7 +63,7 @@ class PointFolder:
         return Point(figures, rows)
 
 
-def versus(mine: Sequence[Point], theirs: Sequence[Point], resamples: int = 2000) -> dict[str, Any]:
+def versus(mine: Sequence[Point], theirs: Sequence[Point], draws: int = 2000) -> dict[str, Any]:
     """Compare two policies on the same events: one point of each per seed.
 
     Returns:
@@ -74,28 +74,24 @@ def versus(mine: Sequence[Point], theirs: Sequence[Point], resamples: int = 2000
         if not np.array_equal(a.rows[:2], b.rows[:2]):
             raise ValueError(f"{a.name} and {b.name} predicted different events")
     one, other = (np.concatenate([point.rows for point in points], axis=1) for points in (mine, theirs))
-    users = one[1].astype(int).tolist()
-    difference, low, high = paired_gain(users, one[2].tolist(), other[2].tolist(), resamples=resamples)
+    difference, low, high = paired_interval(one[1].astype(np.int64), one[2] - other[2], draws=draws)
     calls = [float(np.mean([point.figures["calls_per_1000"] for point in points])) for points in (mine, theirs)]
     return {"difference": difference, "interval": [low, high], "calls_per_1000": calls[1],
             "equal_calls": abs(calls[0] / calls[1] - 1) <= EQUAL if min(calls) > 0 else False}
 
 
-def share_of(mine: Sequence[Point], best: Sequence[Point], resamples: int = 2000) -> dict[str, Any]:
+def share_of(mine: Sequence[Point], best: Sequence[Point], draws: int = 2000) -> dict[str, Any]:
     """Return what share of the gain of `best` is kept, its 95% interval, and the share of the calls it takes.
 
     The interval is that of a ratio of two uncertain gains: where the lower one is near 0 it is wide, and says so.
     """
-    gains = []
-    users: list[NDArray[np.int64]] = []
+    gains, drawn = [], []
     for points in (mine, best):
         rows = np.concatenate([point.rows for point in points], axis=1)
-        users.append(rows[1].astype(np.int64))
-        gains.append(np.bincount(users[-1], rows[2] - rows[3]))
-    n = len(gains[0])
-    weights = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=resamples)
-    top, bottom = weights @ gains[0], weights @ gains[1]
-    ratios = np.divide(top, bottom, out=np.full(resamples, np.nan), where=bottom > 0)
+        place, weights = resampled(rows[1].astype(np.int64), draws)
+        gains.append(np.bincount(place, rows[2] - rows[3]))
+        drawn.append(weights @ gains[-1])
+    ratios = np.divide(*drawn, out=np.full(draws, np.nan), where=drawn[1] > 0)
     total = float(gains[1].sum())
     calls = [float(np.mean([point.figures["calls"] for point in points])) for points in (mine, best)]
     return {"share": float(gains[0].sum()) / total if total > 0 else None,
@@ -106,7 +102,7 @@ def share_of(mine: Sequence[Point], best: Sequence[Point], resamples: int = 2000
 def pooled(points: Sequence[Point]) -> dict[str, Any]:
     """Return the figures of a policy and budget over all seeds: means, and the gain with its interval over users."""
     rows = np.concatenate([point.rows for point in points], axis=1)
-    gain, low, high = paired_gain(rows[1].astype(int).tolist(), rows[2].tolist(), rows[3].tolist())
+    gain, low, high = paired_interval(rows[1].astype(np.int64), rows[2] - rows[3])
     first = points[0].figures
 
     def mean(name: str) -> float | None:

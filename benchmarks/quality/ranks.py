@@ -92,8 +92,7 @@ class RankBook:
                  - ndcg(self._columns[_key(other, seed, n)].astype(np.int64))
                  for seed, size in common.items() if size == n]
         mean, user = np.mean(gains, axis=0), self._columns[f"user,{n}"]
-        by_user = np.split(mean, np.flatnonzero(np.diff(user)) + 1)
-        return Difference(float(mean.mean()), *paired_interval(by_user), len(gains))
+        return Difference(*paired_interval(user, mean), len(gains))
 
     def _common(self, one: Name, other: Name, seed: int) -> int:
         """Return the largest number of events for which both runs are here, 0 = none."""

@@ -2,5 +2,5 @@
 
 Which users are trained on is decided in `workers/roles/alignment`.
 
-May import: serving, systems.lwgr, knowledge, language, scorers, data.
+May import: serving, systems.lwgr, knowledge, language, scorers, measuring, data.
 """

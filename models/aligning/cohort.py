@@ -193,12 +193,3 @@ def margins(parts: FrozenModels, cohort: Cohort, step: Callable[[], None] | None
         return Margins(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0), np.zeros(0))
     snapshot = np.concatenate(snapshots)
     return Margins(snapshot, cohort.users[snapshot], np.concatenate(values), np.concatenate(harms))
-
-
-def split_by_user(cohort: Cohort, held_out: float, seed: int) -> tuple[Cohort, Cohort]:
-    """Return a cohort's snapshots to train on and to judge by, no user in both; at least one user held out."""
-    users = np.unique(cohort.users)
-    order = np.random.default_rng(seed).permutation(users)
-    judged = order[: max(1, round(held_out * len(users)))]
-    out = np.isin(cohort.users, judged)
-    return cohort[np.flatnonzero(~out)], cohort[np.flatnonzero(out)]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from models.data.dataset import FloatArray, IntArray
+from models.measuring.intervals import paired_interval
 
 # Held-out users of each kind. Beside Student's t a bootstrap's interval is a fifth too narrow with 8 users, with 5 more
 # than a third.
@@ -77,19 +78,3 @@ def decide_publication(
     if figures["untouched_low"] < -bound:
         return PublicationDecision(False, f"{fall}: may fall by more than {bound:g}; {gain}", figures)
     return PublicationDecision(True, f"{gain}, {fall}", figures)
-
-
-def paired_interval(
-    user: IntArray, gain: FloatArray, *, resamples: int = 2000, seed: int = 0,
-) -> tuple[float, float, float]:
-    """Return the mean gain per event and its 95% interval, by bootstrap over users (percentiles).
-
-    (0, 0, 0) without events.
-    """
-    if not len(user):
-        return 0.0, 0.0, 0.0
-    _, rows = np.unique(user, return_inverse=True)
-    sums, counts = np.bincount(rows, gain), np.bincount(rows).astype(float)
-    weights = np.random.default_rng(seed).multinomial(len(counts), np.full(len(counts), 1 / len(counts)), resamples)
-    low, high = np.percentile((weights @ sums) / (weights @ counts), (2.5, 97.5))
-    return float(sums.sum() / counts.sum()), float(low), float(high)

@@ -1,33 +1,45 @@
-"""Intervals of a mean difference of two scorers: users are drawn with replacement, not events."""
+"""Bootstrap over users: the interval of a mean difference per event.
+
+A user's events depend on each other, so users are drawn with replacement, not events. The mean is over events, as in
+the metrics themselves: users with more events weigh more.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
 
+from models.data.dataset import FloatArray, IntArray
 
-def paired_interval(
-    diffs_by_user: list[npt.NDArray[np.float64]] | dict[str, npt.NDArray[np.float64]], seed: int = 0,
-    draws: int = 2000, level: float = 0.95,
-) -> tuple[float, float]:
-    """Return the bootstrap interval of a mean difference of two scorers, users drawn with replacement.
 
-    A user's events depend on each other, so users are drawn, not events; the mean is over events (large users weigh
-    more), as in the metrics themselves.
+def resampled(user: npt.ArrayLike, draws: int = 2000, seed: int = 0) -> tuple[IntArray, IntArray]:
+    """Return how often each user is drawn.
 
     Args:
-        diffs_by_user: per user, fused − reference of each of his events.
+        user: (m,) the user of each event, by number or name.
 
     Returns:
-        Percentile bounds; (0, 0) where there is no event.
+        The place of each event's user among all users (m,), and the times each user is drawn (draws, users).
     """
-    values = list(diffs_by_user.values()) if isinstance(diffs_by_user, dict) else diffs_by_user
-    sums = np.array([float(np.sum(user)) for user in values if len(user)])
-    counts = np.array([len(user) for user in values if len(user)], dtype=np.float64)
-    if not len(sums):
-        return 0.0, 0.0
-    rng = np.random.default_rng(seed)
-    weights = rng.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=draws)
-    means = (weights @ sums) / (weights @ counts)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    _, place = np.unique(np.asarray(user), return_inverse=True)
+    if not len(place):
+        return place, np.zeros((draws, 0), np.int64)
+    users = int(place.max()) + 1
+    return place, np.random.default_rng(seed).multinomial(users, np.full(users, 1 / users), draws)
+
+
+def paired_interval(
+    user: npt.ArrayLike, gain: FloatArray, *, draws: int = 2000, seed: int = 0, level: float = 0.95,
+) -> tuple[float, float, float]:
+    """Return the mean gain per event and its interval (percentiles); (0, 0, 0) without events.
+
+    Args:
+        user: (m,) the user of each event.
+        gain: (m,) a scorer's figure minus the other's on the same event.
+    """
+    if not len(gain):
+        return 0.0, 0.0, 0.0
+    place, drawn = resampled(user, draws, seed)
+    sums, counts = np.bincount(place, gain), np.bincount(place).astype(float)
+    low, high = np.quantile((drawn @ sums) / (drawn @ counts), [(1 - level) / 2, (1 + level) / 2])
+    return float(sums.sum() / counts.sum()), float(low), float(high)

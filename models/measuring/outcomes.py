@@ -43,14 +43,14 @@ class Outcome:
         """Return the shares of users and of events with s_ref − s_θ > δ, None without a reference.
 
         Args:
-            task: whose events were ranked. A user's s is the mean over his events; in leave-one-out he has one.
+            task: whose events were ranked. A user's s is the mean over their events; leave-one-out has one.
         """
         if self.reference is None:
             return None
         if not len(self.ranks.rows):
             return 0.0, 0.0
         loss = self.reference.logp - self.ranks.logp
-        users = np.array([part.mean() for part in by_user(task, self.ranks.rows, loss)])
+        users = mean_by_user(task.user(self.ranks.rows), loss)
         return float(harmed(users).mean()), float(harmed(loss).mean())
 
 
@@ -65,14 +65,14 @@ def breakdown(outcome: Outcome, task: Split) -> dict[str, dict[str, dict[str, fl
     """Return figures by how often the target item had been seen in training, and by the user's events so far."""
     rows = outcome.ranks.rows
     seen = np.bincount(task.fold.sequences.item, minlength=task.fold.n_items)[task.test.item[rows]]
-    length = rows - task.test.offsets[np.searchsorted(task.test.offsets, rows, "right") - 1]
+    length = rows - task.test.offsets[task.user(rows)]
     return {"item_seen": _buckets(outcome.ranks, seen, SEEN), "user_events": _buckets(outcome.ranks, length, LENGTHS)}
 
 
-def by_user(task: Split, rows: IntArray, values: FloatArray) -> list[FloatArray]:
-    """Return values (m,) of rows (m,) grouped by user, for `models.measuring.intervals.paired_interval`."""
-    user = np.searchsorted(task.test.offsets, rows, "right") - 1
-    return [part for part in np.split(values, np.flatnonzero(np.diff(user)) + 1) if len(part)]
+def mean_by_user(user: IntArray, values: FloatArray) -> FloatArray:
+    """Return the mean value of each user, by number: (u,) of values (m,) of users (m,)."""
+    _, place = np.unique(user, return_inverse=True)
+    return np.bincount(place, values) / np.bincount(place)
 
 
 def _buckets(ranks: Ranks, values: IntArray, lows: tuple[int, ...]) -> dict[str, dict[str, float | None]]:

@@ -41,6 +41,10 @@ class Split:
     extends: bool
     limit: int | None = None
 
+    def user(self, rows: IntArray) -> IntArray:
+        """Return the user (m,) of rows (m,) of `test`."""
+        return np.searchsorted(self.test.offsets, rows, "right") - 1
+
     def rows(self) -> IntArray:
         """Return the predicted rows of `test`, ascending (m,)."""
         first = np.repeat(self.begin, self.test.lengths())

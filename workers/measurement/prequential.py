@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from models.measuring.intervals import paired_interval
+
 TOP = 10
 BEHIND = ((0, 0), (1, 3), (4, 15), (16, None))  # events of the user that the recommendation did not know yet
 AGES = ((0, 5), (6, 20), (21, 50), (51, None))  # events of the user since the knowledge was asked for
@@ -93,7 +95,7 @@ class Prequential:
 
     def summary(self, seed: int = 0) -> dict[str, Any]:
         """Return the report's `quality`: both lists, n, the gain in NDCG@10 with its 95% interval, and by staleness."""
-        gain, low, high = paired_gain(self.users, self.served, self.reference, seed=seed)
+        gain, low, high = paired_interval(self.users, np.array(self.served) - np.array(self.reference), seed=seed)
         return self.running() | {
             "n": self.n,
             "unpredicted": self.unpredicted,
@@ -124,25 +126,3 @@ class Prequential:
             "reference_recall_at_10": float((reference > 0).mean()) if n else 0.0,
             "fused_recall_at_10": float((served > 0).mean()) if n else 0.0,
         }
-
-
-def paired_gain(
-    users: Sequence[str], served: Sequence[float], reference: Sequence[float], *, resamples: int = 2000, seed: int = 0,
-) -> tuple[float, float, float]:
-    """Return the mean of served − reference per event, and its 95% interval.
-
-    Paired bootstrap over users, not events: a user's events are not independent of each other. Percentiles of the
-    ratio (sum of gains)/(number of events) over resampled users. (0, 0, 0) without events; one user gives no interval
-    narrower than the point itself.
-    """
-    if not users:
-        return 0.0, 0.0, 0.0
-    _, rows = np.unique(np.array(users), return_inverse=True)
-    gains = np.bincount(rows, np.asarray(served, dtype=float) - np.asarray(reference, dtype=float))
-    counts = np.bincount(rows).astype(float)
-    point = float(gains.sum() / counts.sum())
-    random = np.random.default_rng(seed)
-    weights = random.multinomial(len(counts), np.full(len(counts), 1 / len(counts)), size=resamples)
-    draws = (weights @ gains) / (weights @ counts)
-    low, high = np.percentile(draws, (2.5, 97.5))
-    return point, float(low), float(high)

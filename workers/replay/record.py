@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from models.measuring.intervals import paired_interval
 from schemas.messages import KnowledgeUpdate, Recommendation
 from streams.profile.fold import Event
-from workers.measurement.prequential import TOP, Offer, Prequential, paired_gain
+from workers.measurement.prequential import TOP, Offer, Prequential
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +96,7 @@ class ReplayRecord:
             seed: of the bootstrap.
         """
         rows = self.columns()
-        gain, low, high = paired_gain(
-            rows.user.tolist(), rows.served.tolist(), rows.reference.tolist(), seed=seed)
+        gain, low, high = paired_interval(rows.user, rows.served - rows.reference, seed=seed)
         used = rows.age_events >= 0
         return {
             "events": self.events, "predicted": len(rows.place), "unpredicted": self.quality.unpredicted,

@@ -154,7 +154,7 @@ class Evaluator:
         from models.measuring.protocols import protocol
 
         split = protocol(wanted.protocol, self.dataset, self.settings.fit.train_fraction)
-        return np.searchsorted(split.test.offsets, rows, "right") - 1
+        return split.user(rows)
 
     def gain(self, wanted: Wanted) -> tuple[float, float, float] | None:
         """Return a finished run's gain in NDCG@10 over its own reference with its 95% interval; None without one."""
@@ -167,11 +167,10 @@ class Evaluator:
 
     def _interval(self, wanted: Wanted, rows: np.ndarray, gain: np.ndarray) -> tuple[float, float, float]:
         from models.measuring.intervals import paired_interval
-        from models.measuring.outcomes import by_user
         from models.measuring.protocols import protocol
 
         split = protocol(wanted.protocol, self.dataset, self.settings.fit.train_fraction)
-        return (float(gain.mean()) if len(gain) else 0.0, *paired_interval(by_user(split, rows, gain)))
+        return paired_interval(split.user(rows), gain)
 
     def _workshop(self, wanted: Wanted, opened: ExitStack) -> Context:
         from models.measuring.protocols import protocol

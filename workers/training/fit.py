@@ -26,7 +26,7 @@ from schemas.calibration import Calibration
 from schemas.errors import ArtifactError, DataError
 from schemas.settings import Settings
 from streams.calibration.rehearsal import choose_ttl
-from streams.calibration.thresholds import History, calibrate_drift, choose_margin_bound, choose_min_history
+from streams.calibration.thresholds import calibrate_drift, choose_margin_bound, choose_min_history
 from streams.decisions.planner import Planner
 from streams.profile.catalogue import ItemVectors
 from streams.profile.fold import Event
@@ -34,6 +34,7 @@ from workers.home.lock import run_folder
 from workers.terminal.stages import Stages, TrainingStages
 from workers.training.code_hash import files_of, hash_of
 from workers.training.language import open_language
+from workers.training.thresholds import by_user
 
 if TYPE_CHECKING:  # these bring torch, which a fit that reuses everything does without
     from models.fitting.freshet import Fitted
@@ -179,7 +180,7 @@ def calibrate(
     dataset: data.Dataset, past: data.Events, vectors: ItemVectors, settings: Settings, fitted: Fitted | FittedRow,
 ) -> Calibration:
     """Return the thresholds of streams and ranking, with the evidence they were chosen on."""
-    histories = _histories(past, len(dataset.users))
+    histories = by_user(past, np.arange(len(dataset.items)), len(dataset.users))
     # Both bind: from `fitted.min_history` on knowledge does no harm; the other keeps a call from being spent on users
     # of whom next to nothing is known.
     min_history = max(fitted.min_history, choose_min_history(histories))
@@ -206,13 +207,6 @@ def calibrate(
         "stale_share": rehearsal.stale_share,
     } | drift.evidence() | {f"rehearsed_{reason}": float(count) for reason, count in rehearsal.refreshes.items()}
     return without_ttl.model_copy(update={"ttl_s": ttl_s, "evidence": fitted.evidence | judged | evidence})
-
-
-def _histories(events: data.Events, users: int) -> list[History]:
-    order = np.argsort(events.user, kind="stable")  # events are in order of time
-    bounds = np.cumsum(np.bincount(events.user, minlength=users))[:-1]
-    rows, times = np.split(events.item[order], bounds), np.split(events.time[order], bounds)
-    return [History(item.astype(np.intp), time) for item, time in zip(rows, times, strict=True) if len(item)]
 
 
 def _rehearsed(dataset: data.Dataset, events: data.Events) -> Sequence[Event]:

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from models.aligning.align import TRAINING, TRIAL, Groups, align, train
-from models.aligning.cohort import Cohort, FrozenModels, cohort_of, harm, margins, newest, split_by_user
+from models.aligning.cohort import Cohort, FrozenModels, cohort_of, harm, margins, newest
 from models.evidence.ease import Affinity
 from models.knowledge.objectives import masked_loss
 from models.language import adapters
@@ -174,8 +174,9 @@ def test_restraint_holds_untouched_users_where_they_were(parts: FrozenModels, tm
 
 
 def groups(seed: int = 1) -> Groups:
-    wrong, judged = split_by_user(cohort(36, seed), 0.33, 0)
-    right, calm = split_by_user(cohort(36, seed + 1), 0.33, 0)
+    """Two thirds of 36 contradicted and as many untouched users teach, the others judge."""
+    wrong, right = cohort(36, seed), cohort(36, seed + 1)
+    (wrong, judged), (right, calm) = ((part[:24], part[24:]) for part in (wrong, right))
     assert not set(wrong.users.tolist()) & set(judged.users.tolist())
     return Groups(wrong, right, judged, calm)
 

@@ -3,7 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from models.aligning.publication import FEWEST, Paired, decide_publication, paired_interval
+from models.aligning.publication import FEWEST, Paired, decide_publication
+from models.measuring.intervals import paired_interval
 
 
 def paired(change: float, users: int = 20, each: int = 5, noise: float = 0.1, seed: int = 0) -> Paired:

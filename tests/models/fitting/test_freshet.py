@@ -10,7 +10,6 @@ from models.data.fold import Fold
 from models.data.sequences import Sequences
 from models.fitting.freshet import fit
 from models.language.item_cache import ItemCache
-from models.measuring.intervals import paired_interval
 from models.measuring.metrics import metrics, ndcg, recall
 from models.scorers import training
 from models.scorers.backbone import Backbone
@@ -163,17 +162,6 @@ def test_metrics_by_hand():
     assert ndcg(ranks) == pytest.approx([1, 0.5, 1 / np.log2(11), 0])
     assert metrics(ranks) == {
         "recall_at_10": 0.75, "ndcg_at_10": pytest.approx((1.5 + 1 / np.log2(11)) / 4), "n": 4}
-
-
-def test_the_interval_covers_the_mean_and_shrinks():
-    rng = np.random.default_rng(0)
-    few = [rng.normal(0.1, 1, size=rng.integers(1, 20)) for _ in range(40)]
-    low, high = paired_interval(few, 1)
-    assert low < np.concatenate(few).mean() < high
-    assert paired_interval(few, 1) == (low, high)
-    low2, high2 = paired_interval({str(at): user for at, user in enumerate(few * 9)}, 1)
-    assert high2 - low2 < high - low
-    assert paired_interval([]) == (0.0, 0.0)
 
 
 def test_snapshots_read_the_past_and_predict_the_future(data):

@@ -3,7 +3,7 @@ import pytest
 
 from models.data.dataset import Dataset, Events
 from models.data.sequences import Sequences
-from models.measuring.outcomes import Outcome, Ranks, breakdown, by_user, summary
+from models.measuring.outcomes import Outcome, Ranks, breakdown, mean_by_user, summary
 from models.measuring.protocols import FRESH, FROZEN, Age, leave_one_out, moments, protocol, stream_time
 from schemas.errors import DataError
 
@@ -84,13 +84,12 @@ def test_figures_by_hand(mixed):
     assert figures["ndcg_at_5"] == pytest.approx((1 + 1 / np.log2(6)) / len(rows))
     assert figures["recall_at_10"] == pytest.approx(3 / len(rows))
     assert figures["harmed_events"] == pytest.approx(2 / len(rows))
-    loss = [float(np.mean(part)) for part in by_user(split, rows, np.where(np.arange(len(rows)) < 2, 1.0, -0.05))]
+    lost, user = np.where(np.arange(len(rows)) < 2, 1.0, -0.05), split.user(rows)
+    loss = [lost[user == one].mean() for one in np.unique(user)]
     assert figures["harmed_fraction"] == pytest.approx(sum(mean > 0.1 for mean in loss) / len(loss))
     assert 0 < figures["harmed_fraction"] < 1
     assert summary(Outcome(ranks), split)["harmed_fraction"] is None
     for buckets in breakdown(Outcome(ranks), split).values():
         assert sum(part["n"] for part in buckets.values()) == len(rows)
         assert sum(part["recall_at_10"] * part["n"] for part in buckets.values()) == pytest.approx(3)
-    groups = by_user(split, rows, rank.astype(float))
-    assert np.concatenate(groups).tolist() == rank.tolist()
-    assert len(groups) == len(np.unique(np.searchsorted(split.test.offsets, rows, "right")))
+    assert mean_by_user(user, lost) == pytest.approx(loss)

@@ -1,9 +1,8 @@
 import math
 
-import numpy as np
 import pytest
 
-from workers.measurement.prequential import Offer, Prequential, ndcg, paired_gain
+from workers.measurement.prequential import Offer, Prequential, ndcg
 
 
 def offer(served: list[str], reference: list[str], count: int = 1, knowledge: int | None = 1) -> Offer:
@@ -47,17 +46,3 @@ def test_staleness_is_what_the_recommendation_did_not_know() -> None:
     assert summary["by_knowledge_age"]["0-5"]["n"] == 1
     assert summary["by_knowledge_age"]["none"]["n"] == 1
     assert summary["with_knowledge"]["n"] == 1
-
-
-def test_interval_covers_the_truth_and_resamples_users() -> None:
-    random = np.random.default_rng(1)
-    users = [str(user) for user in range(60) for _ in range(20)]
-    base = random.random(1200)
-    better = base + 0.1 + random.normal(0, 0.05, 1200)
-    point, low, high = paired_gain(users, better.tolist(), base.tolist())
-    assert low < 0.1 < high
-    assert low < point < high
-    # One user's gain, however often repeated, is one observation among 60: the interval must reach down to zero.
-    gains = [1.0 if user == "0" else 0.0 for user in users]
-    _, low, _ = paired_gain(users, gains, [0.0] * 1200)
-    assert low == 0.0
