@@ -180,17 +180,6 @@ def test_dropped_items_are_scored_by_their_text_alone():
     torch.testing.assert_close(plain[N - 1], fresh)
 
 
-def test_condensed_texts_are_white_and_lack_of_text_is_zero():
-    raw = torch.randn(500, 32) * torch.logspace(0, 2, 32) + 5
-    raw[3] = 0
-    out = condense(raw, 8)
-    assert (out[3] == 0).all()
-    rest = out[torch.arange(500) != 3]
-    torch.testing.assert_close(rest.T @ rest / 499, torch.eye(8), rtol=0, atol=0.1)
-    assert torch.isfinite(condense(torch.randn(3, 32), 8)).all()
-    assert (condense(torch.zeros(4, 32), 8) == 0).all()
-
-
 def test_evidence_counts_by_its_age_at_each_event():
     """What is known fades: an event judged within the history met younger knowledge than the next one will."""
     model = build()
