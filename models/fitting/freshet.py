@@ -11,7 +11,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,6 +77,9 @@ def fit(
     return Fitted(
         RankingModel(made.reference, made.fused, config, made.affinity), made.knowledge, margins_by_user(made.scored),
         made.epsilon, made.min_history, made.evidence,
-        made.metrics | {f"knowledge_{name}": value for name, value in made.about.items()})
+        made.metrics | figures("knowledge", made.about))
 
 
+def figures(stage: str, about: Mapping[str, object]) -> dict[str, float]:
+    """Return the numbers among what a stage found, named after it: what a version's card holds."""
+    return {f"{stage}_{name}": float(value) for name, value in about.items() if isinstance(value, (int, float))}

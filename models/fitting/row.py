@@ -7,13 +7,14 @@ and a row without has no thresholds: there is nothing to trust and nothing to re
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from models.calibration.scoring import score_events
 from models.data.dataset import FloatArray
 from models.data.fold import Fold
+from models.fitting.freshet import figures
 from models.generative.training import extend_generative, train_generative
 from models.knowledge.sources import Source
 from models.measuring.protocols import Split
@@ -75,14 +76,14 @@ def fit_row(system: System, context: Context) -> FittedRow:
 def _behaviour(system: System, context: Context) -> FittedRow:
     trained, about = context.backbone(system.backbone)
     served = context.served(trained, system.backbone, shared=True)
-    return FittedRow(behaviour_model(served, system.name), metrics=_figures("reference", about))
+    return FittedRow(behaviour_model(served, system.name), metrics=figures("reference", about))
 
 
 def _generative(context: Context) -> FittedRow:
     fit, fold = context.settings.fit, context.split.fold
     model, about = train_generative(fold, context.semantic_ids(), fit, context.max_len, context.during("generative"))
     model = extend_generative(model, fold, fit, context.during("extension (generative)"))
-    return FittedRow(GenerativeRanking(model), metrics=_figures("generative", about))
+    return FittedRow(GenerativeRanking(model), metrics=figures("generative", about))
 
 
 def _with_knowledge(system: System, context: Context) -> FittedRow:
@@ -103,8 +104,4 @@ def _with_knowledge(system: System, context: Context) -> FittedRow:
     ranking.config["knowledge"] = kept.config
     return FittedRow(
         ranking, kept, margins_by_user(done), epsilon, min_history, evidence | more,
-        _figures("knowledge", about), source)
-
-
-def _figures(stage: str, about: Mapping[str, object]) -> dict[str, float]:
-    return {f"{stage}_{name}": float(value) for name, value in about.items() if isinstance(value, (int, float))}
+        figures("knowledge", about), source)

@@ -206,15 +206,19 @@ def _losses(
 
 @torch.no_grad()
 def judge(model: Composed, fold: Fold, judged: list[IntArray]) -> dict[str, float]:
-    """Return mean losses (nats) on held-out events: the composition's, the reference's, and C."""
+    """Return mean losses (nats) on held-out events: the composition's, the same without knowledge, the reference's,
+    and C.
+    """
     model.eval()
     here = Place(next(model.backbone.parameters()).device)
-    sums, count = np.zeros(3), 0
+    sums, count = np.zeros(4), 0
     for rows in judged:
-        found = _losses(model, fold.sequences, rows, here)
-        sums += [float(found.nll.sum()), float(found.reference.sum()), float(found.shortfall().sum())]
+        found = _losses(model, fold.sequences, rows, here, plain=True)
+        assert found.plain is not None  # noqa: S101 - asked for
+        parts = (found.nll, found.plain, found.reference, found.shortfall())
+        sums += [float(part.sum()) for part in parts]
         count += len(found.nll)
-    names = ("nll", "nll_reference", "constraint")
+    names = ("nll", "nll_without_knowledge", "nll_reference", "constraint")
     return dict(zip(names, (sums / max(1, count)).tolist(), strict=True))
 
 

@@ -2,6 +2,6 @@
 
 Parts that several systems share are in `knowledge`.
 
-May import: systems.freshet, systems.coco, systems.grasp, systems.kar, systems.lwgr, calibration, evidence, knowledge,
+May import: systems.freshet, systems.coco, systems.grasp, systems.kar, systems.lwgr, calibration, knowledge,
 generative, language, scorers, measuring, compute, data.
 """

@@ -15,7 +15,6 @@ import torch
 
 from models.calibration.evidence import WORDS
 from models.compute.pca import condense
-from models.evidence.ease import Affinity
 from models.generative.scorer import rank_generative
 from models.generative.training import extend_generative, train_generative
 from models.knowledge.composition import Composed
@@ -27,17 +26,14 @@ from models.measuring.outcomes import Outcome
 from models.measuring.protocols import Age
 from models.scorers import training
 from models.scorers.backbone import Backbone
-from models.scorers.fusion import FusedScorer
 from models.systems.context import Context, Trained
 from models.systems.freshet.fit_fold import fit_fold
 from models.systems.freshet.with_evidence import WithEvidence
-from models.systems.lwgr.knowledge import KnowledgeModel
 from models.systems.lwgr.source import CodebookSource
 from models.systems.registry import FUSIONS, OBJECTIVES, SOURCES
 from models.systems.table import System
 
 EVIDENCE: dict[str, tuple[float, ...]] = {"no-evidence": (), "no-words": (0.0,)}  # what words may count there
-TAUGHT = ("shuffled-knowledge", "unconstrained", "fixed-penalty")
 UNBOUNDED = ("unconstrained", "no-trust-region")
 
 
@@ -84,25 +80,13 @@ def _knowledge(system: System, control: str | None, context: Context) -> Trained
 
 
 def _freshet(system: System, control: str | None, context: Context) -> Trained:
-    """Train as `freshet fit` does, on the protocol's fold; where a control changes how knowledge is trained, by
-    `joint_training`.
-    """
-    fold = context.split.fold
+    """Train as `freshet fit` does, on the protocol's fold."""
     llm, cache = context.llm()
     shuffled = control == "shuffled-knowledge"
-
-    def teach(
-        reference: Backbone, fused: FusedScorer, knowledge: KnowledgeModel, affinity: Affinity,
-    ) -> dict[str, Any]:
-        source = CodebookSource(knowledge, cache, llm, context.settings.llm.history)
-        model = WithEvidence(fused, reference, source, fused.attention, shuffled, affinity)
-        plan = replace(_plan(context, _objective(system, control)), trains_backbone=False)
-        return train_jointly(model, fold, plan, context.during("knowledge"))
-
     made = fit_fold(
-        fold, context.dataset.texts, context.settings, llm, cache, extends=context.split.extends, report=context.report,
-        once=context.once, keep=context.keep, words=EVIDENCE.get(control or "", WORDS),
-        bounded=control != "unconstrained", shuffled=shuffled, teach=teach if control in TAUGHT else None)
+        context.split.fold, context.dataset.texts, context.settings, llm, cache, extends=context.split.extends,
+        report=context.report, once=context.once, keep=context.keep, words=EVIDENCE.get(control or "", WORDS),
+        bounded=control != "unconstrained", shuffled=shuffled, objective=_objective(system, control))
     model = WithEvidence(
         made.fused, made.reference, CodebookSource(made.knowledge, cache, llm, context.settings.llm.history),
         made.fused.attention, shuffled, made.affinity)

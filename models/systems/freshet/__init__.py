@@ -2,5 +2,5 @@
 
 Serving it is in `models/serving`.
 
-May import: systems.lwgr, calibration, evidence, knowledge, language, scorers, trust, measuring, compute, data.
+May import: systems.lwgr, calibration, evidence, knowledge, language, scorers, trust, compute, data.
 """

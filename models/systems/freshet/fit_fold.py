@@ -16,12 +16,14 @@ from models.calibration.scoring import score_events
 from models.compute.pca import condense
 from models.data.fold import Fold
 from models.evidence.ease import Affinity
+from models.knowledge.objectives import Objective, PrimalDual
+from models.knowledge.training import TrainingPlan, train
 from models.language.item_cache import ItemCache
 from models.language.llm import LanguageModel
 from models.scorers.backbone import Backbone
 from models.scorers.fusion import FusedScorer
 from models.scorers.training import Keep, extend, train_fused, train_reference
-from models.systems.freshet.knowledge_training import train_knowledge
+from models.systems.freshet.with_evidence import WithEvidence
 from models.systems.lwgr.knowledge import KnowledgeModel
 from models.systems.lwgr.source import CodebookSource
 from models.trust.radius import ScoredEvents, calibrate_epsilon, calibrate_min_history
@@ -29,7 +31,6 @@ from schemas.settings import Settings
 
 Report = Callable[[str, int, int, dict[str, float]], None]
 Once = Callable[[str, Callable[[], Any]], Any]
-Teach = Callable[[Backbone, FusedScorer, KnowledgeModel, Affinity], dict[str, Any]]
 STAGES = ("reference", "fused", "affinity", "knowledge", "calibration", "extension")
 
 
@@ -43,7 +44,7 @@ class FittedFold:
         scored: the held-out events the thresholds rest on.
         epsilon, min_history: of `schemas.calibration.Calibration`.
         evidence: the figures these rest on.
-        about: what `teach` returned.
+        about: what training the knowledge gave, see `models.knowledge.training.train`.
         metrics: of the other stages: quality on the held-out tenth, epochs, seconds.
     """
 
@@ -65,7 +66,7 @@ def _anew(_: str, make: Callable[[], Any]) -> Any:
 
 def fit_fold(
     fold: Fold, texts: Sequence[str], settings: Settings, llm: LanguageModel, cache: ItemCache, *, extends: bool,
-    report: Report | None = None, once: Once = _anew, teach: Teach | None = None, bounded: bool = True,
+    report: Report | None = None, once: Once = _anew, objective: Objective | None = None, bounded: bool = True,
     keep: Keep | None = None, words: tuple[float, ...] = WORDS, shuffled: bool = False,
 ) -> FittedFold:
     """Train and calibrate Freshet's composition on a fold.
@@ -79,8 +80,7 @@ def fit_fold(
         once: gives what was made before under a name, else what a function makes: what other systems on the same fold
             share (`models.systems.context.Workshop.once`: "sasrec", "sasrec+text", "extended sasrec", …). What is
             shared is not changed.
-        teach: trains knowledge and `fused.attention` in place, given reference, fused scorer, knowledge model and
-            affinity; None = `models.systems.freshet.knowledge_training.train_knowledge`.
+        objective: that knowledge is trained under; None = LWGR's Lagrangian.
         keep: where trained scorers of behaviour are kept; None = nowhere.
         words: what texts may count in the evidence, one of which is chosen; () = no evidence.
         bounded: False = the fused scorer stands for itself: the reference has no share in it.
@@ -121,17 +121,16 @@ def fit_fold(
     metrics["affinity_seconds"] = time.monotonic() - began
     torch.manual_seed(fit.seed)
     knowledge = KnowledgeModel.create(fit, llm)
-    if teach is not None:
-        about = teach(reference, fused, knowledge, affinity)
-    else:
-        about = train_knowledge(
-            fold, reference, fused, knowledge, cache, llm, fit, settings.llm, during("knowledge"))
+    source = CodebookSource(knowledge, cache, llm, settings.llm.history)
+    about = train(
+        WithEvidence(fused, reference, source, fused.attention, shuffled, affinity), fold,
+        TrainingPlan(fit.knowledge_epochs, objective or PrimalDual(), trains_backbone=False, seed=fit.seed,
+                     device=fit.device), during("knowledge"))
 
     began = time.monotonic()
     calibrating = during("calibration")
     done = score_events(
-        fold.sequences, fold.begin, reference, fused, CodebookSource(knowledge, cache, llm, settings.llm.history),
-        settings.llm, seed=fit.seed,
+        fold.sequences, fold.begin, reference, fused, source, settings.llm, seed=fit.seed,
         progress=lambda at, total: calibrating(at, total, {}), affinity=affinity, shuffled=shuffled)
     epsilon, evidence = calibrate_epsilon(done, fit.harm)
     min_history, more = calibrate_min_history(done, epsilon)

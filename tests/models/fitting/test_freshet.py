@@ -9,6 +9,10 @@ from models.data.dataset import Dataset, Events, split
 from models.data.fold import Fold
 from models.data.sequences import Sequences
 from models.fitting.freshet import fit
+from models.knowledge.composition import Composed
+from models.knowledge.objectives import PrimalDual
+from models.knowledge.training import TrainingPlan
+from models.knowledge.training import train as train_knowledge
 from models.language.item_cache import ItemCache
 from models.measuring.metrics import metrics, ndcg, recall
 from models.scorers import training
@@ -18,9 +22,9 @@ from models.scorers.snapshots import after, batch_of, draw, regular
 from models.scorers.training import extend, train_fused, train_reference
 from models.serving.ranking_model import RankingModel, load_knowledge
 from models.serving.requests import RankBatch, UserKnowledge
-from models.systems.freshet import knowledge_training
 from models.systems.freshet.fit_fold import STAGES
 from models.systems.lwgr.knowledge import KnowledgeModel
+from models.systems.lwgr.source import CodebookSource
 from models.trust.radius import EPSILONS, ScoredEvents, calibrate_epsilon, calibrate_min_history, margins_by_user
 from schemas.artifacts import Card, Registry, write_card
 from schemas.errors import ArtifactError
@@ -63,8 +67,8 @@ SETTINGS = replace(
 @pytest.fixture(scope="module")
 def fitted(data, llm, tmp_path_factory):
     patch = pytest.MonkeyPatch()
-    patch.setattr(knowledge_training, "SNAPSHOTS", 24)
-    patch.setattr(knowledge_training, "JUDGED", 16)
+    patch.setattr("models.systems.lwgr.source.THROUGH_LLM", 24)
+    patch.setattr("models.knowledge.training.JUDGED", 16)
     cache = ItemCache.build(llm, data.texts, tmp_path_factory.mktemp("cache"), None, SETTINGS.llm.item_tokens)
     calls = []
     result = fit(data, split(data, 0.9)[0], SETTINGS, llm, cache, lambda *call: calls.append(call))
@@ -224,16 +228,17 @@ def test_a_fitted_version_is_served_as_it_was_fitted(fitted, data, llm, tmp_path
 
 def test_knowledge_that_only_harms_is_not_used(data, llm, fitted, monkeypatch):
     _, cache, _ = fitted
-    monkeypatch.setattr(knowledge_training, "SNAPSHOTS", 16)
-    monkeypatch.setattr(knowledge_training, "JUDGED", 16)
-    monkeypatch.setattr(knowledge_training, "LEARNING_RATE", 3.0)  # wrecks whatever it touches
+    monkeypatch.setattr("models.systems.lwgr.source.THROUGH_LLM", 16)
+    monkeypatch.setattr("models.knowledge.training.JUDGED", 16)
+    monkeypatch.setattr("models.knowledge.training.LEARNING_RATE", 30.0)  # wrecks whatever it touches
     fold = Fold.of(data.events, USERS, ITEMS)
     fit_settings = replace(SETTINGS.fit, epochs=3, knowledge_epochs=1)
     reference, _ = train_reference(fold, fit_settings, 8)
     fused, _ = train_fused(fold, torch.randn(ITEMS, 4), fit_settings, 8)
     knowledge = KnowledgeModel.create(fit_settings, llm)
-    found = knowledge_training.train_knowledge(
-        fold, reference, fused, knowledge, cache, llm, fit_settings, SETTINGS.llm)
+    source = CodebookSource(knowledge, cache, llm, SETTINGS.llm.history)
+    composition = Composed(fused, reference, source, fused.attention)
+    found = train_knowledge(composition, fold, TrainingPlan(1, PrimalDual(), trains_backbone=False, seed=1))
     assert found["epoch"] == 0
     assert (fused.attention.out.weight == 0).all()
 

@@ -20,7 +20,6 @@ from models.scorers.snapshots import before
 from models.serving import ranking_model
 from models.serving.requests import RankBatch, UserKnowledge
 from models.systems.context import Context
-from models.systems.freshet import knowledge_training
 from models.systems.table import CONTROLS, SYSTEMS, system_named
 from models.systems.training import train
 from schemas.errors import FreshetError
@@ -50,8 +49,7 @@ def context(data, language, tmp_path_factory):
     patch = pytest.MonkeyPatch()
     for name in ("JUDGED", "FEW"):
         patch.setattr(training, name, 48)
-    for name in ("JUDGED", "SNAPSHOTS"):
-        patch.setattr(knowledge_training, name, 48)
+    patch.setattr("models.systems.lwgr.source.THROUGH_LLM", 48)
     settings = replace(SETTINGS, home=tmp_path_factory.mktemp("home"))
     yield Context(data, stream_time(data), settings, language)
     patch.undo()
