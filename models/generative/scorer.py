@@ -20,15 +20,14 @@ from models.data.sequences import Sequences, batches, tensors, windows
 from models.generative.semantic_ids import SemanticIds, Trie
 from models.measuring.outcomes import Ranks
 from models.scorers.backbone import Block
+from models.scorers.epochs import SequenceScorer
 from models.scorers.ranks import seen_pairs
-
-Progress = Callable[[int, int, dict[str, float]], None]
 
 BEAMS = 64
 EVENTS = 256  # ranked at a time
 
 
-class Generative(nn.Module):
+class Generative(SequenceScorer):
     """Encoder of histories, decoder of digits.
 
     Args:

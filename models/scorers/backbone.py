@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name the field uses
 
+from models.scorers.epochs import SequenceScorer
+
 ItemSide = tuple[Tensor, Tensor]
 
 
@@ -55,7 +57,7 @@ def _pick(x: Tensor, at: Tensor) -> Tensor:
     return x.gather(1, at[:, :, None].expand(-1, -1, x.shape[2]))
 
 
-class Backbone(nn.Module):
+class Backbone(SequenceScorer):
     """Causal transformer whose item embedding is its output layer too.
 
     Args:

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 
 from models.compute.devices import place
 from models.data.fold import Fold
-from models.scorers.training import Scorer
+from models.scorers.training import DenseScorer
 from schemas.settings import FitSettings
 from workers.training.code_hash import closure, hash_of
 
@@ -41,9 +41,9 @@ class ScorerCache:
         self.folder = folder
 
     def __call__(
-        self, stage: str, start: Scorer, fold: Fold, settings: FitSettings,
-        train: Callable[[], tuple[Scorer, dict[str, float]]],
-    ) -> tuple[Scorer, dict[str, float]]:
+        self, stage: str, start: DenseScorer, fold: Fold, settings: FitSettings,
+        train: Callable[[], tuple[DenseScorer, dict[str, float]]],
+    ) -> tuple[DenseScorer, dict[str, float]]:
         """Return the scorer kept for this start, data and code, else train and keep it."""
         path = self.folder / f"{stage}-{_key(stage, start, fold, settings)}.safetensors"
         found = _read(path)
@@ -65,7 +65,7 @@ def code_of(module: str) -> str:
     return hash_of(closure(module))
 
 
-def _key(stage: str, start: Scorer, fold: Fold, settings: FitSettings) -> str:
+def _key(stage: str, start: DenseScorer, fold: Fold, settings: FitSettings) -> str:
     chosen = {name: value for name, value in asdict(settings).items() if name not in OTHER}
     shape = [len(start.blocks), start.blocks[0].heads, start.max_len, start.dropout]
     digest = hashlib.sha256(orjson.dumps(
@@ -87,7 +87,7 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, float]] | None
         return None
 
 
-def _write(path: Path, scorer: Scorer, about: dict[str, float]) -> None:
+def _write(path: Path, scorer: DenseScorer, about: dict[str, float]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_suffix(f".{os.getpid()}")
     state = {name: value.detach().cpu().contiguous() for name, value in scorer.state_dict().items()}

@@ -79,7 +79,7 @@ def test_what_was_trained_before_an_interruption_is_not_trained_again(
         def trained_again(*_: object) -> None:
             raise AssertionError
 
-        monkeypatch.setattr("models.scorers.training._epoch", trained_again)
+        monkeypatch.setattr("models.scorers.epochs.run_epoch", trained_again)
         second = run(settings, tmp_path / "data", stages)
     again = load_file(second.folder / "reference.safetensors")
     assert all(np.array_equal(again[name], weight) for name, weight in kept.items())

@@ -6,7 +6,6 @@ import torch
 
 from models.data.fold import Fold
 from models.data.sequences import Sequences
-from models.scorers import training
 from models.scorers.training import extend, train_fused, train_reference
 from schemas.settings import FitSettings
 from workers.training.scorer_cache import ScorerCache
@@ -34,7 +33,7 @@ def test_a_scorer_is_trained_once(fold, tmp_path, monkeypatch):
     first, _ = train_reference(fold, SETTINGS, 8, keep=shelf)
     longer = extend(first, fold, SETTINGS, keep=shelf)
     with monkeypatch.context() as patch:
-        patch.setattr(training, "_epoch", lambda *_: pytest.fail("trained again"))
+        patch.setattr("models.scorers.epochs.run_epoch", lambda *_: pytest.fail("trained again"))
         again, about = train_reference(fold, SETTINGS, 8, keep=shelf)
         assert same(extend(again, fold, SETTINGS, keep=shelf), longer)
     assert same(plain, first)
