@@ -7,8 +7,13 @@ ARGS ?=
 # four, since each may have a whole stack running (3 GB). TESTERS=0: all in one process, for a debugger.
 TESTERS ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN); [ $$cores -lt 4 ] && expr $$cores + 1 || echo 4)
 
+##@ First steps
+
+# A line "##@ NAME" begins a group, "target: … ## text" is a target in it; order and names are those of this file.
 help: ## show this text
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
+	@awk '/^##@ / { printf "%s%s\n", gap, substr($$0, 5); gap = "\n" } \
+		/^[a-z-]+:.*## / { text = $$0; sub(/^[^#]*## /, "", text); sub(/:.*/, ""); printf "  %-17s %s\n", $$0, text }' \
+		$(MAKEFILE_LIST)
 
 # torch goes first and alone: where a CPU build of this version is on offer pip takes it only when asked by exact
 # version, and everything after it is then satisfied (the default Linux wheel pulls several GB of CUDA libraries).
@@ -24,6 +29,8 @@ setup: .venv/installed ## install pinned dependencies into .venv
 demo: setup ## run the main job on the embedded stack (ARGS='--help' teaches)
 	$(BIN)/freshet demo $(ARGS)
 
+##@ Tests and checks
+
 test: setup ## all tests: unit, property, system, fault
 	$(BIN)/python -m pytest -n $(TESTERS) --dist loadfile $(ARGS)
 
@@ -33,6 +40,8 @@ test-quick: setup ## the tests that need neither broker nor LLM, under 2 minutes
 lint: setup ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+##@ Benchmarks
 
 bench-frontier: setup ## gain against LLM calls of every refresh policy (ARGS=--quick: a made-up world)
 	$(BIN)/python -m benchmarks.frontier.run $(ARGS)
@@ -71,7 +80,13 @@ bench-bounds: setup ## how knowledge is kept from doing harm: bounds on every it
 bench-alignment: setup ## do contradictions teach the LLM? (ARGS='--data DIR', needs a model fitted on DIR)
 	$(BIN)/python -m benchmarks.alignment.run $(ARGS)
 
+bench-writing: setup ## speed and likelihood of texts the LLM writes, in 8 bits and in float32 (ARGS='--texts 256')
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.writing.run $(ARGS)
+
+##@ Housekeeping
+
 clean: ## remove the environment, caches and fitted models
 	rm -rf .venv .freshet runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help setup demo test test-quick lint bench-alignment bench-bounds bench-experiment bench-drift bench-frontier bench-ingest bench-judge bench-price bench-ctr bench-refresh bench-quality bench-reference clean
+.PHONY: help setup demo test test-quick lint bench-frontier bench-ingest bench-experiment bench-judge bench-drift \
+	bench-price bench-ctr bench-refresh bench-quality bench-reference bench-bounds bench-alignment bench-writing clean
