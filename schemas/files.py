@@ -56,7 +56,8 @@ def written_whole(path: Path, *, durable: bool = True) -> Iterator[Path]:
     try:
         yield scratch
         for part in [*scratch.rglob("*"), scratch]:
-            part.chmod(mode if part.is_dir() else mode & 0o666)
+            with suppress(PermissionError):  # a mount with one mode for everything
+                part.chmod(mode if part.is_dir() else mode & 0o666)
             if durable:
                 sync(part)
         scratch.replace(path)
