@@ -7,9 +7,6 @@ vectors user interests are averages of) and the models' own `*.safetensors`. The
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from schemas.calibration import Calibration, Recalibration
 from schemas.errors import ArtifactError
 from schemas.events import describe
+from schemas.files import write_whole, written_whole
 
 
 class Card(BaseModel):
@@ -115,8 +113,9 @@ class Registry:
 
     def versions(self) -> list[str]:
         """Return the published versions, oldest first."""
-        cards = sorted(self.folder.glob("*/card.json"), key=lambda path: path.stat().st_mtime)
-        return [path.parent.name for path in cards if not path.parent.name.startswith(".")]
+        # Hidden folders first: one that is being published may be renamed before its card is looked at.
+        cards = [path for path in self.folder.glob("*/card.json") if not path.parent.name.startswith(".")]
+        return [path.parent.name for path in sorted(cards, key=lambda path: path.stat().st_mtime)]
 
     def current(self) -> str:
         """Return the version in use.
@@ -134,10 +133,7 @@ class Registry:
         """Make `version` the current one, atomically."""
         if not (self.folder / version / "card.json").is_file():
             raise ArtifactError(f"no model version {version!r} under {self.folder}; there are: {self.versions()}")
-        handle, name = tempfile.mkstemp(dir=self.folder)
-        with os.fdopen(handle, "w") as out:
-            out.write(version)
-        Path(name).replace(self.folder / "CURRENT")
+        write_whole(self.folder / "CURRENT", version.encode())
 
     def open(self, version: str | None = None) -> Artifact:
         """Return a version (None = the current one) after checking every file's hash.
@@ -164,20 +160,18 @@ class Registry:
         """Yield a scratch folder that becomes `version` when the block ends without an error.
 
         The block writes its files and calls `write_card` last.
+
+        Raises:
+            ArtifactError: there is no card, or there is such a version already: roles may be reading it.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=".", dir=self.folder))
-        try:
+        target = self.folder / version
+        if target.exists():
+            raise ArtifactError(f"model {version} is there already, under {self.folder}")
+        with written_whole(target) as scratch:
+            scratch.mkdir()
             yield scratch
             if not (scratch / "card.json").is_file():
                 raise ArtifactError(f"model {version} was given no card")
-            target = self.folder / version
-            if target.exists():
-                shutil.rmtree(target)
-            scratch.rename(target)
-        except BaseException:
-            shutil.rmtree(scratch, ignore_errors=True)
-            raise
 
 
 def write_card(folder: Path, card: Card) -> None:

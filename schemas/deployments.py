@@ -8,7 +8,6 @@ change of what is in use, so that a process that starts knows it and a rollback 
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from schemas.artifacts import Registry
 from schemas.errors import ArtifactError
+from schemas.files import sync, written_whole
 from schemas.messages import ModelUpdate
 
 RECORD = "alignment.json"
@@ -70,6 +70,8 @@ class Deployments:
         """Return all attempts, oldest first; unreadable records are passed over."""
         out = []
         for path in self.folder.glob("*/" + RECORD):
+            if path.parent.name.startswith("."):  # still being made
+                continue
             try:
                 out.append(Attempt.model_validate_json(path.read_bytes()))
             except (OSError, ValidationError):
@@ -80,17 +82,14 @@ class Deployments:
     def scratch(self) -> Iterator[Path]:
         """Yield an empty folder for an adapter being made; what is left of it at the end is removed."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = Path(tempfile.mkdtemp(prefix=".", dir=self.folder))
-        try:
-            yield path
-        finally:
-            shutil.rmtree(path, ignore_errors=True)
+        with tempfile.TemporaryDirectory(prefix=".", dir=self.folder, ignore_cleanup_errors=True) as name:
+            yield Path(name)
 
     def record(self, attempt: Attempt, scratch: Path | None = None) -> Path:
         """Write an attempt, whole or not at all, and return its folder.
 
         Args:
-            scratch: holds the weights of a published one, and becomes its folder.
+            scratch: holds the weights of a published one, which are moved out of it.
 
         Raises:
             ArtifactError: a published one lacks its weights, or its name is taken.
@@ -100,25 +99,25 @@ class Deployments:
             raise ArtifactError(f"adapter {attempt.name} lacks {' or '.join(WEIGHTS)}")
         if target.exists():
             raise ArtifactError(f"adapter {attempt.name} is there already, under {self.folder}")
-        with self.scratch() as empty:
-            source = scratch if attempt.published and scratch is not None else empty
-            for path in source.iterdir():
-                if path.name not in WEIGHTS:  # peft adds a README
-                    path.unlink()
-            (source / RECORD).write_text(attempt.model_dump_json(indent=2))
-            source.chmod(0o755)  # mkdtemp's is for its owner only, other roles may be other users
-            source.rename(target)
+        with written_whole(target) as made:
+            made.mkdir()
+            if attempt.published and scratch is not None:
+                for name in WEIGHTS:
+                    (scratch / name).rename(made / name)
+            (made / RECORD).write_text(attempt.model_dump_json(indent=2))
         return target
 
     def deploy(self, deployed: Deployed) -> None:
-        """Append to the log. One write: a reader sees a line whole or not at all."""
+        """Append to the log, on the disk when this returns. One write: a reader sees a line whole or not at all."""
         self._log.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        handle = os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         try:
             # The first newline ends a line that a full disk has torn.
             os.write(handle, b"\n" + deployed.model_dump_json().encode() + b"\n")
+            os.fsync(handle)
         finally:
             os.close(handle)
+        sync(self._log.parent)
 
     def log(self, since: float = 0.0) -> list[Deployed]:
         """Return what was put into use at or after `since` (wall clock), oldest first; torn lines are passed over."""

@@ -16,7 +16,6 @@ import argparse
 import csv
 import hashlib
 import json
-import os
 import statistics
 import sys
 from dataclasses import dataclass
@@ -35,6 +34,7 @@ from models.language.llm import LanguageModel
 from models.language.writer import Writer
 from models.systems.kar.written import encode_texts, item_prompts, knowledge_states, user_prompts
 from schemas.errors import FreshetError
+from schemas.files import written_whole
 from schemas.settings import Settings, load
 from workers.data import movielens
 from workers.terminal.stages import Stages
@@ -147,10 +147,8 @@ def kept(folder: Path, task: Task, kind: str, variant: str, seed: int) -> tuple[
         with np.load(path, allow_pickle=False) as found:
             return json.loads(str(found["about"])), ClickRun(found["user"], found["score"], found["label"])
     about, outcome = run(task, kind, variant, seed, EPOCHS)
-    folder.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_suffix(f".{os.getpid()}.npz")
-    np.savez(scratch, about=json.dumps(about), user=outcome.user, score=outcome.score, label=outcome.label)
-    scratch.replace(path)
+    with written_whole(path) as scratch, scratch.open("wb") as file:
+        np.savez(file, about=json.dumps(about), user=outcome.user, score=outcome.score, label=outcome.label)
     return about, outcome
 
 

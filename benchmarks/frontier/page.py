@@ -10,6 +10,7 @@ import orjson
 from benchmarks.frontier import plots
 from benchmarks.frontier.points import ROOT, Point, grouped, pooled
 from benchmarks.pages import fill
+from workers.terminal.durations import duration
 
 JSON_PATH = ROOT / "benchmarks" / "results" / "frontier.json"
 PAGE = ROOT / "docs" / "frontier.md"
@@ -66,8 +67,7 @@ def age(seconds: float | None, events: float | None) -> str:
     """Return an age in words: event time, and the user's events."""
     if seconds is None or events is None:
         return "none used"
-    unit, size = next(((u, s) for u, s in (("d", 86_400), ("h", 3600), ("min", 60)) if seconds >= s), ("s", 1))
-    return f"{seconds / size:.1f} {unit}, {events:g} events"
+    return f"{duration(seconds)}, {events:g} events"
 
 
 def plot_of(dataset: str) -> str:

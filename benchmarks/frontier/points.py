@@ -12,6 +12,7 @@ import orjson
 from numpy.typing import NDArray
 
 from models.measuring.intervals import paired_interval, resampled
+from schemas.files import write_whole, written_whole
 from workers.replay.record import Columns
 from workers.training.code_hash import files_of, hash_of
 
@@ -53,13 +54,11 @@ class PointFolder:
         return Point(orjson.loads(figures.read_bytes()), np.load(rows, allow_pickle=False))
 
     def keep(self, key: str, figures: dict[str, Any], columns: Columns) -> Point:
-        self._folder.mkdir(parents=True, exist_ok=True)
         _, users = np.unique(columns.user, return_inverse=True)
         rows = np.stack([columns.place.astype(float), users.astype(float), columns.served, columns.reference])
-        np.save(self._folder / f"{key}.npy", rows)
-        scratch = self._folder / f".{key}.json"
-        scratch.write_bytes(orjson.dumps(figures))
-        scratch.rename(self._folder / f"{key}.json")
+        with written_whole(self._folder / f"{key}.npy") as scratch, scratch.open("wb") as file:
+            np.save(file, rows)
+        write_whole(self._folder / f"{key}.json", orjson.dumps(figures))
         return Point(figures, rows)
 
 

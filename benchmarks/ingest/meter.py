@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.ingest.fold import State
+from schemas.files import write_whole
 
 PERIOD_S = 0.1
 
@@ -80,6 +81,4 @@ class Meter:
 
 
 def _write(path: Path, value: Any) -> None:
-    scratch = path.with_suffix(".tmp")
-    scratch.write_text(json.dumps(value))
-    scratch.replace(path)
+    write_whole(path, json.dumps(value).encode(), durable=False)

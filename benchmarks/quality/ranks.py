@@ -10,7 +10,6 @@ anywhere and of runs from different days, and let anyone check an interval witho
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +19,7 @@ from models.data.dataset import IntArray
 from models.measuring.intervals import paired_interval
 from models.measuring.metrics import ndcg
 from schemas.errors import DataError
+from schemas.files import written_whole
 
 CLIP = 255
 Name = tuple[str, str | None]  # system and control
@@ -69,10 +69,8 @@ class RankBook:
                 raise DataError(f"{self.path} has ranks of {n} other events; the data has changed: remove the file")
         self._columns |= mine | {_key((run["system"], run["control"]), run["seed"], n):
                                  np.minimum(rank, CLIP).astype(np.uint8)}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = self.path.with_suffix(f".{os.getpid()}.npz")
-        np.savez_compressed(scratch, **self._columns)  # type: ignore[arg-type]
-        scratch.replace(self.path)
+        with written_whole(self.path) as scratch, scratch.open("wb") as file:
+            np.savez_compressed(file, **self._columns)  # type: ignore[arg-type]
 
     def events(self, name: Name, seed: int) -> int:
         """Return the number of events a run predicted, the most if there are several; 0 = it is not here."""

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import tempfile
 import time
@@ -29,6 +28,7 @@ from benchmarks.quality.ranks import RankBook
 from models.measuring.protocols import PROTOCOLS
 from models.systems.table import CONTROLS, SYSTEMS, system_named
 from schemas.errors import FreshetError
+from schemas.files import write_whole
 from schemas.settings import FitSettings, Settings, load
 from workers.data import movielens
 from workers.terminal.stages import Stages
@@ -128,10 +128,7 @@ def tables(folder: Path) -> dict[str, str]:
 def save(path: Path, runs: list[dict[str, Any]]) -> None:
     """Merge runs into a results file, whole or not at all."""
     old = saved(path.parent)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_suffix(f".{os.getpid()}")
-    scratch.write_text(json.dumps(merged(old, runs), indent=1) + "\n")
-    scratch.replace(path)
+    write_whole(path, json.dumps(merged(old, runs), indent=1).encode() + b"\n")
 
 
 def made_up(folder: Path) -> Path:

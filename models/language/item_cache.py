@@ -10,24 +10,23 @@ identified; with keys left where they were encoded 0.48 and 53 of 60.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import orjson
 import torch
+from filelock import FileLock
 from torch import Tensor
 
 from models.language.encoding import PREFIX, encode, encode_prefix, item_ids, token_shape
 from models.language.item_memory import HistoryMemory, layout
 from models.language.llm import LanguageModel
 from schemas.errors import FreshetError
+from schemas.files import sync, write_whole
 
 _FORMAT = 2  # of the files; a change of it or of the prompt's wording makes old caches unused
 _TOKENS_PER_BATCH = 1024  # of encoding: beyond it a CPU gains nothing and memory grows
@@ -82,11 +81,12 @@ class ItemCache:
         target = folder / cache_key(llm, tokens)
         if not (target / "index.json").is_file():
             folder.mkdir(parents=True, exist_ok=True)
-            with locked(folder / f".{target.name}.lock"):
+            with FileLock(folder / f".{target.name}.lock"):
                 if not (target / "index.json").is_file():
-                    scratch = folder / f".{target.name}"
+                    scratch = folder / f".{target.name}"  # kept when interrupted, unlike one of `written_whole`
                     _encode_all(llm, tokens, scratch, progress or _silent)
                     scratch.rename(target)
+                    sync(folder)
         return cls._open(llm, target, item_tokens)
 
     @classmethod
@@ -207,24 +207,13 @@ def _encode_all(
         if time.monotonic() - saved > _SAVE_EVERY_S:
             states.flush()
             means.flush()
-            done_file.write_text(str(done))
+            write_whole(done_file, str(done).encode())
             saved = time.monotonic()
     states.flush()
     means.flush()
     index = {"model": llm.model_id, "prefix": len(prefix), "lengths": lengths.tolist()}
-    (scratch / "index.json").write_bytes(orjson.dumps(index))
+    write_whole(scratch / "index.json", orjson.dumps(index))
     done_file.unlink(missing_ok=True)
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the lock of a file; it ends with the process, however that ends."""
-    handle = os.open(path, os.O_RDWR | os.O_CREAT)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
 
 
 def _silent(done: int, total: int) -> None:

@@ -11,8 +11,8 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 
-from models.language.item_cache import locked
 from schemas.errors import FreshetError
 
 KEY = 16  # bytes of a key: of random keys 2⁶⁴ until two are likely the same
@@ -72,7 +72,7 @@ class StateLog:
         self._values.update(made)
 
     def _append(self, path: Path, made: dict[bytes, np.ndarray]) -> None:
-        with locked(path.with_suffix(".lock")):
+        with FileLock(path.with_suffix(".lock")):
             self.refresh()
             records = np.zeros(len(made), self._record)
             for row, (key, values) in enumerate(made.items()):

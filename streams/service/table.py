@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -31,7 +32,10 @@ class UserTable:
         self._table = table
         self._outbox = outbox
         self._limit = cached
-        self._cache: dict[tuple[int, str], UserState] = {}
+        # By hand, for every batch goes through it. A get and a put of one of 20,000 users in random order, and in turn:
+        # OrderedDict 1.0 and 0.8 µs, cachetools' LRUCache 1.8 and 2.2 µs, a dict whose first key is dropped 1.0 and
+        # 6.4 µs (it looks for its first key among the dropped ones).
+        self._cache: OrderedDict[tuple[int, str], UserState] = OrderedDict()
         self._unsaved: dict[tuple[int, str], bytes] = {}
 
     def known(self, partition: int, user: str) -> bool:
@@ -66,12 +70,12 @@ class UserTable:
         cache, unsaved = self._cache, self._unsaved
         for user, state in states.items():
             at = (partition, user)
-            cache.pop(at, None)  # to the young end
             cache[at] = state
+            cache.move_to_end(at)
             data = unsaved[at] = dumps(state)
             pairs.append((_key(user), data, []))
         while len(cache) > self._limit:
-            del cache[next(iter(cache))]
+            cache.popitem(last=False)
         return pairs
 
     async def save(self, partition: int, pairs: list[Pair]) -> None:

@@ -35,6 +35,14 @@ def test_an_error_while_publishing_leaves_nothing(tmp_path):
     assert list(registry.folder.iterdir()) == []
 
 
+def test_a_version_is_not_replaced_while_roles_read_it(tmp_path):
+    registry = Registry(tmp_path)
+    publish(registry, "v1")
+    with pytest.raises(ArtifactError, match="there already"):
+        publish(registry, "v1", b"others")
+    assert registry.open("v1").path("w.safetensors").read_bytes() == b"weights"
+
+
 def test_a_changed_or_missing_file_is_refused(tmp_path):
     registry = Registry(tmp_path)
     publish(registry, "v1")

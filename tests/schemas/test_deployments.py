@@ -88,3 +88,23 @@ def test_a_published_attempt_is_whole_and_a_rejected_one_is_a_record(deployments
     assert [made.name for made in deployments.attempts()] == ["a", "b"]
     assert {path.name for path in deployments.folder.iterdir()} == {"a", "b"}
     assert deployments.registry.versions() == ["m1", "m2"]  # adapters are no fitted versions
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o027])
+def test_roles_of_another_user_can_read_models_and_what_is_in_use(
+    tmp_path: Path, mask: int, request: pytest.FixtureRequest,
+) -> None:
+    before = os.umask(mask)
+    request.addfinalizer(lambda: os.umask(before))
+    made: Deployments = request.getfixturevalue("deployments")
+    with made.scratch() as scratch:
+        for name in WEIGHTS:
+            (scratch / name).touch(0o600)  # as safetensors makes it
+        made.record(attempt("a"), scratch)
+    made.record(attempt("b", published=False))
+    deploy(made, "a", 301.0)
+    modes = {path.relative_to(tmp_path / "models").as_posix(): path.stat().st_mode & 0o777
+             for path in (tmp_path / "models").rglob("*")}
+    folders = {"m1", "m2", "adapters", "adapters/a", "adapters/b"}
+    assert modes.keys() >= folders | {"CURRENT", "m2/card.json", f"adapters/a/{WEIGHTS[1]}", "deployed.jsonl"}
+    assert modes == {name: (0o777 if name in folders else 0o666) & ~mask for name in modes}

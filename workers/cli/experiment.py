@@ -18,6 +18,7 @@ from schemas.events import BehaviourEvent, parse_event
 from schemas.messages import Recommendation
 from schemas.settings import load
 from schemas.topics import BEHAVIOUR_EVENTS, RECOMMENDATIONS
+from workers.terminal.durations import duration
 
 
 def experiment(
@@ -92,7 +93,7 @@ def _show(console: Console, figures: dict[str, Any]) -> None:
     console.print(
         f"experiment [bold]{figures['name']}[/bold]: {figures['control_share']:.1%} of users are control, served what "
         f"behaviour alone says\nreward: {figures['reward']} of a user's events in their first "
-        f"{_span(figures['window_s'])}, mean per user; 0 for who did nothing")
+        f"{duration(figures['window_s'])}, mean per user; 0 for who did nothing")
     table = Table()
     for column in ("arm", "users", "with events", "events", figures["reward"]):
         table.add_column(column, justify="left" if column == "arm" else "right")
@@ -110,13 +111,6 @@ def _show(console: Console, figures: dict[str, Any]) -> None:
     forecast = figures["forecast"]
     if forecast["users_needed"] is not None:
         days = forecast["days_left"]
-        left = "" if days is None else f", {_span(days * 86_400)} more at the present rate" if days else ": passed"
+        left = "" if days is None else f", {duration(days * 86_400)} more at the present rate" if days else ": passed"
         console.print(f"An uplift of {forecast['effect']:+.4f} would be seen after about "
                       f"{forecast['users_needed']:,.0f} users{left}.")
-
-
-def _span(seconds: float) -> str:
-    for size, unit in ((86_400, "days"), (3_600, "hours"), (60, "minutes")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:,.3g} {unit}" if seconds < 1000 * size else f"{seconds / size:,.0f} {unit}"
-    return f"{seconds:.3g} seconds"

@@ -13,6 +13,7 @@ from rich.table import Table
 from schemas.errors import FreshetError
 from schemas.settings import load
 from streams.decisions.policies import PolicyName
+from workers.terminal.durations import duration
 
 if TYPE_CHECKING:
     from workers.replay.scene import ReplayResult
@@ -106,5 +107,4 @@ def _show(outcome: ReplayResult) -> None:
 def _age(seconds: float | None, events: float | None) -> str:
     if seconds is None or events is None:
         return "none was used"
-    unit, size = next(((u, s) for u, s in (("days", 86_400), ("h", 3600), ("min", 60)) if seconds >= s), ("s", 1))
-    return f"median age {seconds / size:.1f} {unit}, {events:g} events"
+    return f"median age {duration(seconds)}, {events:g} events"

@@ -13,6 +13,7 @@ from schemas.errors import PoisonError
 from schemas.messages import KnowledgeRequest, KnowledgeUpdate, RankingRequest, Recommendation
 from schemas.settings import Settings, load
 from schemas.topics import KNOWLEDGE_REQUESTS, KNOWLEDGE_UPDATES, RANKING_REQUESTS, RECOMMENDATIONS, TOPICS
+from workers.terminal.durations import ago
 
 
 def user(
@@ -57,7 +58,7 @@ def _state(console: Console, state: RankingRequest | None, now: float) -> None:
     history = ", ".join(state.history[-8:])
     console.print(
         f"state: {state.count:,} events, {len(state.history)} kept, {len(state.seen)} older items not recommended "
-        f"again, trust {state.trust:.2f}, updated {_ago(now, state.requested_at)}\n"
+        f"again, trust {state.trust:.2f}, updated {ago(now, state.requested_at)}\n"
         f"  newest items: {history}")
 
 
@@ -68,10 +69,10 @@ def _knowledge(console: Console, settings: Settings, user_id: str, request: Know
     else:
         console.print(
             f"knowledge: version {update.version} by model {update.model_version}, generated "
-            f"{_ago(now, update.generated_at)} because of {update.reason}, includes {update.count:,} events")
+            f"{ago(now, update.generated_at)} because of {update.reason}, includes {update.count:,} events")
     if request is not None and (update is None or request.version > update.version):
         console.print(f"  asked for: version {request.version} because of {request.reason}, "
-                      f"{_ago(now, request.requested_at)}")
+                      f"{ago(now, request.requested_at)}")
     if settings.qdrant.url:
         console.print("  in the store: " + _stored(settings, user_id, now))
 
@@ -90,7 +91,7 @@ def _stored(settings: Settings, user_id: str, now: float) -> str:
     if point is None:
         return "nothing"
     vectors, width = point.vectors.shape
-    return f"version {point.version}, {vectors} vectors of {width}, {_ago(now, point.generated_at)}"
+    return f"version {point.version}, {vectors} vectors of {width}, {ago(now, point.generated_at)}"
 
 
 def _recommendation(console: Console, last: Recommendation | None, now: float) -> None:
@@ -99,15 +100,7 @@ def _recommendation(console: Console, last: Recommendation | None, now: float) -
     used = f"knowledge version {last.knowledge_version}, {last.knowledge_behind} events behind, μ {last.lagrange:.3g}" \
         if last.source == "fused" and last.lagrange is not None else f"behaviour only ({last.fallback})"
     console.print(
-        f"last recommendation: {_ago(now, last.ranked_at)}, because of a new {last.reason}, includes "
+        f"last recommendation: {ago(now, last.ranked_at)}, because of a new {last.reason}, includes "
         f"{last.count:,} events; {used}; moved by {last.kl:.3g} nats within a radius of {last.epsilon:.3g}\n"
         f"  items: {', '.join(item.item_id for item in last.items)}\n"
         f"  behaviour alone: {', '.join(last.reference)}")
-
-
-def _ago(now: float, then: float) -> str:
-    seconds = max(0.0, now - then)
-    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit} ago"
-    return f"{seconds:.1f} s ago"

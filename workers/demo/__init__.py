@@ -2,5 +2,5 @@
 
 Starting processes is in `workers/supervision`.
 
-May import: training, measurement, supervision, data, kafka, home.
+May import: training, measurement, supervision, data, kafka, home, terminal.
 """

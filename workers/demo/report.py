@@ -16,6 +16,7 @@ from schemas.settings import Settings
 from workers.demo import plots
 from workers.demo.metrics import REASONS, Metrics
 from workers.home.lock import run_folder
+from workers.terminal.durations import duration
 from workers.training.revision import revision
 
 PACKAGES = ("freshet", "torch", "transformers", "peft", "faust-streaming", "rocksdict", "confluent-kafka",
@@ -77,7 +78,7 @@ def html(figures: dict[str, Any], metrics: Metrics, artifact: Artifact) -> str:
     }
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined)
-    environment.filters["s"] = _seconds
+    environment.filters["duration"] = duration
     return environment.get_template("report.html.j2").render(
         f=figures, q=quality, images=images, reasons=REASONS, card=artifact.card,
         calibration=artifact.calibration().model_dump(), conclusion=conclusion(quality))
@@ -110,17 +111,11 @@ def closing(figures: dict[str, Any], folder: Path) -> str:
         f"{figures['events']:,} events at {figures['events_per_s']:,.0f}/s, {figures['recommendations']:,} "
         f"recommendations, {figures['dead_letters']:,} dead letters, "
         f"{figures['peak_rss_bytes'] / 2**30:.1f} GiB at most, {figures['wall_s']:.0f} s in all",
-        f"refreshes: {refreshes}; freshness p50 {_seconds(figures['freshness_s']['p50'])}, "
-        f"p99 {_seconds(figures['freshness_s']['p99'])}",
+        f"refreshes: {refreshes}; freshness p50 {duration(figures['freshness_s']['p50'])}, "
+        f"p99 {duration(figures['freshness_s']['p99'])}",
         f"NDCG@10 with knowledge {quality['fused']['ndcg_at_10']:.4f}, without "
         f"{quality['reference']['ndcg_at_10']:.4f}; gain {quality['ndcg_gain']:+.4f}, 95% interval "
         f"[{low:+.4f}, {high:+.4f}] over {quality['n']:,} events. {conclusion(quality)}",
         *experiment,
         f"report: {folder / 'report.html'}",
     ))
-
-
-def _seconds(value: float | None) -> str:
-    if value is None:
-        return "–"
-    return f"{value * 1000:.0f} ms" if value < 1 else f"{value:.1f} s"

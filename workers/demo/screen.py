@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from workers.demo.metrics import REASONS, Metrics, percentiles
+from workers.terminal.durations import duration
 
 LINE_EVERY_S = 5.0
 REDRAW_EVERY_S = 0.5
@@ -82,7 +83,7 @@ def line(view: View, metrics: Metrics) -> str:
     parts = [
         f"{view.stage}: {view.done:,}/{view.total:,}", f"{view.rate:,.0f} events/s", f"{view.unanswered} unanswered",
         "refreshes " + " ".join(f"{reason} {metrics.refreshes[reason]}" for reason in REASONS),
-        f"freshness p50 {_seconds(fresh['p50'])} p99 {_seconds(fresh['p99'])}",
+        f"freshness p50 {duration(fresh['p50'])} p99 {duration(fresh['p99'])}",
         f"recommendations {metrics.recommendations:,}",
         f"NDCG@10 fused {quality['fused']['ndcg_at_10']:.4f} reference {quality['reference']['ndcg_at_10']:.4f}",
         f"{view.memory / 2**30:.1f} GiB",
@@ -92,7 +93,7 @@ def line(view: View, metrics: Metrics) -> str:
 
 def _panel(view: View, metrics: Metrics) -> Group:
     head = Table.grid(padding=(0, 2))
-    left = f"about {_seconds(view.eta_s)} left" if view.eta_s is not None else ""
+    left = f"about {duration(view.eta_s)} left" if view.eta_s is not None else ""
     head.add_row(Text(view.stage, style="bold"), ProgressBar(max(1, view.total), view.done, width=36),
                  f"{view.done:,} of {view.total:,} events", left)
     body = Table.grid(padding=(0, 3))
@@ -107,19 +108,11 @@ def _panel(view: View, metrics: Metrics) -> Group:
     body.add_row("events/s", f"{view.rate:,.0f}", "recommendations", f"{metrics.recommendations:,}")
     body.add_row("users", f"{len(metrics.users):,}", "waiting for an answer", f"{view.unanswered:,}")
     body.add_row("lag", f"{waiting:,} records", "refreshes waiting", f"{metrics.refreshes_waiting:,}")
-    body.add_row("freshness p50, p99", f"{_seconds(fresh['p50'])}, {_seconds(fresh['p99'])}",
-                 "event → answer p50, p99", f"{_seconds(response['p50'])}, {_seconds(response['p99'])}")
+    body.add_row("freshness p50, p99", f"{duration(fresh['p50'])}, {duration(fresh['p99'])}",
+                 "event → answer p50, p99", f"{duration(response['p50'])}, {duration(response['p99'])}")
     for name, key in (("Recall@10", "recall_at_10"), ("NDCG@10", "ndcg_at_10")):
         fused, reference = quality["fused"][key], quality["reference"][key]
         body.add_row(name, f"{fused:.4f} with knowledge", "", f"{reference:.4f} without")
     body.add_row("μ (median)", "–" if lagrange is None else f"{lagrange:.2f}", "memory",
                  f"{view.memory / 2**30:.1f} GiB" + (f", {view.restarts} restarts" if view.restarts else ""))
     return Group(head, body, Text(f"refreshes: {refreshes}"))
-
-
-def _seconds(value: float | None) -> str:
-    if value is None:
-        return "–"
-    if value < 1:
-        return f"{value * 1000:.0f} ms"
-    return f"{value:.1f} s" if value < 90 else f"{value / 60:.1f} min"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import psutil
 from pydantic import BaseModel, Field, ValidationError
 
 from schemas.errors import FreshetError
+from schemas.files import write_whole
 from schemas.settings import Settings
 from workers.home.lock import run_folder
 
@@ -30,11 +30,8 @@ class Running(BaseModel):
 
 def announce(home: Path, running: Running) -> None:
     """Write `run/up.json`, whole or not at all."""
-    path = run_folder(home) / "up.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_suffix(f".{os.getpid()}")
-    scratch.write_bytes(orjson.dumps(running.model_dump(), option=orjson.OPT_INDENT_2))
-    scratch.replace(path)
+    content = orjson.dumps(running.model_dump(), option=orjson.OPT_INDENT_2)
+    write_whole(run_folder(home) / "up.json", content, durable=False)
 
 
 def withdraw(home: Path) -> None:

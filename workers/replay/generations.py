@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from models.knowledge.generation import Generation
+from schemas.files import written_whole
 from schemas.settings import LlmSettings
 from workers.roles.knowledge.worker import Generator
 from workers.training.code_hash import files_of, hash_of
@@ -105,10 +106,8 @@ class KeptGenerator:
         arrays = {name: np.stack([row[name] for row, _ in rows]) for name in _FIELDS}
         arrays[_KEY] = np.frombuffer(b"".join(self._new), np.uint8).reshape(-1, 16)
         arrays[_SECONDS] = np.array([seconds for _, seconds in rows])
-        self._folder.mkdir(parents=True, exist_ok=True)
-        scratch = self._folder / f".{os.getpid()}"
-        save_file(arrays, scratch)
-        scratch.rename(self._folder / f"{time.time_ns()}-{os.getpid()}.safetensors")
+        with written_whole(self._folder / f"{time.time_ns()}-{os.getpid()}.safetensors") as scratch:
+            save_file(arrays, scratch)
         self._new = []
 
     def _make(self, wanted: dict[bytes, Sequence[str]]) -> None:

@@ -9,7 +9,6 @@ their user's event count. One guard per system: two would share the margins, eac
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 from schemas.artifacts import Artifact, Registry
 from schemas.deployments import Deployments
 from schemas.errors import FreshetError
+from schemas.files import write_whole
 from schemas.messages import Judgement, ModelUpdate
 from schemas.settings import Settings
 from schemas.topics import JUDGEMENTS, MODEL_UPDATES
@@ -141,10 +141,7 @@ class Guard:
         if not self._new or (not force and now - self._kept_at < _KEEP_EVERY_S):
             return
         self._kept_at, self._new = now, False
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        scratch = self._file.with_suffix(f".{os.getpid()}")
-        scratch.write_bytes(dumps(self.pools))
-        scratch.replace(self._file)
+        write_whole(self._file, dumps(self.pools))
 
     def _remembered(self) -> Pools:
         try:

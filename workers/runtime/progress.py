@@ -11,6 +11,8 @@ from typing import Any
 
 import orjson
 
+from schemas.files import write_whole
+
 _EVERY_S = 1.0
 
 
@@ -90,9 +92,7 @@ class Progress:
             if lag is not None:
                 self._fields["lag"] = lag
             fields = self._fields | {"waits_for": self.waits_for, "updated_at": time.time()} | self._counters()
-            scratch = self._file.with_suffix(f".{os.getpid()}")
-            scratch.write_bytes(orjson.dumps(fields, option=orjson.OPT_SERIALIZE_NUMPY))
-            scratch.replace(self._file)
+            write_whole(self._file, orjson.dumps(fields, option=orjson.OPT_SERIALIZE_NUMPY), durable=False)
 
     def end(self, clean: bool) -> None:
         """Note the end of the role."""

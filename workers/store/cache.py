@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
+
+from cachetools import LRUCache
 
 from schemas.errors import StoreUnavailableError
 from workers.store.point import KnowledgePoint, KnowledgeStore
@@ -39,8 +40,7 @@ class CachedReader:
 
     def __init__(self, store: KnowledgeStore, capacity: int = _CAPACITY) -> None:
         self._store = store
-        self._capacity = capacity
-        self._cache: OrderedDict[str, KnowledgePoint] = OrderedDict()
+        self._cache: LRUCache[str, KnowledgePoint] = LRUCache(capacity)
         self._away = threading.Event()
         self._closing = threading.Event()
         self.hits = 0
@@ -58,7 +58,6 @@ class CachedReader:
             held = self._cache.get(user)
             if held is not None:
                 points[user] = held
-                self._cache.move_to_end(user)
             if held is None or held.version < version:
                 missing.append(user)
         self.hits += len(wanted) - len(missing)
@@ -73,7 +72,7 @@ class CachedReader:
                 self._away.set()
                 threading.Thread(target=self._probe, name="store-probe", daemon=True).start()
             else:
-                self._keep(fresh)
+                self._cache.update(fresh)
                 return Lookup(points | fresh, frozenset())
         return Lookup(points, frozenset(missing))
 
@@ -84,13 +83,6 @@ class CachedReader:
     def close(self) -> None:
         """Stop probing; the store itself stays open."""
         self._closing.set()
-
-    def _keep(self, fresh: Mapping[str, KnowledgePoint]) -> None:
-        for user, point in fresh.items():
-            self._cache[user] = point
-            self._cache.move_to_end(user)
-        while len(self._cache) > self._capacity:
-            self._cache.popitem(last=False)
 
     def _probe(self) -> None:
         pause = _PROBE_S[0]

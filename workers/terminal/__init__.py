@@ -1,4 +1,4 @@
-"""What people see of long work: stages with progress and time left.
+"""What people see of long work: stages with progress and time left; durations in words.
 
 The demo's screen is in `workers/demo`.
 

@@ -9,7 +9,6 @@ they can be compared event by event.
 from __future__ import annotations
 
 import hashlib
-import os
 import time
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -21,6 +20,7 @@ import orjson
 
 from models.data import dataset as data
 from schemas.errors import DataError
+from schemas.files import write_whole, written_whole
 from schemas.settings import Settings
 from workers.terminal.stages import Stages, TrainingStages
 from workers.training.code_hash import files_of, hash_of
@@ -226,10 +226,6 @@ def revision() -> str:
 
 def _write(path: Path, result: dict[str, Any], columns: dict[str, np.ndarray]) -> None:
     """Write both files whole or not at all; the JSON file is last, it is what says that the run is done."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_suffix(f".{os.getpid()}.npz")
-    np.savez_compressed(scratch, **columns)  # type: ignore[arg-type]
-    scratch.replace(path.with_suffix(".npz"))
-    scratch = path.with_suffix(f".{os.getpid()}")
-    scratch.write_bytes(orjson.dumps(result, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY))
-    scratch.replace(path)
+    with written_whole(path.with_suffix(".npz")) as scratch, scratch.open("wb") as file:
+        np.savez_compressed(file, **columns)  # type: ignore[arg-type]
+    write_whole(path, orjson.dumps(result, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY))

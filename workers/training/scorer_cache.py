@@ -7,7 +7,6 @@ events, the settings of training and the code of `models.scorers.training` with 
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import cache
@@ -22,6 +21,7 @@ from safetensors.torch import save_file
 from models.compute.devices import place
 from models.data.fold import Fold
 from models.scorers.training import DenseScorer
+from schemas.files import written_whole
 from schemas.settings import FitSettings
 from workers.training.code_hash import closure, hash_of
 
@@ -88,8 +88,6 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, float]] | None
 
 
 def _write(path: Path, scorer: DenseScorer, about: dict[str, float]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_suffix(f".{os.getpid()}")
     state = {name: value.detach().cpu().contiguous() for name, value in scorer.state_dict().items()}
-    save_file(state, scratch, {"about": orjson.dumps(about).decode()})
-    scratch.replace(path)
+    with written_whole(path) as scratch:
+        save_file(state, scratch, {"about": orjson.dumps(about).decode()})

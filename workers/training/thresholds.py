@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +12,7 @@ from models.data import dataset as data
 from schemas.artifacts import Artifact
 from schemas.calibration import Calibration, Recalibration
 from schemas.errors import DataError
+from schemas.files import write_whole
 from schemas.settings import Settings
 from streams.calibration.thresholds import DriftCalibration, History, calibrate_drift
 from streams.profile.catalogue import ItemVectors
@@ -106,9 +105,5 @@ def write(artifact: Artifact, result: Result) -> Path:
         model_version=artifact.model_version, calibration_hash=artifact.card.files["calibration.json"],
         data_hash=result.data_hash, calibrated_at=time.time(), drift_threshold=drift.threshold,
         drift_false_alarm_every=drift.false_alarm_every, evidence=drift.evidence())
-    target = artifact.recalibration
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=".")
-    with os.fdopen(handle, "w") as out:
-        out.write(content.model_dump_json(indent=2) + "\n")
-    Path(name).replace(target)
-    return target
+    write_whole(artifact.recalibration, content.model_dump_json(indent=2).encode() + b"\n")
+    return artifact.recalibration

@@ -9,7 +9,6 @@ stores knowledge beforehand, nothing is refreshed.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from models.language.llm import LanguageModel
 from models.language.writer import Writer
 from models.scorers.backbone import Backbone, ItemSide
 from models.systems.kar.towers import ITEM, SHARED, SPECIFIC, USER, Towers
+from schemas.files import written_whole
 
 # Examples of what is asked for: without any, the packaged base model says of most films that they have "been
 # in the news for a long time"; with factors as a list it copies the example's. Read once for all items, so they cost
@@ -87,9 +87,8 @@ def knowledge_states(llm: LanguageModel, prompts: list[str], folder: Path, step:
     if said:
         means = encode_texts(Writer(llm), [text for _, text in said])
         out[torch.tensor([row for row, _ in said])] = means
-    scratch = path.with_suffix(f".{os.getpid()}.npy")
-    np.save(scratch, out.numpy(), allow_pickle=False)
-    scratch.replace(path)
+    with written_whole(path) as scratch, scratch.open("wb") as file:
+        np.save(file, out.numpy(), allow_pickle=False)
     return out
 
 

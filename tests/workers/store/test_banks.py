@@ -1,3 +1,4 @@
+import asyncio
 import gc
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -19,6 +20,7 @@ from tests.models import tiny
 from tests.workers.store.test_store import DIM, Server, point
 from workers.store import QdrantStore
 from workers.store.banks.bank import EdgeBank, ServerBank, banks
+from workers.store.banks.shard import BankShards
 
 KINDS: dict[str, Callable[[str, torch.Tensor], Bank]] = {
     "engine": EdgeBank, "client": lambda name, vectors: ServerBank(":memory:", name, vectors)}
@@ -135,3 +137,18 @@ def test_knowledge_is_kept_beside_banks(server: Server) -> None:
 def test_a_refusal_says_what_to_do(server: Server) -> None:
     with pytest.raises(FreshetError, match="leave FRESHET_QDRANT_URL empty"):
         ServerBank(server.url, "users", torch.zeros(1, 0)).nearest(torch.zeros(1, 0), 1, torch.tensor([-1]))
+
+
+def test_the_longest_unused_bank_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workers.store.banks.shard._KEPT", 2)
+    banks = BankShards()
+
+    async def use() -> None:
+        for name in ("a", "b"):
+            await banks.create(name, {"vectors": {"size": 2}})
+            await banks.put(name, {"points": [{"id": 7, "vector": [1.0, 0.0]}]})
+        assert [point["id"] for point in (await banks.query("a", [([1.0, 0.0], 1, ())]))[0]["points"]] == [7]
+        await banks.create("c", {"vectors": {"size": 2}})
+
+    asyncio.run(use())
+    assert [name for name in "abc" if banks.has(name)] == ["a", "c"]

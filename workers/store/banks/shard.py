@@ -6,12 +6,12 @@ import asyncio
 import logging
 import tempfile
 import threading
-from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import qdrant_edge as qe
+from cachetools import LRUCache
 
 log = logging.getLogger(__name__)
 PREFIX = "freshet_"  # of the collections that are banks
@@ -62,6 +62,16 @@ class BankShard:
         return int(self._shard.count(qe.CountRequest()))
 
 
+class _Kept(LRUCache[str, BankShard]):
+    """The banks by collection; the longest unused one makes room."""
+
+    def popitem(self) -> tuple[str, BankShard]:
+        """See `LRUCache.popitem`."""
+        name, bank = super().popitem()
+        log.info("the bank %s makes room", name)
+        return name, bank
+
+
 class BankShards:
     """The banks of the store's process, by collection.
 
@@ -71,7 +81,7 @@ class BankShards:
     """
 
     def __init__(self) -> None:
-        self._banks: OrderedDict[str, BankShard] = OrderedDict()
+        self._banks = _Kept(_KEPT)
 
     def has(self, name: str) -> bool:
         """Return whether there is a collection of this name."""
@@ -81,12 +91,8 @@ class BankShards:
         """Make a collection as asked by `PUT /collections/NAME`."""
         width = int(asked["vectors"]["size"])
         made = await asyncio.to_thread(BankShard, name, width)
-        if name in self._banks:  # made meanwhile
-            return
-        self._banks[name] = made
-        while len(self._banks) > _KEPT:
-            gone, _ = self._banks.popitem(last=False)
-            log.info("the bank %s makes room for %s", gone, name)
+        if name not in self._banks:  # else made meanwhile
+            self._banks[name] = made
 
     async def count(self, name: str) -> dict[str, int]:
         """Answer `POST …/points/count`."""
@@ -100,6 +106,5 @@ class BankShards:
 
     async def query(self, name: str, searches: Sequence[tuple[list[float], int, Collection[int]]]) -> list[Any]:
         """Answer `POST …/points/query/batch`."""
-        self._banks.move_to_end(name)
         found = await asyncio.to_thread(self._banks[name].nearest, searches)
         return [{"points": [{"id": id_, "version": 0, "score": score} for id_, score in points]} for points in found]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import threading
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ import qdrant_edge as qe
 from numpy.typing import NDArray
 
 from schemas.errors import FreshetError
+from schemas.files import written_whole
 from workers.store.point import (
     POOLED,
     VECTORS,
@@ -80,12 +80,8 @@ class Shard:
                 },
                 optimizers=qe.EdgeOptimizersConfig(indexing_threshold=_INDEX_ABOVE_KB),
             )
-            # Made beside its place and moved there, so that a crash in between leaves no half-made folder.
-            scratch = self.path.with_name(f"{self.path.name}.new")
-            shutil.rmtree(scratch, ignore_errors=True)
-            scratch.parent.mkdir(parents=True, exist_ok=True)
-            qe.EdgeShard.create(str(scratch), config).close()
-            scratch.rename(self.path)
+            with written_whole(self.path) as scratch:
+                qe.EdgeShard.create(str(scratch), config).close()
             self._shard = self._open()
             return True
 

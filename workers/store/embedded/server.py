@@ -18,6 +18,7 @@ import orjson
 from aiohttp import web
 
 from schemas.errors import FreshetError
+from schemas.files import write_whole
 from schemas.settings import Settings
 from workers.store.banks.shard import PREFIX, BankShards
 from workers.store.embedded.engine import Shard
@@ -270,9 +271,7 @@ async def _serve(settings: Settings, port: int) -> None:
             raise FreshetError(f"the knowledge store cannot listen on port {port}: {error}") from error
         url = f"http://{HOST}:{runner.addresses[0][1]}"
         log.info("knowledge store at %s, %s", url, shard.path)
-        scratch = ready.with_suffix(".new")
-        scratch.write_text(url)
-        scratch.replace(ready)  # whole or not at all: others read it as soon as it is there
+        write_whole(ready, url.encode(), durable=False)  # others read it as soon as it is there
         while not stopped.is_set():
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(stopped.wait(), _TEND_EVERY_S)
