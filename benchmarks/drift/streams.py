@@ -16,7 +16,7 @@ import numpy as np
 from models.data import dataset as data
 from schemas.settings import Settings, StateSettings
 from streams.calibration.alarms import Rows
-from streams.calibration.thresholds import MAX_OBSERVATIONS, History, choose_min_history, halves
+from streams.calibration.thresholds import MAX_OBSERVATIONS, History, choose_min_history, split_users
 from streams.profile.catalogue import ItemVectors
 from workers.training.thresholds import by_user
 
@@ -59,7 +59,7 @@ def made_up(seed: int = 0) -> Population:
         histories.append(rng.choice(400, int(rng.integers(20, 120)), p=taste / taste.sum()))
     items = ItemVectors([f"{n}" for n in range(400)], vectors.astype(np.float32))
     users = [History(rows, np.arange(len(rows), dtype=float)) for rows in histories]
-    return Population("made-up users", items, *halves(users, 10, seed), first=10, tail=50)
+    return Population("made-up users", items, *split_users(users, 10, seed), first=10, tail=50)
 
 
 def population(name: str, folder: Path, settings: Settings, say: Callable[[str], None], *, tail: int, epochs: int,
@@ -70,7 +70,7 @@ def population(name: str, folder: Path, settings: Settings, say: Callable[[str],
     vectors = ItemVectors(dataset.items, _item_vectors(dataset, past, settings, epochs, say))
     histories = by_user(past, np.arange(len(dataset.items)), len(dataset.users))
     first = choose_min_history(histories)
-    one, other = halves(histories, first, seed)
+    one, other = split_users(histories, first, seed)
     return Population(name, vectors, one[:users], other[:users], first, tail)
 
 

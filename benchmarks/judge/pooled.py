@@ -30,9 +30,9 @@ def race(users: int, events: int, strength: float, alpha: float, rng: np.random.
     first = first_crossings(harmed, BOUND, alpha)
     pool = Pool()
     pool.bet(arrivals(harmed, rng).tolist(), BOUND, alpha / 2)
-    each = pool.found_at / len(harmed)
+    each = pool.harmful_at / len(harmed)
     return {
-        "margins": pool.found_at, "events_per_user": round(each, 3),
+        "margins": pool.harmful_at, "events_per_user": round(each, 3),
         "mean": round(float(np.clip(harmed, -BOUND, BOUND).mean()), 4),
         "users_found_by_then": round(float(((first >= 0) & (first < each)).mean()), 4),
         "user_median": within(first, 0.5)}
@@ -44,7 +44,7 @@ def mixed(users: int, events: int, strength: float, alpha: float, rng: np.random
                       planted(users // 2, events, strength, rng, wrong=False)])
     pool = Pool()
     pool.bet(arrivals(both, rng).tolist(), BOUND, alpha / 2)
-    return {"margins": pool.found_at, "mean": round(float(np.clip(both, -BOUND, BOUND).mean()), 4)}
+    return {"margins": pool.harmful_at, "mean": round(float(np.clip(both, -BOUND, BOUND).mean()), 4)}
 
 
 def codeword(users: int, events: int, strength: float, alpha: float, rng: np.random.Generator) -> dict[str, Any]:
@@ -77,6 +77,6 @@ def false_alarms(populations: int, margins: int, alpha: float, rng: np.random.Ge
         for population in rows:
             pool = Pool()
             pool.bet(population.T.ravel().tolist(), BOUND, alpha / 2)
-            hits += pool.found_at > 0
+            hits += pool.harmful_at > 0
         out[name] = round(hits / populations, 4)
     return out

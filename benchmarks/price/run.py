@@ -15,7 +15,7 @@ import numpy as np
 
 from benchmarks.ingest.systems import ROOT
 from benchmarks.price.storm import Scenario, Simulation, Story
-from streams.decisions.price import FULL
+from streams.decisions.price import QUEUE_LIMIT
 
 STORM, END = 400, 900
 TROUBLES = [
@@ -49,7 +49,7 @@ def troubles(scenarios: list[Scenario], seed: int) -> list[dict]:
             after = story.queue[scenario.storm_at:]
             rows.append({
                 "scenario": scenario.name, "priced": priced, "queue_most": max(after),
-                "queue_bound": round(FULL * max(targets[scenario.storm_at:])) if priced else scenario.users,
+                "queue_bound": round(QUEUE_LIMIT * max(targets[scenario.storm_at:])) if priced else scenario.users,
                 "price_most": round(max(story.price[scenario.storm_at:]), 3), "price_end": round(story.price[-1], 3),
                 "wait_most": story.longest_wait, "patience": simulation.planner.limits.patience,
                 "wrong_end": round(story.wrong[-1], 4), "calls": story.calls, "events": story.events,

@@ -8,7 +8,7 @@ import pytest
 from benchmarks.drift.detectors import Histories, _loop, cusum, delays
 from benchmarks.drift.streams import made_up, plant, shuffles
 from streams.calibration.alarms import Watched
-from streams.detection.drift import Detector, DriftColumns, follow
+from streams.detection.drift import Detector, DriftColumns, update_user
 
 MOMENTS = (0.45, 0.2)
 
@@ -30,7 +30,7 @@ def test_the_loop_that_peers_run_in_gives_the_stages_own_alarms_with_the_stages_
             if state["drifted"] and state["since"] >= 5:
                 columns.cusum[0], columns.drifted[0] = 0.0, False
                 state.update(drifted=False, since=0)
-            follow(columns, 0, [d], detector)
+            update_user(columns, 0, [d], detector)
             state["since"] += 1
             state["drifted"] = bool(columns.drifted[0])
             return bool(columns.drifted[0])

@@ -144,8 +144,8 @@ def test_useless_knowledge_hardly_regains_trust() -> None:
     margins = gaussian(2000, 200, np.random.default_rng(9))
     path = trust.mixture(np.cumsum(
         trust.bets(margins.ravel(), BOUND, side=HELP).reshape(2000, 200, -1), axis=1)).max(axis=1)
-    start = trust.FLOOR
-    regained = np.array([trust.trusted(0.0, wealth, start, ALPHA) for wealth in path])
+    start = trust.MIN_STANDING
+    regained = np.array([trust.trust_level(0.0, wealth, start, ALPHA) for wealth in path])
     assert (regained >= start + 0.5 * (1 - start)).sum() <= most(2000, ALPHA**0.5)
 
 
@@ -166,7 +166,7 @@ def test_a_harmful_version_in_half_of_the_users_is_found_long_before_its_users_c
     bad, good = Pool(), Pool()
     assert bad.bet(arrivals(harmed, rng).tolist(), BOUND, ALPHA / 2)
     assert not good.bet(arrivals(served, rng).tolist(), BOUND, ALPHA / 2)
-    assert bad.found_at <= 3 * len(harmed)
+    assert bad.harmful_at <= 3 * len(harmed)
     first = first_crossings(harmed, BOUND, ALPHA)
     assert ((first >= 0) & (first < 3)).sum() == 0
     own = within(first, 0.5)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.price.storm import Scenario, Simulation
-from streams.decisions.price import FULL, LEAST
+from streams.decisions.price import MIN_QUEUE, QUEUE_LIMIT
 
 # All 100 users have their first knowledge by second 150.
 SMALL = {"users": 100, "events_per_s": 20.0, "speed": 1.0, "duration": 650, "storm_at": 200}
@@ -36,10 +36,10 @@ def test_trouble_passes_with_a_short_queue_and_nobody_forgotten(scenario: Scenar
     market = simulation.planner.market
     assert market is not None
     before = scenario.storm_at
-    assert longest <= FULL * max(targets[before:])
+    assert longest <= QUEUE_LIMIT * max(targets[before:])
     assert max(story.price[before:]) > 0.1 > story.price[before - 1]
     assert story.price[-1] == 0
-    assert story.queue[-1] < LEAST
+    assert story.queue[-1] < MIN_QUEUE
     assert story.wrong[before] > 0.9
     assert story.wrong[-1] <= 0.05
     assert story.longest_wait <= simulation.planner.limits.patience + 5

@@ -38,7 +38,7 @@ def population(users: int, length: int, seed: int) -> tuple[list[thresholds.Hist
 def test_the_stated_rate_holds_on_users_that_calibration_never_saw(stated: float) -> None:
     histories, vectors = population(500, 60, 0)
     found = thresholds.calibrate_drift(histories, vectors, StateSettings(), false_alarm_every=stated, **OPTIONS)  # type: ignore[arg-type]
-    assert found.held
+    assert found.check_passed
     assert found.false_alarm_every >= stated
     fresh, _ = population(1500, 60, 1)
     detector = Detector(found.mean, found.sd, 1.0, 0.75, found.threshold)
@@ -58,7 +58,7 @@ def test_a_check_that_finds_too_many_alarms_fails() -> None:
     low = Detector(found.mean, found.sd, 1.0, 0.75, found.threshold / 3)
     seen = alarms.watch([h.rows for h in calm], vectors, StateSettings(), low, first=3, cooldown=0)
     assert alarms.rate(seen).high < 100.0
-    assert not replace(found, check=alarms.rate(seen)).held
+    assert not replace(found, check=alarms.rate(seen)).check_passed
     assert found.evidence()["drift_check_held"] == 1.0
 
 
@@ -85,7 +85,7 @@ def test_without_an_alarm_only_the_lower_end_is_known() -> None:
 def test_halves_share_no_user_and_leave_none_out() -> None:
     histories, _ = population(41, 30, 3)
     usable = [h for h in histories if len(h.rows) > 6]
-    one, other = thresholds.halves(histories, 6, 7)
+    one, other = thresholds.split_users(histories, 6, 7)
     assert len(one) - len(other) in {0, 1}
     assert sorted(map(id, one + other)) == sorted(map(id, usable))
 
@@ -94,7 +94,7 @@ def test_one_user_is_calibrated_on_but_checked_on_nobody() -> None:
     histories, vectors = population(1, 60, 5)
     found = thresholds.calibrate_drift(histories, vectors, StateSettings(), false_alarm_every=50.0, **OPTIONS)  # type: ignore[arg-type]
     assert found.check is None
-    assert found.held
+    assert found.check_passed
     assert "drift_check_every" not in found.evidence()
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from schemas.messages import Judgement, Margin
 from streams.calibration.rehearsal import answer
-from streams.decisions.gain import FEATURES, FORGET, PRIOR, RIDGE, WINDOW, GainModel, describe
+from streams.decisions.gain import FEATURES, FORGET, PRIOR, RIDGE, WINDOW, GainModel, refresh_features
 from streams.decisions.planner import Planner, States
 from streams.profile.state import UserState
 from tests.streams.cases import CALIBRATION, event, planner
@@ -39,7 +39,7 @@ def test_expectations_are_finite_and_bounded_whatever_was_learned(outcomes: list
     st.sampled_from([None, "cold_start", "drift", "contradiction", "stale"]))
 def test_features_are_bounded(state: UserState, reason: str | None) -> None:
     state.last_refresh_count = state.count // 2
-    (row,) = describe([state], [reason], planner().policy, 0.05)
+    (row,) = refresh_features([state], [reason], planner().policy, 0.05)
     assert len(row) == len(FEATURES)
     assert (np.abs(row) <= 1).all()
 
@@ -51,7 +51,7 @@ def test_before_anything_is_learned_the_order_is_that_of_the_priorities() -> Non
     crossed = UserState(times=[0.0, 900.0], count=50, knowledge_version=1, knowledge_event_time=890.0, cusum=5.01)
     wrong = UserState(times=[0.0, 900.0], count=50, knowledge_version=1, knowledge_event_time=890.0, trust=0.0)
     new = UserState(times=[0.0, 900.0], count=3)
-    gains = GainModel().expected(describe(
+    gains = GainModel().expected(refresh_features(
         [steady, old, crossed, new, wrong], [None, "stale", "drift", "cold_start", "contradiction"], policy, 0.05))
     assert list(gains) == sorted(gains)
     assert gains[0] > 0
@@ -64,7 +64,7 @@ def test_alike_unseen_items_promise_more_than_scattered_ones() -> None:
 
     policy = planner().policy
     few, alike, scattered = (state([0.9, 0.0], 52), state([0.9, 0.0], 60), state([0.2, 0.2], 60))
-    gains = GainModel().expected(describe([few, alike, scattered], [None] * 3, policy, 0.05))
+    gains = GainModel().expected(refresh_features([few, alike, scattered], [None] * 3, policy, 0.05))
     assert gains[1] > gains[0]
     assert gains[1] > gains[2]
 

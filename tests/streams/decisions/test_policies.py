@@ -131,7 +131,7 @@ class TestNightly:
         stage.updates(states, [(answer(r, "m1"), 0.0) for r in stage.events(
             states, spread([0, 1, 2, 50]), 0.0).knowledge], 0.0)
         stage.events(states, [event(4, time=60)], 0.0)
-        (request,) = stage.before(states, [event(5, time=130)], 0.0).knowledge
+        (request,) = stage.nightly_requests(states, [event(5, time=130)], 0.0).knowledge
         assert (request.count, request.event_time) == (5, 60.0)
         stage.updates(states, [(answer(request, "m1"), 0.0)], 0.0)
         plan = stage.events(states, [event(5, time=130)], 0.0)

@@ -11,22 +11,34 @@ from hypothesis import strategies as st
 
 from streams.calibration.rehearsal import answer
 from streams.decisions.planner import States
-from streams.decisions.price import BURST, FULL, LEAST, LOST_S, SHUT, TARGET_S, Limits, Market, admit, advance, answered
+from streams.decisions.price import (
+    BURST,
+    LOST_S,
+    MAX_QUEUE_PRICE,
+    MIN_QUEUE,
+    QUEUE_LIMIT,
+    TARGET_S,
+    Limits,
+    Market,
+    admit,
+    advance,
+    record_answer,
+)
 from tests.streams.cases import CALIBRATION, event, planner
 
 QUIET = CALIBRATION.model_copy(update={"ttl_s": 1e9, "drift_threshold": 1e6})
 
 
 def offer(market: Market, limits: Limits, gains: np.ndarray, now: float = 0.0, *, first: int = 0,
-          forced: np.ndarray | None = None, reasoned: bool = True) -> np.ndarray:
+          forced: np.ndarray | None = None, due: bool = True) -> np.ndarray:
     names = [f"u{first + n}" for n in range(len(gains))]
     no = np.zeros(len(gains), dtype=bool)
     return admit(market, limits, names, np.asarray(gains), no if forced is None else forced,
-                 np.full(len(gains), reasoned), now)
+                 np.full(len(gains), due), now)
 
 
-def busy(market: Market, users: int = int(LEAST)) -> None:
-    market.out.update({f"busy{n}": 0.0 for n in range(users)})
+def busy(market: Market, users: int = int(MIN_QUEUE)) -> None:
+    market.outstanding.update({f"busy{n}": 0.0 for n in range(users)})
 
 
 def batches(seed: int) -> list[tuple[int, np.ndarray, float]]:
@@ -43,9 +55,9 @@ def test_calls_never_exceed_the_budget_by_more_than_a_burst(seed: int, budget: f
     market, limits = Market(), Limits(budget)
     for events, gains, _ in batches(seed):
         advance(market, limits, events, 0.0)
-        taken = offer(market, limits, gains)
-        for name in [f"u{n}" for n in np.flatnonzero(taken)]:
-            answered(market, name)
+        admitted = offer(market, limits, gains)
+        for name in [f"u{n}" for n in np.flatnonzero(admitted)]:
+            record_answer(market, name)
         assert market.calls <= budget * market.events + BURST
         assert market.price >= 0
 
@@ -57,35 +69,35 @@ def test_the_queue_has_an_end_and_the_price_has_bounds(seed: int, budget: float 
     for turn, (events, gains, wait) in enumerate(batches(seed)):
         now += wait
         advance(market, limits, events, now)
-        for name in list(market.out)[:speed]:
-            answered(market, name)
-        before = len(market.out)
+        for name in list(market.outstanding)[:speed]:
+            record_answer(market, name)
+        before = len(market.outstanding)
         offer(market, limits, gains, now, first=60 * turn)
-        assert len(market.out) <= max(before, FULL * market.target)
-        assert 0 <= market.queue_price <= SHUT
-        assert market.target >= LEAST
+        assert len(market.outstanding) <= max(before, QUEUE_LIMIT * market.target)
+        assert 0 <= market.queue_price <= MAX_QUEUE_PRICE
+        assert market.target >= MIN_QUEUE
 
 
 def test_what_is_left_of_a_budget_is_spent_and_on_those_who_gain_most() -> None:
     rng = np.random.default_rng(0)
     market, limits = Market(), Limits(0.03)
-    taken, offered = [], []
+    admitted, offered = [], []
     for turn in range(20_000):
         advance(market, limits, 1, float(turn))
         gain = rng.exponential(0.02, size=1)
-        if offer(market, limits, gain, float(turn), first=turn, reasoned=False)[0]:
-            taken.append(gain[0])
-            answered(market, f"u{turn}")
+        if offer(market, limits, gain, float(turn), first=turn, due=False)[0]:
+            admitted.append(gain[0])
+            record_answer(market, f"u{turn}")
         offered.append(gain[0])
-    assert 0.97 * 600 <= len(taken) <= 600 + BURST
+    assert 0.97 * 600 <= len(admitted) <= 600 + BURST
     best = np.sort(offered)[-600:].mean()
-    assert np.mean(taken[100:]) > 0.9 * best
+    assert np.mean(admitted[100:]) > 0.9 * best
 
 
 def test_without_a_budget_and_with_room_every_reason_is_acted_on() -> None:
     market = Market()
     assert offer(market, Limits(), np.array([0.3, 0.0, -0.5])).all()
-    assert not offer(market, Limits(), np.array([0.0, -0.5]), first=9, reasoned=False).any()
+    assert not offer(market, Limits(), np.array([0.0, -0.5]), first=9, due=False).any()
     assert market.price == 0
 
 
@@ -101,10 +113,10 @@ def test_a_long_queue_costs_and_a_short_one_makes_it_cheap_again() -> None:
     assert prices[-1] > 0.3
     assert list(offer(market, limits, np.array([0.01, 0.9]), 60.0)) == [False, False]  # full: nobody but who must
     assert list(offer(market, limits, np.array([0.01, 0.9]), 60.0, forced=np.array([True, False]))) == [True, False]
-    for name in list(market.out)[20:]:
-        answered(market, name)
+    for name in list(market.outstanding)[20:]:
+        record_answer(market, name)
     assert list(offer(market, limits, np.array([0.01, 0.9]), 60.0, first=5)) == [False, True]
-    market.out.clear()
+    market.outstanding.clear()
     assert list(offer(market, limits, np.array([0.01]), 60.0)) == [True]  # an idle worker refuses nobody
     advance(market, limits, 0, 60.0 + TARGET_S)
     for turn in range(4):
@@ -122,13 +134,13 @@ def test_the_target_follows_the_workers_speed_only_when_it_is_busy() -> None:
     busy(market, 400)
     for second in range(200, 400):  # two a second
         advance(market, limits, 0, float(second))
-        for name in list(market.out)[:2]:
-            answered(market, name)
+        for name in list(market.outstanding)[:2]:
+            record_answer(market, name)
         busy(market, 400)
     assert market.target == pytest.approx(2 * TARGET_S, rel=0.2)
     for second in range(400, 800):  # dead
         advance(market, limits, 0, float(second))
-    assert market.target == LEAST
+    assert market.target == MIN_QUEUE
 
 
 def test_requests_far_older_than_an_answered_one_are_lost() -> None:
@@ -136,15 +148,15 @@ def test_requests_far_older_than_an_answered_one_are_lost() -> None:
     offer(market, limits, np.array([0.3]), 0.0, first=1)
     offer(market, limits, np.array([0.3]), 10.0, first=2)
     offer(market, limits, np.array([0.3]), LOST_S + 5.0, first=3)
-    assert list(market.out) == ["u1", "u2", "u3"]
-    answered(market, "u3")
-    assert list(market.out) == ["u2"]
+    assert list(market.outstanding) == ["u1", "u2", "u3"]
+    record_answer(market, "u3")
+    assert list(market.outstanding) == ["u2"]
 
 
 @pytest.mark.parametrize("step", [1, 2])
 def test_who_wants_knowledge_gets_it_after_their_patience_whatever_the_price(step: int) -> None:
     stage, states = planner(QUIET), {}
-    stage.limits = Limits(None, least_patience=7)
+    stage.limits = Limits(None, min_patience=7)
     assert stage.market is not None
     busy(stage.market, 2000)
     stage.market.queue_price = 99.0

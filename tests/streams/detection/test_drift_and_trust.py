@@ -23,7 +23,7 @@ def test_following_one_user_gives_the_bits_of_updating_all(users: list[list[floa
         d = np.array([user[turn] if turn < len(user) else np.nan for user in users])
         drift.update(together, d, detector)
     for index, user in enumerate(users):
-        drift.follow(alone, index, user, detector)
+        drift.update_user(alone, index, user, detector)
     for name in ("cusum", "n", "mean", "m2", "drifted"):
         np.testing.assert_array_equal(getattr(together, name), getattr(alone, name))
 
@@ -55,9 +55,9 @@ def test_many_margins_at_once_equal_one_after_the_other(margins: list[float], bo
 
 @given(st.floats(-50, 50), st.floats(0.001, 0.5))
 def test_trust_is_a_share(log_wealth: float, alpha: float) -> None:
-    assert 0.0 <= trust.radius(log_wealth, alpha) <= 1.0
-    assert trust.radius(min(log_wealth, 0.0), alpha) == 1.0
-    assert trust.radius(np.log(1 / alpha), alpha) == pytest.approx(0.0)
+    assert 0.0 <= trust.remaining_share(log_wealth, alpha) <= 1.0
+    assert trust.remaining_share(min(log_wealth, 0.0), alpha) == 1.0
+    assert trust.remaining_share(np.log(1 / alpha), alpha) == pytest.approx(0.0)
 
 
 def test_harmless_knowledge_is_contradicted_no_more_often_than_alpha() -> None:

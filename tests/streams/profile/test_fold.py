@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streams.detection.drift import Detector
-from streams.profile.fold import FEW, Event, fold
+from streams.profile.fold import FEW_USERS, Event, fold
 from streams.profile.state import UserState, dumps, loads
 from tests.streams.cases import DIM, event, item_vectors, settings
 
@@ -54,11 +54,11 @@ def frozen(states: dict[str, UserState]) -> dict[str, bytes]:
     return {user: dumps(state) for user, state in states.items()}
 
 
-@given(streams(), st.data(), st.sampled_from([0, 1, FEW]))
+@given(streams(), st.data(), st.sampled_from([0, 1, FEW_USERS]))
 def test_a_batch_equals_its_events_one_by_one(events: list[Event], data: st.DataObject, few: int) -> None:
     whole, single, cut = with_knowledge(), with_knowledge(), with_knowledge()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("streams.profile.fold.FEW", few)  # users side by side or one after the other: same bits
+        patch.setattr("streams.profile.fold.FEW_USERS", few)  # users side by side or one after the other: same bits
         run(whole, events)
     for one in events:
         run(single, [one])

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from streams.detection.drift import Detector
 from streams.profile.catalogue import ItemVectors
-from streams.profile import fold
+from streams.profile.fold import fold
 from streams.profile.interests import rebuild
 from streams.profile.state import Pending, UserState
 from tests.streams.cases import N_ITEMS, event, item_vectors, settings
