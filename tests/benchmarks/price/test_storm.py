@@ -1,4 +1,4 @@
-"""A storm, a slow GPU and a dead one, on the planner and a simulated knowledge worker."""
+"""A storm, a slow GPU and a failed GPU, with the planner and a simulated knowledge worker."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SCENARIOS = [
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
-def test_trouble_passes_with_a_short_queue_and_nobody_forgotten(scenario: Scenario) -> None:
+def test_the_system_recovers_with_a_bounded_queue_and_no_lost_user(scenario: Scenario) -> None:
     longest, targets = 0, []
 
     def watch(second: int, simulation: Simulation) -> None:
@@ -46,6 +46,6 @@ def test_trouble_passes_with_a_short_queue_and_nobody_forgotten(scenario: Scenar
     assert {request.user_id for request in story.requests if request.event_time >= before} == set(simulation.states)
 
 
-def test_without_a_price_the_queue_holds_everyone() -> None:
+def test_without_a_price_the_queue_contains_almost_all_users() -> None:
     story = Simulation(SCENARIOS[2], priced=False).run()
     assert max(story.queue[200:]) > 90

@@ -1,4 +1,4 @@
-"""The price keeps to the budget and the queue, lets nobody starve, and stays out of the way when there is room."""
+"""The price keeps the budget and the queue limit, lets no user starve, and is 0 with spare capacity."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def busy(market: Market, users: int = int(MIN_QUEUE)) -> None:
 
 
 def batches(seed: int) -> list[tuple[int, np.ndarray, float]]:
-    """Return up to 60 batches: events, gains of candidates, seconds since the last one."""
+    """Return up to 60 batches: number of events, gains of candidates, seconds since the last batch."""
     rng = np.random.default_rng(seed)
     scale = rng.choice([0.001, 0.1, 1.0])
     return [(int(rng.integers(300)), np.clip(rng.normal(scale=scale, size=rng.integers(60)), -1, 1),
@@ -64,7 +64,7 @@ def test_calls_never_exceed_the_budget_by_more_than_a_burst(seed: int, budget: f
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**32), st.sampled_from([None, 0.05]), st.integers(0, 30))
-def test_the_queue_has_an_end_and_the_price_has_bounds(seed: int, budget: float | None, speed: int) -> None:
+def test_queue_and_price_are_bounded(seed: int, budget: float | None, speed: int) -> None:
     market, limits, now = Market(), Limits(budget), 0.0
     for turn, (events, gains, wait) in enumerate(batches(seed)):
         now += wait
@@ -78,7 +78,7 @@ def test_the_queue_has_an_end_and_the_price_has_bounds(seed: int, budget: float 
         assert market.target >= MIN_QUEUE
 
 
-def test_what_is_left_of_a_budget_is_spent_and_on_those_who_gain_most() -> None:
+def test_the_budget_is_used_up_on_the_largest_gains() -> None:
     rng = np.random.default_rng(0)
     market, limits = Market(), Limits(0.03)
     admitted, offered = [], []
@@ -94,14 +94,14 @@ def test_what_is_left_of_a_budget_is_spent_and_on_those_who_gain_most() -> None:
     assert np.mean(admitted[100:]) > 0.9 * best
 
 
-def test_without_a_budget_and_with_room_every_reason_is_acted_on() -> None:
+def test_without_a_budget_and_with_a_short_queue_every_due_user_is_admitted() -> None:
     market = Market()
     assert offer(market, Limits(), np.array([0.3, 0.0, -0.5])).all()
     assert not offer(market, Limits(), np.array([0.0, -0.5]), first=9, due=False).any()
     assert market.price == 0
 
 
-def test_a_long_queue_costs_and_a_short_one_makes_it_cheap_again() -> None:
+def test_the_queue_price_rises_with_a_long_queue_and_falls_with_a_short_one() -> None:
     market, limits = Market(), Limits()
     advance(market, limits, 0, 0.0)
     busy(market, 900)
@@ -111,20 +111,20 @@ def test_a_long_queue_costs_and_a_short_one_makes_it_cheap_again() -> None:
         prices.append(market.price)
     assert prices == sorted(prices)
     assert prices[-1] > 0.3
-    assert list(offer(market, limits, np.array([0.01, 0.9]), 60.0)) == [False, False]  # full: nobody but who must
+    assert list(offer(market, limits, np.array([0.01, 0.9]), 60.0)) == [False, False]  # full: only forced users
     assert list(offer(market, limits, np.array([0.01, 0.9]), 60.0, forced=np.array([True, False]))) == [True, False]
     for name in list(market.outstanding)[20:]:
         record_answer(market, name)
     assert list(offer(market, limits, np.array([0.01, 0.9]), 60.0, first=5)) == [False, True]
     market.outstanding.clear()
-    assert list(offer(market, limits, np.array([0.01]), 60.0)) == [True]  # an idle worker refuses nobody
+    assert list(offer(market, limits, np.array([0.01]), 60.0)) == [True]  # an idle worker refuses no user
     advance(market, limits, 0, 60.0 + TARGET_S)
     for turn in range(4):
         advance(market, limits, 0, 120.0 + turn * TARGET_S)
     assert market.queue_price == 0
 
 
-def test_the_target_follows_the_workers_speed_only_when_it_is_busy() -> None:
+def test_the_target_follows_the_workers_speed_only_while_it_is_busy() -> None:
     market, limits = Market(), Limits()
     advance(market, limits, 0, 0.0)
     at_first = market.target
@@ -138,12 +138,12 @@ def test_the_target_follows_the_workers_speed_only_when_it_is_busy() -> None:
             record_answer(market, name)
         busy(market, 400)
     assert market.target == pytest.approx(2 * TARGET_S, rel=0.2)
-    for second in range(400, 800):  # dead
+    for second in range(400, 800):  # no answers
         advance(market, limits, 0, float(second))
     assert market.target == MIN_QUEUE
 
 
-def test_requests_far_older_than_an_answered_one_are_lost() -> None:
+def test_requests_much_older_than_an_answered_one_count_as_lost() -> None:
     market, limits = Market(), Limits()
     offer(market, limits, np.array([0.3]), 0.0, first=1)
     offer(market, limits, np.array([0.3]), 10.0, first=2)
@@ -154,7 +154,7 @@ def test_requests_far_older_than_an_answered_one_are_lost() -> None:
 
 
 @pytest.mark.parametrize("step", [1, 2])
-def test_who_wants_knowledge_gets_it_after_their_patience_whatever_the_price(step: int) -> None:
+def test_a_due_user_is_refreshed_after_their_patience_at_any_price(step: int) -> None:
     stage, states = planner(QUIET), {}
     stage.limits = Limits(None, min_patience=7)
     assert stage.market is not None
@@ -163,13 +163,13 @@ def test_who_wants_knowledge_gets_it_after_their_patience_whatever_the_price(ste
     asked = []
     for n in range(0, 40, step):
         asked += stage.events(states, [event(k) for k in range(n, n + step)], 0.0).knowledge
-    first_want = 3 if step == 1 else 4
-    assert [(r.count, r.reason) for r in asked][:1] == [(first_want + 7 if step == 1 else first_want + 8, "cold_start")]
+    first_due = 3 if step == 1 else 4
+    assert [(r.count, r.reason) for r in asked][:1] == [(first_due + 7 if step == 1 else first_due + 8, "cold_start")]
     assert states["u"].wanted_count == 0
 
 
-def test_the_budget_holds_when_everyone_always_wants_and_waits() -> None:
-    """All users' knowledge is stale all the time; forced refreshes included."""
+def test_the_budget_holds_when_all_users_are_always_due() -> None:
+    """All users' knowledge is stale all the time. The bound includes forced refreshes."""
     stage, states = planner(QUIET.model_copy(update={"ttl_s": 0.5}), calls_per_1000=40.0), {}
     market = stage.market
     assert market is not None
@@ -185,14 +185,14 @@ def test_the_budget_holds_when_everyone_always_wants_and_waits() -> None:
             stage.updates(states, [(answer(request), float(n))], float(n))
         assert asked == market.calls
         assert asked <= 0.04 * market.events + BURST + users
-    # The price that 40 cold starts at once have made takes some hundred events to come down.
+    # After 40 simultaneous cold starts the price takes some hundred events to fall.
     assert 0.8 * 240 <= asked <= 1.05 * 240
     # Waits: the cooldown, then patience.
     assert max(gaps.values()) <= stage.limits.patience + 5 + 1
     assert market.forced < asked / 2
 
 
-def test_with_a_budget_knowledge_is_renewed_before_a_threshold_is_crossed() -> None:
+def test_with_a_budget_knowledge_is_refreshed_before_a_threshold_is_crossed() -> None:
     stage, states = planner(QUIET, calls_per_1000=500.0), {}
     asked = []
     for n in range(40):
@@ -205,7 +205,7 @@ def test_with_a_budget_knowledge_is_renewed_before_a_threshold_is_crossed() -> N
     assert len(asked) <= 0.5 * 40 + BURST
 
 
-def test_events_of_the_past_are_no_events_of_the_budget_and_repeats_neither() -> None:
+def test_backfill_and_redelivered_events_do_not_count_for_the_budget() -> None:
     stage, states = planner(QUIET, calls_per_1000=500.0), {}
     assert stage.market is not None
     stage.events(states, [event(n, backfill=True) for n in range(10)], 0.0)
@@ -215,7 +215,7 @@ def test_events_of_the_past_are_no_events_of_the_budget_and_repeats_neither() ->
     assert (stage.market.events, stage.market.calls) == (4, 1)
 
 
-def test_the_market_is_a_plain_value_and_decides_alike_from_a_copy() -> None:
+def test_a_copied_market_makes_the_same_decisions() -> None:
     stage, states = planner(calls_per_1000=100.0), {}
     rng = np.random.default_rng(5)
     events = [event(n, f"u{rng.integers(9)}") for n in range(400)]
