@@ -1,2 +1,1 @@
-"""Measured claims: a folder per benchmark, `python -m benchmarks.NAME.run --help` explains each. Results are in
-`results/`."""
+"""Benchmarks, one folder each; `python -m benchmarks.NAME.run --help` explains them. Results are in `results/`."""

@@ -6,18 +6,18 @@ from pathlib import Path
 
 
 def fill(page: Path, section: str, text: str) -> None:
-    """Put `text` between the markers of a section, `<!-- section: begin -->` and `<!-- section: end -->`.
+    """Replace the text between `<!-- section: begin -->` and `<!-- section: end -->`.
 
-    Nothing else is touched, so a page may hold sections of several runs. A new section comes last.
+    The rest of the page stays, so a page can have sections of several benchmarks. A new section is appended.
 
     Raises:
-        ValueError: a section has no end.
+        ValueError: a section has no end marker.
     """
     begin, end = (f"<!-- {section}: {which} -->" for which in ("begin", "end"))
-    before, found, rest = page.read_text().partition(begin)
+    before, opened, rest = page.read_text().partition(begin)
     _, closed, after = rest.partition(end)
-    if found and not closed:
-        raise ValueError(f"{page} has {begin} and no {end}")
-    if not found:
+    if opened and not closed:
+        raise ValueError(f"{page} has {begin} but no {end}")
+    if not opened:
         before, after = f"{before.rstrip()}\n\n", "\n"
     page.write_text(f"{before}{begin}\n{text}\n{end}{after}")

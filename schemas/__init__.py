@@ -1,4 +1,4 @@
-"""What crosses a process boundary: messages, topics, artifacts on disk, and the one settings object.
+"""Everything that crosses a process boundary: messages, topics, artifacts on disk, and the settings.
 
-Nothing here imports torch, kafka, faust or qdrant: every other package may import `schemas`.
+Every other package may import `schemas`, so nothing here imports torch, kafka, faust or qdrant.
 """

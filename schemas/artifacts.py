@@ -1,7 +1,7 @@
-"""Fitted models on disk: versioned folders with a hashed card, published whole or not at all.
+"""Fitted models on disk: versioned folders with a card of file hashes, published atomically.
 
-A folder holds `card.json`, `calibration.json`, `items.json` (item ids in row order), `interest.safetensors` (the item
-vectors user interests are averages of) and the models' own `*.safetensors`. There is no pickle anywhere.
+A folder contains `card.json`, `calibration.json`, `items.json` (item ids in row order), `interest.safetensors` (the
+item vectors that user interests are averages of) and the models' own `*.safetensors`. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from schemas.files import write_whole, written_whole
 
 
 class Card(BaseModel):
-    """What a model folder says of itself."""
+    """The metadata of a model folder."""
 
     model_config = ConfigDict(frozen=True, protected_namespaces=())
 
@@ -38,12 +38,12 @@ class Card(BaseModel):
 
     @property
     def system(self) -> str:
-        """Row of the table of systems it is; what was fitted before there was a choice is Freshet's own."""
+        """The fitted system, a row of the table of systems. Cards without this setting are Freshet's."""
         return str(self.settings.get("fit", {}).get("system", "freshet"))
 
 
 class Artifact:
-    """A published model folder whose files have been checked against their hashes."""
+    """A published model folder whose files match their hashes."""
 
     def __init__(self, folder: Path, card: Card) -> None:
         self.folder = folder
@@ -51,7 +51,7 @@ class Artifact:
 
     @property
     def model_version(self) -> str:
-        """Name of the version, equal to the folder's."""
+        """The version, equal to the folder's name."""
         return self.card.model_version
 
     def path(self, name: str) -> Path:
@@ -61,43 +61,43 @@ class Artifact:
             ArtifactError: the card does not list it.
         """
         if name not in self.card.files:
-            raise ArtifactError(f"model {self.model_version} has no {name}; fit it anew with `freshet fit`")
+            raise ArtifactError(f"model {self.model_version} has no {name}; run `freshet fit` again")
         return self.folder / name
 
     def calibration(self) -> Calibration:
-        """Return the thresholds fitted with this model, the drift threshold as recalibrated since if it was.
+        """Return the thresholds fitted with this model, with the recalibrated drift threshold if there is one.
 
         Raises:
-            ArtifactError: the recalibration is unreadable, or of another calibration.json.
+            ArtifactError: the recalibration is unreadable or belongs to another calibration.json.
         """
         fitted = self.fitted_calibration()
         try:
-            found = Recalibration.model_validate_json(self.recalibration.read_bytes())
+            recalibration = Recalibration.model_validate_json(self.recalibration.read_bytes())
         except FileNotFoundError:
             return fitted
         except ValidationError as error:
-            raise ArtifactError(f"{self.recalibration}: {describe(error)}; `freshet calibrate` writes it anew, "
+            raise ArtifactError(f"{self.recalibration}: {describe(error)}; `freshet calibrate` rewrites it, "
                                 "`freshet calibrate --reset` removes it") from error
-        if found.calibration_hash != self.card.files["calibration.json"]:
-            raise ArtifactError(f"{self.recalibration} was made for another fit; `freshet calibrate` writes it anew, "
+        if recalibration.calibration_hash != self.card.files["calibration.json"]:
+            raise ArtifactError(f"{self.recalibration} was made for another fit; `freshet calibrate` rewrites it, "
                                 "`freshet calibrate --reset` removes it")
-        return found.apply(fitted)
+        return recalibration.apply(fitted)
 
     def fitted_calibration(self) -> Calibration:
-        """Return the thresholds as fitted, whatever `freshet calibrate` chose since.
+        """Return the thresholds as fitted, without the result of `freshet calibrate`.
 
         Raises:
-            ArtifactError: they are another release's.
+            ArtifactError: the file was written by an incompatible release.
         """
         path = self.path("calibration.json")
         try:
             return Calibration.model_validate_json(path.read_bytes())
         except ValidationError as error:
-            raise ArtifactError(f"{path}: {describe(error)}; fit anew with `freshet fit`") from error
+            raise ArtifactError(f"{path}: {describe(error)}; run `freshet fit` again") from error
 
     @property
     def recalibration(self) -> Path:
-        """Where `freshet calibrate` leaves its result: beside the folder, which never changes."""
+        """The result of `freshet calibrate`. It lies next to the model folder, which never changes."""
         return self.folder.parent / f"{self.model_version}.drift.json"
 
     def items(self) -> list[str]:
@@ -121,7 +121,7 @@ class Registry:
         """Return the version in use.
 
         Raises:
-            ArtifactError: nothing was fitted yet.
+            ArtifactError: there is no fitted model.
         """
         pointer = self.folder / "CURRENT"
         if not pointer.is_file():
@@ -132,14 +132,14 @@ class Registry:
     def select(self, version: str) -> None:
         """Make `version` the current one, atomically."""
         if not (self.folder / version / "card.json").is_file():
-            raise ArtifactError(f"no model version {version!r} under {self.folder}; there are: {self.versions()}")
+            raise ArtifactError(f"no model version {version!r} under {self.folder}; available: {self.versions()}")
         write_whole(self.folder / "CURRENT", version.encode())
 
     def open(self, version: str | None = None) -> Artifact:
-        """Return a version (None = the current one) after checking every file's hash.
+        """Return a version (None = the current one) after checking the hash of every file.
 
         Raises:
-            ArtifactError: it is absent, or a file is missing or changed.
+            ArtifactError: there is no such version, or a file is missing or changed.
         """
         version = version or self.current()
         folder = self.folder / version
@@ -152,7 +152,7 @@ class Registry:
         for name, digest in card.files.items():
             path = folder / name
             if not path.is_file() or file_hash(path) != digest:
-                raise ArtifactError(f"{path} is missing or does not match its hash; fit anew with `freshet fit`")
+                raise ArtifactError(f"{path} is missing or does not match its hash; run `freshet fit` again")
         return Artifact(folder, card)
 
     @contextmanager
@@ -166,16 +166,16 @@ class Registry:
         """
         target = self.folder / version
         if target.exists():
-            raise ArtifactError(f"model {version} is there already, under {self.folder}")
+            raise ArtifactError(f"model {version} already exists under {self.folder}")
         with written_whole(target) as scratch:
             scratch.mkdir()
             yield scratch
             if not (scratch / "card.json").is_file():
-                raise ArtifactError(f"model {version} was given no card")
+                raise ArtifactError(f"model {version} has no card.json")
 
 
 def write_card(folder: Path, card: Card) -> None:
-    """Write `card` into `folder` with the hashes of every file there."""
+    """Write `card` into `folder`, with the hash of every file in it."""
     files = [path for path in sorted(folder.iterdir()) if path.is_file() and path.name != "card.json"]
     hashes = {path.name: file_hash(path) for path in files}
     filled = card.model_copy(update={"files": hashes})

@@ -1,4 +1,4 @@
-"""What `freshet fit` learned about *when* to act: written beside the models, read by streams and ranking."""
+"""Thresholds that `freshet fit` calibrates: stored with the models, read by streams and ranking."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class Calibration(BaseModel):
-    """Thresholds calibrated on the training part of the timeline, each with the evidence it was chosen on."""
+    """Thresholds calibrated on the training part of the timeline, with the evidence for each choice."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -22,14 +22,14 @@ class Calibration(BaseModel):
     margin_bound: float = Field(gt=0, description="B: margins are clipped to [−B, B], nats")
     epsilon: float = Field(ge=0, description="full trust radius (models/trust/region.py)")
     knowledge: bool = Field(
-        default=True, description="whether the model reads knowledge of users; if not, none is ever asked for")
-    evidence: dict[str, float] = Field(default_factory=dict, description="the figures the choices rest on")
+        default=True, description="whether the model uses knowledge of users; if not, none is ever requested")
+    evidence: dict[str, float] = Field(default_factory=dict, description="figures behind the choices")
 
 
 class Recalibration(BaseModel):
-    """A drift threshold chosen anew for a fitted model by `freshet calibrate`; lies beside the model's folder.
+    """A drift threshold that `freshet calibrate` chose for a fitted model; stored next to the model's folder.
 
-    It holds for one calibration.json only, named by its hash: the threshold is in units of the sd and mean there.
+    It is valid for one calibration.json, identified by its hash, because it depends on the mean and sd there.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
@@ -44,7 +44,7 @@ class Recalibration(BaseModel):
     evidence: dict[str, float] = Field(default_factory=dict, description="drift_*: stated rate, and the check")
 
     def apply(self, calibration: Calibration) -> Calibration:
-        """Return `calibration` with the threshold chosen anew."""
+        """Return `calibration` with this threshold."""
         return calibration.model_copy(update={
             "drift_threshold": self.drift_threshold, "drift_false_alarm_every": self.drift_false_alarm_every,
             "evidence": calibration.evidence | self.evidence})

@@ -1,4 +1,4 @@
-"""Messages to bytes and back: orjson out, pydantic in, and never an exception a caller did not ask for."""
+"""Encode messages with orjson and decode them with pydantic. Invalid bytes raise only `PoisonError`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def decode(model: type[M], value: bytes | None) -> M:
     """Return the message of type `model` in `value`.
 
     Raises:
-        PoisonError: the bytes are no such message.
+        PoisonError: the bytes are not such a message.
     """
     if not value:
         raise PoisonError("empty value")
@@ -38,7 +38,7 @@ def dead_letter(
     topic: str, partition: int, offset: int, reason: str, *,
     value: bytes | None, key: bytes | None, role: str, failed_at: float,
 ) -> DeadLetter:
-    """Return the dead letter of one record; `value` and `key` are its bytes as they came."""
+    """Return the dead letter of one record; `value` and `key` are its original bytes."""
     return DeadLetter(
         topic=topic, partition=partition, offset=offset, reason=reason, role=role, failed_at=failed_at,
         value=base64.b64encode(value or b"").decode(),

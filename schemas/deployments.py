@@ -1,8 +1,8 @@
-"""LoRA adapters beside the fitted models, and the log of what was put into use.
+"""LoRA adapters of the fitted models, and the log of deployments.
 
-`models/adapters/<name>/` holds one attempt at teaching the language model: `alignment.json` says what came of it, and a
-published one has peft's two files beside it (safetensors; there is no pickle). `models/deployed.jsonl` has a line per
-change of what is in use, so that a process that starts knows it and a rollback knows what was before.
+`models/adapters/<name>/` contains one attempt at fine-tuning the language model: `alignment.json` has the outcome, and
+a published attempt also has peft's two files (safetensors, no pickle). `models/deployed.jsonl` has one line per
+deployment. A starting process reads from it which version is in use, a rollback which version was in use before.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class Attempt(BaseModel):
     model_config = ConfigDict(frozen=True, protected_namespaces=())
 
     schema_version: int = 1
-    name: str = Field(description="of the folder")
-    base: str = Field(description="the fitted model's version")
-    started_from: str = Field(default="", description="model version whose adapter it went on from; empty = none")
+    name: str = Field(description="name of the folder")
+    base: str = Field(description="version of the fitted model")
+    started_from: str = Field(default="", description="model version of the adapter it continued from; empty = none")
     created_at: float
     published: bool
     reason: str = Field(description="why it was published or rejected")
@@ -41,17 +41,17 @@ class Attempt(BaseModel):
 
     @property
     def model_version(self) -> str:
-        """What knowledge made with it is labelled with."""
+        """The model version of knowledge made with this adapter."""
         return f"{self.base}+{self.name}"
 
     @property
     def adapter(self) -> str:
-        """Its folder, as a `ModelUpdate` names it."""
+        """The folder, as in `ModelUpdate.adapter`."""
         return f"adapters/{self.name}"
 
 
 class Deployed(BaseModel):
-    """A line of the log: what was put into use."""
+    """A line of the log: one deployment."""
 
     update: ModelUpdate
     by: Literal["alignment", "rollback", "select"]
@@ -59,7 +59,7 @@ class Deployed(BaseModel):
 
 
 class Deployments:
-    """Attempts and the log of what is in use, under `home`."""
+    """The attempts and the log of deployments under `home`."""
 
     def __init__(self, home: Path) -> None:
         self.registry = Registry(home)
@@ -67,7 +67,7 @@ class Deployments:
         self._log = self.registry.folder / "deployed.jsonl"
 
     def attempts(self) -> list[Attempt]:
-        """Return all attempts, oldest first; unreadable records are passed over."""
+        """Return all attempts, oldest first; unreadable records are skipped."""
         out = []
         for path in self.folder.glob("*/" + RECORD):
             if path.parent.name.startswith("."):  # still being made
@@ -80,25 +80,25 @@ class Deployments:
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
-        """Yield an empty folder for an adapter being made; what is left of it at the end is removed."""
+        """Yield an empty temporary folder for an adapter; it is removed at the end unless it was renamed."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".", dir=self.folder, ignore_cleanup_errors=True) as name:
             yield Path(name)
 
     def record(self, attempt: Attempt, scratch: Path | None = None) -> Path:
-        """Write an attempt, whole or not at all, and return its folder.
+        """Write an attempt atomically and return its folder.
 
         Args:
-            scratch: holds the weights of a published one, which are moved out of it.
+            scratch: folder with the weights of a published attempt, which are moved out of it.
 
         Raises:
-            ArtifactError: a published one lacks its weights, or its name is taken.
+            ArtifactError: a published attempt lacks weights, or its name is taken.
         """
         target = self.folder / attempt.name
         if attempt.published and (scratch is None or not all((scratch / name).is_file() for name in WEIGHTS)):
             raise ArtifactError(f"adapter {attempt.name} lacks {' or '.join(WEIGHTS)}")
         if target.exists():
-            raise ArtifactError(f"adapter {attempt.name} is there already, under {self.folder}")
+            raise ArtifactError(f"adapter {attempt.name} already exists under {self.folder}")
         with written_whole(target) as made:
             made.mkdir()
             if attempt.published and scratch is not None:
@@ -108,11 +108,11 @@ class Deployments:
         return target
 
     def deploy(self, deployed: Deployed) -> None:
-        """Append to the log, on the disk when this returns. One write: a reader sees a line whole or not at all."""
+        """Append a line to the log, on disk when this returns; one write, so that readers never see part of a line."""
         self._log.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         try:
-            # The first newline ends a line that a full disk has torn.
+            # The first newline ends a line that a full disk may have cut off.
             os.write(handle, b"\n" + deployed.model_dump_json().encode() + b"\n")
             os.fsync(handle)
         finally:
@@ -120,7 +120,7 @@ class Deployments:
         sync(self._log.parent)
 
     def log(self, since: float = 0.0) -> list[Deployed]:
-        """Return what was put into use at or after `since` (wall clock), oldest first; torn lines are passed over."""
+        """Return the deployments at or after `since` (wall clock, seconds), oldest first; damaged lines are skipped."""
         try:
             lines = self._log.read_bytes().splitlines()
         except FileNotFoundError:
@@ -136,15 +136,15 @@ class Deployments:
         return out
 
     def in_use(self) -> ModelUpdate:
-        """Return what a process that starts now uses.
+        """Return the version in use, with its adapter.
 
         Raises:
-            ArtifactError: nothing was fitted yet.
+            ArtifactError: there is no fitted model.
         """
         return self._stack()[-1]
 
     def select(self, version: str, now: float) -> ModelUpdate:
-        """Make a fitted version the current one, with the adapter it had last, and return the update that says so.
+        """Make a fitted version the current one, with its last adapter, and return the update for running roles.
 
         Raises:
             ArtifactError: there is no such version.
@@ -155,22 +155,22 @@ class Deployments:
         return update
 
     def roll_back(self, now: float, reason: str = "") -> ModelUpdate:
-        """Put what was in use before into use again, and return the update that tells running roles.
+        """Go back to the previous version and return the update for running roles.
 
-        Below an adapter is the one before it, below the first the fitted version itself, below that the version fitted
-        before. Knowledge made by what is rolled back is not used any more.
+        An adapter rolls back to the adapter before it, the first adapter to the fitted version, a fitted version to the
+        one fitted before. Knowledge made by the version rolled back is no longer used.
 
         Raises:
-            ArtifactError: there is nothing before.
+            ArtifactError: there is no previous version.
         """
         stack = self._stack()
         current = stack[-1]
         if len(stack) == 1:
             versions = self.registry.versions()
-            place = versions.index(current.model_version)
-            if place == 0:
-                raise ArtifactError(f"{current.model_version} is in use and there is nothing before it to go back to")
-            return self.select(versions[place - 1], now)
+            index = versions.index(current.model_version)
+            if index == 0:
+                raise ArtifactError(f"{current.model_version} is in use and there is no version before it")
+            return self.select(versions[index - 1], now)
         withdrawn = {current.model_version, *current.withdrawn}
         update = stack[-2].model_copy(update={"published_at": now, "withdrawn": sorted(withdrawn)})
         self.deploy(Deployed(update=update, by="rollback", reason=reason))
@@ -184,16 +184,16 @@ class Deployments:
 
 
 def base_of(model_version: str) -> str:
-    """Return the fitted version of a version, which may be an adapter's."""
+    """Return the fitted version of a model version, without its adapter if it has one."""
     return model_version.split("+", maxsplit=1)[0]
 
 
 def history(fitted: ModelUpdate, log: Sequence[Deployed]) -> list[ModelUpdate]:
-    """Return what is in use (last) and, before it, what each further rollback would bring back.
+    """Return the version in use (last) and, before it, the versions that successive rollbacks would restore.
 
     Args:
         fitted: the current fitted version, without an adapter.
-        log: oldest first; lines of other fitted versions do not count.
+        log: oldest first; lines of other fitted versions are ignored.
     """
     stack = [fitted]
     for deployed in log:

@@ -1,10 +1,10 @@
-"""The root of every error Freshet raises on purpose."""
+"""The errors that Freshet raises deliberately."""
 
 from __future__ import annotations
 
 
 class FreshetError(Exception):
-    """Something a person can mend; its text says what and how. The command line prints it without a trace."""
+    """An error that the user can fix. The text says what to do; the command line prints it without a traceback."""
 
 
 class SettingsError(FreshetError):
@@ -12,23 +12,23 @@ class SettingsError(FreshetError):
 
 
 class DataError(FreshetError):
-    """A data set or catalogue cannot be used as it is."""
+    """A data set or catalogue is unusable."""
 
 
 class ArtifactError(FreshetError):
-    """A fitted model is absent, incomplete or does not match its hash."""
+    """A fitted model is missing, incomplete or does not match its hash."""
 
 
 class StoreUnavailableError(FreshetError):
-    """The vector store did not answer; the caller falls back to behaviour."""
+    """The vector store did not answer; callers fall back to behaviour alone."""
 
 
 class StalledError(FreshetError):
-    """A stage made no progress for its stated time; the text names the stage."""
+    """A stage made no progress within its time limit; the text names the stage."""
 
 
 class PoisonError(FreshetError):
-    """One record cannot be used; `reason` goes to the dead letters with its bytes."""
+    """A record is unusable; `reason` goes to the dead letters with the record's bytes."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)

@@ -10,13 +10,13 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from schemas.errors import PoisonError
 
-# Above this a number of seconds is past the year 5138: it is milliseconds (or finer) sent by mistake, and taken as
-# seconds it would push every later event of the user out of order for ever.
+# As seconds this is the year 5138. A larger number is milliseconds (or finer) sent by mistake; read as seconds, it
+# would make every later event of the user count as late.
 MAX_EVENT_TIME = 1e11
 
 
 def _seconds(value: Any) -> Any:
-    """Return an ISO 8601 text as seconds since 1970; numbers pass. A text without a zone is UTC."""
+    """Return an ISO 8601 text as seconds since 1970; numbers are unchanged. Without a time zone, UTC is assumed."""
     if isinstance(value, bool):
         raise ValueError("a boolean is not a time")
     if isinstance(value, str):
@@ -34,13 +34,13 @@ Identifier = Annotated[str, Field(min_length=1, max_length=256, strict=True)]
 
 
 def make_event_id(user_id: str, item_id: str, event_time: float, event_type: str) -> str:
-    """Return the id of an event that came without one: equal events get equal ids, so a resend is a duplicate."""
+    """Return an id for an event without one. Equal events get equal ids, so a resent event is a duplicate."""
     key = f"{user_id}\x1f{item_id}\x1f{event_time!r}\x1f{event_type}".encode("utf-8", "surrogatepass")
     return hashlib.blake2b(key, digest_size=8).hexdigest()
 
 
 class BehaviourEvent(BaseModel):
-    """One thing a user did with one item. Unknown fields pass through."""
+    """One interaction of a user with an item. Unknown fields pass through."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -48,7 +48,7 @@ class BehaviourEvent(BaseModel):
     user_id: Identifier
     item_id: Identifier
     event_time: EventTime
-    event_id: str = Field(default="", max_length=256, description="made from the other fields if absent")
+    event_id: str = Field(default="", max_length=256, description="computed from the other fields if absent")
     event_type: str = Field(default="interaction", min_length=1, max_length=64)
 
     @model_validator(mode="before")
@@ -59,17 +59,17 @@ class BehaviourEvent(BaseModel):
         return data
 
     def model_post_init(self, _: Any) -> None:
-        """Give the event its id if the producer gave none."""
+        """Set the event's id if the producer sent none."""
         if not self.event_id:
-            made = make_event_id(self.user_id, self.item_id, self.event_time, self.event_type)
-            object.__setattr__(self, "event_id", made)
+            event_id = make_event_id(self.user_id, self.item_id, self.event_time, self.event_type)
+            object.__setattr__(self, "event_id", event_id)
 
 
 def parse_event(value: bytes | None) -> BehaviourEvent:
     """Return the event in a record's bytes.
 
     Raises:
-        PoisonError: the bytes are not such an event; its reason is one line fit for a dead letter.
+        PoisonError: the bytes are not a valid event; the reason is one line for the dead letter.
     """
     if not value:
         raise PoisonError("empty value")
@@ -80,7 +80,7 @@ def parse_event(value: bytes | None) -> BehaviourEvent:
 
 
 def describe(error: ValidationError) -> str:
-    """Return a validation error as one line, without the offending values (they are in the dead letter's bytes)."""
+    """Return a validation error as one line, without the invalid values (the dead letter has the record's bytes)."""
     parts = []
     for detail in error.errors(include_url=False, include_context=False, include_input=False)[:5]:
         where = ".".join(str(part) for part in detail["loc"])

@@ -1,7 +1,7 @@
-"""What the roles say to each other and to the outside, one pydantic model per topic.
+"""The messages between the roles and with other services, one pydantic model per topic.
 
-Times named `*_at` are wall-clock seconds since 1970; `event_time` is the producer's clock. `count` is the number of
-events applied to a user's state so far: it orders a user's messages and says how far behind a piece of knowledge is.
+Times named `*_at` are wall-clock seconds since 1970; `event_time` comes from the producer's clock. `count` is the
+number of events applied to a user's state so far. It orders a user's messages and shows how far behind knowledge is.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Fallback = Literal["no_knowledge", "store_unavailable", "old_knowledge", "no_tru
 
 
 class Message(BaseModel):
-    """Base of every message: frozen, versioned, open to fields of newer versions."""
+    """Base class of all messages: frozen, versioned, accepts fields of newer versions."""
 
     model_config = ConfigDict(frozen=True, extra="allow", protected_namespaces=())
 
@@ -26,18 +26,18 @@ class Message(BaseModel):
 
 
 class JudgedEvent(BaseModel):
-    """An event to be scored against what was known before it."""
+    """An event to be scored with the knowledge and history from before the event."""
 
     model_config = ConfigDict(frozen=True)
 
     event_id: str
     item_id: str
-    position: int = Field(ge=0, description="index in the request's history; history[:position] came before it")
+    position: int = Field(ge=0, description="index in the request's history; history[:position] is before the event")
     count: int = Field(ge=1, description="the user's event count with this event")
 
 
 class RankingRequest(Message):
-    """streams → ranking: a user's state has changed, recommend again and judge the new events."""
+    """streams → ranking: a user's state changed; recommend again and judge the new events."""
 
     user_id: str
     reason: RankingReason
@@ -45,16 +45,16 @@ class RankingRequest(Message):
     seen: list[str] = Field(default_factory=list, description="distinct items not to recommend, beyond `history`")
     judged: list[JudgedEvent] = Field(default_factory=list)
     count: int
-    knowledge_version: int = Field(default=0, description="newest version known to be readable; 0 = none")
+    knowledge_version: int = Field(default=0, description="newest version known to be in the store; 0 = none")
     knowledge_model_version: str = ""
     trust: float = Field(default=1.0, ge=0.0, le=1.0, description="share of the full trust radius")
-    event_time: float = Field(description="newest event included")
-    caused_at: float = Field(description="broker's timestamp of the record that caused this request")
+    event_time: float = Field(description="event time of the newest event included")
+    caused_at: float = Field(description="broker timestamp of the record that caused this request")
     requested_at: float
 
 
 class Margin(BaseModel):
-    """What knowledge was worth on one event: log p_fused − log p_ref, in nats."""
+    """The value of knowledge on one event: log p_fused − log p_ref, in nats."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -71,29 +71,30 @@ class Judgement(Message):
     user_id: str
     margins: list[Margin]
     model_version: str
-    knowledge_model_version: str = Field(default="", description="of the model or adapter that made the knowledge")
+    knowledge_model_version: str = Field(
+        default="", description="version of the model or adapter that made the knowledge")
     codes: list[int] = Field(default_factory=list, description="codeword of each soft instruction; [] = not known")
     event_time: float
     judged_at: float
 
 
 class KnowledgeRequest(Message):
-    """streams → knowledge: generate this user's knowledge anew. The newest per user wins."""
+    """streams → knowledge: generate new knowledge for this user. The newest request per user wins."""
 
     user_id: str
-    version: int = Field(ge=1, description="the version the new knowledge will carry, rising per user")
+    version: int = Field(ge=1, description="version of the new knowledge, increasing per user")
     reason: RefreshReason
     history: list[str]
     count: int
-    event_id: str = Field(description="the event that caused the refresh")
+    event_id: str = Field(description="event that caused the refresh")
     event_time: float
-    caused_at: float = Field(description="broker's timestamp of that event's record")
+    caused_at: float = Field(description="broker timestamp of that event's record")
     requested_at: float
-    priority: float = Field(default=0.0, description="expected gain; larger first when capacity is short")
+    priority: float = Field(default=0.0, description="expected gain; larger goes first when capacity is short")
 
 
 class KnowledgeUpdate(Message):
-    """knowledge → streams: this version is readable in the store."""
+    """knowledge → streams: this version is in the store."""
 
     user_id: str
     version: int
@@ -104,7 +105,7 @@ class KnowledgeUpdate(Message):
     history_hash: str
     caused_at: float
     generated_at: float
-    written: bool = Field(default=True, description="false: the store already held a newer version")
+    written: bool = Field(default=True, description="false = the store already had a newer version")
 
 
 class ScoredItem(BaseModel):
@@ -117,33 +118,34 @@ class ScoredItem(BaseModel):
 
 
 class Recommendation(Message):
-    """ranking → consumer services: what to show a user now, and why."""
+    """ranking → consumer services: the items to show a user now, with the reason."""
 
     user_id: str
     items: list[ScoredItem] = Field(description="best first, seen items excluded")
-    reference: list[str] = Field(description="what behaviour alone would have recommended, best first")
+    reference: list[str] = Field(description="items that behaviour alone would recommend, best first")
     source: Literal["fused", "reference"]
-    fallback: Fallback | None = Field(default=None, description="why knowledge was not used; null if it was")
+    fallback: Fallback | None = Field(default=None, description="why knowledge was not used; null = it was used")
     reason: RankingReason
     lagrange: float | None = Field(
-        description="μ_u ≥ 1 of the trust region, by which fused probabilities are divided; null = reference served")
-    kl: float = Field(ge=0, description="KL(p ‖ p_ref), nats: how far knowledge has moved the list")
+        description="μ_u ≥ 1 of the trust region, the divisor of fused probabilities; null = reference served")
+    kl: float = Field(ge=0, description="KL(p ‖ p_ref), nats: how much knowledge changed the distribution")
     epsilon: float = Field(ge=0, description="radius of the trust region: full radius × trust; 0 = the reference")
-    knowledge_version: int = Field(description="0 = none used")
-    knowledge_age_s: float | None = Field(description="event time now − event time the knowledge includes")
-    knowledge_behind: int | None = Field(description="events since the one the knowledge includes")
+    knowledge_version: int = Field(description="version of the knowledge used; 0 = none")
+    knowledge_age_s: float | None = Field(
+        description="event time of the newest event − that of the newest event in the knowledge")
+    knowledge_behind: int | None = Field(description="number of events that the knowledge lacks")
     model_version: str
-    event_time: float = Field(description="newest event included")
-    count: int = Field(description="events of this user included")
+    event_time: float = Field(description="event time of the newest event included")
+    count: int = Field(description="number of this user's events included")
     caused_at: float
     requested_at: float
     ranked_at: float
-    experiment: str = Field(default="", description="the online experiment's name; empty = none runs")
-    arm: Arm = Field(default="", description="the user's arm in it; control is served what behaviour alone says")
+    experiment: str = Field(default="", description="name of the online experiment; empty = none")
+    arm: Arm = Field(default="", description="the user's arm; control gets recommendations from behaviour alone")
 
 
 class AlignmentSample(Message):
-    """streams → alignment: knowledge contradicted by what the user did."""
+    """streams → alignment: an event that contradicts the user's knowledge."""
 
     user_id: str
     history: list[str]
@@ -156,20 +158,20 @@ class AlignmentSample(Message):
 
 
 class ModelUpdate(Message):
-    """alignment or an operator → workers: load this artifact or LoRA adapter.
+    """alignment, guard or an operator → workers: load this model or LoRA adapter.
 
-    The version of an adapter is its model's, "+", and a name of its own.
+    The version of an adapter is the model's version, "+" and the adapter's name.
     """
 
     model_version: str
-    adapter: str | None = Field(default=None, description="folder of a peft LoRA adapter in the registry; null: none")
+    adapter: str | None = Field(default=None, description="folder of a peft LoRA adapter in the registry; null = none")
     withdrawn: list[str] = Field(
-        default_factory=list, description="versions rolled back: knowledge made by them is not used any more")
+        default_factory=list, description="versions rolled back; knowledge made by them is no longer used")
     published_at: float
 
 
 class DeadLetter(Message):
-    """A record that could not be used, with where it stood and its original bytes (base64)."""
+    """An unusable record, with its position in the topic and its original bytes (base64)."""
 
     topic: str
     partition: int

@@ -1,4 +1,4 @@
-"""The one table of topics. Everything that creates, documents or reads a topic looks here."""
+"""The table of all topics. Code that creates, documents or reads a topic uses it."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class Topic:
     """A Kafka topic.
 
     Args:
-        partitions: None = the `kafka.partitions` setting. Every topic that is folded into user states has that
-            number, so that a user's records of all of them meet in one process.
-        retention_ms: -1 = for ever.
+        partitions: None = the `kafka.partitions` setting. All topics that update user states have the same number, so
+            that one process gets all records of a user.
+        retention_ms: -1 = unlimited.
     """
 
     name: str
@@ -49,31 +49,31 @@ class Topic:
 
 BEHAVIOUR_EVENTS = Topic(
     "behaviour-events", BehaviourEvent, "user_id", "delete", 7 * DAY_MS,
-    "producers", "streams", "What users do, as it happens.",
+    "producers", "streams", "Users' interactions with items, as they happen.",
 )
 RANKING_REQUESTS = Topic(
     "ranking-requests", RankingRequest, "user_id", "delete", DAY_MS,
-    "streams", "ranking", "A user's state has changed: recommend again, judge the new events.",
+    "streams", "ranking", "A user's state changed: recommend again, judge the new events.",
 )
 JUDGEMENTS = Topic(
     "judgements", Judgement, "user_id", "delete", DAY_MS,
-    "ranking", "streams, guard", "Margins of knowledge over behaviour on what users really did.",
+    "ranking", "streams, guard", "Margins of knowledge over behaviour alone on users' actual events.",
 )
 KNOWLEDGE_REQUESTS = Topic(
     "knowledge-requests", KnowledgeRequest, "user_id", "compact", -1,
-    "streams", "knowledge", "Whose knowledge to generate anew, and why; the newest per user wins.",
+    "streams", "knowledge", "Users who need new knowledge, with the reason; the newest request per user wins.",
 )
 KNOWLEDGE_UPDATES = Topic(
     "knowledge-updates", KnowledgeUpdate, "user_id", "compact", -1,
-    "knowledge", "streams, consumer services", "A version of a user's knowledge is readable in the store.",
+    "knowledge", "streams, consumer services", "A new version of a user's knowledge is in the store.",
 )
 RECOMMENDATIONS = Topic(
     "recommendations", Recommendation, "user_id", "compact,delete", 7 * DAY_MS,
-    "ranking", "consumer services", "What to show a user now, and why.",
+    "ranking", "consumer services", "The items to show a user now, with the reason.",
 )
 ALIGNMENT_SAMPLES = Topic(
     "alignment-samples", AlignmentSample, "user_id", "delete", 30 * DAY_MS,
-    "streams", "alignment", "Knowledge contradicted by what the user did.",
+    "streams", "alignment", "Events that contradict the user's knowledge.",
 )
 MODEL_UPDATES = Topic(
     "model-updates", ModelUpdate, "model_version", "compact", -1,
@@ -81,7 +81,7 @@ MODEL_UPDATES = Topic(
 )
 DEAD_LETTERS = Topic(
     "dead-letters", DeadLetter, "topic", "delete", 30 * DAY_MS,
-    "every role", "operators", "Records that could not be used, with reason and original bytes.", partitions=1,
+    "all roles", "operators", "Unusable records, with the reason and the original bytes.", partitions=1,
 )
 
 TOPICS: dict[str, Topic] = {

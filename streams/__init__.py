@@ -1,4 +1,5 @@
-"""The Faust application and the pure folds and decisions it calls; neither torch nor the store.
+"""The Faust application and the pure functions it calls. Imports neither torch nor the store.
 
-Workers that generate and rank are in `workers/`. Imports run one way between rooms, see `tests/test_borders.py`.
+The workers that generate and rank are in `workers/`. Rooms import each other in one direction only, see
+`tests/test_borders.py`.
 """

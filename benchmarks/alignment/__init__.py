@@ -1,1 +1,1 @@
-"""Do contradictions teach the language model?"""
+"""Fine-tuning the language model on contradictions: does it help other users?"""

@@ -1,11 +1,11 @@
-"""Do contradictions teach the language model anything that holds for other users?
+"""Does fine-tuning on contradicted users help other users?
 
     FRESHET_HOME=HOME python -m benchmarks.alignment.run --data DIR [--quick]
 
-HOME holds a model fitted on DIR (`freshet fit --data DIR`). Knowledge is generated for users of the part of the
-timeline that was not fitted on, the judge bets on the events that follow, and the users it convicts are split: an
-adapter is trained on some, and judged on what the others did *after* their conviction, and on users whose knowledge
-nothing speaks against. Writes benchmarks/results/alignment.json and docs/alignment.svg; nothing is put into use.
+HOME contains a model fitted on DIR (`freshet fit --data DIR`). Knowledge is generated for users in the part of the
+timeline that was not used for fitting. The judge tests it on the events that follow. Contradicted users are split: an
+adapter is trained on some of them. It is evaluated on the events of the others *after* their contradiction, and on
+users without evidence of harm. Writes benchmarks/results/alignment.json and docs/alignment.svg; deploys nothing.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ ROOT = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)
-class Convicted:
-    """Snapshots of a cohort by what the judge makes of their events; no user is in both.
+class Verdicts:
+    """Snapshots of a cohort by the judge's verdict; no user is in both groups.
 
     Args:
         wrong: (w,) snapshots contradicted at level α, the first of each user.
-        crossed: (w,) index of the event at which that was sure.
-        calm: (c,) snapshots of other users, with wealth at most 1 at their end.
+        crossed: (w,) index of the event at which the test crossed its threshold.
+        calm: (c,) snapshots of other users, with final wealth at most 1.
     """
 
     wrong: IntArray
@@ -58,53 +58,53 @@ class Convicted:
     calm: IntArray
 
 
-def convict(cohort: Cohort, done: Margins, bound: float, alpha: float) -> Convicted:
-    """Bet against the knowledge of every snapshot, as the stream does."""
-    parts = np.split(done.value, np.flatnonzero(np.diff(done.snapshot)) + 1)
-    found: dict[int, tuple[int, int]] = {}
+def find_contradictions(cohort: Cohort, judged: Margins, bound: float, alpha: float) -> Verdicts:
+    """Test the knowledge of every snapshot, as streams does."""
+    parts = np.split(judged.value, np.flatnonzero(np.diff(judged.snapshot)) + 1)
+    contradicted: dict[int, tuple[int, int]] = {}
     calm: dict[int, int] = {}
     users = cohort.users
-    for snapshot, values in zip(np.unique(done.snapshot).tolist(), parts, strict=True):
+    for snapshot, values in zip(np.unique(judged.snapshot).tolist(), parts, strict=True):
         _, wealth, crossed = wager([], values.tolist(), bound, alpha)
         if crossed is not None:
-            found.setdefault(int(users[snapshot]), (snapshot, crossed))
+            contradicted.setdefault(int(users[snapshot]), (snapshot, crossed))
         elif wealth <= 0:
             calm.setdefault(int(users[snapshot]), snapshot)
-    wrong = np.array(list(found.values()), dtype=np.int64).reshape(-1, 2)
-    return Convicted(wrong[:, 0], wrong[:, 1], np.array([s for u, s in calm.items() if u not in found], np.int64))
+    wrong = np.array(list(contradicted.values()), dtype=np.int64).reshape(-1, 2)
+    return Verdicts(
+        wrong[:, 0], wrong[:, 1], np.array([s for u, s in calm.items() if u not in contradicted], np.int64))
 
 
-def groups(cohort: Cohort, by: Convicted, held_out: float, most: int, seed: int) -> tuple[Groups, Cohort]:
-    """Return who is trained on and who judges, and the events that convicted the latter.
+def groups(cohort: Cohort, verdicts: Verdicts, held_out: float, limit: int, seed: int) -> tuple[Groups, Cohort]:
+    """Return the groups for training and evaluation, and the snapshots that contradicted the evaluation users.
 
-    Convicted users teach with all of their snapshots, the mask picks the events. Those who judge are judged by all that
-    follows, with knowledge made anew every `span` events: after the conviction, or after the events nothing spoke
-    against.
+    Training uses all snapshots of contradicted users; the mask selects the events. Evaluation uses all events after the
+    contradiction (or after the tested events of users without one), with new knowledge every `span` events.
 
     Args:
-        most: users of each kind.
+        limit: maximum number of users of each kind.
     """
     rng = np.random.default_rng(seed)
 
-    def halves(snapshots: IntArray, after: IntArray) -> tuple[Cohort, Cohort, IntArray]:
-        order = rng.permutation(len(snapshots))[:most]
+    def split(snapshots: IntArray, after: IntArray) -> tuple[Cohort, Cohort, IntArray]:
+        order = rng.permutation(len(snapshots))[:limit]
         cut = round(held_out * len(order))
-        teach, judge = order[cut:], order[:cut]
+        training, evaluation = order[cut:], order[:cut]
         stop = cohort.sequences.offsets[cohort.users[snapshots] + 1]
-        later = [np.arange(after[one], stop[one] - LATER + 1, cohort.span) for one in judge]
-        all_of = np.flatnonzero(np.isin(cohort.users, cohort.users[snapshots[teach]]))
+        later = [np.arange(after[index], stop[index] - LATER + 1, cohort.span) for index in evaluation]
+        training_rows = np.flatnonzero(np.isin(cohort.users, cohort.users[snapshots[training]]))
         rows = np.concatenate([*later, np.zeros(0, np.int64)])
-        return cohort[all_of], Cohort(cohort.sequences, rows, cohort.span), judge
+        return cohort[training_rows], Cohort(cohort.sequences, rows, cohort.span), evaluation
 
-    wrong, later, judge = halves(by.wrong, cohort.rows[by.wrong] + by.crossed + 1)
-    calm, later_calm, _ = halves(by.calm, cohort.rows[by.calm] + cohort.span)
-    return Groups(wrong, calm, later, later_calm), cohort[by.wrong[judge]]
+    wrong, later, evaluation = split(verdicts.wrong, cohort.rows[verdicts.wrong] + verdicts.crossed + 1)
+    calm, later_calm, _ = split(verdicts.calm, cohort.rows[verdicts.calm] + cohort.span)
+    return Groups(wrong, calm, later, later_calm), cohort[verdicts.wrong[evaluation]]
 
 
 def mirrored(folder: Path) -> Path:
-    """Return a copy of an adapter that pulls the other way: to first order its effect is the opposite.
+    """Return a copy of an adapter with the opposite effect, to first order.
 
-    What both do alike is no lesson: users picked for bad margins gain by any change.
+    A change that both adapters cause is not learned: users selected for bad margins improve with any change.
     """
     out = folder.parent / "mirrored"
     out.mkdir(exist_ok=True)
@@ -124,11 +124,11 @@ def load_parts(settings: Settings, artifact: Artifact, stages: Stages) -> Frozen
 
 
 def unseen(folder: Path, artifact: Artifact, events: int, seed: int) -> Cohort:
-    """Return snapshots, about `events` events, of the part of the timeline the model was not fitted on."""
+    """Return snapshots of about `events` events in the part of the timeline that was not used for fitting."""
     dataset = data.load(folder)
     if dataset.hash != artifact.card.data_hash:
         raise FreshetError(f"model {artifact.model_version} was fitted on other data than {folder}; "
-                           f"`freshet fit --data {folder}` first")
+                           f"run `freshet fit --data {folder}` first")
     past, _ = data.split(dataset, float(artifact.card.settings["fit"]["train_fraction"]))
     sequences = Sequences.of(dataset.events, len(dataset.users))
     begin = sequences.offsets[:-1] + np.bincount(past.user, minlength=len(dataset.users))
@@ -136,8 +136,8 @@ def unseen(folder: Path, artifact: Artifact, events: int, seed: int) -> Cohort:
     order = np.random.default_rng(seed).permutation(np.unique(np.searchsorted(sequences.offsets, rows, "right") - 1))
     after = sequences.offsets[1:] - begin
     chosen = order[: int(np.searchsorted(np.cumsum(after[order]), events)) + 1]
-    whose = np.searchsorted(sequences.offsets, rows, "right") - 1
-    return Cohort(sequences, rows[np.isin(whose, chosen)])
+    user = np.searchsorted(sequences.offsets, rows, "right") - 1
+    return Cohort(sequences, rows[np.isin(user, chosen)])
 
 
 def run(
@@ -156,46 +156,49 @@ def run(
             done += parts.batch
             step(min(done, len(cohort)), len(cohort))
 
-        found = convict(cohort, margins(parts, cohort, judged), bound, alpha)
-    made, convicting = groups(cohort, found, settings.alignment.held_out, users, seed)
-    teach, calm, judge, calm_judge = (len(np.unique(part.users)) for part in (
-        made.contradicted, made.untouched, made.held_contradicted, made.held_untouched))
-    stages.say(f"{len(cohort)} snapshots: {len(found.wrong)} users contradicted at {alpha:g}, {len(found.calm)} "
-               f"untouched; {teach} and {calm} teach, {judge} and {calm_judge} judge")
-    if min(teach, judge, calm_judge) < FEWEST:
-        raise FreshetError(f"too few users to learn from or to judge by (at least {FEWEST} each): raise --events, or "
-                           "take data with longer histories; a contradiction takes 10 events of a user and more")
+        verdicts = find_contradictions(cohort, margins(parts, cohort, judged), bound, alpha)
+    split, contradicting = groups(cohort, verdicts, settings.alignment.held_out, users, seed)
+    training, calm, evaluation, calm_evaluation = (len(np.unique(part.users)) for part in (
+        split.contradicted, split.untouched, split.held_contradicted, split.held_untouched))
+    stages.say(f"{len(cohort)} snapshots: {len(verdicts.wrong)} users contradicted at {alpha:g}, {len(verdicts.calm)} "
+               f"without evidence of harm; training on {training} and {calm}, evaluation on {evaluation} and "
+               f"{calm_evaluation}")
+    if min(training, evaluation, calm_evaluation) < FEWEST:
+        raise FreshetError(f"too few users for training or evaluation (at least {FEWEST} each): raise --events or use "
+                           "data with longer histories; a contradiction takes at least 10 events of a user")
     path: list[dict[str, float]] = []
     with tempfile.TemporaryDirectory() as scratch, stages.stage("train and judge", 600.0) as step:
-        def moved(at: int, of: int, metrics: dict[str, float]) -> None:
+        def record(done: int, total: int, metrics: dict[str, float]) -> None:
             path.extend([metrics] if metrics else [])
-            step(at, of, " ".join(f"{name} {value:.3f}" for name, value in metrics.items()))
+            step(done, total, " ".join(f"{name} {value:.3f}" for name, value in metrics.items()))
 
         adapter = Path(scratch) / "adapter"
-        outcome = align(parts, made, settings.alignment, adapter, bound, moved, seed)
-        controls = _controls(parts, adapter, made.held_contradicted, convicting, bound)
+        outcome = align(parts, split, settings.alignment, adapter, bound, record, seed)
+        controls = _controls(parts, adapter, split.held_contradicted, contradicting, bound)
     return {
         "model_version": artifact.model_version, "data_hash": artifact.card.data_hash, "llm": parts.llm.model_id,
         "settings": asdict(settings.alignment), "alpha": alpha, "margin_bound": bound, "seed": seed,
-        "snapshots": len(cohort), "contradicted": len(found.wrong), "untouched": len(found.calm),
+        "snapshots": len(cohort), "contradicted": len(verdicts.wrong), "untouched": len(verdicts.calm),
         "published": outcome.verdict.publish, "reason": outcome.verdict.reason,
         "figures": outcome.figures() | controls, "path": path, "revision": revision(),
         "harm": {name: np.round(values, 4).tolist() for name, values in (
             ("before", outcome.before.harm), ("after", outcome.after.harm))}}
 
 
-def _controls(parts: FrozenModels, adapter: Path, later: Cohort, convicting: Cohort, bound: float) -> dict[str, float]:
-    """Return the change on the convicting events, and what the mirrored adapter does on both kinds."""
+def _controls(
+    parts: FrozenModels, adapter: Path, later: Cohort, contradicting: Cohort, bound: float,
+) -> dict[str, float]:
+    """Return the change on the contradicting events, and the effect of the mirrored adapter on both kinds of events."""
     out: dict[str, float] = {}
-    cohorts = {"later": later, "convicting": convicting}
+    cohorts = {"later": later, "convicting": contradicting}  # names in benchmarks/results/alignment.json
     used = parts.llm.adapter
     before = {name: margins(parts, cohort) for name, cohort in cohorts.items()}
     for kind, folder in (("taught", adapter), ("mirrored", mirrored(adapter))):
         parts.llm.load_adapter(folder, kind)
         parts.llm.use_adapter(kind)
         for name, cohort in cohorts.items():
-            was, now = (np.clip(m.value, -bound, bound) for m in (before[name], margins(parts, cohort)))
-            change = paired_interval(before[name].user, now - was)
+            old, new = (np.clip(m.value, -bound, bound) for m in (before[name], margins(parts, cohort)))
+            change = paired_interval(before[name].user, new - old)
             out |= dict(zip([f"{kind}_{name}_{part}" for part in ("change", "low", "high")], change, strict=True))
         parts.llm.use_adapter(used)
     return out
@@ -205,15 +208,15 @@ def table(result: dict[str, Any]) -> str:
     """Return the figures as lines."""
     figures = result["figures"]
     lines = [f"{'held-out users':<44}{'users':>6}{'events':>8}{'before':>9}{'after':>9}{'change':>9}  95% interval"]
-    for name, title in (("contradicted", "contradicted, events after the conviction"),
-                        ("untouched", "untouched, events after those judged")):
+    for name, title in (("contradicted", "contradicted, events after it"),
+                        ("untouched", "no evidence of harm, later events")):
         lines.append(
             f"{title:<44}{figures[name + '_users']:>6.0f}{figures[name + '_events']:>8.0f}"
             f"{figures[name + '_before']:>+9.4f}{figures[name + '_after']:>+9.4f}{figures[name + '_change']:>+9.4f}"
             f"  [{figures[name + '_low']:+.4f}, {figures[name + '_high']:+.4f}]")
-    for name, title in (("taught_convicting", "contradicted, the convicting events"),
-                        ("mirrored_later", "mirrored adapter, events after"),
-                        ("mirrored_convicting", "mirrored adapter, convicting events")):
+    for name, title in (("taught_convicting", "contradicted, the contradicting events"),
+                        ("mirrored_later", "mirrored adapter, later events"),
+                        ("mirrored_convicting", "mirrored adapter, contradicting events")):
         lines.append(f"{title:<76}{figures[name + '_change']:>+9.4f}"
                      f"  [{figures[name + '_low']:+.4f}, {figures[name + '_high']:+.4f}]")
     lines.append(f"trigger rate {figures['trigger_rate_first']:.2f} → {figures['trigger_rate_last']:.2f}; share of "
@@ -223,7 +226,7 @@ def table(result: dict[str, Any]) -> str:
 
 
 def plot(result: dict[str, Any], path: Path) -> None:
-    """Draw the distribution of ℓ⁺ − ℓ⁰ before and after, and the course of training."""
+    """Draw the distribution of ℓ⁺ − ℓ⁰ before and after training, and the training curves."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -249,13 +252,13 @@ def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with events.csv and items.jsonl")
-    parser.add_argument("--events", type=int, default=20_000, help="about so many events are judged")
+    parser.add_argument("--events", type=int, default=20_000, help="approximate number of events to judge")
     parser.add_argument(
         "--alpha", type=float, default=0.5,
-        help="level at which a user counts as contradicted; at the judge's .05 MovieLens has nobody within 24 events")
-    parser.add_argument("--users", type=int, default=200, help="at most so many users of each kind")
+        help="level of a contradiction; at the judge's .05 no MovieLens user is contradicted within 24 events")
+    parser.add_argument("--users", type=int, default=200, help="maximum number of users of each kind")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="10 steps on 5,000 events: does it run?")
+    parser.add_argument("--quick", action="store_true", help="smoke test: 10 steps on 5,000 events")
     arguments = parser.parse_args()
     settings, events = load(), arguments.events
     settings = replace(settings, home=settings.home.absolute())

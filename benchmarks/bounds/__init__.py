@@ -1,1 +1,1 @@
-"""How knowledge is kept from doing harm: shapes of the bound compared."""
+"""Bounds on the harm of knowledge, compared."""

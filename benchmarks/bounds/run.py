@@ -1,10 +1,10 @@
-"""How should knowledge be kept from doing harm? Ranking quality against harmed users, for four shapes of the bound.
+"""Bounds on the harm of knowledge: ranking quality against harmed users, for four shapes of the bound.
 
     python -m benchmarks.bounds.run [--quick] [--data DIR] [--protocol leave-one-out] [--seed 1]
 
-The same reference and the same fused scores (item texts and evidence, without users' vectors: no language model runs
-per event) are joined within the trust region (`models.trust.region`), with the bound on every item without exception,
-with one on the average (KL(p ‖ p_ref) ≤ ε, solved exactly), and by mixing probabilities. Harmed is who loses more than
+The same reference and fused scores (item texts and evidence without user vectors, so no language model runs per event)
+are combined in four ways: within the trust region (`models.trust.region`), with a bound on every item, with a bound on
+the average (KL(p ‖ p_ref) ≤ ε, solved exactly), and by mixing probabilities. A user is harmed if they lose more than
 0.1 nats. Writes benchmarks/results/bounds.json and docs/bounds.svg.
 """
 
@@ -60,13 +60,13 @@ def every_item(ref: Tensor, fused: Tensor, radius: float) -> Tensor:
     return bounded(ref, fused, torch.full((len(ref),), radius, dtype=torch.float64), torch.zeros(len(ref)))[0]
 
 
-def trusted(ref: Tensor, fused: Tensor, radius: float) -> Tensor:
-    """Return log p: every item is bounded but those given up, by what ranking serves."""
+def within_region(ref: Tensor, fused: Tensor, radius: float) -> Tensor:
+    """Return log p as served by ranking: every item is bounded except those in the region's exception set."""
     return trust_region(ref, fused, torch.full((len(ref),), radius, dtype=torch.float64))[0]
 
 
 def average(ref: Tensor, fused: Tensor, radius: float) -> Tensor:
-    """Return log p ∝ log p_ref + β (log p_fused − log p_ref) with KL(p ‖ p_ref) = `radius`, or β = 1 within it."""
+    """Return log p ∝ log p_ref + β (log p_fused − log p_ref), with KL(p ‖ p_ref) = `radius`, or β = 1 if it is less."""
     ref, change = ref.double(), (fused - ref).double()
     low, high = torch.zeros(len(ref), 1, dtype=torch.float64), torch.ones(len(ref), 1, dtype=torch.float64)
     for step in range(50):
@@ -78,16 +78,16 @@ def average(ref: Tensor, fused: Tensor, radius: float) -> Tensor:
 
 
 def mixture(ref: Tensor, fused: Tensor, radius: float) -> Tensor:
-    """Return log((1 − w) p_ref + w p_fused) with 1 − w = e^−radius: no item loses more than `radius` nats either."""
+    """Return log((1 − w) p_ref + w p_fused) with 1 − w = e^−radius: no item loses more than `radius` nats."""
     return torch.logaddexp(ref.double() - radius, fused.double() + np.log(-np.expm1(-radius)))
 
 
 SHAPES: dict[str, Shape] = {
-    "trust region": trusted, "every item": every_item, "average (KL)": average, "mixture": mixture}
+    "trust region": within_region, "every item": every_item, "average (KL)": average, "mixture": mixture}
 
 
 def points(context: Context, split: Split) -> Iterator[dict[str, Any]]:
-    """Yield NDCG@10 and harmed users of the reference, the fused scores and every shape at every radius."""
+    """Yield NDCG@10 and harmed users for the reference, the fused scores and every shape at every radius."""
     reference, scorer = context.backbone("sasrec")[0], context.backbone("sasrec+text")[0]
     assert isinstance(scorer, FusedScorer)
     fold = split.fold
@@ -110,45 +110,46 @@ def points(context: Context, split: Split) -> Iterator[dict[str, Any]]:
             if radius == 0:
                 return ref
             evidence = affinity.evidence(before(split.test, rows[part.numpy()], fused.max_len))
-            joined = fused.weigh(fused.scores(hidden[part], sides[1]), ref, evidence, torch.zeros(len(part)))
-            return joined if shape is None else shape(ref.log_softmax(-1), joined.log_softmax(-1), radius)
+            combined = fused.weigh(fused.scores(hidden[part], sides[1]), ref, evidence, torch.zeros(len(part)))
+            return combined if shape is None else shape(ref.log_softmax(-1), combined.log_softmax(-1), radius)
 
         return scores
 
-    wanted: list[tuple[str, float, Shape | None]] = [("reference", 0.0, None), ("unbounded", np.inf, None)]
-    wanted += [(name, radius, SHAPES[name]) for name, radii in RADII.items() for radius in radii]
-    showing = context.during("bounds")
-    plain = np.zeros(0)
-    for at, (name, radius, shape) in enumerate(wanted):
+    cases: list[tuple[str, float, Shape | None]] = [("reference", 0.0, None), ("unbounded", np.inf, None)]
+    cases += [(name, radius, SHAPES[name]) for name, radii in RADII.items() for radius in radii]
+    progress = context.during("bounds")
+    reference_logp = np.zeros(0)
+    for done, (name, radius, shape) in enumerate(cases, 1):
         rank, logp = target_ranks(scored(shape, radius), fold.n_items, split.test, rows)
-        plain = logp if name == "reference" else plain
-        users = mean_by_user(split.user(rows), plain - logp)
+        reference_logp = logp if name == "reference" else reference_logp
+        losses = reference_logp - logp
+        users = mean_by_user(split.user(rows), losses)
         yield {"bound": name, "radius": None if np.isinf(radius) else radius, "ndcg_at_10": float(ndcg(rank).mean()),
-               "harmed_users": float(harmed(users).mean()), "log_likelihood_gain": float((logp - plain).mean()),
-               "largest_loss": float((plain - logp).max())}
-        showing(at + 1, len(wanted), {})
+               "harmed_users": float(harmed(users).mean()),
+               "log_likelihood_gain": float((logp - reference_logp).mean()), "largest_loss": float(losses.max())}
+        progress(done, len(cases), {})
 
 
-def table(found: list[dict[str, Any]]) -> str:
-    """Return Markdown."""
+def table(rows: list[dict[str, Any]]) -> str:
+    """Return the points as a Markdown table."""
     lines = ["| bound | radius, nats | NDCG@10 | harmed users | largest loss of an event | log-likelihood gained |",
              "|---|--:|--:|--:|--:|--:|"]
-    for row in found:
+    for row in rows:
         radius = "–" if not row["radius"] else f"{row['radius']:g}"
         lines.append(f"| {row['bound']} | {radius} | {row['ndcg_at_10']:.4f} | {row['harmed_users']:.1%} | "
                      f"{row['largest_loss']:.2f} | {row['log_likelihood_gain']:+.3f} |")
     return "\n".join(lines)
 
 
-def draw(found: list[dict[str, Any]], path: Path, title: str) -> None:
-    """Write harmed users against NDCG@10, a line per bound."""
+def draw(rows: list[dict[str, Any]], path: Path, title: str) -> None:
+    """Draw harmed users against NDCG@10, a line per bound."""
     figure, axis = plt.subplots(figsize=(6, 4))
     for name in SHAPES:
-        mine = [row for row in found if row["bound"] in {"reference", name}]
-        axis.plot([100 * row["harmed_users"] for row in mine], [row["ndcg_at_10"] for row in mine], "o-", label=name)
+        line = [row for row in rows if row["bound"] in {"reference", name}]
+        axis.plot([100 * row["harmed_users"] for row in line], [row["ndcg_at_10"] for row in line], "o-", label=name)
     for name, marker in (("reference", "ks"), ("unbounded", "k^")):
-        own = next(row for row in found if row["bound"] == name)
-        axis.plot(100 * own["harmed_users"], own["ndcg_at_10"], marker, label=name)
+        row = next(row for row in rows if row["bound"] == name)
+        axis.plot(100 * row["harmed_users"], row["ndcg_at_10"], marker, label=name)
     axis.set(xlabel="users who lose more than 0.1 nats, %", ylabel="NDCG@10", title=title)
     axis.legend()
     axis.grid(alpha=0.3)
@@ -161,7 +162,7 @@ def draw(found: list[dict[str, Any]], path: Path, title: str) -> None:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="benchmarks.bounds.run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="made-up data, seconds, nothing saved")
+    parser.add_argument("--quick", action="store_true", help="synthetic data, takes seconds, saves nothing")
     parser.add_argument("--data", type=Path,
                         help="folder with events.csv and items.jsonl (MovieLens-100K; its dropout and epochs are used)")
     parser.add_argument("--protocol", choices=("leave-one-out", "stream-time"), default="leave-one-out",
@@ -182,18 +183,18 @@ def main(argv: list[str] | None = None) -> None:
             context = Context(dataset, split, settings, lambda: open_language(settings, dataset.texts, stages),
                             report=TrainingStages(stages, opened.enter_context(ExitStack())),
                             keep=ScorerCache(settings.home / "cache" / "scorers"))
-            if args.quick:  # texts of made-up things say nothing: any vectors will do
+            if args.quick:  # synthetic texts carry no information, so random vectors suffice
                 context.once("texts", lambda: torch.randn(len(dataset.items), 8))
-            found = list(points(context, split))
+            rows = list(points(context, split))
     except FreshetError as error:
         sys.exit(f"benchmarks.bounds.run: {error}")
-    print(table(found))
+    print(table(rows))
     if not args.quick:
         JSON_PATH.write_text(json.dumps(
             {"data_hash": dataset.hash, "protocol": args.protocol, "seed": args.seed, "revision": revision(),
-             "points": found}, indent=1) + "\n")
-        draw(found, ROOT / "docs" / "bounds.svg", f"{folder.name}, {args.protocol}, seed {args.seed}")
-        print("\nwritten: benchmarks/results/bounds.json, docs/bounds.svg")
+             "points": rows}, indent=1) + "\n")
+        draw(rows, ROOT / "docs" / "bounds.svg", f"{folder.name}, {args.protocol}, seed {args.seed}")
+        print("\nwrote benchmarks/results/bounds.json and docs/bounds.svg")
 
 
 if __name__ == "__main__":

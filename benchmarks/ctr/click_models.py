@@ -1,8 +1,9 @@
-"""KAR's own task: will this user like this item? DIN and DCNv2, with and without what a language model wrote.
+"""KAR's task, predicting whether a user likes an item: DIN and DCNv2, with and without written knowledge.
 
-DIN (arXiv 1706.06978) attends to the history with the target item; DCNv2 (arXiv 2008.13535) crosses features beside an
-MLP. Knowledge of target item and user goes through the towers of `models.systems.kar.written` and is appended to the
-input, as KAR does. Users are split, so there is no user id: what is known of a test user is his history.
+DIN (arXiv 1706.06978) attends to the history with the target item; DCNv2 (arXiv 2008.13535) combines cross layers with
+an MLP. As in KAR, knowledge of the target item and of the user goes through the towers of `models.systems.kar.written`
+and is appended to the input. Test users are not in the training set, so there is no user id: only the user's history is
+known.
 """
 
 from __future__ import annotations
@@ -23,21 +24,21 @@ EMBED = 32
 KNOWLEDGE = 32
 LEARNING_RATE = 1e-3
 BATCH = 512
-WIDTH = 32  # of an expert: 943 users and 1,682 items do not fill 128, which take twice the time
+WIDTH = 32  # of an expert; 128 takes twice the time and is more than 943 users and 1,682 items need
 PATIENCE = 3
 LIKED = 3.0  # a rating above this is a positive label
-HISTORY = 10  # newest earlier events a sample shows; KAR's scripts show 5
-FIRST = 30  # events of a user that are written about, at most; they are no samples
+HISTORY = 10  # number of newest earlier events in a sample; 5 in KAR's scripts
+FIRST = 30  # maximum number of a user's first events that the language model reads; they are not samples
 
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """m questions.
+    """m samples.
 
     Args:
         user, item: (m,) rows.
         history: (m, H) item rows of the user's newest earlier events, −1 = none.
-        liked: (m, H) 1.0 where that event was liked.
+        liked: (m, H) 1.0 if the user liked that item.
         label: (m,) 1.0 = liked.
     """
 
@@ -57,15 +58,15 @@ class Samples:
 
 
 def written_events(lengths: IntArray) -> IntArray:
-    """Return how many first events of each user the language model reads: half of them, 30 at most (KAR)."""
+    """Return how many of each user's first events the language model reads: half of them, at most 30 (KAR)."""
     return np.minimum((lengths + 1) // 2, FIRST)
 
 
 def samples(item: IntArray, rating: FloatArray, offsets: IntArray) -> Samples:
-    """Return a sample for every event that is not written about.
+    """Return a sample for every event that the language model does not read.
 
     Args:
-        item, rating: (n,) of users' events, oldest first, one user after the other.
+        item, rating: (n,) items and ratings of users' events, oldest first, one user after the other.
         offsets: (users + 1,) user u has rows offsets[u]:offsets[u + 1].
     """
     lengths = np.diff(offsets)
@@ -86,8 +87,8 @@ class Ctr(nn.Module):
     Args:
         n_items: size of the catalogue.
         kind: "din" or "dcnv2".
-        users, items: (users, w), (n_items, w) whitened states of the texts about them; None = without knowledge.
-        wider: multiplies embeddings and layers, for a model of as many weights as one with knowledge.
+        users, items: (users, w), (n_items, w) whitened states of texts about them; None = without knowledge.
+        wider: factor for embeddings and layers, to match the number of weights of a model with knowledge.
     """
 
     users: Tensor | None
@@ -141,14 +142,14 @@ class Ctr(nn.Module):
 
 
 class Auc:
-    """The area under the ROC curve of scores (m,) and labels (m,), for any weights of the samples; ties count half."""
+    """The area under the ROC curve of scores (m,) and labels (m,) for any sample weights; ties count half."""
 
     def __init__(self, score: FloatArray, label: FloatArray) -> None:
         _, self._level = np.unique(score, return_inverse=True)
         self._positive = label > 0.5
 
     def __call__(self, weight: FloatArray) -> float:
-        """Return it for weights (m,); 0.5 where one class has none."""
+        """Return the area for weights (m,); 0.5 if one class has no weight."""
         up = np.bincount(self._level, weight * self._positive)
         down = np.bincount(self._level, weight * ~self._positive)
         pairs = up.sum() * down.sum()
@@ -156,15 +157,15 @@ class Auc:
 
 
 def auc(score: FloatArray, label: FloatArray) -> float:
-    """Return the area under the ROC curve, ties counted half; 0.5 where one class is missing."""
+    """Return the area under the ROC curve; ties count half, 0.5 if one class is missing."""
     return Auc(score, label)(np.ones(len(score)))
 
 
 def fit_ctr(
-    model: Ctr, train: Samples, held: Samples, epochs: int = 20, seed: int = 0,
+    model: Ctr, train: Samples, validation: Samples, epochs: int = 20, seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, float]:
-    """Train in place; the epoch with the best LogLoss on `held`, other users than are tested, is kept."""
+    """Train in place; keep the epoch with the best LogLoss on `validation`."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
@@ -178,7 +179,7 @@ def fit_ctr(
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        now = judge_ctr(model, held)
+        now = judge_ctr(model, validation)
         if progress is not None:
             progress(epoch + 1, epochs)
         if now["logloss"] < best["logloss"]:
@@ -200,12 +201,12 @@ def scores_ctr(model: Ctr, part: Samples) -> FloatArray:
     """Return the logits (m,) of samples."""
     model.eval()
     rows = np.arange(len(part))
-    found = [_logits(model, part, rows[at : at + 4096]) for at in range(0, len(rows), 4096)]
-    return torch.cat(found).double().numpy()
+    logits = [_logits(model, part, rows[at : at + 4096]) for at in range(0, len(rows), 4096)]
+    return torch.cat(logits).double().numpy()
 
 
 def logloss(score: FloatArray, label: FloatArray) -> FloatArray:
-    """Return the loss (m,) in nats of logits."""
+    """Return the loss (m,) of logits, in nats."""
     return np.logaddexp(0, score) - score * label
 
 

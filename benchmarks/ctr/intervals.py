@@ -1,4 +1,4 @@
-"""Intervals of the click models' differences: users are drawn with replacement, all seeds' tests with the same draw."""
+"""Intervals of differences between click models: bootstrap over users, with the same draw for all seeds."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ METRICS = ("auc", "logloss")
 
 @dataclass(frozen=True, slots=True)
 class ClickRun:
-    """What a model gave m test samples.
+    """The scores of a model on m test samples.
 
     Args:
         user: (m,) rows.
@@ -28,24 +28,26 @@ class ClickRun:
     label: FloatArray
 
 
-def compare(of: list[ClickRun], over: list[ClickRun], users: int, draws: int = DRAWS) -> list[dict[str, float | str]]:
-    """Return per metric the mean difference of `of` to `over`, seed by seed on the same samples, with a 95% interval.
+def compare(
+    runs: list[ClickRun], baseline: list[ClickRun], users: int, draws: int = DRAWS,
+) -> list[dict[str, float | str]]:
+    """Return the mean difference of `runs` minus `baseline` per metric, paired by seed, with a 95% interval.
 
     Args:
-        of, over: one entry per seed.
-        users: number of users of the data set.
-        draws: of users with replacement.
+        runs, baseline: one entry per seed, on the same samples.
+        users: number of users in the data set.
+        draws: bootstrap samples of users.
     """
     rng = np.random.default_rng(0)
-    pairs = [[(Auc(one.score, one.label), logloss(one.score, one.label)) for one in pair]
-             for pair in zip(of, over, strict=True)]
+    pairs = [[(Auc(run.score, run.label), logloss(run.score, run.label)) for run in pair]
+             for pair in zip(runs, baseline, strict=True)]
 
     def differences(weight: FloatArray) -> list[float]:
-        found = []
-        for one, (new, old) in zip(of, pairs, strict=True):
-            each = weight[one.user]
-            found.append((new[0](each) - old[0](each), float((each * (new[1] - old[1])).sum() / max(each.sum(), 1e-9))))
-        return list(np.mean(found, axis=0))
+        out = []
+        for run, (new, old) in zip(runs, pairs, strict=True):
+            w = weight[run.user]
+            out.append((new[0](w) - old[0](w), float((w * (new[1] - old[1])).sum() / max(w.sum(), 1e-9))))
+        return list(np.mean(out, axis=0))
 
     exact = differences(np.ones(users))
     drawn = np.array([differences(np.bincount(rng.integers(0, users, users), minlength=users).astype(float))

@@ -1,13 +1,13 @@
-"""Does what a language model writes help to tell what a user will like? KAR's own task, on MovieLens-100K.
+"""Does written knowledge help to predict what a user will like? KAR's task, on MovieLens-100K.
 
     python -m benchmarks.ctr.run [--quick] [--seeds 1,2,3]
 
-Rating above 3 = liked. Users are split 8:1:1 into training, validation and test; the first half of a user's events (30
-at most) is never asked about, and the language model is told of the newest eight in it that were liked. DIN and DCNv2:
-without knowledge; with knowledge; with other users' and items' knowledge; with states of the catalogue's own texts in
-knowledge's place (of a user, the mean of what he liked); and without, but twice as wide. Differences to "without" have
-95% intervals, users drawn. Texts and finished runs are kept under FRESHET_HOME, so an interrupted benchmark goes on.
-Writes benchmarks/results/ctr.json.
+A rating above 3 is "liked". Users are split 8:1:1 into training, validation and test. The first half of a user's events
+(at most 30) is never predicted; the language model reads the newest eight liked items in it. DIN and DCNv2 run without
+knowledge; with knowledge; with other users' and items' knowledge; with states of the catalogue's texts instead (for a
+user, the mean over the items they liked); and without knowledge but twice as wide. Differences to "without" have 95%
+intervals (bootstrap over users). Texts and finished runs are stored under FRESHET_HOME, so an interrupted benchmark can
+be resumed. Writes benchmarks/results/ctr.json.
 """
 
 from __future__ import annotations
@@ -48,21 +48,21 @@ PLAIN = "without"
 WIDER = "without, wider"
 VARIANTS = (PLAIN, "with knowledge", "shuffled knowledge", "catalogue texts", WIDER)
 EPOCHS = 20
-TOLD = 8  # liked films the language model is told of; with 16 a text takes twice as long and says no more
-FORMAT = 1  # of kept runs; the next number voids them
+TOLD = 8  # liked films in a prompt; with 16 a text takes twice as long and is no more informative
+FORMAT = 1  # of stored runs; a new number invalidates them
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """The questions, and whitened states (zero rows = none) of users and items.
+    """The samples, and whitened states (zero rows = none) of users and items.
 
     Args:
-        written: of what the language model wrote about users, and about items.
-        catalogue: of the catalogue's texts: what a user liked of what was written about, and the items.
-        examples: some texts as they were written.
+        written: states of the texts that the language model wrote about users and about items.
+        catalogue: states of the catalogue's texts: for users, the mean over liked items; for items, their own.
+        examples: some of the written texts.
     """
 
-    questions: Samples
+    samples: Samples
     written: tuple[torch.Tensor, torch.Tensor]
     catalogue: tuple[torch.Tensor, torch.Tensor]
     examples: dict[str, list[str]]
@@ -106,7 +106,7 @@ def movielens_task(settings: Settings, stages: Stages) -> Task:
 
 
 def made_up() -> Task:
-    """Return users who like what is of their kind, which only the texts say."""
+    """Return a synthetic task: users like items of a matching kind, which only the texts reveal."""
     rng = np.random.default_rng(0)
     users, items, each = 120, 80, 30
     taste, kind = torch.randn(users, 4), torch.randn(items, 4)
@@ -121,8 +121,8 @@ def run(task: Task, kind: str, variant: str, seed: int, epochs: int) -> tuple[di
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(task.written[0]))
     tenth = max(1, len(order) // 10)
-    test, held, train = (
-        task.questions.of_users(part) for part in (order[:tenth], order[tenth : 2 * tenth], order[2 * tenth :]))
+    test, validation, train = (
+        task.samples.of_users(part) for part in (order[:tenth], order[tenth : 2 * tenth], order[2 * tenth :]))
     users, items = task.catalogue if variant == "catalogue texts" else task.written
     if variant == "shuffled knowledge":
         users, items = (part[rng.permutation(len(part))] for part in task.written)
@@ -131,21 +131,21 @@ def run(task: Task, kind: str, variant: str, seed: int, epochs: int) -> tuple[di
         model = Ctr(len(items), kind, wider=2 if variant == WIDER else 1)
     else:
         model = Ctr(len(items), kind, users, items)
-    found = fit_ctr(model, train, held, epochs, seed)
-    about = {"model": kind, "variant": variant, "seed": seed, "epoch": found["epoch"],
+    best = fit_ctr(model, train, validation, epochs, seed)
+    about = {"model": kind, "variant": variant, "seed": seed, "epoch": best["epoch"],
              "weights": sum(weight.numel() for weight in model.parameters())}
     return about | judge_ctr(model, test), ClickRun(test.user, scores_ctr(model, test), test.label)
 
 
 def kept(folder: Path, task: Task, kind: str, variant: str, seed: int) -> tuple[dict[str, Any], ClickRun]:
-    """Return a run from before where it was the same; else run and keep it."""
+    """Return the stored result of the same run; if there is none, run and store it."""
     digest = hashlib.sha256(f"{FORMAT}|{EPOCHS}|{kind}|{variant}|{seed}".encode())
-    for part in (task.questions.item, task.questions.label, *task.written, *task.catalogue):
+    for part in (task.samples.item, task.samples.label, *task.written, *task.catalogue):
         digest.update(np.ascontiguousarray(part).tobytes())
     path = folder / f"ctr-{digest.hexdigest()[:16]}.npz"
     if path.is_file():
-        with np.load(path, allow_pickle=False) as found:
-            return json.loads(str(found["about"])), ClickRun(found["user"], found["score"], found["label"])
+        with np.load(path, allow_pickle=False) as stored:
+            return json.loads(str(stored["about"])), ClickRun(stored["user"], stored["score"], stored["label"])
     about, outcome = run(task, kind, variant, seed, EPOCHS)
     with written_whole(path) as scratch, scratch.open("wb") as file:
         np.savez(file, about=json.dumps(about), user=outcome.user, score=outcome.score, label=outcome.label)
@@ -159,13 +159,13 @@ def table(runs: list[dict[str, Any]], differences: list[dict[str, Any]]) -> str:
         for variant in VARIANTS:
             cells = []
             for metric in METRICS:
-                values = [one[metric] for one in runs if (one["model"], one["variant"]) == (kind, variant)]
+                values = [run[metric] for run in runs if (run["model"], run["variant"]) == (kind, variant)]
                 sd = statistics.stdev(values) if len(values) > 1 else 0.0
                 cells.append(f"{statistics.mean(values):.4f} ± {sd:.4f}")
             for metric in METRICS:
-                found = [one for one in differences
-                         if (one["model"], one["variant"], one["metric"]) == (kind, variant, metric)]
-                cells.append("{mean:+.4f} [{low:+.4f}, {high:+.4f}]".format(**found[0]) if found else "–")
+                matching = [row for row in differences
+                            if (row["model"], row["variant"], row["metric"]) == (kind, variant, metric)]
+                cells.append("{mean:+.4f} [{low:+.4f}, {high:+.4f}]".format(**matching[0]) if matching else "–")
             lines.append(f"| {kind} | {variant} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -173,8 +173,8 @@ def table(runs: list[dict[str, Any]], differences: list[dict[str, Any]]) -> str:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="benchmarks.ctr.run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="made-up users and texts, seconds, nothing saved")
-    parser.add_argument("--seeds", default="1,2,3", help="of user splits and weights (%(default)s)")
+    parser.add_argument("--quick", action="store_true", help="synthetic users and texts, takes seconds, saves nothing")
+    parser.add_argument("--seeds", default="1,2,3", help="seeds of user splits and weights (%(default)s)")
     args = parser.parse_args(argv)
     settings = load()
     try:
@@ -194,16 +194,16 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(f"benchmarks.ctr.run: {error}")
     seeds = sorted({seed for *_, seed in tested})
     differences: list[dict[str, Any]] = [
-        {"model": kind, "variant": variant, **found}
+        {"model": kind, "variant": variant, **row}
         for kind in KINDS for variant in VARIANTS if variant != PLAIN
-        for found in compare([tested[kind, variant, seed] for seed in seeds],
+        for row in compare([tested[kind, variant, seed] for seed in seeds],
                              [tested[kind, PLAIN, seed] for seed in seeds], len(task.written[0]))]
     print(f"\n{table(runs, differences)}")
     if not args.quick:
         JSON_PATH.write_text(json.dumps(
             {"revision": revision(), "llm": settings.llm.name, "runs": runs, "differences": differences,
              "examples": task.examples}, indent=1) + "\n")
-        print(f"\nwritten: {JSON_PATH.relative_to(ROOT)}")
+        print(f"\nwrote {JSON_PATH.relative_to(ROOT)}")
 
 
 if __name__ == "__main__":

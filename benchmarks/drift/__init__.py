@@ -1,1 +1,1 @@
-"""Drift detection on planted changes, beside river's detectors."""
+"""Drift detection on planted changes, compared with river's detectors."""

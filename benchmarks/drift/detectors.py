@@ -1,8 +1,8 @@
 """The detectors that benchmarks/drift/run.py compares, each with one threshold to sweep, all in the same closed loop.
 
-The loop is the stage's: knowledge after `first` events, its anchor the long interest then; an alarm, once the cooldown
-is over, makes new knowledge with a new anchor. Freshet's CUSUM runs in `streams.calibration.alarms.watch`, the others
-see the very same distances d = 1 − cos(short, anchor) until their alarms, and with them the anchors, differ.
+The loop is that of streams: knowledge after `first` events, with the long interest at that time as its anchor. An alarm
+after the cooldown leads to new knowledge with a new anchor. Freshet's CUSUM runs in `streams.calibration.alarms.watch`.
+The others see the same distances d = 1 − cos(short, anchor), until their alarms and so their anchors differ.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from streams.detection.drift import Detector, distance
 from streams.profile.catalogue import ItemVectors
 
 COOLDOWN = 5
-AHEAD = 48  # distances computed at a time
+AHEAD = 48  # number of distances computed at a time
 
 
 @dataclass(frozen=True)
 class Histories:
-    """Histories with their interests, computed once for all detectors."""
+    """Histories and their interests, computed once for all detectors."""
 
     rows: Sequence[Rows]
     vectors: ItemVectors
@@ -41,11 +41,11 @@ class Histories:
 
 @dataclass(frozen=True)
 class Kind:
-    """A detector with everything fixed but its threshold: the larger `strictness`, 0 to 1, the fewer the alarms.
+    """A detector in which only the threshold varies. A larger `strictness`, 0 to 1, gives fewer alarms.
 
     Args:
-        threshold: what its own parameter is at a strictness.
-        run: the alarms on histories at a value of that parameter.
+        threshold: maps a strictness to the detector's own parameter.
+        run: returns the alarms on histories for a value of that parameter.
     """
 
     family: str
@@ -63,7 +63,7 @@ def _logspace(low: float, high: float) -> Callable[[float], float]:
 
 
 def cusum(moments: tuple[float, float], prior: float, slack: float, title: str = "CUSUM") -> Kind:
-    """Freshet's: own mean and sd shrunk to the population's, worth `prior` events; they outlive refreshes."""
+    """Freshet's CUSUM: the user's mean and sd, kept across refreshes, shrunk to the population's (`prior` events)."""
 
     def run(histories: Histories, h: float) -> Watched:
         return watch(histories.rows, histories.vectors, histories.settings, Detector(*moments, prior, slack, h),
@@ -73,7 +73,7 @@ def cusum(moments: tuple[float, float], prior: float, slack: float, title: str =
 
 
 def page_hinkley(sd: float, minimum: int, slack: float) -> Kind:
-    """river's, for rises only; `slack` is its delta in population standard deviations. It forgets all at an alarm."""
+    """river's Page–Hinkley, for increases only; `slack` is delta in population sd. It resets at an alarm."""
     from river.drift import PageHinkley
 
     def make(threshold: float) -> Callable[[float], bool]:
@@ -90,13 +90,13 @@ def page_hinkley(sd: float, minimum: int, slack: float) -> Kind:
 
 
 def adwin(scale: float, grace: int, *, keep: bool) -> Kind:
-    """river's, looking after every event; a fall of its mean is no alarm.
+    """river's ADWIN, tested after every event; a decrease of its mean is not an alarm.
 
     Args:
-        scale: d is multiplied by it. ADWIN's bound has a term for the range, thought to be 1, beside that for the
-            variance; at 1/sd the latter counts.
-        grace: events before it looks for the first time.
-        keep: its window outlives a refresh.
+        scale: factor for d. ADWIN's bound has a term for the range, assumed to be 1, and one for the variance; with
+            1/sd the variance term dominates.
+        grace: events before the first test.
+        keep: keep the window across refreshes.
     """
     from river.drift import ADWIN
 
@@ -110,25 +110,25 @@ def adwin(scale: float, grace: int, *, keep: bool) -> Kind:
 
         return step
 
-    # δ stands under a logarithm, log(2 ln n / δ): beyond 2 it says nothing for short windows.
+    # The bound contains log(2 ln n / δ), so δ above 2 is meaningless for short windows.
     return Kind("adwin", "ADWIN (river)", {"scale": round(scale, 2), "grace_period": grace, "keep": keep},
                 lambda strictness: float(2.0 * (1e-7 / 2.0) ** strictness),
                 lambda histories, value: _loop(histories, lambda: make(value), keep=keep))
 
 
 def level() -> Kind:
-    """The baseline: d above a fixed level, without a memory."""
+    """The baseline: d above a fixed level, without memory."""
     return Kind("level", "d above a level", {}, lambda strictness: float(0.1 + 1.4 * strictness),
                 lambda histories, value: _loop(histories, lambda: lambda d: d > value))
 
 
 def _loop(histories: Histories, make: Callable[[], Callable[[float], bool]], *, keep: bool = True) -> Watched:
-    """Run a detector of one user at a time; `keep`: the same object goes on after a refresh."""
+    """Run a detector on one user after the other; `keep`: use the same detector after a refresh."""
     users, events = [], []
     first = histories.first
     for user, (short, long) in enumerate(histories.paths):
         n, t, step = len(short), first, make()
-        while t < n:  # t events are folded and knowledge is new
+        while t < n:  # after t events there is new knowledge
             anchor, last, drifted = long[t - 1], t, False
             while t < n:
                 stretch = short[t:t + AHEAD]
@@ -150,7 +150,7 @@ def _loop(histories: Histories, make: Callable[[], Callable[[float], bool]], *, 
 
 
 def delays(seen: Watched, change: np.ndarray) -> np.ndarray:
-    """Return events from each planted change to the first alarm after it, inf where there is none."""
+    """Return the number of events from each planted change to the first alarm after it, inf if there is none."""
     out = np.full(len(change), np.inf)
     late = seen.event - change[seen.user]
     np.minimum.at(out, seen.user[late > 0], late[late > 0])

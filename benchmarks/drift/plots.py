@@ -12,11 +12,11 @@ STYLE = {
 
 
 def draw(result: dict[str, Any], path: Path, stated: float) -> None:
-    """Draw share found against events per false alarm, and against events since the change at the rate `stated`."""
+    """Draw the share found against events per false alarm, and against events since the change at the rate `stated`."""
     import matplotlib as mpl
 
     mpl.use("svg")
-    mpl.rcParams["svg.hashsalt"] = "drift"  # the same figures give the same file
+    mpl.rcParams["svg.hashsalt"] = "drift"  # reproducible file
     from matplotlib import pyplot as plt
 
     within = [n for n in (5, 10, 20) if n <= result["tail"]]
@@ -24,7 +24,7 @@ def draw(result: dict[str, Any], path: Path, stated: float) -> None:
     for axis, n in zip(axes, within, strict=False):
         for detector in result["detectors"]:
             colour, line, width = STYLE[detector["title"]]
-            # Below twenty alarms the rate is anybody's guess.
+            # With fewer than 20 alarms the rate is too uncertain.
             points = sorted((p["every"], p[f"within_{n}"]) for p in detector["curve"] if p["alarms"] >= 20)
             axis.plot([p[0] for p in points], [p[1] for p in points], color=colour, ls=line, lw=width)
         axis.set(xscale="log", xlabel="events per false alarm", title=f"found within {n} events", ylim=(0, 1))
@@ -35,8 +35,9 @@ def draw(result: dict[str, Any], path: Path, stated: float) -> None:
         colour, line, width = STYLE[detector["title"]]
         for row in detector["at"]:
             if row["stated_every"] == stated:
-                found = row["detected_by"][: result["tail"]]
-                axis.plot(range(1, len(found) + 1), found, color=colour, ls=line, lw=width, label=detector["title"])
+                detected = row["detected_by"][: result["tail"]]
+                axis.plot(range(1, len(detected) + 1), detected, color=colour, ls=line, lw=width,
+                          label=detector["title"])
     axis.set(xlabel="events since the change", title=f"at one false alarm in {stated:.0f} events")
     axes[0].set_ylabel("share of planted changes found")
     for each in axes:

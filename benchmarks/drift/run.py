@@ -1,9 +1,9 @@
-"""Drift benchmark: Freshet's CUSUM beside river's Page–Hinkley and ADWIN, on planted changes of user.
+"""Drift benchmark: Freshet's CUSUM compared with river's Page–Hinkley and ADWIN, on planted changes of user.
 
     python -m benchmarks.drift.run [--quick]
 
-Every detector is tuned and calibrated on one half of the users and measured on the other. docs/drift.md says what is
-measured; tables and curves go there, the figures to benchmarks/results/drift.json.
+Every detector is tuned and calibrated on one half of the users and measured on the other; docs/drift.md explains it.
+Writes the tables and curves of docs/drift.md, and benchmarks/results/drift.json.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ ROOT = Path(__file__).resolve().parents[2]
 JSON_PATH, PAGE = ROOT / "benchmarks" / "results" / "drift.json", ROOT / "docs" / "drift.md"
 WITHIN = (5, 10, 20, 50)
 RATES = (100.0, FALSE_ALARM_EVERY, 400.0)
-FORMER = (10.0, 0.5)  # prior and slack until this comparison was made
+FORMER = (10.0, 0.5)  # the default prior and slack before this comparison
 
 
 @dataclass(frozen=True)
 class Half:
-    """One half of the users: without drift, with planted drift, and as they came."""
+    """One half of the users: histories without drift, with planted drift, and in their original order."""
 
     calm: Histories
     planted: Histories
@@ -62,7 +62,7 @@ def every(seen: Watched) -> float:
 
 
 def strictness_for(kind: Kind, calm: Histories, stated: float) -> float | None:
-    """Return the least strictness with at most one alarm per `stated` events; None where it alarms more even at 1."""
+    """Return the smallest strictness with at most one alarm per `stated` events; None if even 1 alarms more often."""
     if every(kind.at(calm, 1.0)) < stated:
         return None
     low, high = 0.0, 1.0
@@ -73,7 +73,7 @@ def strictness_for(kind: Kind, calm: Histories, stated: float) -> float | None:
 
 
 def tuned(kinds: list[Kind], half: Half, say: Callable[[str], None]) -> Kind:
-    """Return the kind that sees most planted changes within ten events at the shipped rate."""
+    """Return the kind that finds the most planted changes within ten events at the default false-alarm rate."""
     shares = []
     for kind in kinds:
         strictness = strictness_for(kind, half.calm, FALSE_ALARM_EVERY)
@@ -94,26 +94,26 @@ def candidates(moments: tuple[float, float], quick: bool) -> list[list[Kind]]:
     ]
 
 
-def measured(kind: Kind, one: Half, other: Half, points: int) -> dict[str, Any]:
-    """Return the curve over all thresholds on the other users, and the figures at each of `RATES`."""
+def measured(kind: Kind, tuning: Half, test: Half, points: int) -> dict[str, Any]:
+    """Return the curve over all thresholds on the test users, and the figures at each of `RATES`."""
     curve = []
     for strictness in np.linspace(0, 1, points).tolist():
-        late, calm = delays(kind.at(other.planted, strictness), other.change), kind.at(other.calm, strictness)
+        late, calm = delays(kind.at(test.planted, strictness), test.change), kind.at(test.calm, strictness)
         point = {"threshold": kind.threshold(strictness), "every": round(every(calm), 1), "alarms": len(calm.user)}
         curve.append(point | {f"within_{n}": round(float((late <= n).mean()), 4) for n in WITHIN})
     at: list[dict[str, Any]] = []
     for stated in RATES:
-        strictness = strictness_for(kind, one.calm, stated)
+        strictness = strictness_for(kind, tuning.calm, stated)
         if strictness is None:
             continue
-        calm, late = rate(kind.at(other.calm, strictness)), delays(kind.at(other.planted, strictness), other.change)
+        calm, late = rate(kind.at(test.calm, strictness)), delays(kind.at(test.planted, strictness), test.change)
         equal = {f"equal_{n}": round(_at_rate(curve, stated, f"within_{n}"), 4) for n in WITHIN}
         at.append(equal | {
             "stated_every": stated, "threshold": kind.threshold(strictness),
-            # Where even the loosest threshold alarms less often than stated, the rates are not equal.
+            # If even the loosest threshold alarms less often than stated, the rates are not equal.
             "reached": bool(strictness > 0.01), "observed_every": round(calm.every, 1),
             "observed_interval": [round(calm.low, 1), round(calm.high, 1)],
-            "true_order_every": round(every(kind.at(other.ordered, strictness)), 1),
+            "true_order_every": round(every(kind.at(test.ordered, strictness)), 1),
             "median_delay": float(np.median(late)) if np.isfinite(np.median(late)) else None,
             "delays": [int(d) if np.isfinite(d) else None for d in late]}
             | {f"within_{n}": round(float((late <= n).mean()), 4) for n in WITHIN})
@@ -126,30 +126,30 @@ def compare(
     began = time.monotonic()
     count = 150 if quick else 600
     say(f"{population.name}: {len(population.calibration)} users to calibrate, {len(population.others)} to measure")
-    one = Half.of(population, population.calibration, count, least, seed)
-    other = Half.of(population, population.others, count, least, seed + 1)
-    quiet = watch(one.calm.rows, population.vectors, one.calm.settings, Detector(0.0, 1.0, 1.0, 0.0, float("inf")),
-                  first=population.first, cooldown=5)
+    tuning = Half.of(population, population.calibration, count, least, seed)
+    test = Half.of(population, population.others, count, least, seed + 1)
+    never = Detector(0.0, 1.0, 1.0, 0.0, float("inf"))
+    quiet = watch(tuning.calm.rows, population.vectors, tuning.calm.settings, never, first=population.first, cooldown=5)
     moments = quiet.mean, quiet.sd
     kinds = [cusum(moments, PRIOR, SLACK, "CUSUM (Freshet)"), cusum(moments, *FORMER, "CUSUM, as before")]
-    kinds += [tuned(grid, one, say) for grid in candidates(moments, quick)] + [level()]
+    kinds += [tuned(grid, tuning, say) for grid in candidates(moments, quick)] + [level()]
     results = []
     for kind in kinds:
         say(f"  measuring {kind.title}")
-        results.append(measured(kind, one, other, 8 if quick else 18))
+        results.append(measured(kind, tuning, test, 8 if quick else 18))
     _pair(results)
     return {
         "dataset": population.name, "least": least, "first": population.first, "tail": population.tail,
         "planted": count,
         "users": [len(population.calibration), len(population.others)],
         "events_watched": [
-            sum(max(0, len(rows) - population.first) for rows in half.calm.rows) for half in (one, other)],
+            sum(max(0, len(rows) - population.first) for rows in half.calm.rows) for half in (tuning, test)],
         "mean": round(quiet.mean, 4), "sd": round(quiet.sd, 4), "detectors": results,
         "seconds": round(time.monotonic() - began, 1)}
 
 
 def _pair(results: list[dict[str, Any]]) -> None:
-    """Add to each detector's figures how much more the shipped one sees on the same streams, with a 95% interval."""
+    """Add to each detector's figures Freshet's lead on the same streams, with a 95% interval."""
     shipped = {row["stated_every"]: _late(row) for row in results[0]["at"]}
     for result in results:
         for row in result["at"]:
@@ -169,7 +169,7 @@ def _pair(results: list[dict[str, Any]]) -> None:
 
 
 def _at_rate(curve: list[dict[str, Any]], stated: float, name: str) -> float:
-    """Return what the curve shows where the *other* users have one false alarm per `stated` events."""
+    """Return the value of the curve at one false alarm per `stated` events of the *test* users."""
     points = sorted((np.log(point["every"]), point[name]) for point in curve)
     return float(np.interp(np.log(stated), [x for x, _ in points], [y for _, y in points]))
 
@@ -182,12 +182,12 @@ def table(result: dict[str, Any], stated: float = FALSE_ALARM_EVERY) -> str:
     """Return the figures at one rate as a Markdown table."""
     columns = [n for n in WITHIN if n <= result["tail"]]
     lines = ["| detector | false alarm every | true order: every | median delay | "
-             + " | ".join(f"within {n}" for n in columns) + " | Freshet's more, within 10 | within 10, equal rate |",
+             + " | ".join(f"within {n}" for n in columns) + " | Freshet's lead, within 10 | within 10, equal rate |",
              "|---|--:|--:|--:|" + "--:|" * (len(columns) + 2)]
     for detector in result["detectors"]:
         row = next((row for row in detector["at"] if row["stated_every"] == stated), None)
         if row is None:
-            lines.append(f"| {detector['title']} | never so seldom |" + " |" * (len(columns) + 4))
+            lines.append(f"| {detector['title']} | rate not reached |" + " |" * (len(columns) + 4))
             continue
         gain = row.get("shipped_more_10")
         shown = "" if gain is None else f"{100 * gain[0]:+.1f} ({100 * gain[1]:+.1f} to {100 * gain[2]:+.1f})"
@@ -210,12 +210,12 @@ def section(report: dict[str, Any]) -> str:
             for detector in result["detectors"] if detector["parameters"])
         loose = any(not row["reached"] for detector in result["detectors"] for row in detector["at"]
                     if row["stated_every"] == FALSE_ALARM_EVERY)
-        note = "\n\n¹ alarms less often than stated at its loosest threshold." if loose else ""
+        note = "\n\n¹ alarms less often than stated even at its loosest threshold." if loose else ""
         parts.append(
-            f"### {result['dataset']}\n\n{table(result)}{note}\n\n{result['users'][0]:,} users to tune and calibrate "
-            f"on, {result['users'][1]:,} others to measure on ({result['events_watched'][1]:,} events without drift, "
-            f"{result['planted']} planted changes, {result['least']} to 100 events after the first knowledge, which is "
-            f"made at event {result['first']}). {chosen}.\n\n"
+            f"### {result['dataset']}\n\n{table(result)}{note}\n\n{result['users'][0]:,} users for tuning and "
+            f"calibration, {result['users'][1]:,} others for measurement ({result['events_watched'][1]:,} events "
+            f"without drift, {result['planted']} planted changes, {result['least']} to 100 events after the first "
+            f"knowledge, which is made at event {result['first']}). {chosen}.\n\n"
             f"![Share of planted changes found against false alarms](drift-{slug(result)}.svg)")
     return "\n\n".join(parts) + f"\n\nriver {report['river']}, revision {report['revision']}."
 
@@ -233,10 +233,12 @@ def write(report: dict[str, Any]) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="benchmarks.drift.run", description=__doc__.partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="made-up users, seconds, nothing saved")
-    parser.add_argument("--seed", type=int, default=1, help="of halves, shuffles and planted changes (%(default)s)")
+    parser.add_argument("--quick", action="store_true", help="synthetic users, takes seconds, saves nothing")
+    parser.add_argument("--seed", type=int, default=1,
+                        help="seed of halves, shuffles and planted changes (%(default)s)")
     parser.add_argument("--least", type=int, default=1,
-                        help="events from knowledge to a planted change; nothing is saved but for %(default)s")
+                        help="minimum number of events from knowledge to a planted change; results are saved only with "
+                             "%(default)s")
     args = parser.parse_args(argv)
     try:
         river = version("river")
@@ -253,7 +255,7 @@ def main(argv: list[str] | None = None) -> None:
                 everyone.append(population("Amazon Beauty", BEAUTY, settings, print, tail=20, epochs=4, users=3000,
                                            seed=args.seed))
             else:
-                print(f"{BEAUTY} is not there: MovieLens only")
+                print(f"{BEAUTY} does not exist: MovieLens only")
     except FreshetError as error:
         sys.exit(f"benchmarks.drift.run: {error}")
     report: dict[str, Any] = {
@@ -264,7 +266,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"\n{result['dataset']} ({result['seconds']} s)\n{table(result)}")
     if not args.quick and args.least == parser.get_default("least"):
         write(report)
-        print(f"\nwritten: {JSON_PATH.relative_to(ROOT)}, docs/drift.md and its curves")
+        print(f"\nwrote {JSON_PATH.relative_to(ROOT)}, docs/drift.md and its curves")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Histories with and without drift, for benchmarks/drift/run.py.
 
-Item vectors are those of a behaviour-only backbone trained for a few epochs on the training part: centred, of length 1,
-as in a fitted model's interest.safetensors.
+Item vectors come from a behaviour-only backbone trained for a few epochs on the training part: centred, of length 1, as
+in a fitted model's interest.safetensors.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from models.data import dataset as data
 from schemas.settings import Settings, StateSettings
 from streams.calibration.alarms import Rows
-from streams.calibration.thresholds import MAX_OBSERVATIONS, History, choose_min_history, halves
+from streams.calibration.thresholds import MAX_OBSERVATIONS, History, choose_min_history, split_users
 from streams.profile.catalogue import ItemVectors
 from workers.training.thresholds import by_user
 
@@ -25,11 +25,11 @@ BEAUTY = Path(__file__).resolve().parents[3] / "shared" / "data" / "amazon-beaut
 
 @dataclass(frozen=True)
 class Population:
-    """Users of a data set in two halves that share nobody, and what the detectors look at.
+    """Two disjoint halves of a data set's users, and the item vectors.
 
     Args:
-        first: events before knowledge is there.
-        tail: events of the other user after a planted change.
+        first: number of events before the first knowledge.
+        tail: number of events of the other user after a planted change.
     """
 
     name: str
@@ -42,14 +42,14 @@ class Population:
 
 @dataclass(frozen=True)
 class Planted:
-    """Shuffled histories of one user that go on as another's: item rows, and how many of them came before."""
+    """Shuffled histories of one user that continue as another's: item rows, and number of rows before the change."""
 
     rows: list[Rows]
     change: np.ndarray
 
 
 def made_up(seed: int = 0) -> Population:
-    """A population without a data set: 40 groups of items, users who like a few of them."""
+    """Return a synthetic population: 40 groups of items, users who like a few of them."""
     rng = np.random.default_rng(seed)
     centres = rng.normal(size=(40, 32))
     vectors = np.repeat(centres, 10, axis=0) + 0.7 * rng.normal(size=(400, 32))
@@ -59,19 +59,19 @@ def made_up(seed: int = 0) -> Population:
         histories.append(rng.choice(400, int(rng.integers(20, 120)), p=taste / taste.sum()))
     items = ItemVectors([f"{n}" for n in range(400)], vectors.astype(np.float32))
     users = [History(rows, np.arange(len(rows), dtype=float)) for rows in histories]
-    return Population("made-up users", items, *halves(users, 10, seed), first=10, tail=50)
+    return Population("made-up users", items, *split_users(users, 10, seed), first=10, tail=50)
 
 
 def population(name: str, folder: Path, settings: Settings, say: Callable[[str], None], *, tail: int, epochs: int,
                users: int, seed: int = 0) -> Population:
-    """The users of a data set, at most `users` in each half, by the training part of their histories."""
+    """Return the users of a data set, at most `users` per half, with the training part of their histories."""
     dataset = data.load(folder)
     past, _ = data.split(dataset, settings.fit.train_fraction)
     vectors = ItemVectors(dataset.items, _item_vectors(dataset, past, settings, epochs, say))
     histories = by_user(past, np.arange(len(dataset.items)), len(dataset.users))
     first = choose_min_history(histories)
-    one, other = halves(histories, first, seed)
-    return Population(name, vectors, one[:users], other[:users], first, tail)
+    calibration, others = split_users(histories, first, seed)
+    return Population(name, vectors, calibration[:users], others[:users], first, tail)
 
 
 def _item_vectors(dataset: data.Dataset, past: data.Events, settings: Settings, epochs: int,
@@ -96,15 +96,16 @@ def _item_vectors(dataset: data.Dataset, past: data.Events, settings: Settings, 
 
 
 def shuffles(histories: list[History], first: int, seed: int) -> list[Rows]:
-    """Return each user's items in random order: no drift."""
+    """Return each user's items in random order, i.e. without drift."""
     rng = np.random.default_rng([seed, 3])
     return [rng.permutation(h.rows)[:first + MAX_OBSERVATIONS] for h in histories]
 
 
 def plant(population: Population, histories: list[History], count: int, least: int, seed: int) -> Planted:
-    """Return `count` changes of user: `least` to 100 events after the first knowledge, then `tail` events of another.
+    """Return `count` histories in which another user takes over for `tail` events.
 
-    Both parts are in random order, so that there is no drift but the planted one.
+    The change is `least` to 100 events after the first knowledge. Both parts are in random order, so there is no other
+    drift.
     """
     rng = np.random.default_rng([seed, 4])
     first, tail = population.first, population.tail
@@ -112,17 +113,17 @@ def plant(population: Population, histories: list[History], count: int, least: i
     after = [h.rows for h in histories if len(h.rows) >= tail]
     rows, change = [], []
     while len(rows) < count:
-        one, other = before[int(rng.integers(len(before)))], after[int(rng.integers(len(after)))]
-        if one is other:
+        old, new = before[int(rng.integers(len(before)))], after[int(rng.integers(len(after)))]
+        if old is new:
             continue
-        cut = int(rng.integers(first + least, min(len(one), first + 100) + 1))
-        rows.append(np.concatenate([rng.permutation(one)[:cut], rng.permutation(other)[:tail]]))
+        cut = int(rng.integers(first + least, min(len(old), first + 100) + 1))
+        rows.append(np.concatenate([rng.permutation(old)[:cut], rng.permutation(new)[:tail]]))
         change.append(cut)
     return Planted(rows, np.array(change))
 
 
 def interest_paths(rows: Rows, vectors: ItemVectors, settings: StateSettings) -> tuple[np.ndarray, np.ndarray]:
-    """Return a user's short and long interest after each of n events, (n, d) each, as the stage folds them."""
+    """Return a user's short and long interest after each of n events, (n, d) each, as streams computes them."""
     out = []
     for half_life in (settings.short_half_life, settings.long_half_life):
         keep = 0.5 ** (1.0 / half_life)

@@ -1,1 +1,1 @@
-"""Error and width of an experiment's interval that is looked at after every user."""
+"""Error rate and width of an experiment's confidence interval when it is checked after every user."""

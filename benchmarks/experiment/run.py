@@ -1,10 +1,10 @@
-"""Is an experiment's interval right when it is looked at after every user, and how narrow is it?
+"""Error rate and width of an experiment's confidence interval when it is checked after every user.
 
     python -m benchmarks.experiment.run [--quick]
 
-Simulated users without any effect of the arm: how often does an interval exclude zero after at least one of its looks?
-Then its half-width beside that of an interval that may be looked at once, and how many users it takes until a true
-uplift is seen. Writes benchmarks/results/experiment.json and docs/experiments.svg.
+Simulates users without an effect of the arm and counts how often an interval excludes zero at any check. Compares its
+half-width with that of an interval valid for a single check, and measures how many users it takes to detect a true
+uplift. Writes benchmarks/results/experiment.json and docs/experiments.svg.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from workers.training.revision import revision
 ROOT = Path(__file__).parents[2]
 ALPHA = 0.05
 SHARES = (0.1, 0.5)
-BURN_IN = 300  # users whom the methods that trust the central limit theorem wait for
+BURN_IN = 300  # minimum number of users for methods based on the central limit theorem
 METHODS = {
     "betting": "confidence sequence of `freshet experiment`",
     "asymptotic": "asymptotic confidence sequence, from the first user on",
     "asymptotic_later": f"the same, from user {BURN_IN} on",
-    "fixed": f"fixed-sample interval over users, looked at from user {BURN_IN} on",
-    "events": f"fixed-sample interval over events, looked at from user {BURN_IN} on",
+    "fixed": f"fixed-sample interval over users, checked from user {BURN_IN} on",
+    "events": f"fixed-sample interval over events, checked from user {BURN_IN} on",
 }
 LABELS = {"betting": "freshet experiment", "asymptotic": "asymptotic", "asymptotic_later": f"asymptotic from {BURN_IN}",
           "fixed": "fixed-sample, users", "events": "fixed-sample, events"}
@@ -40,11 +40,11 @@ Array = NDArray[np.float64]
 def population(
     rng: np.random.Generator, shape: tuple[int, ...], mean: float = 0.03,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], Array]:
-    """Return hits, events and the worth of a hit of very unlike users: a reward is hits/events × worth.
+    """Return hits, events and the value of a hit for very different users; a reward is hits/events × value.
 
-    A user has 1 to 200 events (Zipf), all with the user's own chance of a hit (Beta, standard deviation several times
-    the mean), and hits are worth one and the same NDCG: events of a user are as dependent as they can be. Most users
-    never take what was recommended, a few do again and again.
+    A user has 1 to 200 events (Zipf). All have the user's own probability of a hit (Beta, standard deviation several
+    times the mean) and the same NDCG per hit, so a user's events are as dependent as possible. Most users never take a
+    recommendation; a few do so often.
     """
     chance = rng.beta(0.3, 0.3 / mean - 0.3, size=shape)
     events = np.minimum(rng.zipf(1.8, size=shape), 200)
@@ -52,7 +52,7 @@ def population(
 
 
 def first_errors(rng: np.random.Generator, share: float, users: int) -> dict[str, int]:
-    """Return per method after how many users its interval first excludes zero in one experiment without an effect."""
+    """Return per method after how many users its interval first excludes zero in an experiment without an effect."""
     hits, events, worth = population(rng, (users,))
     rewards, control = hits / events * worth, rng.random(users) < share
     phi = pseudo_outcomes(rewards, control, share)
@@ -69,9 +69,9 @@ def first_errors(rng: np.random.Generator, share: float, users: int) -> dict[str
 
 
 def _asymptotic(n: NDArray[np.int64], variance: Array) -> Array:
-    """Waudby-Smith et al. 2024, Theorem 2.2; ρ such that it is narrowest at 1,000 users (their appendix).
+    """Return the half-width of Waudby-Smith et al. 2024, Theorem 2.2, with ρ optimal at 1,000 users (their appendix).
 
-    ρ must not depend on the data; here it is given the last variance, which a real experiment does not know beforehand.
+    ρ must not depend on the data. Here it uses the final variance, which a real experiment does not know beforehand.
     """
     rho2 = (-2 * np.log(ALPHA) + np.log(1 - 2 * np.log(ALPHA))) / (1000 * variance[-1])
     t = n * variance * rho2 + 1
@@ -79,7 +79,7 @@ def _asymptotic(n: NDArray[np.int64], variance: Array) -> Array:
 
 
 def _z(counts: Any, sums: Array, squares: Array, control: NDArray[np.bool_]) -> Array:
-    """Return |z| of treatment − control after each user, from each user's number, sum and sum of squares of values."""
+    """Return |z| of treatment − control after each user, from the number, sum and sum of squares of users' values."""
     arms = []
     with np.errstate(all="ignore"):
         for arm in (~control, control):
@@ -91,14 +91,14 @@ def _z(counts: Any, sums: Array, squares: Array, control: NDArray[np.bool_]) -> 
 
 
 def widths(rng: np.random.Generator, share: float, sizes: list[int], runs: int) -> list[dict[str, float]]:
-    """Return mean distances of both ends from the uplift and the fixed-sample half-width, per number of users."""
+    """Return per number of users the mean distances of both bounds from the uplift and the fixed-sample half-width."""
     rows = []
     for _ in range(runs):
         hits, events, worth = population(rng, (max(sizes),))
         rewards, control = hits / events * worth, rng.random(max(sizes)) < share
         for now in confidence(rewards, control, share, at=np.array(sizes)):
-            held, part = control[:now.users], rewards[:now.users]
-            once = 1.96 * (part[held].var() / held.sum() + part[~held].var() / (~held).sum()) ** 0.5
+            arm, part = control[:now.users], rewards[:now.users]
+            once = 1.96 * (part[arm].var() / arm.sum() + part[~arm].var() / (~arm).sum()) ** 0.5
             uplift = now.uplift if now.uplift is not None else 0.0
             rows.append((now.users, uplift - now.low, now.high - uplift, once))
     table = np.array(rows).reshape(runs, len(sizes), 4).mean(axis=0)
@@ -108,7 +108,7 @@ def widths(rng: np.random.Generator, share: float, sizes: list[int], runs: int) 
 def detection(
     rng: np.random.Generator, share: float, uplifts: list[float], users: int, runs: int,
 ) -> list[dict[str, Any]]:
-    """Return the users it took until a true uplift was seen (median; None: half never did), and the forecast."""
+    """Return the median number of users until a true uplift is detected (None: half never are), and the forecast."""
     out = []
     for uplift in uplifts:
         seen, forecasts = [], []
@@ -127,11 +127,11 @@ def detection(
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
-    """Draw errors and half-widths against the number of users."""
+    """Draw error rates and half-widths against the number of users."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    mpl.rcParams["svg.hashsalt"] = "freshet"  # the same figures give the same file
+    mpl.rcParams["svg.hashsalt"] = "freshet"  # reproducible file
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     colours = dict(zip(METHODS, ("#0b6e99", "#f2a541", "#c98a2b", "#7b8794", "#d1495b"), strict=True))
@@ -141,16 +141,16 @@ def draw(result: dict[str, Any], path: Path) -> None:
         share = np.searchsorted(np.sort(errors), n, side="right") / len(errors)
         left.plot(n, share, color=colours[name], label=LABELS[name])
     left.axhline(ALPHA, color="black", linewidth=0.8, linestyle=":")
-    left.set(xscale="log", xlabel="users, looked at after each", ylim=(0, None),
-             ylabel="experiments wrong by then", title=f"no effect, {part['share']:.0%} control (dotted: 5%)")
+    left.set(xscale="log", xlabel="users, checked after each", ylim=(0, None),
+             ylabel="share of wrong experiments", title=f"no effect, {part['share']:.0%} control (dotted: 5%)")
     left.legend(fontsize=8)
     for part, style in zip(result["shares"], ("-", "--"), strict=True):
         users = [row["users"] for row in part["widths"]]
         for key, label, colour in (("below", "lower half of the sequence", "#0b6e99"),
-                                   ("above", "upper half", "#4aa3c7"), ("fixed", "looked at once", "#7b8794")):
+                                   ("above", "upper half", "#4aa3c7"), ("fixed", "single check", "#7b8794")):
             right.plot(users, [row[key] for row in part["widths"]], style, color=colour,
                        label=f"{label}, {part['share']:.0%} control")
-    right.set(xscale="log", yscale="log", xlabel="users", ylabel="half-width, NDCG@10", title="how narrow")
+    right.set(xscale="log", yscale="log", xlabel="users", ylabel="half-width, NDCG@10", title="width")
     right.legend(fontsize=7)
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
@@ -160,7 +160,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="seconds instead of minutes; writes nothing")
+    parser.add_argument("--quick", action="store_true", help="takes seconds instead of minutes, writes nothing")
     parser.add_argument("--seed", type=int, default=1)
     quick = (arguments := parser.parse_args()).quick
     runs, users = (100, 1000) if quick else (2000, 3000)
@@ -177,15 +177,16 @@ def main() -> None:
             "detection": detection(rng, share, [0.05] if quick else [0.01, 0.02, 0.05], 5000 if quick else 40_000,
                                    4 if quick else 20)})
     for part in result["shares"]:
-        print(f"\n{part['share']:.0%} control, no effect, {runs:,} experiments: wrong at any of {users:,} looks")
+        print(f"\n{part['share']:.0%} control, no effect, {runs:,} experiments: wrong at any of {users:,} checks")
         for name, title in METHODS.items():
             print(f"  {part['error'][name]:6.1%}  {title}")
         print("  half-width at users: " + ", ".join(
-            f"{row['users']:,}: −{row['below']:.4f} +{row['above']:.4f} (once ±{row['fixed']:.4f})"
+            f"{row['users']:,}: −{row['below']:.4f} +{row['above']:.4f} (single check ±{row['fixed']:.4f})"
             for row in part["widths"]))
         for row in part["detection"]:
-            seen = "not seen" if row["median_users"] is None else f"seen after {row['median_users']:,.0f} users"
-            print(f"  uplift {row['uplift']:+.2f}: {seen} (median), forecast {row['forecast']:,.0f}")
+            detected = "not detected" if row["median_users"] is None else (
+                f"detected after {row['median_users']:,.0f} users")
+            print(f"  uplift {row['uplift']:+.2f}: {detected} (median), forecast {row['forecast']:,.0f}")
     if not quick:
         draw(result, ROOT / "docs" / "experiments.svg")
         for part in result["shares"]:

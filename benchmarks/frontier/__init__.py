@@ -1,1 +1,1 @@
-"""Gain against language model calls of every refresh policy."""
+"""Gain against language model calls, for every refresh policy."""

@@ -18,7 +18,7 @@ Comparisons = dict[float | None, dict[str, Any]]
 
 
 def table(points: list[Point], compared: Comparisons) -> str:
-    """Return Markdown about one data set: all points, and `freshet` against the others."""
+    """Return Markdown for one data set: all points, and `freshet` compared with the other policies."""
     first = points[0].figures
     name = first["dataset"]
     seeds = sorted({point.figures["seed"] for point in points})
@@ -64,19 +64,19 @@ def _against(compared: Comparisons) -> str:
 
 
 def age(seconds: float | None, events: float | None) -> str:
-    """Return an age in words: event time, and the user's events."""
+    """Return an age as text: event time, and number of the user's events."""
     if seconds is None or events is None:
         return "none used"
     return f"{duration(seconds)}, {events:g} events"
 
 
 def plot_of(dataset: str) -> str:
-    """Return the name of a data set's figure, beside the page."""
+    """Return the file name of a data set's figure, in the page's folder."""
     return f"frontier-{dataset}.svg"
 
 
 def write(rows: list[dict[str, Any]], points: list[Point], text: str) -> None:
-    """Save the points of one data set, and put its plot and `table` into the documentation; others' stay."""
+    """Save the points, plot and text of one data set; keep those of other data sets."""
     dataset = points[0].figures["dataset"]
     earlier = orjson.loads(JSON_PATH.read_bytes()) if JSON_PATH.is_file() else []
     JSON_PATH.parent.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""The figures of docs/frontier.md: gain, and age of knowledge, against LLM calls."""
+"""The figures of docs/frontier.md: gain and age of knowledge against LLM calls."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ mpl.use("svg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-# Colours that colour-blind readers can tell apart (Okabe and Ito), and a marker each.
+# The colour-blind-safe palette of Okabe and Ito, with a marker per policy.
 LOOKS = {
     "freshet": ("#000000", "o"), "nightly": ("#0072B2", "s"), "every-n": ("#E69F00", "^"), "drift": ("#009E73", "D"),
     "judge": ("#CC79A7", "v"), "once": ("#56B4E9", "P"), "always": ("#D55E00", "X")}
-# The same policies with the other evidence than in practice: the same colours, hollow and dashed.
+# The same policies with the other kind of evidence: same colours, hollow and dashed.
 LOOKS |= {f"{name}, {evidence} evidence": LOOKS[name] for name, evidence in (
     ("freshet", "stored"), ("every-n", "current"), ("once", "current"))}
 
@@ -41,7 +41,7 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
         axes.grid(alpha=0.3, which="both", linewidth=0.4)
     left.legend(fontsize=8, frameon=False)
     figure.tight_layout()
-    mpl.rcParams["svg.hashsalt"] = "freshet"  # equal figures, equal files
+    mpl.rcParams["svg.hashsalt"] = "freshet"  # reproducible file
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
 

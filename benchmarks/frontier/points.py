@@ -1,4 +1,4 @@
-"""Points of the frontier: kept on disk as they are finished, pooled over seeds, compared at equal calls."""
+"""Points of the frontier: stored when finished, pooled over seeds, compared at equal calls."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from workers.replay.record import Columns
 from workers.training.code_hash import files_of, hash_of
 
 ROOT = Path(__file__).resolve().parents[2]
-# What a point depends on, beside data, model and settings.
+# The code that a point depends on, in addition to data, model and settings.
 CODE = ("models", "streams", "workers/replay", "workers/roles/ranking/worker.py", "workers/roles/ranking/ranker.py",
         "workers/roles/knowledge/worker.py", "workers/roles/knowledge/generator.py",
         "workers/measurement/prequential.py")
-EQUAL = 0.1  # calls that differ by no more than this share count as equal
+EQUAL = 0.1  # numbers of calls count as equal if they differ by at most this share
 
 
 def code_hash() -> str:
-    """Return a hash of the code a point depends on: a finished point of other code is not used again."""
+    """Return a hash of the code that a point depends on; points of other code are not reused."""
     return hash_of(files_of(*CODE))[:12]
 
 
 @dataclass(frozen=True)
 class Point:
-    """A finished replay: its figures, and per predicted event (4, n): place, user, served and reference NDCG@10."""
+    """A finished replay: figures, and (4, n) rows over predicted events: place, user, served and reference NDCG@10."""
 
     figures: dict[str, Any]
     rows: NDArray[np.float64]
@@ -42,7 +42,7 @@ class Point:
 
 
 class PointFolder:
-    """A folder of points; each is two files, the figures written last."""
+    """A folder of points. Each point has two files; the figures are written last."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -66,23 +66,23 @@ def versus(mine: Sequence[Point], theirs: Sequence[Point], draws: int = 2000) ->
     """Compare two policies on the same events: one point of each per seed.
 
     Returns:
-        mean NDCG@10 of mine minus theirs per event, its 95% interval (paired bootstrap over users; a user's events of
-        all seeds stay together), and the calls of both.
+        mean difference in NDCG@10 per event, mine − theirs, its 95% interval (paired bootstrap over users, keeping a
+        user's events of all seeds together), and the calls of theirs.
     """
     for a, b in zip(mine, theirs, strict=True):
         if not np.array_equal(a.rows[:2], b.rows[:2]):
             raise ValueError(f"{a.name} and {b.name} predicted different events")
-    one, other = (np.concatenate([point.rows for point in points], axis=1) for points in (mine, theirs))
-    difference, low, high = paired_interval(one[1].astype(np.int64), one[2] - other[2], draws=draws)
+    my_rows, their_rows = (np.concatenate([point.rows for point in points], axis=1) for points in (mine, theirs))
+    difference, low, high = paired_interval(my_rows[1].astype(np.int64), my_rows[2] - their_rows[2], draws=draws)
     calls = [float(np.mean([point.figures["calls_per_1000"] for point in points])) for points in (mine, theirs)]
     return {"difference": difference, "interval": [low, high], "calls_per_1000": calls[1],
             "equal_calls": abs(calls[0] / calls[1] - 1) <= EQUAL if min(calls) > 0 else False}
 
 
 def share_of(mine: Sequence[Point], best: Sequence[Point], draws: int = 2000) -> dict[str, Any]:
-    """Return what share of the gain of `best` is kept, its 95% interval, and the share of the calls it takes.
+    """Return the share of the gain of `best` that `mine` achieves, its 95% interval, and the share of calls used.
 
-    The interval is that of a ratio of two uncertain gains: where the lower one is near 0 it is wide, and says so.
+    The interval is that of a ratio of two uncertain gains: if the denominator is near 0, it is wide.
     """
     gains, drawn = [], []
     for points in (mine, best):
@@ -99,7 +99,7 @@ def share_of(mine: Sequence[Point], best: Sequence[Point], draws: int = 2000) ->
 
 
 def pooled(points: Sequence[Point]) -> dict[str, Any]:
-    """Return the figures of a policy and budget over all seeds: means, and the gain with its interval over users."""
+    """Return the figures of one policy and budget over all seeds: means, and the gain with its interval over users."""
     rows = np.concatenate([point.rows for point in points], axis=1)
     gain, low, high = paired_interval(rows[1].astype(np.int64), rows[2] - rows[3])
     first = points[0].figures
@@ -115,7 +115,7 @@ def pooled(points: Sequence[Point]) -> dict[str, Any]:
 
 
 def grouped(points: Iterable[Point]) -> dict[tuple[str, float | None], list[Point]]:
-    """Return the points of each policy and budget, in order of seed."""
+    """Return the points by policy and budget, ordered by seed."""
     groups: dict[tuple[str, float | None], list[Point]] = {}
     for point in sorted(points, key=lambda point: point.figures["seed"]):
         groups.setdefault(point.name, []).append(point)

@@ -1,1 +1,1 @@
-"""Events per second of the profile stage, beside other stream processors."""
+"""Events per second of the profile stage, compared with other stream processors."""

@@ -1,4 +1,4 @@
-"""The broker of one benchmark: Apache Kafka where it is at hand, else the embedded one."""
+"""The broker of the benchmark: Apache Kafka if available, else the embedded one."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def kafka_home() -> Path | None:
 
 @contextmanager
 def running(kind: str, folder: Path) -> Iterator[str]:
-    """Start a broker of kind "kafka" or "embedded", yield its address, stop it.
+    """Start a broker of kind "kafka" or "embedded", yield its address, then stop it.
 
     Raises:
         FreshetError: it did not answer in time.
@@ -44,7 +44,7 @@ def running(kind: str, folder: Path) -> Iterator[str]:
         return
     home, port = kafka_home(), free_port()
     assert home is not None
-    # A random cluster id may begin with "-", which Kafka takes for an option.
+    # A random cluster id may begin with "-", which Kafka reads as an option.
     child = Child("kafka", [str(home / "start"), str(folder / "kafka"), str(port)], folder / "broker.log",
                   os.environ | {"KAFKA_CLUSTER_ID": "ZnJlc2hldC10ZXN0LWNsMQ"})
     child.start()

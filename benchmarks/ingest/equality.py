@@ -1,4 +1,4 @@
-"""Did every system do the whole job? The states of sampled users, against the shared fold run over their events."""
+"""Check that every system did the complete job: compare states of sampled users with the shared fold."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from benchmarks.ingest.meter import plain
 TOLERANCE = 1e-4
 
 
-def expected(records: list[Record], sample: list[str], world: fold.Catalogue) -> dict[str, list[dict[str, Any]]]:
+def expected(records: list[Record], sample: list[str], world: fold.ItemIndex) -> dict[str, list[dict[str, Any]]]:
     """Return, per sampled user, the state after each of their records."""
     wanted = frozenset(sample)
     states: dict[str, fold.State] = {user: fold.State() for user in sample}
@@ -28,12 +28,13 @@ def expected(records: list[Record], sample: list[str], world: fold.Catalogue) ->
 
 
 def differences(
-    states: dict[str, dict[str, Any]], truth: dict[str, list[dict[str, Any]]], *, whole: bool,
+    states: dict[str, dict[str, Any]], truth: dict[str, list[dict[str, Any]]], *, complete: bool,
 ) -> list[str]:
-    """Return what is wrong with a system's states, one line each; empty = equal.
+    """Return the differences of a system's states, one line each; empty = equal.
 
     Args:
-        whole: the system processed everything; otherwise a state is compared with the truth after as many records.
+        complete: the system processed all events. Otherwise a state is compared with the truth after the same number of
+            records.
     """
     wrong = []
     for user, path in truth.items():
@@ -41,11 +42,11 @@ def differences(
             continue
         got = states.get(user)
         if got is None:
-            if whole:
+            if complete:
                 wrong.append(f"{user}: no state")
             continue
         done = got["count"] + got["duplicates"] + got["too_late"]
-        if done > len(path) or done == 0 or (whole and done != len(path)):
+        if done > len(path) or done == 0 or (complete and done != len(path)):
             wrong.append(f"{user}: {done} of {len(path)} records")
             continue
         want = path[done - 1]

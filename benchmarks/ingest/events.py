@@ -1,4 +1,4 @@
-"""The benchmark's world: seeded events that look like behaviour, item vectors, and the topic they are produced to."""
+"""The benchmark's data: seeded synthetic events, item vectors, and production to the topic."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Workload:
     """Sizes and shares of the synthetic stream.
 
     Args:
-        user_exponent: Zipf exponent of user activity; at 0.7 and 5,000 users the busiest makes 2 % of all events.
-        duplicates: share of records that repeat an earlier one of the same user.
-        late: share of events whose time lies before the user's newest.
+        user_exponent: Zipf exponent of user activity; with 0.7 and 5,000 users the most active one makes 2% of events.
+        duplicates: share of records that repeat an earlier record of the same user.
+        late: share of events with a time before the user's newest.
     """
 
     events: int = 400_000
@@ -67,15 +67,15 @@ def generate(work: Workload) -> list[Record]:
 
 
 def write_vectors(work: Workload, path: Path) -> None:
-    """Save (items + 1, 64) float32 unit vectors; the last row is the anchor every user starts with."""
+    """Save (items + 1, 64) float32 unit vectors; the last row is the initial anchor of every user."""
     rng = np.random.default_rng(work.seed + 1)
-    table = rng.normal(size=(work.items + 1, DIM)) + 0.3  # a common part, so that cosines differ from zero
+    table = rng.normal(size=(work.items + 1, DIM)) + 0.3  # a common component, so that cosines differ from zero
     table /= np.linalg.norm(table, axis=1, keepdims=True)
     np.save(path, table.astype(np.float32))
 
 
 def produce(bootstrap: str, topic: str, records: list[Record], headers: list[tuple[str, bytes]]) -> None:
-    """Produce all records, keyed by user with Kafka's default partitioner, and wait until the broker has them."""
+    """Produce all records, keyed by user with Kafka's default partitioner, and wait for acknowledgement."""
     failed: list[str] = []
     producer = Producer({
         "bootstrap.servers": bootstrap, "partitioner": "murmur2_random", "linger.ms": 50, "acks": "all",

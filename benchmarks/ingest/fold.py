@@ -1,8 +1,9 @@
-"""The job of the ingest benchmark, one event at a time: what every peer runs, and what all states are checked against.
+"""The job of the ingest benchmark, one event at a time. Every peer runs it, and all states are checked against it.
 
-Deduplicate by event id, keep the 50 newest items by event time, move two exponential averages of 64-d item vectors, and
-follow 1 − cos(short average, anchor) with a CUSUM. The arithmetic is that of `streams.profile.fold`, spelled out for a
-single event with as few numpy calls as it takes. Needs numpy, msgspec and orjson only: the peers live elsewhere.
+Deduplicate by event id, keep the 50 newest items by event time, update two exponential averages of 64-d item vectors,
+and track 1 − cos(short average, anchor) with a CUSUM. The arithmetic is that of `streams.profile.fold`, written for
+single events with few numpy calls. Imports only numpy, msgspec and orjson, because the peers run in another
+environment.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ from numpy.typing import NDArray
 HISTORY = 50
 EVENT_IDS = 128
 SHORT_HALF_LIFE, LONG_HALF_LIFE = 3.0, 30.0
-# The detector of the benchmark: any constants do, as long as all systems use the same.
+# The constants of the detector are arbitrary, but the same for all systems.
 DRIFT_MEAN, DRIFT_SD, DRIFT_PRIOR, DRIFT_SLACK = 0.5, 0.2, 20.0, 0.5
 _F4 = np.dtype("<f4")
 
 
 class State(msgspec.Struct, array_like=True):
-    """One user. `interest` is short and long average, (2, d) float32."""
+    """The state of one user. `interest` is the short and the long average, (2, d) float32."""
 
     items: list[str] = msgspec.field(default_factory=list)
     times: list[float] = msgspec.field(default_factory=list)
@@ -46,7 +47,7 @@ unpack = msgspec.msgpack.Decoder(State).decode
 
 @dataclass(frozen=True)
 class ItemIndex:
-    """Unit item vectors, the anchor all users start with, and what the fold derives from them once.
+    """Unit item vectors, the initial anchor of all users, and precomputed values.
 
     Args:
         rows: item id → row.
@@ -58,12 +59,12 @@ class ItemIndex:
     vectors: NDArray[np.float32]
     anchor: NDArray[np.float32]
     keep: NDArray[np.float32]  # (2, 1)
-    steps: NDArray[np.float32]  # (n, 2, d): an event's share of both averages
+    steps: NDArray[np.float32]  # (n, 2, d): contribution of an event to both averages
     zero: bytes
 
 
 def catalogue(path: Path) -> ItemIndex:
-    """Return the vectors the benchmark wrote: rows 0 … n−2 are items "i0" …, the last row is the anchor."""
+    """Return the benchmark's vectors: rows 0 … n−2 are items "i0" …, the last row is the anchor."""
     table = np.load(path)
     vectors, anchor = table[:-1], table[-1]
     keep = np.array([[0.5 ** (1 / SHORT_HALF_LIFE)], [0.5 ** (1 / LONG_HALF_LIFE)]], dtype=_F4)
@@ -73,7 +74,7 @@ def catalogue(path: Path) -> ItemIndex:
 
 
 def valid(event: object) -> bool:
-    """Tell whether a decoded JSON value has the required fields of a behaviour event, with their types."""
+    """Return whether a decoded JSON value has the required fields of a behaviour event, with the right types."""
     return (isinstance(event, dict)
             and isinstance(event.get("user_id"), str) and isinstance(event.get("item_id"), str)
             and isinstance(event.get("event_id"), str) and isinstance(event.get("event_time"), int | float))
@@ -112,7 +113,7 @@ def apply(state: State, item: str, time: float, event_id: str, world: ItemIndex)
 
 
 def _insert(interest: NDArray[np.float32], row: int, after: list[int], world: ItemIndex) -> NDArray[np.float32]:
-    """Return both averages had a late event come in its place, before the events `after`."""
+    """Return both averages as if a late event had arrived in order, before the events `after`."""
     m = len(after)
     keep = world.keep.astype(np.float64)  # (2, 1)
     weights = ((1.0 - keep) * keep ** np.arange(m - 1, -1, -1)).astype(_F4)  # (2, m)
@@ -121,7 +122,7 @@ def _insert(interest: NDArray[np.float32], row: int, after: list[int], world: It
 
 
 def _watch(state: State, d: float) -> None:
-    """Take one distance into the CUSUM and the running moments."""
+    """Update the CUSUM and the running moments with one distance."""
     n, mean = state.drift_n, state.drift_mean
     weight = DRIFT_PRIOR + n
     mu = (DRIFT_PRIOR * DRIFT_MEAN + n * mean) / weight

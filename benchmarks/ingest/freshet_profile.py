@@ -1,7 +1,7 @@
-"""Freshet's profile stage as the benchmark runs it: the product's own app, with a meter around its planner.
+"""Freshet's profile stage in the benchmark: the real app, with a meter around its planner.
 
-The records carry the backfill header, so they are folded only: no requests to the ranking and knowledge workers. New
-users start with the benchmark's anchor, or the drift statistic would have nothing to do.
+The records have the backfill header, so they are only folded and cause no requests to the other workers. New users
+start with the benchmark's anchor; without one, there would be no drift statistic to compute.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from streams.profile.state import UserState
 
 
 class MeteredPlanner(Planner):
-    """The planner, counting what it folds."""
+    """The planner, with a count of folded events."""
 
     def __init__(self, meter: Meter, anchor: bytes, *args: Any) -> None:
         super().__init__(*args)
@@ -47,7 +47,7 @@ class MeteredPlanner(Planner):
 
 
 def plain(state: UserState) -> dict[str, Any]:
-    """Return a state in the form all systems' are compared in."""
+    """Return a state in the common form for comparison."""
     return {
         "count": state.count, "duplicates": state.duplicates, "too_late": state.too_late, "items": list(state.items),
         "times": list(state.times), "interest": (state.short + state.long).hex(),
@@ -70,15 +70,15 @@ def main() -> None:
     planner = MeteredPlanner(meter, table[-1].tobytes(), vectors, calibration, settings)
     decode = streams.service.stage.decode_events
 
-    def noted(*args: Any) -> Any:
+    def metered(*args: Any) -> Any:
         if meter.first is None:
             meter.start()
         decoded = decode(*args)
         meter.invalid += len(decoded[2])
         return decoded
 
-    streams.service.stage.decode_events = noted
-    streams.service.app.GROUP = os.environ["BENCH_GROUP"]  # also names the changelog: every run starts from nothing
+    streams.service.stage.decode_events = metered
+    streams.service.app.GROUP = os.environ["BENCH_GROUP"]  # part of the changelog's name, so every run starts empty
     app = streams.service.app.build(settings, planner)
     (settings.home / "run").mkdir(parents=True, exist_ok=True)
     faust.Worker(app, loglevel="WARN", redirect_stdouts=False, quiet=True).execute_from_commandline()

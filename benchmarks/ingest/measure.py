@@ -1,9 +1,9 @@
-"""One run of one system: a fresh process, group and state folder, watched from outside until it is done.
+"""One run of one system, in a new process with a new group and state folder, observed from outside.
 
-Time runs from the meter's note of the first event to the moment the group's committed offsets, asked for every 50 ms,
-cover all events: what counts is work that would survive a crash. Every system commits each second, so the last commit
-comes up to a second late for all alike. Bytewax commits nothing: its end is the meter's count. CPU is the process
-tree's user and system time over the same span; the broker's is not in it.
+The time runs from the first event (recorded by the meter) until the group's committed offsets, polled every 50 ms,
+cover all events, because only committed work survives a crash. Every system commits once per second, so the last commit
+can be up to a second late for all systems. Bytewax commits no offsets; the meter's count marks its end. CPU time is the
+user and system time of the process tree over the same span, without the broker's.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ STALL_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What all runs share.
+    """The settings common to all runs.
 
     Args:
-        core: the measured process stays on this core; None = it may use all.
-        target: events in the topic; `prefix` of them suffice for slow systems.
+        core: CPU core of the measured process; None = all cores.
+        target: number of events in the topic; slow systems run only `prefix` of them.
     """
 
     bootstrap: str
@@ -51,7 +51,7 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """The outcome of one run; `states` are the sampled users' in comparable form."""
+    """The outcome of one run; `states` are those of the sampled users, in the common form."""
 
     events: int
     seconds: float
@@ -61,14 +61,14 @@ class Run:
 
 
 class RunError(Exception):
-    """A system stopped, stood still, or did less than it should."""
+    """A system stopped, stalled, or did not do the complete job."""
 
 
 def measure(system: IngestSystem, setting: Setting, progress: Callable[[int], None]) -> Run:
-    """Run a system until it has done its events, and return its figures.
+    """Run a system until it has processed its events, and return the figures.
 
     Raises:
-        RunError: it ended or stood still before that; the text has the end of its log.
+        RunError: it ended or stalled before that; the text includes the end of its log.
     """
     group = f"bench-{system.name}-{uuid.uuid4().hex[:8]}"
     folder = setting.folder / group
@@ -78,7 +78,7 @@ def measure(system: IngestSystem, setting: Setting, progress: Callable[[int], No
         "PYTHONPATH": str(ROOT), "BENCH_BOOTSTRAP": setting.bootstrap, "BENCH_TOPIC": setting.topic,
         "BENCH_GROUP": group, "BENCH_FOLDER": str(folder), "BENCH_VECTORS": str(setting.vectors),
         "BENCH_PARTITIONS": str(setting.partitions), "BENCH_COMMIT_S": str(setting.commit_s),
-        # One event at a time leaves BLAS nothing to share out; its idle threads would only spin.
+        # Single events give BLAS nothing to parallelise; idle threads would only spin.
         "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     environ = {name: value for name, value in environ.items() if not name.startswith("FRESHET_")}
     if setting.core is not None:
@@ -122,11 +122,11 @@ def _watch(
                     cpu, rss = _usage(child)
                     break
             if time.monotonic() - moved > STALL_S:
-                raise RunError(f"{system.title} stood still at {seen} events:\n{_tail(folder)}")
+                raise RunError(f"{system.title} stalled at {seen} events:\n{_tail(folder)}")
     finally:
         consumer.close()
     if figures["invalid"]:
-        raise RunError(f"{system.title} refused {figures['invalid']} events of a topic without invalid ones")
+        raise RunError(f"{system.title} rejected {figures['invalid']} valid events")
     started, started_cpu = figures["first"]
     (folder / "dump").touch()
     deadline = time.monotonic() + 30
@@ -142,7 +142,7 @@ def _committed(consumer: Consumer, partitions: list[TopicPartition]) -> int:
     try:
         return sum(max(0, tp.offset) for tp in consumer.committed(partitions, timeout=10))
     except KafkaException:
-        return 0  # the coordinator of a group that is just being made
+        return 0  # the group's coordinator is not ready
 
 
 def _usage(child: psutil.Process) -> tuple[float, int]:

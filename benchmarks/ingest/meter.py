@@ -1,7 +1,7 @@
-"""What runs inside every measured process: it counts events, notes the first one, and hands out sampled states.
+"""The meter inside every measured process: counts events, records the first one, and exports sampled states.
 
-All systems pay the same for it: an addition and a set look-up per event (Freshet: per batch). A thread writes the
-figures to a file ten times a second; the benchmark reads them from outside.
+The cost is the same for all systems: an addition and a set look-up per event (Freshet: per batch). A thread writes the
+figures to a file ten times a second, and the benchmark reads the file.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PERIOD_S = 0.1
 
 
 def plain(state: State) -> dict[str, Any]:
-    """Return a state of the shared fold in the form all systems' are compared in."""
+    """Return a state of the shared fold in the common form for comparison."""
     return {
         "count": state.count, "duplicates": state.duplicates, "too_late": state.too_late,
         "items": list(state.items), "times": list(state.times), "interest": state.interest.hex(),
@@ -32,9 +32,9 @@ class Meter:
     """Counter and sampler of one process.
 
     Args:
-        folder: where `progress.json` and, once a file `dump` appears there, `states.json` go.
-        sample: users whose newest state is kept.
-        plain: turns a state into the form all systems' are compared in.
+        folder: gets `progress.json` and, once it contains a file `dump`, `states.json`.
+        sample: users to keep the newest state of.
+        plain: converts a state into the common form for comparison.
     """
 
     def __init__(self, folder: Path, sample: Iterable[str], plain: Callable[[Any], dict[str, Any]]) -> None:
@@ -49,7 +49,7 @@ class Meter:
 
     @classmethod
     def here(cls, plain: Callable[[Any], dict[str, Any]] = plain) -> Meter:
-        """Return the meter of this process, set up from the environment, and stay on the core it names."""
+        """Return the meter of this process, configured by the environment, and pin the process to its core."""
         core = os.environ.get("BENCH_CORE")
         if core and hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(0, {int(core)})
@@ -57,7 +57,7 @@ class Meter:
         return cls(folder, json.loads((folder / "sample.json").read_text()), plain)
 
     def start(self) -> None:
-        """Note that the first event is about to be processed."""
+        """Record the time just before the first event."""
         self.first = (time.time(), time.process_time())
 
     def note(self, user: str, state: State) -> None:
@@ -67,7 +67,7 @@ class Meter:
             self.states[user] = state
 
     def wait(self) -> None:
-        """Stay until the benchmark has what it needs and ends this process: for flows that end by themselves."""
+        """Block until the benchmark ends this process, for flows that end by themselves."""
         threading.Event().wait()
 
     def _report(self) -> None:

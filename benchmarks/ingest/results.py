@@ -1,4 +1,4 @@
-"""Figures to JSON and to the table in docs/benchmarks.md."""
+"""Write the figures as JSON and as a table in docs/benchmarks.md."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TABLE_PATH = ROOT / "docs" / "benchmarks.md"
 
 
 def summarise(runs: dict[str, list[Run]]) -> dict[str, dict[str, Any]]:
-    """Return per system: median, least and most events/s, events per CPU second, ratios of medians."""
+    """Return median, minimum and maximum of events/s and events per CPU second per system, and ratios of medians."""
     out: dict[str, dict[str, Any]] = {}
     for name, group in runs.items():
         rates = [run.events / run.seconds for run in group]
@@ -64,7 +64,7 @@ def section(result: dict[str, Any]) -> str:
 
 
 def write(result: dict[str, Any]) -> None:
-    """Save the result and put its table into the documentation."""
+    """Save the result and update the table in the documentation."""
     JSON_PATH.parent.mkdir(exist_ok=True)
     JSON_PATH.write_text(json.dumps(result, indent=1) + "\n")
     fill(TABLE_PATH, "ingest", section(result))

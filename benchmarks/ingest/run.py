@@ -1,9 +1,9 @@
-"""Ingest benchmark: Freshet's profile stage beside idiomatic Faust, Quix Streams, Bytewax and a bare consumer.
+"""Ingest benchmark: Freshet's profile stage, idiomatic Faust, Quix Streams, Bytewax and a bare consumer.
 
     python -m benchmarks.ingest.run [--quick] [--systems freshet,quix] [--broker kafka|embedded] …
 
-All do the same job on the same topic of the same broker, one after the other, several rounds. docs/benchmarks.md says
-what is measured and how; the figures go there and to benchmarks/results/ingest.json.
+All systems do the same job on the same topic and broker, one after the other, in several rounds. docs/benchmarks.md
+explains the measurement. Writes the table there and benchmarks/results/ingest.json.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ SAMPLED_USERS = 200
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="benchmarks.ingest.run", description=__doc__.partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="smoke test: 20,000 events, one round, nothing saved")
+    parser.add_argument("--quick", action="store_true", help="smoke test: 20,000 events, one round, saves nothing")
     parser.add_argument("--events", type=int, help="events in the topic (400,000)")
     parser.add_argument("--users", type=int, default=5_000, help="users (%(default)s)")
     parser.add_argument("--items", type=int, default=2_000, help="items (%(default)s)")
     parser.add_argument("--partitions", type=int, default=4, help="partitions (%(default)s)")
     parser.add_argument("--repeats", type=int, help="rounds over all systems (3)")
-    parser.add_argument("--prefix", type=int, help="events idiomatic Faust is timed on (30,000)")
+    parser.add_argument("--prefix", type=int, help="number of events for idiomatic Faust (30,000)")
     parser.add_argument("--systems", default=",".join(s.name for s in SYSTEMS), help="comma-separated (%(default)s)")
     parser.add_argument("--broker", choices=["kafka", "embedded"],
-                        help="default: Apache Kafka where KAFKA_HOME or ../shared/kafka has one, else the embedded")
-    parser.add_argument("--commit", type=float, default=1.0, help="seconds between commits, every system (%(default)s)")
+                        help="default: Apache Kafka if KAFKA_HOME or ../shared/kafka has it, else the embedded broker")
+    parser.add_argument("--commit", type=float, default=1.0, help="seconds between commits, all systems (%(default)s)")
     parser.add_argument("--pin", action=argparse.BooleanOptionalAction, default=None,
-                        help="keep each system on one core and the broker off it (default: where the platform can)")
+                        help="pin each system to one core and the broker to the others (default: if possible)")
     parser.add_argument("--save", action=argparse.BooleanOptionalAction, default=None,
                         help="write benchmarks/results/ingest.json and docs/benchmarks.md (default: full runs only)")
     args = parser.parse_args(argv)
@@ -59,7 +59,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     known = {system.name for system in SYSTEMS}
     args.systems = [name.strip() for name in args.systems.split(",")]
     if unknown := set(args.systems) - known:
-        parser.error(f"no such system: {', '.join(sorted(unknown))}; there are {', '.join(sorted(known))}")
+        parser.error(f"unknown systems: {', '.join(sorted(unknown))}; available: {', '.join(sorted(known))}")
     if args.broker == "kafka" and brokers.kafka_home() is None:
         parser.error("--broker kafka needs Java and KAFKA_HOME (a folder with a `start DIR PORT` script)")
     args.broker = args.broker or ("kafka" if brokers.kafka_home() else "embedded")
@@ -71,33 +71,33 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def sample_of(records: list[Record]) -> list[str]:
-    """Return the users whose states are compared: the busiest half, and others spread over the rest."""
-    tally: dict[str, int] = {}
+    """Return the users to compare states of: one half the most active users, the other half spread over the rest."""
+    counts: dict[str, int] = {}
     for user, _ in records:
-        tally[user] = tally.get(user, 0) + 1
-    ranked = sorted(tally, key=lambda user: (-tally[user], user))
+        counts[user] = counts.get(user, 0) + 1
+    ranked = sorted(counts, key=lambda user: (-counts[user], user))
     half = SAMPLED_USERS // 2
     return ranked[:half] + ranked[half::max(1, (len(ranked) - half) // half)][:half]
 
 
 def one_run(system: IngestSystem, setting: Setting, label: str) -> Run:
-    started, said = time.monotonic(), 0.0
+    started, printed = time.monotonic(), 0.0
 
     def progress(events: int) -> None:
-        nonlocal said
-        if time.monotonic() - said > 2.0:
-            said = time.monotonic()
-            print(f"  {label} {system.title}: {events:,} events, {said - started:.0f} s", flush=True)
+        nonlocal printed
+        if time.monotonic() - printed > 2.0:
+            printed = time.monotonic()
+            print(f"  {label} {system.title}: {events:,} events, {printed - started:.0f} s", flush=True)
 
     run = measure(system, setting, progress)
     print(f"  {label} {system.title}: {run.events / run.seconds:,.0f} events/s, "
           f"{run.events / run.cpu_seconds:,.0f} per CPU second ({run.events:,} events in {run.seconds:.1f} s, "
-          f"{time.monotonic() - started:.0f} s with start and stop)", flush=True)
+          f"{time.monotonic() - started:.0f} s including start and stop)", flush=True)
     return run
 
 
 def drop_topics(bootstrap: str) -> None:
-    """Delete the changelogs of the last run, so that the broker holds no more than one run's."""
+    """Delete the changelogs of the last run, so that the broker never stores those of several runs."""
     admin = AdminClient({"bootstrap.servers": bootstrap})
     names = [name for name in admin.list_topics(timeout=10).topics if "bench-" in name]
     if names:
@@ -106,7 +106,7 @@ def drop_topics(bootstrap: str) -> None:
 
 
 def compare(args: argparse.Namespace, bootstrap: str, folder: Path, core: int | None) -> dict[str, Any]:
-    """Produce the events, run every system `repeats` times in turn, check their states, return the figures."""
+    """Produce the events, run all systems in turn `repeats` times, check their states and return the figures."""
     work = Workload(events=args.events, users=args.users, items=args.items, partitions=args.partitions)
     vectors = folder / "vectors.npy"
     write_vectors(work, vectors)
@@ -119,33 +119,33 @@ def compare(args: argparse.Namespace, bootstrap: str, folder: Path, core: int | 
     truth = equality.expected(records, sample, fold.catalogue(vectors))
     setting = Setting(bootstrap, BEHAVIOUR_EVENTS.name, work.partitions, vectors, folder, sample, args.commit,
                       len(records), args.prefix, core)
-    found = versions()
+    installed = versions()
     chosen = []
     for system in SYSTEMS:
-        if system.name in args.systems and not system.own and system.package not in found:
-            print(f"left out: {system.title}, {system.package} has no build for this Python", flush=True)
+        if system.name in args.systems and not system.own and system.package not in installed:
+            print(f"skipping {system.title}: {system.package} has no build for this Python", flush=True)
         elif system.name in args.systems:
             chosen.append(system)
     runs: dict[str, list[Run]] = {system.name: [] for system in chosen}
-    for turn in range(args.repeats):
+    for repeat in range(args.repeats):
         for system in chosen:
-            run = one_run(system, setting, f"[{turn + 1}/{args.repeats}]")
-            whole = not system.prefix or args.prefix == args.events
-            if wrong := equality.differences(run.states, truth, whole=whole):
-                raise RunError(f"{system.title} did not do the stated work: {len(wrong)} differences, e.g. {wrong[:5]}")
+            run = one_run(system, setting, f"[{repeat + 1}/{args.repeats}]")
+            complete = not system.prefix or args.prefix == args.events
+            if wrong := equality.differences(run.states, truth, complete=complete):
+                raise RunError(f"{system.title} has wrong states: {len(wrong)} differences, e.g. {wrong[:5]}")
             runs[system.name].append(run)
             drop_topics(bootstrap)
     return {
         "systems": results.summarise(runs), "repeats": args.repeats, "prefix": args.prefix,
         "workload": dataclasses.asdict(work), "checked_users": len(sample), "commit_s": args.commit,
         "pinned": core is not None, "broker": "Apache Kafka" if args.broker == "kafka" else "embedded (tansu)",
-        "versions": found, "revision": revision(),
+        "versions": installed, "revision": revision(),
         "machine": {"cpus": psutil.cpu_count(), "system": platform.system(), "processor": platform.machine(),
                     "python": platform.python_version()}}
 
 
 def revision() -> str:
-    """Return the checkout's short commit id, with a plus if files differ from it; "" outside a checkout."""
+    """Return the short commit id, with a plus if there are uncommitted changes; "" outside a checkout."""
     def git(*words: str) -> str:
         return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
 
@@ -172,10 +172,10 @@ def main(argv: list[str] | None = None) -> int:
     print(f"\n{results.table(result['systems'])}\n\nstates of {result['checked_users']} users equal in all systems; "
           f"{time.monotonic() - started:.0f} s")
     if args.quick:
-        print("a smoke test: so short a run mostly times the last commit; leave --quick out for figures")
+        print("smoke test only: the time of such a short run is mostly that of the last commit")
     if args.save and len(result["systems"]) == len(SYSTEMS):
         results.write(result)
-        print("written: benchmarks/results/ingest.json, docs/benchmarks.md")
+        print("wrote benchmarks/results/ingest.json and docs/benchmarks.md")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The systems compared, and the environment the peers live in."""
+"""The compared systems, and the environment of the peers."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ VENV = ROOT / ".bench-venv"
 
 @dataclass(frozen=True, slots=True)
 class IngestSystem:
-    """One competitor.
+    """One of the compared systems.
 
     Args:
-        module: what `python -m` runs.
-        package: what its environment must have; a peer whose package is not there is left out.
-        own: runs in Freshet's environment, not the peers'.
-        commits: commits offsets to its consumer group; otherwise the meter's count says when it is done.
-        prefix: it is slow, a rate over the workload's `prefix` events suffices.
+        module: module for `python -m`.
+        package: required package; a peer without it is skipped.
+        own: runs in Freshet's environment instead of the peers'.
+        commits: commits offsets to its consumer group; otherwise the meter's count marks the end.
+        prefix: a slow system, measured only on the workload's `prefix` events.
     """
 
     name: str
@@ -59,7 +59,7 @@ def python_of(system: IngestSystem) -> Path:
 
 
 def set_up_peers() -> None:
-    """Install the peers' pinned versions into their own environment unless they are there."""
+    """Install the peers' pinned versions into their own environment if they are missing."""
     digest = hashlib.sha256(PEERS.read_bytes()).hexdigest()
     stamp = VENV / "installed"
     if stamp.is_file() and stamp.read_text() == digest:
@@ -74,9 +74,9 @@ def set_up_peers() -> None:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of the peers' packages that are installed."""
+    """Return the installed versions of the peers' packages."""
     names = [line.partition("==")[0] for line in PEERS.read_text().splitlines() if "==" in line and line[0] != "#"]
     code = (f"import importlib.metadata as m, json; there = {{d.name for d in m.distributions()}}; "
             f"print(json.dumps({{n: m.version(n) for n in {names!r} if n in there}}))")
-    found = subprocess.run([str(VENV / "bin" / "python"), "-c", code], check=True, capture_output=True, text=True)
-    return dict(json.loads(found.stdout))
+    result = subprocess.run([str(VENV / "bin" / "python"), "-c", code], check=True, capture_output=True, text=True)
+    return dict(json.loads(result.stdout))

@@ -1,7 +1,7 @@
-"""Margins of simulated users: harmless ones of awkward shapes, and those of knowledge that is another user's.
+"""Margins of simulated users: harmless ones with difficult distributions, and those of another user's knowledge.
 
-The null of the judge speaks of margins after clipping. So every null here has a mean of exactly 0 after clipping to
-[−1, 1], the worst harmless case: by symmetry, by a closed form, or by bisection on the exact mean.
+The judge's null hypothesis is about clipped margins. So every null here has a mean of exactly 0 after clipping to
+[−1, 1], the worst harmless case: by symmetry, in closed form, or by bisection on the exact mean.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-Margins = NDArray[np.float64]  # (users, events), nats, oldest first; not clipped yet
+Margins = NDArray[np.float64]  # (users, events), nats, oldest first, before clipping
 BOUND = 1.0
 ITEMS, DIM = 200, 8
 
@@ -29,15 +29,15 @@ def skewed(users: int, events: int, rng: np.random.Generator) -> Margins:
 
 
 def heavy(users: int, events: int, rng: np.random.Generator) -> Margins:
-    """A loss with probability 0.1, Pareto with tail index 0.8 from 0.2 up (its mean is infinite), else a small gain.
+    """With probability 0.1 a Pareto loss with minimum 0.2 and tail index 0.8 (infinite mean), else a small gain.
 
-    Clipped, a loss is 0.2 + 0.2^0.8 (1 − 0.2^0.2) / 0.2 on average; the gain makes up for it.
+    The mean of a clipped loss is 0.2 + 0.2^0.8 (1 − 0.2^0.2) / 0.2; the gain balances it.
     """
-    least, tail, often = 0.2, 0.8, 0.1
-    lost = least + least**tail * (1 - least ** (1 - tail)) / (1 - tail)
-    gain = often * lost / (1 - often)
-    loss = least * (1 - rng.random((users, events))) ** (-1 / tail)
-    return np.where(rng.random((users, events)) < often, -loss, gain)
+    minimum, tail, probability = 0.2, 0.8, 0.1
+    mean_loss = minimum + minimum**tail * (1 - minimum ** (1 - tail)) / (1 - tail)
+    gain = probability * mean_loss / (1 - probability)
+    loss = minimum * (1 - rng.random((users, events))) ** (-1 / tail)
+    return np.where(rng.random((users, events)) < probability, -loss, gain)
 
 
 def student(users: int, events: int, rng: np.random.Generator) -> Margins:
@@ -46,9 +46,9 @@ def student(users: int, events: int, rng: np.random.Generator) -> Margins:
 
 
 def adversary(users: int, events: int, rng: np.random.Generator) -> Margins:
-    """A fair coin whose stake depends on the past: 1 while the user is behind, 0.2 while ahead.
+    """A fair coin with a stake that depends on the past: 1 while the total is negative, else 0.2.
 
-    No margins that are independent of each other look like it, and none of them needs to: E[m | past] = 0.
+    Margins depend on each other, but the null holds: E[m | past] = 0.
     """
     signs = rng.choice([-1.0, 1.0], (users, events))
     out, total = np.empty((users, events)), np.zeros(users)
@@ -59,7 +59,7 @@ def adversary(users: int, events: int, rng: np.random.Generator) -> Margins:
 
 
 def neither(users: int, events: int, rng: np.random.Generator) -> Margins:
-    """Items drawn from a third distribution q, neither model's, with E_q[clipped margin] = 0 for each user.
+    """Items from a third distribution q, which neither model predicts, with E_q[clipped margin] = 0 for each user.
 
     p_ref and p_fused are two random softmaxes over 200 items; q ∝ q₀ · exp(η m) for a random q₀, with η by bisection.
     """
@@ -74,7 +74,7 @@ def neither(users: int, events: int, rng: np.random.Generator) -> Margins:
         q = np.exp(_log_softmax(base + middle[:, None] * clipped))
         above = (q * clipped).sum(1) > 0
         low, high = np.where(above, low, middle), np.where(above, middle, high)
-    q = np.exp(_log_softmax(base + high[:, None] * clipped))  # `high`: the mean is 0 or a hair above, never below
+    q = np.exp(_log_softmax(base + high[:, None] * clipped))  # `high`: the mean is 0 or slightly above
     return _drawn(q, margins, events, rng)
 
 
@@ -86,11 +86,11 @@ NULLS: dict[str, Callable[[int, int, np.random.Generator], Margins]] = {
 def planted(
     users: int, events: int, strength: float, rng: np.random.Generator, *, wrong: bool = True,
 ) -> Margins:
-    """Margins of knowledge about taste: another user's (`wrong`) or the user's own.
+    """Return margins of knowledge about taste: another user's (`wrong`) or the user's own.
 
-    Items are points v_i, a user's taste a point x, both of 8 dimensions. Behaviour is q ∝ exp(x·v_i); the reference
-    knows half of the taste, p_ref ∝ exp(½ x·v_i); knowledge adds `strength` times the taste it believes in, k:
-    p_fused ∝ p_ref · exp(strength · k·v_i). So with the user's own taste and strength ½ p_fused is q.
+    Items v_i and a user's taste x have 8 dimensions. Behaviour is q ∝ exp(x·v_i). The reference knows half of the
+    taste, p_ref ∝ exp(½ x·v_i). Knowledge assumes the taste k: p_fused ∝ p_ref · exp(strength · k·v_i). With the user's
+    own taste and strength ½, p_fused equals q.
     """
     items = rng.normal(0, 1, (ITEMS, DIM)) / np.sqrt(DIM)
     taste = rng.normal(0, 1.2, (users, DIM))
@@ -113,7 +113,7 @@ def _drawn(q: Margins, margins: Margins, events: int, rng: np.random.Generator) 
 
 
 def bisect(function: Callable[[float], float], low: float, high: float) -> float:
-    """Return where a rising function passes 0, from above by a hair: harmless means ≥ 0, not −1e-17."""
+    """Return the root of an increasing function, from above: harmless means ≥ 0, not −1e-17."""
     for _ in range(80):
         middle = (low + high) / 2
         low, high = (low, middle) if function(middle) >= 0 else (middle, high)

@@ -15,7 +15,7 @@ def draw(result: dict[str, Any], folder: Path) -> None:
     import matplotlib as mpl
 
     mpl.use("svg")
-    mpl.rcParams["svg.hashsalt"] = "judge"  # the same figures give the same file
+    mpl.rcParams["svg.hashsalt"] = "judge"  # reproducible file
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(1, 3, figsize=(13, 4), sharey=True)

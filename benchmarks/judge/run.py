@@ -2,8 +2,8 @@
 
     python -m benchmarks.judge.run [--quick]
 
-Freshet's bet beside the plain likelihood ratio and a window mean, and pooled over users. Simulated margins, see
-benchmarks/judge/margins.py; the table goes to docs/judge.md, the figures to benchmarks/results/judge.json.
+Compares Freshet's bet with a likelihood ratio and a window mean, and tests pooling over users. Margins are simulated,
+see benchmarks/judge/margins.py. Writes the tables and plots of docs/judge.md, and benchmarks/results/judge.json.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ def measure(users: int, events: int, repeats: int, seed: int = 1) -> dict[str, A
     """Return all figures.
 
     Args:
-        users: per null; at most 2,000 per strength.
+        users: users per null; at most 2,000 per strength.
         events: the longest horizon.
-        repeats: of the pooled simulations.
+        repeats: repetitions of the pooled simulations.
     """
     rng = np.random.default_rng(seed)
     at = sorted({round(n) for n in np.geomspace(1, events, 60)} | {20, 50, 100, 200, events})
@@ -48,7 +48,7 @@ def measure(users: int, events: int, repeats: int, seed: int = 1) -> dict[str, A
     for name, null in NULLS.items():
         print(f"harmless: {name}", flush=True)
         result["nulls"][name] = compare(judges, null(users, events, rng), at)
-    fewer = min(users, 2000)  # power needs no small shares
+    fewer = min(users, 2000)  # shares found are large, so fewer users suffice
     result["power"] = [_power(judges, strength, fewer, min(events, 1000), at, rng) for strength in STRENGTHS]
     result["help"] = _recovery(fewer, min(events, 1000), rng)
     print("pooled", flush=True)
@@ -80,7 +80,7 @@ def _power(
 
 
 def _recovery(users: int, events: int, rng: np.random.Generator) -> dict[str, Any]:
-    """How soon the bet on help gives full trust back, and how often without a reason."""
+    """Return how soon the bet on help restores full trust, and how often it does so without a reason."""
     own = first_crossings(planted(users, events, 0.5, rng, wrong=False), BOUND, ALPHA, side=HELP)
     idle = {name: float((first_crossings(-null(users, events, rng), BOUND, ALPHA, side=HELP) >= 0).mean())
             for name, null in NULLS.items()}
@@ -89,7 +89,7 @@ def _recovery(users: int, events: int, rng: np.random.Generator) -> dict[str, An
 
 
 def _medians(runs: list[dict[str, Any]], strength: float) -> dict[str, Any]:
-    """Return the median over runs of each figure, and how many runs found something."""
+    """Return the median of each figure over runs, and the number of runs that found harm."""
     out: dict[str, Any] = {"strength": strength, "found": sum(run["margins"] > 0 for run in runs), "of": len(runs)}
     for key in runs[0]:
         values = [run[key] for run in runs if key == "mean" or (run["margins"] and run[key] is not None)]
@@ -106,8 +106,8 @@ def table(result: dict[str, Any]) -> str:
     for name, curves in result["nulls"].items():
         cells = [f"{curves[test][at.index(200)]:.1%} / {curves[test][-1]:.1%}" for test in plots.STYLE]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    lines += ["", "Another user's knowledge: events within which 50% and 90% of users are found "
-              "(– = never within 1,000):", "",
+    lines += ["", "Another user's knowledge: number of events until 50% and 90% of users are found "
+              "(– = not within 1,000):", "",
               "| strength | mean margin | users harmed | " + " | ".join(plots.STYLE) + " |",
               "|--:|--:|--:|--:|--:|--:|"]
     for row in result["power"]:
@@ -126,32 +126,32 @@ def table(result: dict[str, Any]) -> str:
 
 
 def _sentences(result: dict[str, Any]) -> list[str]:
-    worst = max(result["pooled_nulls"]["found"].values())
+    highest = max(result["pooled_nulls"]["found"].values())
     runs, helped = result["codeword"], result["help"]
     right = [run for run in runs if run["named"] == ["0:5"]]
-    mixed_ = "; ".join(
+    half_harmful = "; ".join(
         f"strength {row['strength']:g}, mean {row['mean']:+.3f}: {row['found']} of {row['of']}"
         + (f" (median {row['margins']:,.0f} margins)" if row["margins"] else "") for row in result["mixed"])
     return [
-        f"The pool of a harmless version of {result['pooled_nulls']['margins']:,} margins found harm in at most "
-        f"{worst:.1%} of {result['pooled_nulls']['populations']} populations of any of the six kinds, level "
+        f"The pool of a harmless version with {result['pooled_nulls']['margins']:,} margins found harm in at most "
+        f"{highest:.1%} of {result['pooled_nulls']['populations']} populations of any of the six kinds, level "
         f"{ALPHA:g}.", "",
-        f"One version that misleads half of its users and serves the other half is found where it does more harm than "
-        f"good on the whole: {mixed_}.", "",
-        f"One of 64 codewords misleading its users (strength 1, about "
-        f"{np.median([run['share_of_users'] for run in runs]):.1%} of users; the others are served) was named, and no "
-        f"other, in {len(right)} of {len(runs)} runs, after "
+        f"A version that harms half of its users and helps the other half is found if it does more harm than good on "
+        f"average: {half_harmful}.", "",
+        f"A single harmful codeword out of 64 (strength 1, about "
+        f"{np.median([run['share_of_users'] for run in runs]):.1%} of users; the other codewords help) was named, and "
+        f"no other, in {len(right)} of {len(runs)} runs, after "
         f"{np.median([run['own_margins'] for run in right]) if right else 0:,.0f} margins of its own users (median).",
         "",
-        f"The bet on help gives full trust back to half of the users with right knowledge (strength ½) within "
-        f"{helped['own_knowledge_median']} events, to 90% within {helped['own_knowledge_90']}; useless knowledge ever "
-        f"gets it back for at most {max(helped['useless_restored'].values()):.1%} of users."]
+        f"With correct knowledge (strength ½) the bet on help restores full trust for half of the users within "
+        f"{helped['own_knowledge_median']} events and for 90% within {helped['own_knowledge_90']}. With useless "
+        f"knowledge it ever does so for at most {max(helped['useless_restored'].values()):.1%} of users."]
 
 
 def main() -> None:
     """Measure, print the table, write figures, page and plots."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="seconds instead of minutes; writes nothing")
+    parser.add_argument("--quick", action="store_true", help="takes seconds instead of minutes, writes nothing")
     parser.add_argument("--users", type=int, default=10_000)
     parser.add_argument("--events", type=int, default=1_000)
     options = parser.parse_args()

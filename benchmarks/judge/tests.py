@@ -1,6 +1,6 @@
-"""Three ways to judge margins, and how soon each finds what: curves of the share of users found against events.
+"""Three tests of margins, compared by the share of users found against the number of events.
 
-`compare` takes any margins, one array per user, so that real ones can be put where simulated ones are.
+`compare` accepts any margins, one array per user, real or simulated.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from streams.detection.trust import first_crossings
 
 BETTING, RATIO, WINDOW = "betting (Freshet)", "likelihood ratio", "window mean"
 WIDTH = 20
-First = NDArray[np.int64]  # (U,) column at which a user is found, −1 = not
+First = NDArray[np.int64]  # (U,) column at which a user is found, −1 = not found
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class Judges:
     """The three tests at one level.
 
     Args:
-        bound: B, nats; the likelihood ratio takes margins as they are.
-        floor: the window mean is low below this, in units of B.
+        bound: B, nats; the likelihood ratio uses unclipped margins.
+        floor: threshold of the window mean, in units of B.
     """
 
     bound: float
@@ -34,12 +34,12 @@ class Judges:
 
     @classmethod
     def calibrated(cls, null: Margins, bound: float, alpha: float) -> Judges:
-        """Choose the window's floor: the share of users of `null` (U, T) ever below it within T events is α."""
+        """Choose the window's floor so that a share α of the users of `null` (U, T) ever falls below it in T events."""
         lowest = _window_means(null, bound).min(axis=1)
         return cls(bound, alpha, float(np.quantile(lowest, alpha, method="lower")))
 
     def first(self, margins: Margins) -> dict[str, First]:
-        """Return when each test finds each user, looking after every event.
+        """Return when each test finds each user, checked after every event.
 
         Args:
             margins: (U, T) nats, oldest first; NaN = no event.
@@ -54,7 +54,7 @@ def compare(judges: Judges, users: Sequence[Sequence[float]] | Margins, at: Sequ
     """Return per test the share of users found within each number of events of `at`.
 
     Args:
-        users: margins in nats per user, oldest first; of any lengths. Whoever had fewer events counts all the same.
+        users: margins per user, nats, oldest first, of any length. Users with fewer events are included.
     """
     return {name: shares(first, at) for name, first in judges.first(padded(users)).items()}
 
@@ -73,14 +73,14 @@ def shares(first: First, at: Sequence[int]) -> list[float]:
 
 
 def within(first: First, share: float) -> int | None:
-    """Return within how many events that share of users is found, None = never."""
+    """Return the number of events until that share of users is found, None = never."""
     rank = int(np.ceil(share * len(first))) - 1
-    found = np.sort(np.where(first < 0, np.iinfo(np.int64).max, first))
-    return int(found[rank]) + 1 if found[rank] < np.iinfo(np.int64).max else None
+    ordered = np.sort(np.where(first < 0, np.iinfo(np.int64).max, first))
+    return int(ordered[rank]) + 1 if ordered[rank] < np.iinfo(np.int64).max else None
 
 
 def _window_means(margins: Margins, bound: float) -> Margins:
-    """Return the means of the newest `WIDTH` margins (U, T); +inf where there are not as many, or no event."""
+    """Return the means of the newest `WIDTH` margins (U, T); +inf with fewer margins or without an event."""
     clipped = np.clip(margins, -bound, bound) / bound
     total = np.cumsum(np.nan_to_num(clipped), axis=1)
     means = np.full(clipped.shape, np.inf)
@@ -91,5 +91,5 @@ def _window_means(margins: Margins, bound: float) -> Margins:
     return means
 
 
-def _first(found: NDArray[np.bool_]) -> First:
-    return np.where(found.any(axis=1), found.argmax(axis=1), -1)
+def _first(crossed: NDArray[np.bool_]) -> First:
+    return np.where(crossed.any(axis=1), crossed.argmax(axis=1), -1)

@@ -1,1 +1,1 @@
-"""The price of a refresh under storms, slow and dead GPUs, and budgets."""
+"""The price of a refresh under load peaks, slow and failed GPUs, and budgets."""

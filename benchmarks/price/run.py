@@ -1,4 +1,4 @@
-"""The price of a refresh in a simulation: a storm, a slow GPU, a dead GPU, and what budgets buy.
+"""The price of a refresh in a simulation: a load peak, a slow GPU, a failed GPU, and several budgets.
 
     python -m benchmarks.price.run [--quick]
 
@@ -15,20 +15,20 @@ import numpy as np
 
 from benchmarks.ingest.systems import ROOT
 from benchmarks.price.storm import Scenario, Simulation, Story
-from streams.decisions.price import FULL
+from streams.decisions.price import QUEUE_LIMIT
 
 STORM, END = 400, 900
 TROUBLES = [
-    Scenario("storm", "all users change their mind", storm_at=STORM),
+    Scenario("storm", "all users change their theme", storm_at=STORM),
     Scenario("slow", "… and the GPU is 10 × slower for 200 s", storm_at=STORM, trouble=(STORM, STORM + 200),
              speed_in_trouble=0.2),
-    Scenario("dead", "… and the GPU is dead for 200 s", storm_at=STORM, trouble=(STORM, STORM + 200),
+    Scenario("dead", "… and the GPU fails for 200 s", storm_at=STORM, trouble=(STORM, STORM + 200),
              speed_in_trouble=0.0)]
-# Users join over time and change their mind once in 150 events; the worker is fast.
+# Users join over time and change their theme once in 150 events; the worker is fast.
 STEADY = Scenario("budget", "", arriving=True, users=200, events_per_s=60.0, duration=500, speed=1000.0,
                   speed_in_trouble=1000.0, changes=1 / 150)
 BUDGETS = (5.0, 10.0, 20.0, 50.0)
-EVERY = (1000, 200, 70, 23)  # about as many calls
+EVERY = (1000, 200, 70, 23)  # `every-n` with about as many calls
 
 
 def smaller(scenario: Scenario) -> Scenario:
@@ -49,7 +49,7 @@ def troubles(scenarios: list[Scenario], seed: int) -> list[dict]:
             after = story.queue[scenario.storm_at:]
             rows.append({
                 "scenario": scenario.name, "priced": priced, "queue_most": max(after),
-                "queue_bound": round(FULL * max(targets[scenario.storm_at:])) if priced else scenario.users,
+                "queue_bound": round(QUEUE_LIMIT * max(targets[scenario.storm_at:])) if priced else scenario.users,
                 "price_most": round(max(story.price[scenario.storm_at:]), 3), "price_end": round(story.price[-1], 3),
                 "wait_most": story.longest_wait, "patience": simulation.planner.limits.patience,
                 "wrong_end": round(story.wrong[-1], 4), "calls": story.calls, "events": story.events,
@@ -61,7 +61,7 @@ def troubles(scenarios: list[Scenario], seed: int) -> list[dict]:
 
 
 def right_again(story: Story, scenario: Scenario) -> int:
-    """Return the seconds from the storm until 19 of 20 users have knowledge of their theme; −1 = not by the end."""
+    """Return the seconds from the storm until 95% of users have knowledge of their theme; −1 = not by the end."""
     after = np.array(story.wrong[scenario.storm_at:]) <= 0.05
     return int(np.argmax(after)) if after.any() else -1
 
@@ -70,12 +70,12 @@ def budgets(scenario: Scenario, seed: int) -> list[dict]:
     """Run budgets under `freshet`, and `every-n` at about as many calls; return a row each."""
     rows = []
     for budget, every in zip(BUDGETS, EVERY, strict=True):
-        for one in (replace(scenario, calls_per_1000=budget), replace(scenario, policy="every-n", every=every)):
-            simulation = Simulation(one, seed=seed)
+        for case in (replace(scenario, calls_per_1000=budget), replace(scenario, policy="every-n", every=every)):
+            simulation = Simulation(case, seed=seed)
             story = simulation.run()
             market = simulation.planner.market
             rows.append({
-                "policy": one.policy if market is not None else f"every-{one.every}",
+                "policy": case.policy if market is not None else f"every-{case.every}",
                 "budget": budget if market is not None else None, "events": story.events,
                 "calls_per_1000": round(1000 * len(story.requests) / story.events, 2),
                 "forced": market.forced if market is not None else 0,
@@ -87,7 +87,7 @@ def budgets(scenario: Scenario, seed: int) -> list[dict]:
 
 
 def plot(rows: list[dict], scenarios: list[Scenario]) -> None:
-    """Draw queue, price and the share of users with wrong knowledge over time to docs/price.svg."""
+    """Draw the queue, the price and the share of users with wrong knowledge over time in docs/price.svg."""
     import matplotlib as mpl
 
     mpl.use("svg")
@@ -101,7 +101,7 @@ def plot(rows: list[dict], scenarios: list[Scenario]) -> None:
             if row["scenario"] != scenario.name:
                 continue
             look = {"color": "tab:blue", "label": "with the price"} if row["priced"] else {
-                "color": "tab:orange", "label": "every reason at once", "linestyle": "--"}
+                "color": "tab:orange", "label": "without a price", "linestyle": "--"}
             for place, (key, _) in enumerate(panels):
                 if row["priced"] or key != "price":
                     axes[place][column].plot(row[key], linewidth=1.2, **look)
@@ -129,8 +129,8 @@ def table(rows: list[dict], columns: dict[str, str]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="benchmarks.price.run", description=__doc__.partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="a tenth of the users, in seconds; writes nothing")
-    parser.add_argument("--seed", type=int, default=0, help="of the simulation (%(default)s)")
+    parser.add_argument("--quick", action="store_true", help="a tenth of the users, takes seconds, writes nothing")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the simulation (%(default)s)")
     args = parser.parse_args()
     scenarios = [replace(scenario, duration=END) for scenario in TROUBLES]
     steady = STEADY

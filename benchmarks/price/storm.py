@@ -1,7 +1,7 @@
-"""A simulated day of trouble: the product's planner, and a knowledge worker that is a queue with a speed.
+"""A simulation of load peaks and slow workers: the real planner, and a knowledge worker modelled as a queue.
 
-Users are interested in one of two themes. Knowledge made from a history helps with the theme that prevails in it
-(margin +0.3 nats a event, noise 0.3) and harms with the other (−0.3). In a storm all users change theme at once.
+Users are interested in one of two themes. Knowledge helps with the dominant theme of its history (margin +0.3 nats per
+event, noise 0.3) and harms with the other (−0.3). In a storm all users change their theme at once.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from streams.profile.catalogue import ItemVectors
 from streams.profile.fold import Event
 
 THEME_ITEMS, DIM = 40, 16
-INTAKE = 128  # requests that the worker takes at once and sorts by priority
+INTAKE = 128  # requests that the worker reads at once and sorts by priority
 CALIBRATION = Calibration(
     min_history=5, ttl_s=1e9, drift_mean=0.1, drift_sd=0.1, drift_prior=20.0, drift_slack=0.5, drift_threshold=10.0,
     drift_false_alarm_every=500.0, margin_bound=1.0, epsilon=0.1)
@@ -28,7 +28,7 @@ CALIBRATION = Calibration(
 
 @dataclass(frozen=True)
 class Scenario:
-    """What happens. Times and durations in seconds, rates per second."""
+    """The parameters of a simulation. Times and durations in seconds, rates per second."""
 
     name: str
     title: str
@@ -39,8 +39,8 @@ class Scenario:
     speed: float = 2.0
     trouble: tuple[int, int] = (0, 0)  # from, to
     speed_in_trouble: float = 2.0
-    arriving: bool = False  # users join one after the other over the whole duration; False = all are there at once
-    changes: float = 0.0  # probability per event that its user changes theme
+    arriving: bool = False  # users join one after the other over the whole duration; False = all from the start
+    changes: float = 0.0  # probability per event that its user changes their theme
     policy: str = "freshet"
     every: int = 20
     calls_per_1000: float | None = None
@@ -52,24 +52,24 @@ class Scenario:
 
 @dataclass
 class Story:
-    """What was seen, one entry per second, and per user."""
+    """The record of a simulation. Lists have one entry per second, except `requests`."""
 
-    queue: list[int] = field(default_factory=list)  # users whose request waits at the worker
+    queue: list[int] = field(default_factory=list)  # number of users with a waiting request
     price: list[float] = field(default_factory=list)
-    wrong: list[float] = field(default_factory=list)  # share of users whose knowledge is of the other theme, or none
+    wrong: list[float] = field(default_factory=list)  # share of users without knowledge of their current theme
     margin: list[float] = field(default_factory=list)  # mean over the second's events, nats
     calls: int = 0
     events: int = 0
     requests: list[KnowledgeRequest] = field(default_factory=list)
-    longest_wait: int = 0  # own events between first wanting a refresh and its request
-    superseded: int = 0  # requests replaced at the worker by a newer one of the user
+    longest_wait: int = 0  # own events between the first due refresh and its request
+    superseded: int = 0  # waiting requests replaced by a newer one of the same user
 
 
 class Simulation:
     """One scenario, second by second.
 
     Args:
-        priced: False = every reason is acted on at once, as without a market.
+        priced: False = no market; every reason leads to a request at once.
     """
 
     def __init__(self, scenario: Scenario, *, priced: bool = True, seed: int = 0) -> None:
@@ -85,9 +85,9 @@ class Simulation:
         if not priced:
             self.planner.market = None
         self.states: States = {}
-        # Half of the users begin with the other theme, so that an item's theme is not what drift is seen by.
+        # Half of the users begin with the other theme, so that a theme by itself does not indicate drift.
         self.interest = np.arange(scenario.users) % 2
-        self.theme: dict[str, int] = {}  # of each user's knowledge
+        self.theme: dict[str, int] = {}  # theme of each user's knowledge
         self.queue: dict[str, KnowledgeRequest] = {}
         self.credit = 0.0
         self.number = 0
@@ -95,7 +95,7 @@ class Simulation:
         self.story = Story()
 
     def run(self, watch: Callable[[int, Simulation], None] = lambda second, simulation: None) -> Story:
-        """Play the scenario; `watch` sees every second's end."""
+        """Run the scenario; call `watch` at the end of every second."""
         for second in range(self.scenario.duration):
             self._second(second)
             watch(second, self)
@@ -106,8 +106,8 @@ class Simulation:
         if second == scenario.storm_at:
             self.interest = 1 - self.interest
         events = []
-        here = 1 + second * (scenario.users - 1) // scenario.duration if scenario.arriving else scenario.users
-        for user in self.rng.integers(here, size=self.rng.poisson(scenario.events_per_s)).tolist():
+        active = 1 + second * (scenario.users - 1) // scenario.duration if scenario.arriving else scenario.users
+        for user in self.rng.integers(active, size=self.rng.poisson(scenario.events_per_s)).tolist():
             if scenario.changes and self.rng.random() < scenario.changes:
                 self.interest[user] = 1 - self.interest[user]
             item = self.interest[user] * THEME_ITEMS + int(self.rng.integers(THEME_ITEMS))
@@ -117,16 +117,16 @@ class Simulation:
         story.events += len(events)
         if events:
             plan = self.planner.events(self.states, events, float(second))
-            self._sent(plan.knowledge)
+            self._enqueue(plan.knowledge)
             margins = self._judge(plan.ranking)
-            self._sent(self.planner.judgements(self.states, margins, float(second)).knowledge)
+            self._enqueue(self.planner.judgements(self.states, margins, float(second)).knowledge)
             values = [margin.value for judgement in margins for margin in judgement.margins]
             # Events without knowledge have margin 0.
             story.margin.append(sum(values) / len(events))
         else:
             story.margin.append(0.0)
         self._work(second)
-        self._wait()
+        self._track_waits()
         market = self.planner.market
         story.queue.append(len(self.queue))
         story.price.append(market.budget_price + market.queue_price if market is not None else 0.0)
@@ -149,7 +149,7 @@ class Simulation:
                                      event_time=request.event_time, judged_at=request.event_time))
         return out
 
-    def _sent(self, requests: list[KnowledgeRequest]) -> None:
+    def _enqueue(self, requests: list[KnowledgeRequest]) -> None:
         for request in requests:
             self.story.requests.append(request)
             self.story.superseded += self.queue.pop(request.user_id, None) is not None
@@ -159,7 +159,7 @@ class Simulation:
                 self.story.longest_wait = max(self.story.longest_wait, request.count - since)
 
     def _work(self, second: int) -> None:
-        """Serve the queue: from the oldest `INTAKE` requests the most valuable."""
+        """Serve the queue: always the request with the highest priority among the oldest `INTAKE`."""
         self.credit = min(self.credit + self.scenario.speed_at(second), self.scenario.speed + 1.0)
         updates = []
         while self.credit >= 1.0 and self.queue:
@@ -172,8 +172,8 @@ class Simulation:
         self.story.calls += len(updates)
         self.planner.updates(self.states, updates, float(second))
 
-    def _wait(self) -> None:
-        """Follow who wants a refresh: with a threshold crossed or without knowledge, and nothing asked for."""
+    def _track_waits(self) -> None:
+        """Record since when users have been due for a refresh without a request."""
         for user, state in self.states.items():
             if state.pending is None and state.wanted_count:
                 self.wanted.setdefault(user, state.wanted_count)

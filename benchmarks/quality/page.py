@@ -15,12 +15,12 @@ OWN = "freshet"
 def summarise(runs: list[dict[str, Any]], books: dict[str, RankBook]) -> list[dict[str, Any]]:
     """Return one row per protocol, system and control, in the order of the table of systems.
 
-    Each has mean and standard deviation over seeds of every metric, "gain" over `dense` and "behind", what `freshet` is
-    above it, both in NDCG@10 with their intervals over the seeds whose ranks are there.
+    Each row has mean and standard deviation of every metric over seeds, "gain" (the lead over `dense`) and "behind"
+    (the lead of `freshet`), both in NDCG@10 with intervals over the seeds with stored ranks.
 
     Args:
-        runs: entries of quality.json on one data set.
-        books: the ranks of each protocol.
+        runs: entries of quality.json for one data set.
+        books: the ranks by protocol.
     """
     groups: dict[tuple[str, str, str | None], list[dict[str, Any]]] = {}
     for run in runs:
@@ -38,23 +38,23 @@ def summarise(runs: list[dict[str, Any]], books: dict[str, RankBook]) -> list[di
             row[metric] = statistics.mean(values) if values else None
             row[f"{metric}_sd"] = statistics.stdev(values) if len(values) > 1 else 0.0
         for other, key in (("dense", "gain"), (OWN, "behind")):
-            found = book.above((system, control), (other, None), seeds) if (system, control) != (other, None) else None
-            if found is not None:
-                row[key] = found if key == "gain" else found.reversed()
+            lead = book.above((system, control), (other, None), seeds) if (system, control) != (other, None) else None
+            if lead is not None:
+                row[key] = lead if key == "gain" else lead.reversed()
         rows.append(row)
     return rows
 
 
 def table(dataset: str, rows: list[dict[str, Any]]) -> str:
-    """Return Markdown: a table per protocol."""
+    """Return Markdown with a table per protocol."""
     parts = []
     for name in sorted({row["protocol"] for row in rows}):
-        mine = [row for row in rows if row["protocol"] == name]
-        n = max(row["n"] for row in mine)
+        group = [row for row in rows if row["protocol"] == name]
+        n = max(row["n"] for row in group)
         lines = [f"**{dataset}, {name.replace('_', '-')}** ({n:,} events predicted)", "",
                  "| system | seeds | R@5 | N@5 | R@10 | N@10 | N@10 above `dense` | `freshet` above it | harmed |",
                  "|---|--:|--:|--:|--:|--:|--:|--:|--:|"]
-        for row in mine:
+        for row in group:
             label = f"`{row['system']}`" + (f", {row['control']}" if row["control"] else "")
             figures = " | ".join(_figure(row[metric], row[f"{metric}_sd"], row["seeds"]) for metric in METRICS[:4])
             over, behind = (_difference(row.get(key), row["seeds"]) for key in ("gain", "behind"))
@@ -68,8 +68,8 @@ def _figure(mean: float, sd: float, seeds: int) -> str:
     return f"{mean:.4f}".lstrip("0") + (f" ± {sd:.4f}".replace("0.", ".") if seeds > 1 else "")
 
 
-def _difference(found: Difference | None, seeds: int) -> str:
-    if found is None:
+def _difference(difference: Difference | None, seeds: int) -> str:
+    if difference is None:
         return "–"
-    fewer = f" ({found.seeds} of {seeds} seeds)" if found.seeds < seeds else ""
-    return f"{found.mean:+z.4f} [{found.low:+z.4f}, {found.high:+z.4f}]{fewer}"  # z: no −0.0000
+    fewer = f" ({difference.seeds} of {seeds} seeds)" if difference.seeds < seeds else ""
+    return f"{difference.mean:+z.4f} [{difference.low:+z.4f}, {difference.high:+z.4f}]{fewer}"  # z: no −0.0000

@@ -1,4 +1,4 @@
-"""The plots of `benchmarks.quality.run`: NDCG@10 by system, a panel per data set and protocol, and how λ moved."""
+"""The plots of `benchmarks.quality.run`: NDCG@10 by system with a panel per data set and protocol, and λ by epoch."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ mpl.use("Agg")
 from matplotlib import pyplot as plt
 
 LINES = {"constraint": "C on held-out events, nats", "allowed": "ε_C", "lagrange": "λ",
-         "code_use": "use of codes, mean", "code_use_least": "use of codes, least"}
+         "code_use": "use of codes, mean", "code_use_least": "use of codes, minimum"}
 PANELS = (("constraint", "allowed"), ("lagrange",), ("code_use", "code_use_least"))
 
 
 def draw(runs: list[dict[str, Any]], path: Path) -> None:
-    """Write the plot; bars are means over seeds, lines their standard deviation, dots single runs, controls pale."""
+    """Write the plot: bars are means over seeds, lines standard deviations, dots single runs, pale bars controls."""
     panels = sorted({(run["dataset"], run["protocol"]) for run in runs})
     if not panels:
         return
@@ -45,10 +45,10 @@ def draw(runs: list[dict[str, Any]], path: Path) -> None:
 
 
 def draw_training(results: list[dict[str, Any]], path: Path) -> None:
-    """Write how the bound on harm moved: C, its limit, λ and the use of codes by epoch, a row per result.
+    """Plot the harm constraint during training: C, its limit, λ and the use of codes by epoch, a row per result.
 
     Args:
-        results: of `freshet evaluate`, of systems whose training has a history with λ.
+        results: results of `freshet evaluate`; those without λ in the training history are skipped.
     """
     shown = [
         result for result in results if any("lagrange" in entry for entry in result["training"].get("history", []))]

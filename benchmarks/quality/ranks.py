@@ -1,11 +1,11 @@
-"""The ranks behind the figures of `benchmarks.quality.run`, kept beside them.
+"""The ranks behind the figures of `benchmarks.quality.run`, stored in the repository.
 
-An interval of a difference needs both systems' rank of every event. Kept in the repository, ranks let tables be made
-anywhere and of runs from different days, and let anyone check an interval without training anything.
+The interval of a difference needs both systems' rank of every event. With stored ranks, tables can combine runs of
+different days and machines, and intervals can be checked without training.
 
-`benchmarks/results/quality-ranks/<dataset>-<protocol>.npz` has, for each number n of predicted events, `row,n` and
-`user,n` (which events these are, and whose), and of each run `system,control,seed,n`: ranks (n,), 0 = first, those from
-255 on as 255. Every figure is of the first ten.
+`benchmarks/results/quality-ranks/<dataset>-<protocol>.npz` contains, for each number n of predicted events, `row,n` and
+`user,n` (rows and users of these events), and for each run `system,control,seed,n`: ranks (n,), 0 = first, clipped to
+255. All figures use only the first ten ranks.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Name = tuple[str, str | None]  # system and control
 
 
 class Difference(NamedTuple):
-    """A mean difference, the bounds of its 95% interval (users drawn), and the seeds it is averaged over."""
+    """A mean difference, the bounds of its 95% interval (bootstrap over users), and the number of seeds."""
 
     mean: float
     low: float
@@ -34,7 +34,7 @@ class Difference(NamedTuple):
     seeds: int
 
     def reversed(self) -> Difference:
-        """Return the difference the other way round."""
+        """Return the difference with the opposite sign."""
         return Difference(-self.mean, -self.high, -self.low, self.seeds)
 
 
@@ -42,7 +42,7 @@ class RankBook:
     """Ranks of runs on one data set under one protocol.
 
     Args:
-        path: of the file; need not be there.
+        path: path of the file, which need not exist.
     """
 
     def __init__(self, path: Path) -> None:
@@ -53,33 +53,33 @@ class RankBook:
                 self._columns = {name: columns[name] for name in columns.files}
 
     def add(self, run: dict[str, Any], row: IntArray, user: IntArray, rank: IntArray) -> None:
-        """Put a run's ranks (n,) in, over those it had, and write the file.
+        """Add or replace a run's ranks (n,) and write the file.
 
         Args:
             run: an entry of quality.json.
-            row, user: (n,) which events were predicted, and whose; the same for every run with n events.
+            row, user: (n,) rows and users of the predicted events; the same for every run with n events.
 
         Raises:
-            DataError: other events are kept under this number.
+            DataError: the file has n other events.
         """
         n = len(row)
-        mine = {f"row,{n}": np.asarray(row, np.uint32), f"user,{n}": np.asarray(user, np.uint32)}
-        for name, values in mine.items():
+        events = {f"row,{n}": np.asarray(row, np.uint32), f"user,{n}": np.asarray(user, np.uint32)}
+        for name, values in events.items():
             if name in self._columns and not np.array_equal(self._columns[name], values):
                 raise DataError(f"{self.path} has ranks of {n} other events; the data has changed: remove the file")
-        self._columns |= mine | {_key((run["system"], run["control"]), run["seed"], n):
+        self._columns |= events | {_key((run["system"], run["control"]), run["seed"], n):
                                  np.minimum(rank, CLIP).astype(np.uint8)}
         with written_whole(self.path) as scratch, scratch.open("wb") as file:
             np.savez_compressed(file, **self._columns)  # type: ignore[arg-type]
 
     def events(self, name: Name, seed: int) -> int:
-        """Return the number of events a run predicted, the most if there are several; 0 = it is not here."""
+        """Return the largest number of events a run predicted, 0 = the run is not stored."""
         sizes = [int(key.partition(",")[2]) for key in self._columns if key.startswith("row,")]
         return max((n for n in sizes if _key(name, seed, n) in self._columns), default=0)
 
     def above(self, one: Name, other: Name, seeds: list[int]) -> Difference | None:
-        """Return how far one system is above another in NDCG@10 on the same events, averaged over the seeds whose ranks
-        are here for both; None where there is none. Of runs of different sizes, the size most seeds have.
+        """Return the lead of one system over another in NDCG@10 on the same events, averaged over the seeds with ranks
+        of both; None if there is none. If runs have different sizes, use the size that most seeds have.
         """
         common = {seed: n for seed in seeds if (n := self._common(one, other, seed))}
         if not common:
@@ -93,7 +93,7 @@ class RankBook:
         return Difference(*paired_interval(user, mean), len(gains))
 
     def _common(self, one: Name, other: Name, seed: int) -> int:
-        """Return the largest number of events for which both runs are here, 0 = none."""
+        """Return the largest number of events for which both runs are stored, 0 = none."""
         sizes = [int(key.partition(",")[2]) for key in self._columns if key.startswith("row,")]
         return max((n for n in sizes if all(_key(name, seed, n) in self._columns for name in (one, other))), default=0)
 

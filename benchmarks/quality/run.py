@@ -1,11 +1,11 @@
-"""Which system recommends best? All rows of the table and their controls, under both protocols, with several seeds.
+"""Which system recommends best? All systems and their controls, under both protocols, with several seeds.
 
     python -m benchmarks.quality.run [--quick] [--systems dense,lwgr] [--controls all|none|first|NAMES] [--seeds 1,2,3]
 
-Finished runs are kept (see `freshet evaluate`), so it goes on where it was interrupted. Writes
-benchmarks/results/quality.json, a list of runs, their ranks beside it, docs/quality.svg, docs/quality-training.svg and
-the tables of docs/results.md: mean ± standard deviation over seeds and the gain over `dense` with its 95% interval
-(paired bootstrap over users, gains averaged over seeds first). Tables are of all runs in quality.json.
+Finished runs are cached (see `freshet evaluate`), so an interrupted run can be resumed. Writes
+benchmarks/results/quality.json (a list of runs), the ranks, docs/quality.svg, docs/quality-training.svg and the tables
+of docs/results.md: mean ± standard deviation over seeds, and the gain over `dense` with its 95% interval (paired
+bootstrap over users, gains averaged over seeds first). The tables include all runs in quality.json.
 """
 
 from __future__ import annotations
@@ -37,23 +37,21 @@ from workers.training.evaluate import Evaluator, Wanted, label
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 BEAUTY = ROOT / ".." / "shared" / "data" / "amazon-beauty"
-# What suits the reference: chosen on its held-out NDCG@10 alone, used by every row. MovieLens, mean of both protocols
-# and seeds 1 and 2: dropout .4 .1144, .5 .1163 (seed 1 alone: .2 .1066, .3 .1114, .4 .1165, .5 .1144, .6 .1125); 1 or 3
-# layers or 128 dimensions are no better. Beauty, leave-one-out, NDCG@10 and nats: dropout .3 .0709 8.170, .4 .0699
-# 8.136, .5 .0687 8.139. Epochs end by patience; twelve, the default of `freshet fit`, cut it short on both. Components
-# of semantic IDs by held-out loss in leave-one-out: MovieLens 16 5.998, 32 6.010, 64 6.069, 128 6.089; Beauty 16 8.341,
-# 32 8.289, 128 8.190. The scorer that spells them wants less dropout than the reference (MovieLens, leave-one-out, seed
-# 1: .2 .0991, .5 .0769).
+# Settings chosen on the reference's held-out events only, and used by every row. Dropout: MovieLens .1163 NDCG@10 with
+# .5, .1144 with .4 (mean of both protocols, seeds 1 and 2); Beauty 8.136 nats with .4, 8.170 with .3. Training stops by
+# patience; the 12 epochs of `freshet fit` are too few on both. Components of semantic IDs by held-out loss: Beauty
+# 8.190 with 128, 8.289 with 32; MovieLens 6.010 with 32, 6.089 with 128. The scorer of semantic IDs needs less dropout
+# than the reference (MovieLens, leave-one-out, seed 1: .0991 with .2, .0769 with .5).
 TUNED: dict[str, dict[str, Any]] = {
     "movielens-100k": {"dropout": 0.5, "epochs": 80, "id_components": 32, "id_dropout": 0.2},
     "amazon-beauty": {"dropout": 0.4, "epochs": 40, "id_components": 128, "id_dropout": 0.4}}
-EVENTS = 4000  # predicted per run: a language model reads a history for each, 15 ms on a CPU core
+EVENTS = 4000  # predicted events per run; the language model needs 15 ms per event on a CPU core
 KEY = ("dataset", "protocol", "system", "control", "seed")
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What to run on every data set."""
+    """The runs to make on every data set."""
 
     systems: tuple[str, ...]
     controls: str
@@ -62,32 +60,32 @@ class Choice:
     events: int | None = None
 
     def runs(self) -> Iterator[Wanted]:
-        """Yield runs so that those which share a reference come one after the other."""
+        """Yield the runs, grouped so that runs with the same reference are adjacent."""
         for name in self.protocols:
             for seed in self.seeds:
-                asked = self.controls.split(",")
-                every = "all" in asked or ("first" in asked and seed == self.seeds[0])
+                chosen = self.controls.split(",")
+                every = "all" in chosen or ("first" in chosen and seed == self.seeds[0])
                 for system in self.systems:
-                    controls = [name for name in SYSTEMS[system].controls() if every or name in asked]
+                    controls = [name for name in SYSTEMS[system].controls() if every or name in chosen]
                     for control in (None, *controls):
                         yield Wanted(system, name, control, seed, events=self.events)
 
 
 def record(result: dict[str, Any]) -> dict[str, Any]:
-    """Return the entry of quality.json."""
+    """Return a result's entry in quality.json."""
     return {key: result[key] for key in KEY} | {
         "metrics": {name: result["metrics"][name] for name in page.METRICS},
         "seconds": result["seconds"], "revision": result["revision"]}
 
 
 def merged(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return both lists, a new run in the place of an old one with the same key."""
+    """Return both lists; new runs replace old ones with the same key."""
     runs = {tuple(run[key] for key in KEY): run for run in [*old, *new]}
     return [runs[key] for key in sorted(runs, key=lambda key: tuple(str(part) for part in key))]
 
 
 def evaluate(evaluator: Evaluator, choice: Choice, stages: Stages, folder: Path) -> tuple[list[Any], list[str]]:
-    """Run everything on one data set; return results and what failed. Each is saved as soon as it is there."""
+    """Make all runs on one data set and save each when it finishes; return results and failures."""
     wanted = list(choice.runs())
     results, failed, began = [], [], time.monotonic()
     for at, run in enumerate(wanted):
@@ -106,19 +104,19 @@ def evaluate(evaluator: Evaluator, choice: Choice, stages: Stages, folder: Path)
 
 
 def book(folder: Path, dataset: str, protocol: str) -> RankBook:
-    """Return the ranks of a data set and protocol as they are on disk now."""
+    """Return the stored ranks of a data set and protocol."""
     return RankBook(folder / "quality-ranks" / f"{dataset}-{protocol}.npz")
 
 
 def saved(folder: Path) -> list[dict[str, Any]]:
     """Return the entries of quality.json."""
     path = folder / "quality.json"
-    found: list[dict[str, Any]] = json.loads(path.read_text()) if path.is_file() else []
-    return found
+    runs: list[dict[str, Any]] = json.loads(path.read_text()) if path.is_file() else []
+    return runs
 
 
 def tables(folder: Path) -> dict[str, str]:
-    """Return Markdown tables of all that is saved, by data set."""
+    """Return Markdown tables of all saved runs, by data set."""
     runs = saved(folder)
     return {name: page.table(name, page.summarise(
         [run for run in runs if run["dataset"] == name], {each: book(folder, name, each) for each in PROTOCOLS}))
@@ -126,13 +124,13 @@ def tables(folder: Path) -> dict[str, str]:
 
 
 def save(path: Path, runs: list[dict[str, Any]]) -> None:
-    """Merge runs into a results file, whole or not at all."""
+    """Merge runs into a results file, atomically."""
     old = saved(path.parent)
     write_whole(path, json.dumps(merged(old, runs), indent=1).encode() + b"\n")
 
 
 def made_up(folder: Path) -> Path:
-    """Write a data set of made-up chains into a folder and return it."""
+    """Write a synthetic data set of item chains into a folder and return the folder."""
     rng = np.random.default_rng(0)
     events = ["user_id,item_id,timestamp"]
     for user in range(60):
@@ -144,7 +142,7 @@ def made_up(folder: Path) -> Path:
 
 
 def quick(stages: Stages) -> None:
-    """Run the rows that need no language model on made-up chains, in seconds; nothing is saved."""
+    """Run `dense`, which needs no language model, on synthetic data, in seconds; save nothing."""
     with tempfile.TemporaryDirectory() as folder:
         home = made_up(Path(folder))
         settings = replace(Settings(), home=home, fit=FitSettings(dim=16, layers=1, epochs=8, knowledge_epochs=1))
@@ -161,36 +159,37 @@ def names(text: str, allowed: tuple[str, ...], what: str) -> tuple[str, ...]:
                                                  for part in text.split(","))
     for name in chosen:
         if name not in allowed:
-            raise FreshetError(f"unknown {what} {name!r}; there are {', '.join(allowed)}")
+            raise FreshetError(f"unknown {what} {name!r}; available: {', '.join(allowed)}")
     return chosen
 
 
 def datasets(chosen: tuple[str, ...], settings: Settings) -> list[tuple[str, Path]]:
-    """Return names and folders; a data set that is not at hand is left out and said to be."""
-    found = []
+    """Return names and folders; skip a data set that does not exist, with a message."""
+    out = []
     for name in chosen:
         if name == "movielens-100k":
-            found.append((name, movielens.fetch(settings.home)))
+            out.append((name, movielens.fetch(settings.home)))
         elif BEAUTY.is_dir():
-            found.append((name, BEAUTY))
+            out.append((name, BEAUTY))
         else:
-            print(f"{BEAUTY} is not there: no {name}")
-    return found
+            print(f"skipping {name}: {BEAUTY} does not exist")
+    return out
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="benchmarks.quality.run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="made-up data, dense only, seconds, nothing saved")
-    parser.add_argument("--systems", default="all", help=f"of {', '.join(SYSTEMS)} (%(default)s)")
+    parser.add_argument("--quick", action="store_true", help="synthetic data, dense only, takes seconds, saves nothing")
+    parser.add_argument("--systems", default="all", help=f"comma-separated: {', '.join(SYSTEMS)} (%(default)s)")
     parser.add_argument("--controls", default="all",
                         help="all, none, first (= all, with the first seed only) or names (%(default)s)")
-    parser.add_argument("--protocols", default="all", help="of leave-one-out, stream-time (%(default)s)")
-    parser.add_argument("--datasets", default="all", help="of movielens-100k, amazon-beauty (%(default)s)")
+    parser.add_argument("--protocols", default="all", help="comma-separated: leave-one-out, stream-time (%(default)s)")
+    parser.add_argument("--datasets", default="all",
+                        help="comma-separated: movielens-100k, amazon-beauty (%(default)s)")
     parser.add_argument("--seeds", default="1,2,3", help="(%(default)s)")
-    parser.add_argument("--events", type=int, default=EVENTS, help="predicted per run, 0 = all (%(default)s)")
+    parser.add_argument("--events", type=int, default=EVENTS, help="predicted events per run, 0 = all (%(default)s)")
     parser.add_argument("--report", action="store_true",
-                        help="train nothing: tables and plots of the runs in quality.json")
+                        help="only write tables and plots of the runs in quality.json, without training")
     args = parser.parse_args(argv)
     failed: list[str] = []
     try:
@@ -207,25 +206,25 @@ def main(argv: list[str] | None = None) -> None:
                 args.events or None)
             for system in choice.systems:
                 system_named(system)
-            moved = []
+            with_history = []
             chosen = names(args.datasets, ("movielens-100k", "amazon-beauty"), "dataset")
             for name, folder in [] if args.report else datasets(chosen, settings):
                 evaluator = Evaluator(replace(settings, fit=replace(settings.fit, **TUNED[name])), folder, stages, name)
-                results, lost = evaluate(evaluator, choice, stages, RESULTS)
-                failed += lost
-                moved += [run for run in results if run["control"] is None and run["seed"] == choice.seeds[0]]
+                results, failures = evaluate(evaluator, choice, stages, RESULTS)
+                failed += failures
+                with_history += [run for run in results if run["control"] is None and run["seed"] == choice.seeds[0]]
     except FreshetError as error:
         sys.exit(f"benchmarks.quality.run: {error}")
-    found = tables(RESULTS)
-    print("\n\n".join(found.values()))
-    for name, text in found.items():
+    pages = tables(RESULTS)
+    print("\n\n".join(pages.values()))
+    for name, text in pages.items():
         fill(ROOT / "docs" / "results.md", f"quality {name}", text)
     plot.draw(saved(RESULTS), ROOT / "docs" / "quality.svg")
-    plot.draw_training(moved, ROOT / "docs" / "quality-training.svg")
-    print("\nwritten: benchmarks/results/quality.json and quality-ranks, docs/results.md, docs/quality.svg"
-          + (", docs/quality-training.svg" if moved else ""))
+    plot.draw_training(with_history, ROOT / "docs" / "quality-training.svg")
+    print("\nwrote benchmarks/results/quality.json and quality-ranks, docs/results.md, docs/quality.svg"
+          + (", docs/quality-training.svg" if with_history else ""))
     if failed:
-        sys.exit("benchmarks.quality.run: not done: " + "; ".join(failed))
+        sys.exit("benchmarks.quality.run: failed: " + "; ".join(failed))
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""Is the reference tuned? Its settings changed one at a time."""
+"""Tuning of the reference: its settings varied one at a time."""

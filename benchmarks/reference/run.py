@@ -1,11 +1,11 @@
-"""Is the reference tuned? Its settings changed one at a time, by what held-out events say, never test events.
+"""Is the reference tuned? Varies its settings one at a time and compares them on held-out events, never test events.
 
     python -m benchmarks.reference.run [--quick] [--datasets movielens-100k,amazon-beauty] [--protocol stream-time]
 
-Whatever `freshet` is compared with is only as good a measure as it is well tuned. Prints NDCG@10 and loss of the kept
-epoch on the held-out events that choose it, beside those of the settings `make bench-quality` uses for every row.
-Trained scorers are kept (`freshet evaluate` shares them), so it goes on where it was interrupted. Writes
-benchmarks/results/reference.json and the table in docs/results.md; other data sets and protocols stay in both.
+A comparison with `freshet` is only fair if the baseline is well tuned. Prints NDCG@10 and loss of the best epoch on
+held-out events, for each change and for the settings that `make bench-quality` uses in every row. Trained scorers are
+cached (shared with `freshet evaluate`), so an interrupted run can be resumed. Writes benchmarks/results/reference.json
+and the table in docs/results.md; other data sets and protocols stay in both.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ CHANGES: tuple[dict[str, Any], ...] = (
 def measure(
     settings: Settings, folder: Path, which: str, stages: Stages, changes: tuple[dict[str, Any], ...] = CHANGES,
 ) -> list[dict[str, Any]]:
-    """Return one entry per change of the settings: what was changed, and metrics of the kept epoch."""
+    """Return one entry per change of the settings: the change, and metrics of the best epoch."""
     dataset = load_data(folder)
     split = protocol(which, dataset)
     keep = ScorerCache(settings.home / "cache" / "scorers")
-    found = []
+    points = []
     for change in changes:
         if change and all(getattr(settings.fit, name) == value for name, value in change.items()):
-            continue  # as it is
+            continue  # no change
         fit = replace(settings.fit, **change)
         with ExitStack() as opened:
             report = TrainingStages(stages, opened)
@@ -54,8 +54,8 @@ def measure(
             _, about = train_reference(
                 split.fold, fit, settings.state.history,
                 lambda done, total, now, report=report, label=label: report(label, done, total, now), keep)
-        found.append({"change": change} | {name: about[name] for name in ("ndcg_at_10", "nll", "epoch", "n")})
-    return found
+        points.append({"change": change} | {name: about[name] for name in ("ndcg_at_10", "nll", "epoch", "n")})
+    return points
 
 
 def saved(seed: int) -> dict[str, list[dict[str, Any]]]:
@@ -66,17 +66,17 @@ def saved(seed: int) -> dict[str, list[dict[str, Any]]]:
 
 
 def described(change: dict[str, Any]) -> str:
-    """Return a change in words."""
+    """Return a change as text."""
     return ", ".join(f"{name} {value:g}" for name, value in change.items()) or "as used"
 
 
-def table(found: dict[str, list[dict[str, Any]]]) -> str:
-    """Return a Markdown table, a column of figures per data set, "–" where a setting is the one in use."""
-    rows = ["| settings | " + " | ".join(f"{name}: NDCG@10 | loss, nats | epoch" for name in found) + " |",
-            "|---|" + "--:|--:|--:|" * len(found)]
+def table(by_dataset: dict[str, list[dict[str, Any]]]) -> str:
+    """Return a Markdown table with columns per data set; "–" = this setting is the one in use."""
+    rows = ["| settings | " + " | ".join(f"{name}: NDCG@10 | loss, nats | epoch" for name in by_dataset) + " |",
+            "|---|" + "--:|--:|--:|" * len(by_dataset)]
     for change in CHANGES:
         cells = []
-        for points in found.values():
+        for points in by_dataset.values():
             point = next((point for point in points if point["change"] == change), None)
             cells += ["–"] * 3 if point is None else [
                 f"{point['ndcg_at_10']:.4f}", f"{point['nll']:.3f}", f"{point['epoch']:.0f}"]
@@ -88,33 +88,34 @@ def table(found: dict[str, list[dict[str, Any]]]) -> str:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="benchmarks.reference.run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="made-up data, seconds, nothing saved")
-    parser.add_argument("--datasets", default="all", help="of movielens-100k, amazon-beauty (%(default)s)")
+    parser.add_argument("--quick", action="store_true", help="synthetic data, takes seconds, saves nothing")
+    parser.add_argument("--datasets", default="all",
+                        help="comma-separated: movielens-100k, amazon-beauty (%(default)s)")
     parser.add_argument("--protocol", choices=("leave-one-out", "stream-time"), default="leave-one-out",
                         help="(%(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="(%(default)s)")
     args = parser.parse_args(argv)
-    which, found = args.protocol.replace("-", "_"), {}
+    which, points = args.protocol.replace("-", "_"), {}
     try:
         with TemporaryDirectory() as scratch, Stages() as stages:
             if args.quick:
                 home = made_up(Path(scratch))
                 settings = replace(Settings(), home=home, fit=FitSettings(dim=16, layers=1, epochs=3))
-                found["made-up"] = measure(settings, home, which, stages, ({}, {"dim": 128}))
+                points["made-up"] = measure(settings, home, which, stages, ({}, {"dim": 128}))
             else:
                 for name, folder in datasets(names(args.datasets, tuple(TUNED), "dataset"), load()):
                     fit = replace(load().fit, **TUNED[name], seed=args.seed)
-                    found[f"{name}, {args.protocol}"] = measure(replace(load(), fit=fit), folder, which, stages)
+                    points[f"{name}, {args.protocol}"] = measure(replace(load(), fit=fit), folder, which, stages)
     except FreshetError as error:
         sys.exit(f"benchmarks.reference.run: {error}")
     if args.quick:
-        print(table(found))
+        print(table(points))
         return
-    found = saved(args.seed) | found
-    print(table(found))
-    PATH.write_text(json.dumps({"seed": args.seed, "revision": revision(), "points": found}, indent=1) + "\n")
-    fill(ROOT / "docs" / "results.md", "reference", table(found))
-    print("\nwritten: benchmarks/results/reference.json, docs/results.md")
+    points = saved(args.seed) | points
+    print(table(points))
+    PATH.write_text(json.dumps({"seed": args.seed, "revision": revision(), "points": points}, indent=1) + "\n")
+    fill(ROOT / "docs" / "results.md", "reference", table(points))
+    print("\nwrote benchmarks/results/reference.json and docs/results.md")
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""What a refresh costs in each system."""
+"""The cost of a refresh in each system."""

@@ -1,1 +1,1 @@
-"""Speed and likelihood of what the language model writes."""
+"""Speed and likelihood of texts that the language model writes."""

@@ -1,9 +1,9 @@
-"""How quickly texts about items are written on one core, in 8 bits, in float32 and with all words; how likely they are.
+"""Speed and likelihood of texts about items, written on one core: in 8 bits, in float32, with the full vocabulary.
 
     OMP_NUM_THREADS=1 python -m benchmarks.writing.run [--texts 64]
 
-Items are MovieLens-100K's. Seconds are the processor's own, so other work on the machine counts little. The loss is the
-whole float32 model's, of each text after its prompt. Texts are greedy, so one word that differs changes the rest.
+Uses the items of MovieLens-100K. Times are CPU times, so other load on the machine has little effect. The loss is that
+of each text after its prompt under the full float32 model. Decoding is greedy, so one different word changes the rest.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def loss(llm: LanguageModel, prompts: list[str], texts: list[str]) -> float:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="benchmarks.writing.run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--texts", type=int, default=64, help="texts to write each way (%(default)s)")
+    parser.add_argument("--texts", type=int, default=64, help="number of texts per variant (%(default)s)")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     settings = load()
@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> None:
     rows = token_rows(llm, prompts)
     read = sum(map(len, rows)) - len(rows) * len(common(rows))
     before: list[str] | None = None
-    print("| weights | ms a text | tokens/s, read and written | loss of the texts | same as in float32 |")
+    print("| weights | ms per text | tokens/s, read and written | loss of the texts | same as in float32 |")
     print("|---|--:|--:|--:|--:|")
     for name in ("float32", "float32, all words", "int8"):
         writer = Writer(llm, name == "int8")
@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> None:
         seconds = time.process_time() - began
         tokens = read + sum(map(len, token_rows(llm, written))) - len(written)
         before = before or written
-        same = sum(one == other for one, other in zip(before, written, strict=True))
+        same = sum(old == new for old, new in zip(before, written, strict=True))
         print(f"| {name} | {1000 * seconds / len(prompts):.0f} | {tokens / seconds:.0f} | "
               f"{loss(llm, prompts, written):.2f} | {same} of {len(prompts)} |", flush=True)
 

@@ -1,6 +1,6 @@
-"""Thresholds from replayed histories: drift, margins, shortest history, staleness.
+"""Calibrate thresholds on replayed histories: drift, margin bound, minimum history, staleness.
 
-The command is in `workers/training`.
+The command that runs this is in `workers/training`.
 
 May import: decisions, profile, detection.
 """

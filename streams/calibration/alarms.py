@@ -1,8 +1,8 @@
-"""When would the drift detector have alarmed on these histories? The stage's own arithmetic, all users at once.
+"""Replay the drift detector on histories, with the same arithmetic as streams, for all users at once.
 
-Knowledge is made after a user's first `first` events and again the moment drift is seen, never for another reason, and
-is there at once: exactly what the planner does under the policy `drift` (a test compares the two event by event).
-What is calibrated on this is therefore what acts, needless refreshes that move the anchor included.
+Knowledge is generated after a user's first `first` events and at each drift alarm, for no other reason and without
+delay. This is what the planner does with the policy `drift` (a test compares the two event by event). So a threshold
+calibrated here behaves the same in streams, including unnecessary refreshes that move the anchor.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ Rows = NDArray[np.intp]
 
 @dataclass(frozen=True, slots=True)
 class Watched:
-    """What the detector did.
+    """Alarms and observations of the detector.
 
     Args:
-        user: (alarms,) which history each alarm was in.
-        event: (alarms,) after how many of its events, from 1.
-        watched: (users,) events of each history that were watched: those after the first `first`.
-        mean, sd: of all distances d seen; NaN where there were none.
+        user: (alarms,) index of the history of each alarm.
+        event: (alarms,) number of the event at each alarm, from 1.
+        watched: (users,) number of observed events of each history: those after the first `first`.
+        mean, sd: mean and standard deviation of all distances d; NaN if there are none.
     """
 
     user: Rows
@@ -51,10 +51,10 @@ def watch(
 
     Args:
         first: events before a user's first knowledge, at least 1.
-        cooldown: events of a user between two refreshes, at least.
+        cooldown: minimum number of a user's events between two refreshes.
     """
     lengths = np.array([len(rows) for rows in histories], dtype=np.intp)
-    order = np.argsort(-lengths, kind="stable")  # those still there after t events are then a prefix
+    order = np.argsort(-lengths, kind="stable")  # so the users with more than t events are a prefix
     sorted_lengths = lengths[order]
     n, longest = len(order), int(lengths.max(initial=0))
     padded = np.full((n, longest), vectors.unknown, dtype=np.intp)
@@ -95,9 +95,9 @@ def watch(
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """How often alarms come: `every` events of a user per alarm, and the ends of an interval around it.
+    """The rate of alarms: one per `every` events of a user, with a confidence interval from `low` to `high`.
 
-    `low` and `high` are in the same unit; with no alarm at all `every` and `high` are infinite.
+    All three have the same unit. Without any alarm, `every` and `high` are infinite.
     """
 
     users: int
@@ -109,16 +109,16 @@ class Rate:
 
 
 def rate(watched: Watched, copies: int = 1, *, extra_variance: float = 0.0, z: float = 1.96) -> Rate:
-    """Return the rate of alarms with its interval, users being the independent ones.
+    """Return the rate of alarms with its confidence interval; users are independent, events are not.
 
-    The log of alarms per event gets the delta-method variance of a ratio of sums over users (Cochran, "Sampling
-    techniques", 1977, ch. 6), and at least a Poisson count's, 1/alarms. Without an alarm the Poisson bound holds:
-    −ln(0.025) = 3.7 alarms would have been seen.
+    The variance of log(alarms per event) is the delta-method variance of a ratio of sums over users (Cochran, "Sampling
+    techniques", 1977, ch. 6), at least that of a Poisson count, 1/alarms. Without an alarm the interval is the Poisson
+    bound for −ln(0.025) = 3.7 expected alarms.
 
     Args:
-        copies: the histories are so many shuffles of the same users, one block of users after the other; all of a
-            user's copies count as one.
-        extra_variance: of the log rate, from elsewhere: that of the calibration whose threshold is checked.
+        copies: number of shuffles of each user in the histories, one block of users after the other; the copies of a
+            user count as one.
+        extra_variance: additional variance of the log rate, from the calibration of the threshold.
         z: standard normal quantile; 1.96 for 95%.
     """
     alarms = watched.per_user().reshape(copies, -1).sum(axis=0).astype(float)

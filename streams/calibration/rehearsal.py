@@ -1,6 +1,6 @@
-"""A rehearsal of the stage on training events, with knowledge there the moment it is asked for: how often, and why?
+"""Run the planner on training events, with instant knowledge, to count refreshes by reason.
 
-The staleness limit is chosen on it. Pure and fast: the planner itself, in chunks, without a broker.
+The staleness limit is chosen on the result. It needs no broker, only the planner itself, in chunks of events.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ from streams.decisions.planner import Planner, States
 from streams.profile.fold import Event
 
 CHUNK = 512
-# Quantiles of age at use that are tried as the limit, from the strictest.
+# Quantiles of the age at use that are tried as the limit, strictest first.
 QUANTILES = (0.5, 0.75, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)
 
 
 @dataclass(frozen=True, slots=True)
 class Rehearsal:
-    """What happened: refreshes by reason, and the age in event time, seconds, of the knowledge each event met."""
+    """Refreshes by reason, and the age of the user's knowledge at each event (event time, seconds)."""
 
     refreshes: Counter[str]
     ages: NDArray[np.float64]
 
     @property
     def stale_share(self) -> float:
-        """Share of all refreshes after the first that were for staleness."""
+        """The share of staleness among all refreshes except first ones."""
         later = sum(self.refreshes.values()) - self.refreshes["cold_start"]
         return self.refreshes["stale"] / later if later else 0.0
 
 
 def rehearse(planner: Planner, events: Sequence[Event]) -> Rehearsal:
-    """Run `events`, in order of time, through the planner and answer every request at once. There is no judge.
+    """Run `events`, in order of time, through the planner and answer every request at once, without a judge.
 
-    The planner decides as its thresholds say, whatever policy is set and without a price.
+    The planner uses its thresholds only: the policy is `freshet`, whatever is set, and there is no price.
     """
     planner.policy, planner.market = replace(planner.policy, name="freshet"), None
     states: States = {}
@@ -55,7 +55,7 @@ def rehearse(planner: Planner, events: Sequence[Event]) -> Rehearsal:
 
 
 def answer(request: KnowledgeRequest, model_version: str = "") -> KnowledgeUpdate:
-    """Return the update an ideal knowledge worker sends."""
+    """Return the update that an instant knowledge worker would send."""
     return KnowledgeUpdate(
         user_id=request.user_id, version=request.version, model_version=model_version, reason=request.reason,
         count=request.count, event_time=request.event_time, history_hash="", caused_at=request.caused_at,
@@ -65,16 +65,16 @@ def answer(request: KnowledgeRequest, model_version: str = "") -> KnowledgeUpdat
 def choose_ttl(
     events: Sequence[Event], planner_with: Callable[[float], Planner], *, stale_share: float = 0.25, users: int = 1000,
 ) -> tuple[float, Rehearsal]:
-    """Return the age in event time, seconds, at which knowledge is stale, and the rehearsal with it.
+    """Return the age in event time, seconds, from which knowledge is stale, and the rehearsal with this limit.
 
-    The criterion: staleness is the backstop, not the rule. Of the quantiles of the age at which events meet knowledge
-    that is refreshed for other reasons only, the smallest with which at most `stale_share` of all refreshes after the
-    first are for staleness; if none is, the largest age. At least a minute.
+    Staleness is a backstop for the other reasons. The candidates are quantiles of the age of knowledge at use, when it
+    is refreshed for the other reasons only. The limit is the smallest candidate with which at most `stale_share` of the
+    refreshes after the first are due to staleness; if there is none, the largest age. It is at least a minute.
 
     Args:
         events: training events in order of time.
-        planner_with: returns a planner whose limit is the given number of seconds.
-        users: rehearse with at most so many of the users, spread evenly; a thousand take some 5 s in all.
+        planner_with: returns a planner with the given limit in seconds.
+        users: maximum number of users in the rehearsal, spread evenly; 1,000 take about 5 s in all.
     """
     everyone = list(dict.fromkeys(event.user_id for event in events))
     some = set(everyone[::-(-len(everyone) // users)]) if everyone else set()

@@ -1,6 +1,6 @@
-"""Whose knowledge is refreshed, when and at what price; the planner folds a batch into decisions and messages.
+"""Refresh decisions: which users, when and at what price. The planner turns a batch into decisions and messages.
 
-Statistics behind the decisions are in `streams/detection`.
+The statistics behind the decisions are in `streams/detection`.
 
 May import: profile, detection.
 """

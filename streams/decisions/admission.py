@@ -1,4 +1,4 @@
-"""From users who have done something to those whose knowledge is asked for: reasons, then the price."""
+"""Choose the users of a batch whose knowledge is requested: first by reason, then by price."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from collections.abc import Sequence
 import numpy as np
 
 from schemas.messages import RefreshReason
-from streams.decisions.gain import describe
+from streams.decisions.gain import refresh_features
 from streams.decisions.price import Limits, Market, admit
 from streams.decisions.refresh import Policy, decide, priority
 from streams.profile.state import Pending, UserState
 
 
-def ask(
+def mark_requested(
     state: UserState, reason: RefreshReason, now: float, worth: float, features: Sequence[float] = (),
 ) -> None:
-    """Note in `state` that its knowledge is asked for.
+    """Record in `state` that new knowledge is requested.
 
     Args:
-        worth: goes with the request as its priority.
-        features: what a gain was expected from.
+        worth: the request's priority.
+        features: the features that the expected gain was computed from.
     """
     earlier = state.pending.version if state.pending else 0
     state.pending = Pending(
@@ -31,64 +31,68 @@ def ask(
     state.wanted_count = 0
 
 
-def ask_for_reasons(states: Sequence[UserState], now: float, policy: Policy) -> list[bool]:
-    """Ask for everyone who has a reason, whatever the price. Returns who was asked for."""
-    asked = []
+def request_by_reason(states: Sequence[UserState], now: float, policy: Policy) -> list[bool]:
+    """Request knowledge for every user with a reason, whatever the price.
+
+    Returns:
+        Per user, whether knowledge was requested.
+    """
+    requested = []
     for state in states:
         reason = decide(state, now, policy)
         if reason is not None:
-            ask(state, reason, now, priority(state, reason, policy))
-        asked.append(reason is not None)
-    return asked
+            mark_requested(state, reason, now, priority(state, reason, policy))
+        requested.append(reason is not None)
+    return requested
 
 
-def ask_at_a_price(
+def request_by_price(
     users: Sequence[str], states: Sequence[UserState], now: float, policy: Policy, market: Market, limits: Limits,
     alpha: float,
 ) -> list[bool]:
-    """Ask for those whose expected gain exceeds the price.
+    """Request knowledge for users whose expected gain exceeds the price.
 
-    Without a budget those with a reason are candidates; with one, everybody whose knowledge has not seen their newest
-    event is. Who has crossed no threshold is asked for as `stale`.
+    Without a budget, only users with a reason are candidates. With a budget, every user whose knowledge lacks their
+    newest event is. A request for a user who crossed no threshold has the reason `stale`.
 
     Args:
         users, states: n users, each once, with their newest events folded.
         alpha: level of the contradiction test.
 
     Returns:
-        Who was asked for, n.
+        Per user, whether knowledge was requested, n.
     """
-    places: list[int] = []
+    positions: list[int] = []
     reasons: list[RefreshReason | None] = []
-    for place, state in enumerate(states):
+    for position, state in enumerate(states):
         reason = decide(state, now, policy)
         if reason is None:
             state.wanted_count = 0
-            if limits.budget is None or not _may_be_renewed(state):
+            if limits.budget is None or not _can_refresh_early(state):
                 continue
-        places.append(place)
+        positions.append(position)
         reasons.append(reason)
-    asked = [False] * len(states)
-    if not places:
-        return asked
-    wanting = [states[place] for place in places]
-    features = describe(wanting, reasons, policy, alpha)
+    requested = [False] * len(states)
+    if not positions:
+        return requested
+    candidates = [states[position] for position in positions]
+    features = refresh_features(candidates, reasons, policy, alpha)
     gains = market.gain.expected(features)
-    reasoned = np.array([reason is not None for reason in reasons])
-    waited = np.array([s.wanted_count > 0 and s.count - s.wanted_count >= limits.patience for s in wanting])
-    taken = admit(market, limits, [users[place] for place in places], gains, waited & reasoned, reasoned, now)
-    for turn, place in enumerate(places):
-        state, reason = states[place], reasons[turn]
-        if taken[turn]:
-            # Who has waited longest goes first at the worker too.
-            worth = 1.0 if waited[turn] else float(gains[turn])
-            ask(state, reason or "stale", now, worth, features[turn].tolist())
-            asked[place] = True
+    due = np.array([reason is not None for reason in reasons])
+    waited = np.array([s.wanted_count > 0 and s.count - s.wanted_count >= limits.patience for s in candidates])
+    admitted = admit(market, limits, [users[position] for position in positions], gains, waited & due, due, now)
+    for index, position in enumerate(positions):
+        state, reason = states[position], reasons[index]
+        if admitted[index]:
+            # The worker, too, serves users who ran out of patience first.
+            worth = 1.0 if waited[index] else float(gains[index])
+            mark_requested(state, reason or "stale", now, worth, features[index].tolist())
+            requested[position] = True
         elif reason is not None and not state.wanted_count:
             state.wanted_count = state.count
-    return asked
+    return requested
 
 
-def _may_be_renewed(state: UserState) -> bool:
-    # No cooldown: the price keeps calls apart, and where it is 0 there is nothing to save.
+def _can_refresh_early(state: UserState) -> bool:
+    # No cooldown here: the price spaces calls out, and at price 0 there is no need to save any.
     return state.pending is None and state.knowledge_version > 0 and state.count > state.last_refresh_count

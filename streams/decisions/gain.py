@@ -1,14 +1,16 @@
-"""What is a refresh expected to bring? Learned online from what earlier refreshes brought.
+"""Expected gain of a refresh, learned online from the outcomes of earlier refreshes.
 
-The outcome of a refresh is the mean margin over the user's first `WINDOW` judged events with the new knowledge minus
-the mean over the last `WINDOW` with the old one (0 where there was none: behaviour alone has margin 0), in units of the
-judge's bound B per event, so within [−2, 2]. It is regressed on what was known when the refresh was decided: ridge
-regression with exponential forgetting, exact and recursive. Its prior mean is the fixed order in `refresh.priority`, so
-it works from the first event and bends, slowly, to the data as they come; and as the old data fade it goes back there.
+The outcome of a refresh is the mean margin over the user's first `WINDOW` judged events with the new knowledge, minus
+the mean over the last `WINDOW` with the old knowledge (0 without old knowledge, because behaviour alone has margin 0).
+The unit is the judge's bound B per event, so outcomes lie within [−2, 2].
 
-Limits. Outcomes exist only for refreshes that were made, of users who came back often enough to tell. A user whose
-margins were low by chance improves without a refresh too (regression to the mean): the learned gain orders users; it is
-not a causal effect. A new refresh within the window ends the trial without an outcome.
+The model is a recursive ridge regression with exponential forgetting on the features known at the time of the decision.
+Its prior mean is the fixed order in `refresh.priority`: the model works from the first event, adapts slowly, and
+returns to the prior as old outcomes fade.
+
+Limits. Only refreshes that were made have outcomes, and only if the user came back often enough. Users whose margins
+were low by chance also improve without a refresh (regression to the mean), so the learned gain ranks users but is not a
+causal effect. A new refresh within the window ends the trial without an outcome.
 """
 
 from __future__ import annotations
@@ -27,31 +29,29 @@ from streams.profile.state import Trial, UserState
 
 Floats = NDArray[np.float64]
 
-# The cooldown's default: refreshes that follow each other as fast as allowed still have their outcome.
+# Equals the default cooldown, so even the fastest allowed sequence of refreshes yields outcomes.
 WINDOW = 5
-# Old outcomes fade by half in 700 refreshes, soon enough after a new model.
+# Outcomes lose half their weight in 700 refreshes, soon enough after a model change.
 FORGET = 0.999
-# The prior weighs as much as ten thousand outcomes. An outcome is a mean of 5 margins, most of them clipped, and part
-# of it is regression to the mean (above), so a few of them mislead: on MovieLens-100K at 53 calls per 1,000 events the
-# gain in NDCG@10 is .0092 with every-20, .0091 with a prior worth 100 outcomes, .0099 with 1,000, .0108 with this.
+# The prior weighs as much as 10,000 outcomes, because single outcomes are noisy. MovieLens-100K, 53 calls per 1,000
+# events: the gain in NDCG@10 is .0091 with a prior worth 100 outcomes, .0099 with 1,000, .0108 with 10,000.
 RIDGE = 10_000.0
 FEATURES = ("constant", "priority", "drift", "harm", "unseen", "time since", "rate", "trust", "cold start")
-# In units of B per event. Priority is 0 where no threshold is crossed and up to 3 (here 1). `unseen` is the number of
-# events the knowledge lacks times the length of the short interest, which is near 1 where those items are alike and
-# near 0 where they go in all directions: alike items are followed by more of their kind, and only knowledge that has
-# seen them knows. MovieLens-100K: of 13 quantities known at the time, this likeness says most about what a refresh
-# brings (correlation .22 with the gain in log-likelihood; the number of events alone .07, the CUSUM's distance .03).
-# Who has no knowledge, or none that is trusted, is served by behaviour alone and gains most (Beauty at 70 calls per
-# 1,000 events: .0065 with these weights for trust and cold start, .0056 without; MovieLens: the same).
+# In units of B per event. `priority` is 0 if no threshold is crossed; its maximum of 3 is scaled to 1. `unseen` is the
+# number of events the knowledge lacks, times the length of the short interest (near 1 if those items are similar, near
+# 0 if not). Similar items are usually followed by more of the same kind, so knowledge that lacks them loses most.
+# MovieLens-100K: of 13 candidate features this length predicts the gain best (correlation .22 with the gain in
+# log-likelihood; number of events alone .07). Users without trusted knowledge gain most from a refresh (Beauty, 70
+# calls per 1,000 events: .0065 with these weights for trust and cold start, .0056 without).
 PRIOR = np.array([0.4, 0.15, 0.02, 0.02, 0.4, 0.005, 0.0, -0.4, 0.4])
-UNSEEN = 40.0  # events of one kind at which it is 1
+UNSEEN = 40.0  # similar unseen events at which `unseen` reaches 1
 _NO_BETS = [0.0] * len(KAPPAS)
 _DAY = 86_400.0
 
 
 @dataclass(slots=True)
 class GainModel:
-    """The regression: `weights` = `moments`⁻¹ · `products`; a plain value, changed in place by `learn`."""
+    """The regression: `weights` = `moments`⁻¹ · `products`. `learn` changes it in place."""
 
     moments: Floats = field(default_factory=lambda: RIDGE * np.eye(len(PRIOR)))  # (D, D)
     products: Floats = field(default_factory=lambda: RIDGE * PRIOR)  # (D,)
@@ -59,13 +59,13 @@ class GainModel:
     outcomes: int = 0
 
     def learn(self, features: Sequence[float], outcome: float) -> None:
-        """Take the outcome of one refresh, in B per event, with the features (D,) it was decided on."""
+        """Update with the outcome of one refresh, in B per event, and the features (D,) it was decided on."""
         x = np.asarray(features, dtype=np.float64)
-        back = (1.0 - FORGET) * RIDGE
-        self.moments = FORGET * self.moments + np.outer(x, x) + back * np.eye(len(PRIOR))
-        self.products = FORGET * self.products + outcome * x + back * PRIOR
+        regain = (1.0 - FORGET) * RIDGE  # keeps the prior's weight at RIDGE
+        self.moments = FORGET * self.moments + np.outer(x, x) + regain * np.eye(len(PRIOR))
+        self.products = FORGET * self.products + outcome * x + regain * PRIOR
         self.weights = np.asarray(np.linalg.solve(self.moments, self.products), dtype=np.float64)
-        self.weights[1] = max(0.0, self.weights[1])  # a crossed threshold is never a reason not to refresh
+        self.weights[1] = max(0.0, self.weights[1])  # a crossed threshold must never lower the gain
         self.outcomes += 1
 
     def expected(self, features: Floats) -> Floats:
@@ -73,13 +73,13 @@ class GainModel:
         return np.clip(features @ self.weights, -1.0, 1.0)
 
 
-def describe(
+def refresh_features(
     states: Sequence[UserState], reasons: Sequence[RefreshReason | None], policy: Policy, alpha: float,
 ) -> Floats:
     """Return the features of n users, (n, D), each within [−1, 1].
 
     Args:
-        reasons: the threshold each has crossed, None if none.
+        reasons: the reason for a refresh of each user, None if there is none.
     """
     rows = []
     for state, reason in zip(states, reasons, strict=True):
@@ -102,15 +102,16 @@ def describe(
 
 
 def _likeness(state: UserState) -> float:
-    """Return the length of the short interest, an average of unit vectors: 1 = the newest items point one way."""
+    """Return the length of the short interest, an average of unit vectors: 1 = the newest items are all alike."""
     return float(np.linalg.norm(np.frombuffer(state.short, dtype="<f4")))
 
 
 def note_margins(state: UserState, values: Sequence[float], bound: float) -> tuple[list[float], float] | None:
-    """Take margins, nats, of a user's events with the current knowledge; at its end, return the trial's outcome.
+    """Record margins, nats, of a user's events with the current knowledge.
 
     Returns:
-        The features the refresh was decided on and its gain in B per event; None while there is nothing to say.
+        If these margins complete a trial: the features the refresh was decided on, and its gain in B per event. Else
+        None.
     """
     outcome = None
     for value in values:
@@ -127,7 +128,7 @@ def note_margins(state: UserState, values: Sequence[float], bound: float) -> tup
 
 
 def begin_trial(state: UserState, features: Sequence[float]) -> None:
-    """Note that new knowledge is taken into use; call while `state` still describes the old.
+    """Start measuring new knowledge. Call this while `state` still describes the old knowledge.
 
     Args:
         features: those the refresh was decided on; [] = not known, then there is no trial.

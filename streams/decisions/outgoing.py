@@ -1,4 +1,4 @@
-"""What the stage says to the others about a user, from their state."""
+"""Build the messages about a user that streams sends to other roles."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from streams.profile.state import Pending, UserState
 def ranking_request(
     user: str, state: UserState, reason: RankingReason, caused_at: float, now: float, judged: list[JudgedEvent],
 ) -> RankingRequest:
-    """Return the request to recommend anew and to score `judged`."""
+    """Return a request for new recommendations and for the scores of `judged`."""
     return RankingRequest(
         user_id=user, reason=reason, history=list(state.items), seen=list(state.seen), judged=judged,
         count=state.count, knowledge_version=state.knowledge_version,
@@ -28,30 +28,30 @@ def ranking_request(
 
 
 def judged_events(state: UserState, note: Touched) -> list[JudgedEvent]:
-    """Return a batch's events to be scored, oldest first.
+    """Return the events of a batch that should be scored, oldest first.
 
-    Late events are not judged: knowledge may have been made from what came after them. Neither are events the
-    knowledge has seen or that were bet on already.
+    Late events are left out, because knowledge may include events after them. So are events that the knowledge has
+    seen and events that were judged before.
     """
     done = max(state.knowledge_count, state.judged_count)
-    position = {count: place for place, count in enumerate(state.counts)}
+    positions = {count: at for at, count in enumerate(state.counts)}
     judged: dict[int, JudgedEvent] = {}
     for event in (*note.replayed, *note.applied):
         count = state.event_ids.get(event.event_id)
         if count is None or count <= done or event.backfill:
             continue
-        place = position.get(count)
-        if place is not None and all(later > count for later in state.counts[place + 1:]):
+        at = positions.get(count)
+        if at is not None and all(later > count for later in state.counts[at + 1:]):
             judged[count] = JudgedEvent(
-                event_id=event.event_id, item_id=event.item_id, position=place, count=count)
+                event_id=event.event_id, item_id=event.item_id, position=at, count=count)
     return [judged[count] for count in sorted(judged)]
 
 
 def knowledge_request(user: str, state: UserState, pending: Pending, *, as_asked: bool = False) -> KnowledgeRequest:
-    """Return the request for what is pending.
+    """Return the request for the pending knowledge.
 
     Args:
-        as_asked: from the history as it was then, not from all there is by now.
+        as_asked: send the history as it was when the request was decided, not the current one.
     """
     items, count, event_time = list(state.items), state.count, state.event_time
     if as_asked:
@@ -64,14 +64,14 @@ def knowledge_request(user: str, state: UserState, pending: Pending, *, as_asked
 
 
 def alignment_samples(user: str, state: UserState, margins: Sequence[Margin]) -> list[AlignmentSample]:
-    """Return the events on which knowledge did harm, each with the history before it."""
+    """Return the events on which knowledge did harm, each with the history before the event."""
     wealth = max(state.log_wealth, default=0.0)
     samples = []
     for margin in margins:
         if margin.value < 0 and margin.count in state.counts:
-            place = state.counts.index(margin.count)
+            at = state.counts.index(margin.count)
             samples.append(AlignmentSample(
-                user_id=user, history=state.items[:place], item_id=margin.item_id, margin=margin.value,
+                user_id=user, history=state.items[:at], item_id=margin.item_id, margin=margin.value,
                 log_wealth=wealth, knowledge_version=margin.knowledge_version, model_version=state.model_version,
-                event_time=state.times[place]))
+                event_time=state.times[at]))
     return samples

@@ -1,8 +1,9 @@
-"""The pure step of the streams stage: states and messages in, changed states and messages out.
+"""The decision logic of streams as pure functions: states and messages in, changed states and messages out.
 
-No clock, no broker, no file: the Faust app and an offline replay call the same three methods. Each takes the current
-states of the users concerned (users not in it are new), changes them in place, and returns what must be sent. A message
-delivered again changes no state, but what it caused is said again: whoever crashed in between may not have said it.
+It uses no clock, broker or file, so the Faust app and an offline replay call the same three methods. Each method takes
+the current states of the users in a batch (missing users are new), changes them in place and returns the messages to
+send. A redelivered message changes no state but repeats its requests, because the process may have crashed before
+sending them.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ from schemas.messages import (
     RefreshReason,
 )
 from schemas.settings import Settings
-from streams.decisions.admission import ask, ask_at_a_price, ask_for_reasons
+from streams.decisions.admission import mark_requested, request_by_price, request_by_reason
 from streams.decisions.gain import begin_trial, note_margins
 from streams.decisions.outgoing import alignment_samples, judged_events, knowledge_request, ranking_request
 from streams.decisions.policies import by_period, period_ended
-from streams.decisions.price import Limits, Market, advance, answered
+from streams.decisions.price import Limits, Market, advance, record_answer
 from streams.decisions.refresh import Policy, priority
 from streams.detection.drift import Detector
-from streams.detection.trust import judge, renewed
+from streams.detection.trust import initial_trust, judge
 from streams.profile.catalogue import ItemVectors
 from streams.profile.fold import Event, Touched, fold
 from streams.profile.interests import rebuild
@@ -39,26 +40,26 @@ States = dict[str, UserState]
 
 @dataclass(slots=True)
 class Plan:
-    """What one batch leads to. `changed` names the users whose states must be stored."""
+    """The outcome of one batch: users whose states must be stored (`changed`), and messages to send."""
 
     changed: set[str] = field(default_factory=set)
     ranking: list[RankingRequest] = field(default_factory=list)
     knowledge: list[KnowledgeRequest] = field(default_factory=list)
     alignment: list[AlignmentSample] = field(default_factory=list)
-    unknown_users: int = 0  # judgements and updates of users without a state: ignored
+    unknown_users: int = 0  # ignored judgements and updates of users without a state
 
 
 class Planner:
-    """The stage with its constants, and the market that prices refreshes.
+    """Decides about batches, given the model's thresholds and the market that prices refreshes.
 
-    `market` is all that it remembers beside users' states: a plain value, there with the `freshet` policy and None with
-    the others. Set it to None and every reason is acted on at once, whatever the queue.
+    `market` is the only memory besides users' states. It exists with the `freshet` policy and is None with the others.
+    With `market` set to None, every reason triggers a request at once, however long the queue is.
 
     Args:
         vectors: item vectors of the fitted model.
-        calibration: its thresholds.
+        calibration: thresholds of the fitted model.
         settings: bounds, and overrides of the thresholds.
-        model_version: the fitted model's; knowledge of another one is stale. "" = do not compare.
+        model_version: version of the fitted model; knowledge of another version is stale. "" = do not compare.
     """
 
     def __init__(
@@ -67,10 +68,10 @@ class Planner:
         self.settings = settings
         calls = settings.refresh.calls_per_1000
         self.limits = Limits(None if calls is None else calls / 1000.0)
-        self._take(vectors, calibration, model_version)
+        self._use_model(vectors, calibration, model_version)
         self.market: Market | None = Market() if self.policy.name == "freshet" else None
 
-    def _take(self, vectors: ItemVectors, calibration: Calibration, model_version: str) -> None:
+    def _use_model(self, vectors: ItemVectors, calibration: Calibration, model_version: str) -> None:
         self.vectors = vectors
         self.detector = Detector.of(calibration, self.settings.refresh)
         self.policy = Policy.of(calibration, self.settings.refresh, model_version)
@@ -78,21 +79,22 @@ class Planner:
         self.alpha = self.settings.refresh.alpha
 
     def follow(self, vectors: ItemVectors, calibration: Calibration, model_version: str) -> bool:
-        """Take another fitted model as the one in use, between two batches; return whether it is another.
+        """Switch to another fitted model, between two batches; return whether the model changed.
 
-        Knowledge of any other model is stale from now on, and users' interests move to its space with their next event
-        (`interests.rebuild`). What was learned of prices and gains stays: they are counted in the judge's bound.
+        From then on, knowledge of any other model is stale, and each user's interests move to the new model's space
+        with their next event (`interests.rebuild`). Prices and learned gains stay, because their unit is the judge's
+        bound.
         """
         if self.policy.model_version in ("", model_version):
             return False
         before = self.policy.name
-        self._take(vectors, calibration, model_version)
-        if self.policy.name != before:  # one of the two knows nothing of users: nothing to refresh, nothing to price
+        self._use_model(vectors, calibration, model_version)
+        if self.policy.name != before:  # one of the two models makes no knowledge, so it needs no market
             self.market = Market() if self.policy.name == "freshet" else None
         return True
 
     def events(self, states: States, events: Sequence[Event], now: float) -> Plan:
-        """Fold behaviour events; ask for rankings and, where it is time, for knowledge.
+        """Fold behaviour events; request rankings and, where a refresh is due, knowledge.
 
         Args:
             events: in order of arrival.
@@ -124,18 +126,18 @@ class Planner:
                     fresh += len(groups[user]) - len(note.replayed)
                 elif state.pending is not None:
                     plan.knowledge.append(self._request(user, state))
-        self._pass(fresh, now)
-        self._refresh(plan, states, concerned, now)
+        self._advance_market(fresh, now)
+        self._request_refreshes(plan, states, concerned, now)
         return plan
 
-    def before(self, states: States, events: Sequence[Event], now: float) -> Plan:
-        """Ask for what a run at the end of a period would have made by now: the `nightly` policy; nothing with others.
+    def nightly_requests(self, states: States, events: Sequence[Event], now: float) -> Plan:
+        """Request the knowledge that a nightly run would have made by now; empty with other policies than `nightly`.
 
-        `events` does so itself. Who wants the answer to be there before the events are judged (a replay) calls this
-        first and hands the answers to `updates`; nothing is asked twice then.
+        `events` does this itself. A replay that needs the answers before the events are judged calls this method first
+        and passes the answers to `updates`; no request is made twice.
 
         Args:
-            events: about to be folded; of each user the first counts.
+            events: about to be folded; only the first event of each user counts.
         """
         plan = Plan()
         if self.policy.name == "nightly":
@@ -143,7 +145,7 @@ class Planner:
                 state = states.get(event.user_id)
                 if state is not None and period_ended(state, event, self.policy.min_history, self.policy.period_s):
                     reason: RefreshReason = "stale" if state.knowledge_version else "cold_start"
-                    ask(state, reason, now, priority(state, reason, self.policy))
+                    mark_requested(state, reason, now, priority(state, reason, self.policy))
                     plan.knowledge.append(self._request(event.user_id, state))
                     plan.changed.add(event.user_id)
         return plan
@@ -154,15 +156,15 @@ class Planner:
             return fold(states, groups, *constants)
         notes: dict[str, Touched] = {}
         for part in by_period(states, groups, self.policy.period_s):
-            plan.knowledge.extend(self.before(states, [group[0] for group in part.values()], now).knowledge)
+            plan.knowledge.extend(self.nightly_requests(states, [group[0] for group in part.values()], now).knowledge)
             for user, note in fold(states, part, *constants).items():
-                notes[user] = notes[user].then(note) if user in notes else note
+                notes[user] = notes[user].merged(note) if user in notes else note
         return notes
 
     def judgements(self, states: States, judgements: Sequence[Judgement], now: float) -> Plan:
-        """Bet against users' knowledge with the margins of what they did."""
+        """Update the contradiction tests with the margins of users' events."""
         plan = Plan()
-        self._pass(0, now)
+        self._advance_market(0, now)
         contradicted: dict[str, bool] = {}
         for judgement in judgements:
             state = states.get(judgement.user_id)
@@ -172,17 +174,17 @@ class Planner:
             plan.changed.add(judgement.user_id)
             if self._judge(plan, judgement, state, now) and "contradiction" in self.policy.reasons:
                 contradicted[judgement.user_id] = True
-        self._refresh(plan, states, contradicted, now)
+        self._request_refreshes(plan, states, contradicted, now)
         return plan
 
     def updates(self, states: States, updates: Sequence[tuple[KnowledgeUpdate, float]], now: float) -> Plan:
-        """Note which knowledge is readable and have its users ranked with it.
+        """Record which knowledge is in the store and request rankings with it.
 
         Args:
             updates: each with its record's broker timestamp, seconds.
         """
         plan = Plan()
-        self._pass(0, now)
+        self._advance_market(0, now)
         newest: dict[str, float] = {}
         for update, caused_at in updates:
             state = states.get(update.user_id)
@@ -195,29 +197,30 @@ class Planner:
                 _accept(state, update, self.alpha)
                 plan.changed.add(update.user_id)
                 if self.market is not None and state.pending is None:
-                    answered(self.market, update.user_id)
+                    record_answer(self.market, update.user_id)
             newest[update.user_id] = caused_at
         for user, caused_at in newest.items():
             plan.ranking.append(ranking_request(user, states[user], "knowledge", caused_at, now, []))
         return plan
 
-    def _pass(self, events: int, now: float) -> None:
+    def _advance_market(self, events: int, now: float) -> None:
         if self.market is not None:
             advance(self.market, self.limits, events, now)
 
-    def _refresh(self, plan: Plan, states: States, users: dict[str, bool], now: float) -> None:
-        """Ask for the knowledge of those of `users` whose time it is.
+    def _request_refreshes(self, plan: Plan, states: States, users: dict[str, bool], now: float) -> None:
+        """Request knowledge for those of `users` whose refresh is due.
 
         Args:
-            users: with whether part of what they did is known already; then what is pending is asked for again.
+            users: user → whether the batch redelivered some of their events; if so, repeat their pending request.
         """
         names = list(users)
-        these = [states[user] for user in names]
+        user_states = [states[user] for user in names]
         if self.market is None:
-            asked = ask_for_reasons(these, now, self.policy)
+            requested = request_by_reason(user_states, now, self.policy)
         else:
-            asked = ask_at_a_price(names, these, now, self.policy, self.market, self.limits, self.alpha)
-        for user, state, new in zip(names, these, asked, strict=True):
+            requested = request_by_price(
+                names, user_states, now, self.policy, self.market, self.limits, self.alpha)
+        for user, state, new in zip(names, user_states, requested, strict=True):
             if new or (users[user] and state.pending is not None):
                 plan.knowledge.append(self._request(user, state))
 
@@ -226,13 +229,13 @@ class Planner:
         return knowledge_request(user, state, state.pending, as_asked=self.policy.name == "nightly")
 
     def _judge(self, plan: Plan, judgement: Judgement, state: UserState, now: float) -> bool:
-        """Bet; return whether the judgement holds the margin that contradicts the knowledge."""
+        """Update one user's test; return whether the judgement contains the margin that contradicts the knowledge."""
         newest = max((margin.knowledge_version for margin in judgement.margins), default=0)
         known = max(state.knowledge_version, state.pending.version if state.pending else 0)
         if newest > known:
-            _adopt(state, newest, self.alpha)
+            _catch_up(state, newest, self.alpha)
             if self.market is not None:
-                answered(self.market, judgement.user_id)
+                record_answer(self.market, judgement.user_id)
         fresh: list[Margin] = []
         done = max(state.judged_count, state.knowledge_count)
         for margin in judgement.margins:
@@ -261,9 +264,9 @@ class Planner:
 
 
 def _accept(state: UserState, update: KnowledgeUpdate, alpha: float) -> None:
-    """Take `update` as the user's knowledge: bets and drift start anew."""
-    asked_as = state.pending is not None and state.pending.version == update.version
-    begin_trial(state, state.pending.features if state.pending is not None and asked_as else [])
+    """Make `update` the user's current knowledge and reset the tests of the old one."""
+    answers_pending = state.pending is not None and state.pending.version == update.version
+    begin_trial(state, state.pending.features if state.pending is not None and answers_pending else [])
     state.knowledge_version = update.version
     state.knowledge_count = update.count
     state.knowledge_event_time = update.event_time
@@ -272,14 +275,14 @@ def _accept(state: UserState, update: KnowledgeUpdate, alpha: float) -> None:
     state.anchor = pending.anchor if pending is not None else state.long
     if pending is not None and update.version >= pending.version:
         state.pending = None
-    _start_anew(state, alpha)
+    _reset_tests(state, alpha)
 
 
-def _adopt(state: UserState, version: int, alpha: float) -> None:
-    """Catch up with a store that is ahead of this state (it was lost, the store was not).
+def _catch_up(state: UserState, version: int, alpha: float) -> None:
+    """Catch up with a store that is ahead of this state, for example because the state was lost.
 
-    Nothing is known of that knowledge but its version; it counts as made from all events so far, so that no bet is
-    placed on what it may have seen, and the next request will carry a version the store accepts.
+    Only the version of that knowledge is known. Assume it includes all events so far: then no event it may have seen is
+    judged, and the next request carries a version that the store accepts.
     """
     state.knowledge_version = version
     state.knowledge_count = state.count
@@ -288,10 +291,10 @@ def _adopt(state: UserState, version: int, alpha: float) -> None:
     state.anchor = state.long
     state.pending = None
     begin_trial(state, [])
-    _start_anew(state, alpha)
+    _reset_tests(state, alpha)
 
 
-def _start_anew(state: UserState, alpha: float) -> None:
+def _reset_tests(state: UserState, alpha: float) -> None:
     state.cusum, state.drifted = 0.0, False
     state.log_wealth, state.contradicted_at = [], 0
-    state.trust = renewed(state.help_wealth, state.standing, alpha)
+    state.trust = initial_trust(state.help_wealth, state.standing, alpha)

@@ -1,22 +1,24 @@
-"""The rules that `settings.refresh.policy` chooses between, so that they can be compared on equal terms.
+"""The policies that `settings.refresh.policy` selects, so that they can be compared on equal terms.
 
-| policy | asks |
+Every policy but `never` makes the first request when the history reaches `min_history`. The table lists later requests.
+
+| policy | requests knowledge |
 |---|---|
 | `never` | never |
-| `once` | when the history has reached `min_history`, and never again |
-| `nightly` | so at first; then, of everyone with new events, at each end of a period (the practice of KAR and GRASP) |
-| `every-n` | so at first; then with every `every`-th event of the user |
-| `always` | so at first; then with every event |
-| `drift`, `judge` | so at first; then on drift alone, on contradiction alone |
-| `freshet` | for all four reasons, and at a price (see `price`) |
+| `once` | never again after the first request |
+| `nightly` | at the end of each period, for users with new events (the practice of KAR and GRASP) |
+| `every-n` | with every `every`-th event of the user |
+| `always` | with every event |
+| `drift`, `judge` | on drift only, on contradiction only |
+| `freshet` | for all four reasons, at a price (see `price`) |
 
-`nightly` without a scan of all users: nobody sees what a nightly run made of a user before that user is back. So it is
-asked for with the user's first event of a later period, from the history without that event, which is what the run at
-the period's end would have read. Replay answers it before that event is judged; in the live stack the event is judged
-while the request is on its way, so there `nightly` is one event per period worse than a real nightly run.
+`nightly` needs no scan of all users, because the result of a nightly run is not used before the user comes back. The
+request is made with the user's first event of a later period, from the history without that event, which is what a run
+at the period's end would have read. Replay answers before that event is judged. In the live stack the event is judged
+while the request is still in flight, so there `nightly` is one event per period worse than a real nightly run.
 
-Schedules (`nightly`, `every-n`, `always`) do not wait for an answer: the newer request replaces the older one. A batch
-with several events of a user asks once, after the last of them.
+Scheduled policies (`nightly`, `every-n`, `always`) do not wait for an answer: a newer request replaces the older one. A
+batch with several events of a user leads to one request, after the last event.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from streams.profile.state import UserState
 
 PolicyName = Literal["never", "once", "nightly", "every-n", "always", "drift", "judge", "freshet"]
 
-# What a policy acts on beside its schedule.
+# The reasons a policy acts on, in addition to its schedule.
 REASONS: dict[PolicyName, frozenset[RefreshReason]] = {
     "never": frozenset(),
     "once": frozenset({"cold_start"}),
@@ -50,9 +52,9 @@ def period(event_time: float, period_s: float) -> int:
 
 
 def period_ended(state: UserState, event: Event, min_history: int, period_s: float) -> bool:
-    """Tell whether a run at the end of a period would have made new knowledge before `event`.
+    """Return whether a run at the end of a period would have made new knowledge before `event`.
 
-    So if a period has ended since the user's newest event, and the history holds something that was not asked about.
+    True if a period has ended since the user's newest event and the history contains events since the last request.
     """
     if event.backfill or not state.times or state.count < min_history:
         return False
@@ -63,7 +65,7 @@ def period_ended(state: UserState, event: Event, min_history: int, period_s: flo
 def by_period(
     states: Mapping[str, UserState], groups: Mapping[str, Sequence[Event]], period_s: float,
 ) -> Iterator[dict[str, Sequence[Event]]]:
-    """Yield a batch in parts: no user's part reaches into a later period than it begins in.
+    """Split a batch into parts in which each user's events lie in one period.
 
     Args:
         groups: the batch by user, each user's in order of arrival.
@@ -71,17 +73,17 @@ def by_period(
     parts: list[dict[str, Sequence[Event]]] = []
     for user, group in groups.items():
         newest = states[user].event_time
-        start = turn = 0
-        for place, event in enumerate(group):
-            if place > start and period(event.event_time, period_s) > period(newest, period_s):
-                _put(parts, turn, user, group[start:place])
-                start, turn = place, turn + 1
+        start = part = 0
+        for position, event in enumerate(group):
+            if position > start and period(event.event_time, period_s) > period(newest, period_s):
+                _add_part(parts, part, user, group[start:position])
+                start, part = position, part + 1
             newest = max(newest, event.event_time)
-        _put(parts, turn, user, group[start:])
+        _add_part(parts, part, user, group[start:])
     yield from parts
 
 
-def _put(parts: list[dict[str, Sequence[Event]]], turn: int, user: str, events: Sequence[Event]) -> None:
-    if turn == len(parts):
+def _add_part(parts: list[dict[str, Sequence[Event]]], part: int, user: str, events: Sequence[Event]) -> None:
+    if part == len(parts):
         parts.append({})
-    parts[turn][user] = events
+    parts[part][user] = events

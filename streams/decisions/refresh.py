@@ -1,4 +1,4 @@
-"""Is it time to generate a user's knowledge anew, why, and how much is to be gained?"""
+"""Decide whether a user's knowledge is due for a refresh, for which reason, and with which priority."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from schemas.settings import RefreshSettings
 from streams.decisions.policies import REASONS, PolicyName
 from streams.profile.state import UserState
 
-# A request without an answer is made again, under a higher version, after this many of the user's events or this time:
-# whichever worker had it has most likely lost it, and one repeat per 10 minutes costs little if it has not.
+# An unanswered request is repeated under a higher version after this many of the user's events or this time: a worker
+# has most likely lost it. If not, one repeat per 10 minutes costs little.
 PENDING_EVENTS = 200
 PENDING_S = 600.0
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """Which rule, and its thresholds; see Calibration and RefreshSettings for meaning and units."""
+    """The refresh policy and its thresholds; see Calibration and RefreshSettings for meaning and units."""
 
     min_history: int
     ttl_s: float
@@ -31,17 +31,17 @@ class Policy:
 
     @property
     def reasons(self) -> frozenset[RefreshReason]:
-        """What the policy acts on, beside its schedule if it has one."""
+        """The reasons the policy acts on, in addition to its schedule if it has one."""
         return REASONS[self.name]
 
     @classmethod
     def of(cls, calibration: Calibration, settings: RefreshSettings, model_version: str = "") -> Policy:
-        """Return the policy as calibrated, each threshold overridden by the settings where they give one.
+        """Return the policy with calibrated thresholds; settings override them.
 
-        A model without knowledge of users has nothing to refresh: "never", whatever the settings say.
+        A model that makes no knowledge gets the policy "never", whatever the settings select.
 
         Args:
-            model_version: of the fitted model in use; knowledge of another is stale. "" = do not compare.
+            model_version: version of the fitted model in use; knowledge of another is stale. "" = do not compare.
         """
         return cls(
             calibration.min_history if settings.min_history is None else settings.min_history,
@@ -52,15 +52,15 @@ class Policy:
 
 
 def decide(state: UserState, now: float, policy: Policy) -> RefreshReason | None:
-    """Return why the user's knowledge should be generated now, None if it should not.
+    """Return the reason to generate the user's knowledge now, None if there is none.
 
-    The first generation waits for enough history. One request is out at a time, but where a schedule says that the next
-    is due. Later ones, other than by schedule, keep the cooldown. Of several reasons the weightiest counts:
+    The first request waits for enough history. Only one request is outstanding at a time, unless a schedule makes the
+    next one due. Requests that are not scheduled respect the cooldown. If several reasons apply, the order is
     contradiction, drift, staleness.
 
     Args:
         state: with the newest events folded.
-        now: wall clock, seconds; only bounds how long an unanswered request is waited for.
+        now: wall clock, seconds; only used to repeat unanswered requests.
     """
     pending = state.pending
     if pending is None and state.knowledge_version == 0:
@@ -75,7 +75,7 @@ def decide(state: UserState, now: float, policy: Policy) -> RefreshReason | None
 
 
 def threshold_crossed(state: UserState, policy: Policy) -> RefreshReason | None:
-    """Return the weightiest of the policy's reasons that says the user's knowledge has had its time."""
+    """Return the most important of the policy's reasons that applies to the user's current knowledge."""
     if state.contradicted_at and "contradiction" in policy.reasons:
         return "contradiction"
     if state.drifted and "drift" in policy.reasons:
@@ -87,23 +87,23 @@ def threshold_crossed(state: UserState, policy: Policy) -> RefreshReason | None:
 
 
 def _scheduled(state: UserState, policy: Policy) -> bool:
-    """Tell whether a schedule that counts events says it is time. (`nightly` is asked before the event: policies.)"""
+    """Return whether a schedule that counts events makes a request due. (`Planner.nightly_requests` does `nightly`.)"""
     if policy.name == "always":
         return state.count > state.last_refresh_count
     return policy.name == "every-n" and state.count - state.last_refresh_count >= policy.every
 
 
 def _other_model(state: UserState, policy: Policy) -> bool:
-    """Tell whether the knowledge is another fitted model's (an adapter's name may follow a "+")."""
+    """Return whether another fitted model made the knowledge (an adapter's name may follow a "+")."""
     known, current = state.model_version, policy.model_version
     return bool(known and current) and known.split("+")[0] != current
 
 
 def priority(state: UserState, reason: RefreshReason, policy: Policy) -> float:
-    """Return the expected gain in no unit but comparable: larger first when capacity is short.
+    """Return the priority of a refresh, without a unit: when capacity is short, larger ones go first.
 
-    Wrong knowledge costs most (3); none costs what knowledge is worth (2); drift counts by how far the CUSUM stands
-    above its threshold, 1 to 2; old knowledge by how far it is past its time, 0 to 1.
+    Contradicted knowledge: 3, because it does harm. No knowledge: 2. Drift: 1 to 2, growing with the CUSUM's excess
+    over its threshold. Stale knowledge: 0 to 1, growing with its excess age.
     """
     if reason == "contradiction":
         return 3.0

@@ -1,6 +1,6 @@
-"""Sequential statistics on plain numbers: interest drift, a user's trust, pooled tests of versions and codewords.
+"""Sequential statistics on plain numbers: interest drift, trust in knowledge, pooled tests of versions and codewords.
 
-Users and messages are not known here.
+This room knows neither user states nor messages.
 
 May import: –.
 """

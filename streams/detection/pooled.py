@@ -1,20 +1,19 @@
-"""The judge over many users: is a model version harmful, or one of its codewords?
+"""Test over all users' margins whether a model version, or one of its codewords, is harmful.
 
-One user needs at least 8 events for a contradiction; a version is judged by everybody's margins in their order of
-arrival. Pooling is fine: the wealth is a supermartingale as long as E[m_t | everything before] ≥ 0 for each margin, and
-that says nothing about whose margin it is, or that they are independent. What it does need: each event is counted once
-(redelivered ones are dropped by their count), and what arrives next does not depend on how it turns out. The null is
-harm on average over whoever comes: a version that harms some as much as it helps others is none of its business, that
-is the per-user test's.
+A contradiction of one user's knowledge takes at least 8 events. A version is tested on the margins of all users in
+order of arrival. Pooling is valid: the wealth is a supermartingale if E[m_t | everything before] ≥ 0 for each margin,
+whether or not users differ or margins depend on each other. Two conditions must hold: each event counts once
+(redelivered events are dropped by their count), and which margin arrives next does not depend on its value. The null
+hypothesis is about the average over users. A version that harms some users as much as it helps others is left to the
+per-user test.
 
-Levels. A harmless version is ever found guilty with probability ≤ α, its codewords included: half of α goes to the
-version as a whole, the other half in equal parts to its `cells` codewords (Bonferroni; 320 of them cost a codeword
-log 320 = 5.8 nats more than the version). Different versions are different questions: α each.
+Levels. A harmless version, codewords included, is ever flagged with probability ≤ α. Half of α goes to the version
+itself, the other half in equal parts to its `cells` codewords (Bonferroni; with 320 codewords, one needs
+log 320 = 5.8 nats more than the version). Each version has its own α.
 
-Restarts. After long good service a bet on harm has lost so much that harm which begins then would take as long again
-to show. So a bet that is down after `EPOCH` margins ends and another begins, the j-th of them at level α/(j (j + 1));
-these add up to α. What needs more margins than that, a mean less than about 0.03 standard deviations below 0, may never
-be found.
+Restarts. On a harmless version a bet on harm loses wealth over time, and later harm would take as long again to show.
+So after `EPOCH` margins a losing bet ends and a new one begins, the j-th at level α/(j (j + 1)); these levels sum to α.
+Harm that needs more margins than that, a mean less than about 0.03 standard deviations below 0, may never be found.
 """
 
 from __future__ import annotations
@@ -28,23 +27,23 @@ import numpy as np
 from schemas.errors import FreshetError
 from streams.detection.trust import mixture, wager
 
-# Down to 1/64, unlike a single user's: thousands of margins are there to show a mean of −0.01 (best κ: −mean/variance),
-# and three more κ cost log 2 = 0.7 nats.
+# Down to 1/64, smaller than for a single user: thousands of margins can show a mean of −0.01 (best κ: −mean/variance).
+# The three extra κ cost log 2 = 0.7 nats.
 POOLED_KAPPAS: tuple[float, ...] = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
 EPOCH = 20_000
 LAYOUT = 1
-USERS, VERSIONS = 200_000, 8  # remembered at most, the least recently judged are forgotten: some 20 MB of users
+MAX_USERS, MAX_VERSIONS = 200_000, 8  # about 20 MB of users; the least recently judged are dropped first
 
 
 class Pool(msgspec.Struct, array_like=True):
     """One bet. `total` is the sum of margins clipped to [−B, B] and divided by B."""
 
-    wealth: list[float] = msgspec.field(default_factory=list)  # log, per κ; [] = nothing bet
+    wealth: list[float] = msgspec.field(default_factory=list)  # log-wealth per κ; [] = no bet so far
     n: int = 0
     total: float = 0.0
     since: int = 0  # n when the current bet began
     restarts: int = 0
-    found_at: int = 0  # n at which it was found harmful; 0 = not
+    harmful_at: int = 0  # n at which harm was found; 0 = not found
 
     @property
     def mean(self) -> float:
@@ -57,7 +56,7 @@ class Pool(msgspec.Struct, array_like=True):
         return float(mixture(np.array(self.wealth))) if self.wealth else 0.0
 
     def bet(self, margins: Sequence[float], bound: float, alpha: float) -> bool:
-        """Bet on margins (nats) in order of arrival; return whether this finds harm at level `alpha`, once."""
+        """Bet on margins (nats) in order of arrival; return True when harm is first found at level `alpha`."""
         crossed = None
         for start in range(0, len(margins), EPOCH):
             crossed = self._bet(margins[start:start + EPOCH], bound, alpha)
@@ -66,14 +65,14 @@ class Pool(msgspec.Struct, array_like=True):
         return bool(crossed)
 
     def _bet(self, margins: Sequence[float], bound: float, alpha: float) -> bool:
-        if self.found_at:
+        if self.harmful_at:
             return False
         if self.n - self.since >= EPOCH and self.log_wealth < 0:
             self.wealth, self.since, self.restarts = [], self.n, self.restarts + 1
         level = alpha / ((self.restarts + 1) * (self.restarts + 2))
         self.wealth, _, crossed = wager(self.wealth, margins, bound, level, POOLED_KAPPAS)
         if crossed is not None:
-            self.found_at = self.n + crossed + 1
+            self.harmful_at = self.n + crossed + 1
         self.n += len(margins)
         self.total += float(np.clip(margins, -bound, bound).sum()) / bound
         return crossed is not None
@@ -82,16 +81,16 @@ class Pool(msgspec.Struct, array_like=True):
 class VersionPools(msgspec.Struct, array_like=True):
     """A model version and its codewords, named "instruction:codeword"."""
 
-    whole: Pool = msgspec.field(default_factory=Pool)
+    overall: Pool = msgspec.field(default_factory=Pool)
     codes: dict[str, Pool] = msgspec.field(default_factory=dict)
 
 
 class Pools(msgspec.Struct, array_like=True):
-    """All that is remembered. Fields are stored by position: new ones go to the end, with a default."""
+    """The evidence of all versions. Fields are stored by position: new ones go to the end, with a default."""
 
     layout: int = LAYOUT
-    versions: dict[str, VersionPools] = msgspec.field(default_factory=dict)  # the most recently judged last
-    judged: dict[str, int] = msgspec.field(default_factory=dict)  # user → count of the newest event bet on, likewise
+    versions: dict[str, VersionPools] = msgspec.field(default_factory=dict)  # most recently judged last
+    judged: dict[str, int] = msgspec.field(default_factory=dict)  # user → newest judged count; most recent user last
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +98,9 @@ class MarginBatch:
     """A user's margins.
 
     Args:
-        version: of the model or adapter that made the knowledge.
+        version: version of the model or adapter that made the knowledge.
         codes: codeword of each instruction; () = not known.
-        counts: of the events, rising; what was counted already is passed over.
+        counts: counts of the events, increasing; counts judged before are skipped.
         margins: nats, one per count.
     """
 
@@ -117,8 +116,8 @@ class Finding:
     """A version (`code` = "") or one of its codewords is harmful.
 
     Args:
-        margins: how many it took.
-        mean: of all of its clipped margins, in units of B.
+        margins: number of margins until the finding.
+        mean: mean of all its clipped margins, in units of B.
     """
 
     version: str
@@ -129,68 +128,69 @@ class Finding:
 
 @dataclass(slots=True)
 class _Gathered:
-    whole: list[float] = field(default_factory=list)
+    overall: list[float] = field(default_factory=list)
     codes: dict[str, list[float]] = field(default_factory=dict)
 
 
 def fold(pools: Pools, evidence: Sequence[MarginBatch], bound: float, alpha: float, cells: int) -> list[Finding]:
-    """Bet on the margins of many users, in order of arrival; `pools` is changed in place.
+    """Bet on the margins of many users, in order of arrival. Changes `pools` in place.
 
     Args:
         bound: B, nats.
         alpha: level per version, codewords included.
-        cells: how many codewords a version has, instructions × codewords per codebook.
+        cells: codewords of a version: instructions × codewords per codebook.
 
     Returns:
-        what is found by these margins, versions before their codewords. Each is found once.
+        New findings, versions before their codewords. Each is reported once.
     """
     gathered: dict[str, _Gathered] = {}
-    for one in evidence:
-        _gather(pools, one, gathered)
+    for batch in evidence:
+        _gather(pools, batch, gathered)
     findings = []
     for version, new in gathered.items():
-        held = pools.versions.pop(version, None) or VersionPools()
-        pools.versions[version] = held
-        if held.whole.bet(new.whole, bound, alpha / 2):
-            findings.append(Finding(version, "", held.whole.found_at, held.whole.mean))
+        version_pools = pools.versions.pop(version, None) or VersionPools()
+        pools.versions[version] = version_pools
+        overall = version_pools.overall
+        if overall.bet(new.overall, bound, alpha / 2):
+            findings.append(Finding(version, "", overall.harmful_at, overall.mean))
         for code, margins in new.codes.items():
-            pool = held.codes.setdefault(code, Pool())
+            pool = version_pools.codes.setdefault(code, Pool())
             if pool.bet(margins, bound, alpha / 2 / cells):
-                findings.append(Finding(version, code, pool.found_at, pool.mean))
-    _forget(pools.judged, USERS)
-    _forget(pools.versions, VERSIONS)
+                findings.append(Finding(version, code, pool.harmful_at, pool.mean))
+    _drop_oldest(pools.judged, MAX_USERS)
+    _drop_oldest(pools.versions, MAX_VERSIONS)
     return findings
 
 
-def _gather(pools: Pools, one: MarginBatch, into: dict[str, _Gathered]) -> None:
-    done = pools.judged.pop(one.user, 0)
+def _gather(pools: Pools, batch: MarginBatch, into: dict[str, _Gathered]) -> None:
+    done = pools.judged.pop(batch.user, 0)
     fresh = []
-    for count, margin in zip(one.counts, one.margins, strict=True):
+    for count, margin in zip(batch.counts, batch.margins, strict=True):
         if count > done:
             fresh.append(margin)
             done = count
-    pools.judged[one.user] = done
-    if fresh and one.version:
-        gathered = into.setdefault(one.version, _Gathered())
-        gathered.whole += fresh
-        for instruction, code in enumerate(one.codes):
+    pools.judged[batch.user] = done
+    if fresh and batch.version:
+        gathered = into.setdefault(batch.version, _Gathered())
+        gathered.overall += fresh
+        for instruction, code in enumerate(batch.codes):
             gathered.codes.setdefault(f"{instruction}:{code}", []).extend(fresh)
 
 
-def _forget(held: dict[str, int] | dict[str, VersionPools], keep: int) -> None:
-    for name in list(held)[:max(0, len(held) - keep)]:
-        del held[name]
+def _drop_oldest(entries: dict[str, int] | dict[str, VersionPools], keep: int) -> None:
+    for name in list(entries)[:max(0, len(entries) - keep)]:
+        del entries[name]
 
 
 def culprit(pools: VersionPools) -> str:
-    """Return the codeword without whose margins the version's mean is not below 0, "" if there is no single one.
+    """Return the one codeword that, if left out, brings the version's mean margin to at least 0; "" if there is none.
 
-    A description of what was seen, not a test.
+    This describes the margins seen so far. It is not a test.
     """
-    whole, worst = pools.whole, min(pools.codes, key=lambda code: pools.codes[code].total, default="")
-    if not worst or pools.codes[worst].n >= whole.n:
+    overall, worst = pools.overall, min(pools.codes, key=lambda code: pools.codes[code].total, default="")
+    if not worst or pools.codes[worst].n >= overall.n:
         return ""
-    return worst if whole.total - pools.codes[worst].total >= 0 else ""
+    return worst if overall.total - pools.codes[worst].total >= 0 else ""
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -206,7 +206,7 @@ def loads(data: bytes) -> Pools:
     """Return the pools in `data`.
 
     Raises:
-        FreshetError: the bytes are no pools, or of a newer layout.
+        FreshetError: the bytes are not pools, or have a newer layout.
     """
     try:
         pools = _decoder.decode(data)

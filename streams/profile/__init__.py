@@ -1,6 +1,6 @@
-"""A user's state, how events fold into it, the catalogue's vectors, and decoding of events.
+"""User states, folding events into them, the catalogue's vectors, and event decoding.
 
-What follows from a state is in `streams/decisions`.
+Decisions based on a state are in `streams/decisions`.
 
 May import: detection.
 """

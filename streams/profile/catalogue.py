@@ -1,4 +1,4 @@
-"""Item vectors: what user interests are averages of."""
+"""Item vectors. User interests are averages of them."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from schemas.errors import ArtifactError
 class ItemVectors:
     """Item ids and their unit vectors.
 
-    Every row is scaled to length 1, so that each event weighs the same in an interest; a zero row stays zero. The last
-    row of `vectors`, number `unknown`, is zero and stands for every item the catalogue does not have.
+    Every row is scaled to length 1, so that each event has the same weight in an interest; a zero row stays zero. The
+    last row of `vectors`, number `unknown`, is zero and represents items that the catalogue lacks.
 
     Args:
         items: n item ids.
@@ -26,7 +26,7 @@ class ItemVectors:
     def __init__(self, items: Sequence[str], vectors: NDArray[np.floating]) -> None:
         if vectors.ndim != 2 or len(items) != len(vectors) or not np.isfinite(vectors).all():
             raise ArtifactError(f"item vectors of shape {vectors.shape} do not fit {len(items)} items, or are not "
-                                "finite; fit anew with `freshet fit`")
+                                "finite; run `freshet fit` again")
         norms = np.linalg.norm(vectors, axis=1, keepdims=True)
         unit = np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 0)
         self.vectors: NDArray[np.float32] = np.concatenate([unit, np.zeros_like(unit[:1], shape=(1, unit.shape[1]))]
@@ -41,5 +41,5 @@ class ItemVectors:
         tensors = load_file(artifact.path("interest.safetensors"))
         if "items" not in tensors:
             raise ArtifactError(f"model {artifact.model_version}: interest.safetensors has no tensor 'items'; "
-                                "fit anew with `freshet fit`")
+                                "run `freshet fit` again")
         return cls(artifact.items(), tensors["items"].astype(np.float32))

@@ -1,7 +1,7 @@
-"""Fold a batch of events into user states: history, dedup, interests, drift.
+"""Fold a batch of events into user states: history, deduplication, interests, drift.
 
-Folding a batch equals folding its events one by one in the same order. Bookkeeping runs per event on plain lists; the
-vectors of all users advance together, the r-th event of every user in one numpy step.
+Folding a batch gives the same result as folding its events one by one in the same order. Bookkeeping runs per event on
+plain lists. The vectors of all users advance together: one numpy step processes the r-th event of every user.
 """
 
 from __future__ import annotations
@@ -15,50 +15,50 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.settings import StateSettings
-from streams.detection.drift import Detector, DriftColumns, distance, follow, update
+from streams.detection.drift import Detector, DriftColumns, distance, update, update_user
 from streams.profile.catalogue import ItemVectors
 from streams.profile.state import UserState
 
 
 class Event(msgspec.Struct, gc=False):
-    """One behaviour event as the fold wants it."""
+    """One behaviour event, in the form the fold needs."""
 
     user_id: str
     item_id: str
     event_time: float
     event_type: str
     event_id: str
-    offset: int  # of its record in the source partition: rises along a user's events
-    caused_at: float  # broker's timestamp of the record, seconds
+    offset: int  # of the record in the source partition; increases along a user's events
+    caused_at: float  # broker timestamp of the record, seconds
     backfill: bool = False
 
 
 @dataclass(slots=True)
 class Touched:
-    """What a batch did to one user."""
+    """The effect of a batch on one user."""
 
-    applied: list[Event] = field(default_factory=list)  # at the end of the history, i.e. in order of event time
+    applied: list[Event] = field(default_factory=list)  # appended to the history, i.e. in order of event time
     replayed: list[Event] = field(default_factory=list)  # duplicates, and events too old to apply
     live: bool = False  # at least one event is not backfill
-    caused_at: float = 0.0  # broker's timestamp of the newest record of the batch
+    caused_at: float = 0.0  # broker timestamp of the newest record in the batch
 
-    def then(self, later: Touched) -> Touched:
-        """Return what this batch and a later one did together."""
+    def merged(self, later: Touched) -> Touched:
+        """Return the combined effect of this batch and a later one."""
         return Touched(self.applied + later.applied, self.replayed + later.replayed, self.live or later.live,
                        max(self.caused_at, later.caused_at))
 
 
 class _Late(msgspec.Struct, gc=False):
-    """A late event's place among the interests: its item's row and the rows of the events after it."""
+    """A late event: the row of its item and the rows of the events after it."""
 
     row: int
     after: list[int]
 
 
-Step = int | _Late  # an event at the end of the history by its item's row, or a late one
+Step = int | _Late  # an event in order (the row of its item), or a late one
 
-# With this many users or fewer left in a round numpy's overhead (50 µs) exceeds theirs (8 µs each).
-FEW = 6
+# With at most this many users in a round, numpy's overhead (50 µs) exceeds one Python loop per user (8 µs each).
+FEW_USERS = 6
 
 
 def fold(
@@ -72,7 +72,7 @@ def fold(
         events: the batch by user, each user's in order of arrival.
 
     Returns:
-        What was done to each user of `events`.
+        The effect on each user of `events`.
     """
     touched: dict[str, Touched] = {}
     work: list[tuple[UserState, list[Step]]] = []
@@ -90,7 +90,7 @@ def fold(
 def _bookkeep(
     state: UserState, group: Sequence[Event], note: Touched, vectors: ItemVectors, settings: StateSettings,
 ) -> list[Step]:
-    """Apply one user's events to everything but the vectors; return the steps the vectors have to take."""
+    """Apply one user's events to everything except the vectors; return the steps that the vectors must take."""
     items, times, types, counts, event_ids = state.items, state.times, state.types, state.counts, state.event_ids
     rows, unknown, limit = vectors.rows, vectors.unknown, settings.history
     steps: list[Step] = []
@@ -98,12 +98,12 @@ def _bookkeep(
     for event in group:
         if not event.backfill:
             note.live = True
-        if event.caused_at > note.caused_at:  # noqa: PLR1730 - a call to max takes longer than all of this
+        if event.caused_at > note.caused_at:  # noqa: PLR1730 - a call to max takes longer
             note.caused_at = event.caused_at
         event_id, time = event.event_id, event.event_time
-        # At or below the offset of the newest applied event and not newer than it: the record was folded before the
-        # crash that had it delivered again, however long ago its id was forgotten. (A newer time under a lower offset
-        # is a source topic made anew.)
+        # An event with an offset and a time not above those of the newest applied event is a redelivery after a crash,
+        # even if its id is no longer remembered. (A lower offset with a newer time means the source topic was
+        # recreated.)
         if event_id in event_ids or (0 <= event.offset <= state.offset and time <= newest):
             state.duplicates += 1
             note.replayed.append(event)
@@ -146,7 +146,7 @@ def _bookkeep(
 
 
 def _remember(state: UserState, item: str, limit: int) -> None:
-    """Keep `item` among the seen ones that are not in the history any more, the oldest making room."""
+    """Add `item` to the seen items that left the history; drop the oldest if there are more than `limit`."""
     seen = state.seen
     seen.pop(item, None)
     if limit:
@@ -158,13 +158,13 @@ def _remember(state: UserState, item: str, limit: int) -> None:
 def _advance(
     work: list[tuple[UserState, list[Step]]], vectors: ItemVectors, settings: StateSettings, detector: Detector,
 ) -> None:
-    """Take every user's steps with their interests and drift statistics."""
-    work.sort(key=lambda entry: -len(entry[1]))  # the users still stepping in round r are then a prefix
+    """Advance every user's interests and drift statistics by the user's steps."""
+    work.sort(key=lambda entry: -len(entry[1]))  # so the users with a step in round r are a prefix
     states = [state for state, _ in work]
     steps = [steps for _, steps in work]
     columns = _Columns(states, vectors, settings, detector)
     alive, turn = len(work), 0
-    while alive > FEW:
+    while alive > FEW_USERS:
         columns.round([user_steps[turn] for user_steps in steps[:alive]])
         turn += 1
         while alive and len(steps[alive - 1]) <= turn:
@@ -175,7 +175,7 @@ def _advance(
 
 
 class _Columns:
-    """The vectors and drift statistics of n users side by side."""
+    """The vectors and drift statistics of n users as arrays."""
 
     def __init__(
         self, states: list[UserState], vectors: ItemVectors, settings: StateSettings, detector: Detector,
@@ -193,7 +193,7 @@ class _Columns:
             np.array([s.drifted for s in states]))
 
     def round(self, steps: list[Step]) -> None:
-        """Take one step of each of the first len(steps) users, together."""
+        """Take one step of each of the first len(steps) users at once."""
         n = len(steps)
         late = [(index, step) for index, step in enumerate(steps) if isinstance(step, _Late)]
         before = [(self.short[i].copy(), self.long[i].copy()) for i, _ in late]
@@ -207,12 +207,12 @@ class _Columns:
             self.long[i] = _insert(long, step, self.keep[1], self.vectors)
         if self.watched:
             d = distance(self.short[:n], self.anchor[:n])
-            for i, _ in late:  # a late event says nothing on where the interest is now
+            for i, _ in late:  # a late event is no observation of the current interest
                 d[i] = np.nan
             update(self.drift, d, self.detector)
 
     def run(self, index: int, steps: list[Step]) -> None:
-        """Take several steps of one user: the same as rounds of one, with the distances measured at the end."""
+        """Take several steps of one user. Same result as rounds with one user; distances are computed at the end."""
         path = np.empty((len(steps), self.vectors.dim), dtype=np.float32)
         short, long = self.short[index], self.long[index]
         (keep_short, keep_long), table = self.keep, self.vectors.vectors
@@ -232,7 +232,7 @@ class _Columns:
         if self.watched:
             d = distance(path, np.broadcast_to(self.anchor[index], path.shape))
             d[[turn for turn, step in enumerate(steps) if isinstance(step, _Late)]] = np.nan
-            follow(self.drift, index, d.tolist(), self.detector)
+            update_user(self.drift, index, d.tolist(), self.detector)
 
     def store(self, states: list[UserState]) -> None:
         """Write the columns back into the states."""
@@ -253,9 +253,9 @@ class _Columns:
 
 
 def _insert(interest: NDArray[np.float32], late: _Late, keep: float, vectors: ItemVectors) -> NDArray[np.float32]:
-    """Return the interest (d,) had the late event come in its place.
+    """Return the interest (d,) as if the late event had arrived in order.
 
-    interest = Σ_j (1−a) a^(n−1−j) v_j; events before the place move one further back, those after it stay.
+    interest = Σ_j (1−a) a^(n−1−j) v_j. Events before the late one move one step back, events after it stay.
     """
     m = len(late.after)
     weights = ((1.0 - keep) * keep ** np.arange(m - 1, -1, -1)).astype(np.float32)
@@ -265,8 +265,8 @@ def _insert(interest: NDArray[np.float32], late: _Late, keep: float, vectors: It
 
 
 def _gather(columns: list[bytes], dim: int) -> NDArray[np.float32]:
-    """Return the vectors of n users as a writable (n, d) array; none yet = zeros."""
+    """Return the vectors of n users as a writable (n, d) array; a missing vector becomes zeros."""
     empty = bytes(4 * dim)
-    # A state from before a model of another width has nothing to say in the new space.
+    # Vectors of a model with another width mean nothing in the new space.
     joined = b"".join([c if len(c) == 4 * dim else empty for c in columns])
     return np.frombuffer(joined, dtype="<f4").reshape(len(columns), dim).copy()

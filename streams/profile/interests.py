@@ -1,8 +1,7 @@
-"""Interests in the space of another model.
+"""Move a user's interests to the space of another model.
 
-Two fits of the same data place items differently, so averages of one model's item vectors say nothing beside the
-other's. A state remembers whose vectors its interests are averages of; with its next event after the model has changed
-they are made anew from its history.
+Two fits of the same data place items differently, so interests of different models cannot be compared. A state stores
+the model version of its interests. After a model change, the user's next event triggers a rebuild from the history.
 """
 
 from __future__ import annotations
@@ -16,15 +15,15 @@ from streams.profile.state import UserState
 
 
 def rebuild(state: UserState, vectors: ItemVectors, settings: StateSettings, model_version: str) -> None:
-    """Make short and long interest and the anchors anew from the history, as if folded with these vectors, in place.
+    """Recompute the interests and anchors from the history, in place, as if it had been folded with these vectors.
 
-    What has left the history is missing: by the defaults (50 events, half-life 30) 31% of the weight of a full long
-    interest, none of the short one's. Anchors are the long interest of the events that the knowledge was asked for
-    with, as far as the history has them. Drift starts anew: distances to one model's anchor say nothing of those to
-    another's.
+    Events that left the history are missing. With the defaults (50 events, half-life 30) they hold 31% of the weight of
+    a full long interest and none of the short one. An anchor becomes the long interest of the events known when the
+    knowledge was requested, as far as the history still contains them. Drift statistics restart, because distances in
+    one model's space say nothing about another's.
 
     Args:
-        model_version: whose vectors these are.
+        model_version: the model that `vectors` belong to.
     """
     path = vectors.vectors[[vectors.rows.get(item, vectors.unknown) for item in state.items]]
     counts = np.array(state.counts, dtype=np.int64)

@@ -1,4 +1,4 @@
-"""What is remembered of a user: bounded, a few kB, and the same bytes in RocksDB and in the changelog topic."""
+"""The state kept per user: bounded, a few kB, the same bytes in RocksDB and in the changelog topic."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ LAYOUT = 1
 
 
 class Trial(msgspec.Struct, array_like=True):
-    """A refresh whose worth is being found out; see `gain`."""
+    """A refresh whose outcome is being measured; see `gain`."""
 
-    features: list[float]  # what it was decided on
-    before: float  # mean margin with the old knowledge, in the judge's bound B
-    total: float = 0.0  # sum of margins with the new one, in B
-    events: int = 0  # how many
+    features: list[float]  # features the refresh was decided on
+    before: float  # mean margin with the old knowledge, in units of the judge's bound B
+    total: float = 0.0  # sum of margins with the new knowledge, in B
+    events: int = 0  # number of those margins
 
 
 class Pending(msgspec.Struct, array_like=True):
-    """A knowledge request that has no update yet."""
+    """A knowledge request without an update so far."""
 
     version: int
     reason: RefreshReason
-    anchor: bytes  # long interest when it was asked for, (d,) float32
+    anchor: bytes  # long interest at the time of the request, (d,) float32
     count: int
     event_id: str
     event_time: float
     caused_at: float
     requested_at: float
     priority: float
-    features: list[float] = msgspec.field(default_factory=list)  # what its gain was expected from; [] = nobody asked
+    features: list[float] = msgspec.field(default_factory=list)  # that its expected gain is based on; [] = no estimate
 
 
 class UserState(msgspec.Struct, array_like=True):
@@ -45,29 +45,29 @@ class UserState(msgspec.Struct, array_like=True):
     items: list[str] = msgspec.field(default_factory=list)
     times: list[float] = msgspec.field(default_factory=list)
     types: list[str] = msgspec.field(default_factory=list)
-    counts: list[int] = msgspec.field(default_factory=list)  # the event's number in order of arrival
+    counts: list[int] = msgspec.field(default_factory=list)  # number of the event in order of arrival
     seen: dict[str, None] = msgspec.field(default_factory=dict)  # items that left the history, oldest first
     event_ids: dict[str, int] = msgspec.field(default_factory=dict)  # recent event id → its count, oldest first
     count: int = 0  # events applied
     offset: int = -1  # source offset of the newest applied event
     duplicates: int = 0
-    late: int = 0  # placed into the history before newer events
-    too_late: int = 0  # older than the full history: not applied
+    late: int = 0  # inserted into the history before newer events
+    too_late: int = 0  # older than a full history, not applied
     unknown_items: int = 0
 
     short: bytes = b""
     long: bytes = b""
-    anchor: bytes = b""  # long interest the current knowledge was asked for with
+    anchor: bytes = b""  # long interest when the current knowledge was requested
 
     cusum: float = 0.0
     drifted: bool = False  # the CUSUM has crossed its threshold since the last knowledge
-    drift_n: int = 0  # the user's own d: number, mean, sum of squared deviations (Welford)
+    drift_n: int = 0  # statistics of the user's own d: number, mean, sum of squared deviations (Welford)
     drift_mean: float = 0.0
     drift_m2: float = 0.0
 
     log_wealth: list[float] = msgspec.field(default_factory=list)  # one per κ of trust.KAPPAS; [] = all 0
     trust: float = 1.0
-    judged_count: int = 0  # margins up to this count have been bet on
+    judged_count: int = 0  # the tests include margins up to this count
     contradicted_at: int = 0  # count of the event that crossed 1/α; 0 = not contradicted
 
     knowledge_version: int = 0
@@ -77,16 +77,16 @@ class UserState(msgspec.Struct, array_like=True):
     pending: Pending | None = None
     last_refresh_count: int = 0
 
-    event_id: str = ""  # of the newest applied event, and its record's broker timestamp
-    caused_at: float = 0.0
+    event_id: str = ""  # of the newest applied event
+    caused_at: float = 0.0  # broker timestamp of its record, seconds
 
-    help_wealth: list[float] = msgspec.field(default_factory=list)  # of trust's bet on help; [] = all 0
+    help_wealth: list[float] = msgspec.field(default_factory=list)  # log-wealth of the bet on help; [] = all 0
     standing: float = 1.0  # trust that new knowledge starts with
 
-    margins: list[float] = msgspec.field(default_factory=list)  # newest few with the current knowledge, in B
+    margins: list[float] = msgspec.field(default_factory=list)  # the newest with the current knowledge, in B
     trial: Trial | None = None
-    wanted_count: int = 0  # count at which a refresh was first wanted and refused for its price; 0 = none is
-    interest_model: str = ""  # whose item vectors the interests are averages of; "" = not known
+    wanted_count: int = 0  # count at which a due refresh was first refused for its price; 0 = none refused
+    interest_model: str = ""  # model version of the interests' item vectors; "" = not known
 
     @property
     def event_time(self) -> float:
@@ -107,7 +107,7 @@ def loads(data: bytes) -> UserState:
     """Return the state in `data`.
 
     Raises:
-        FreshetError: the bytes are no state, or one of a newer layout.
+        FreshetError: the bytes are not a state, or have a newer layout.
     """
     try:
         state = _decoder.decode(data)

@@ -119,7 +119,7 @@ class Stage:
         """Forget users in memory and their requests on the way: partitions are changing hands."""
         self.table.clear()
         if self.planner.market is not None:
-            self.planner.market.out.clear()
+            self.planner.market.outstanding.clear()
 
     def _strays(self, partition: int, users: set[str]) -> set[str]:
         """Return the users whose state is elsewhere: a producer with another partitioner, or none, sent them here.

@@ -7,7 +7,7 @@ import pytest
 from benchmarks.pages import fill
 
 
-def test_a_section_is_replaced_and_nothing_else(tmp_path: Path) -> None:
+def test_fill_replaces_only_its_section(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- a: begin -->\nold\n<!-- a: end -->\nbetween\n"
                     "<!-- b: begin --><!-- b: end -->\nafter\n")
@@ -19,7 +19,7 @@ def test_a_section_is_replaced_and_nothing_else(tmp_path: Path) -> None:
     assert page.read_text().count("new") == 1
 
 
-def test_a_new_section_comes_last(tmp_path: Path) -> None:
+def test_fill_appends_a_new_section(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("text\n")
     fill(page, "a", "old")
@@ -27,7 +27,7 @@ def test_a_new_section_comes_last(tmp_path: Path) -> None:
     assert page.read_text() == "text\n\n<!-- a: begin -->\nnew\n<!-- a: end -->\n"
 
 
-def test_half_a_section_is_an_error_and_loses_nothing(tmp_path: Path) -> None:
+def test_a_section_without_an_end_is_an_error_and_changes_nothing(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("<!-- a: begin -->\ntext that nobody generated\n")
     with pytest.raises(ValueError, match="no <!-- a: end"):

@@ -13,7 +13,7 @@ REQUEST = KnowledgeRequest(
 )
 
 
-def test_a_message_survives_the_wire_with_fields_of_newer_versions():
+def test_encoding_and_decoding_keep_a_message_and_unknown_fields():
     newer = encode(REQUEST)[:-1] + b',"new_field":[1,2]}'
     back = decode(KnowledgeRequest, newer)
     assert back.version == 3
@@ -22,7 +22,7 @@ def test_a_message_survives_the_wire_with_fields_of_newer_versions():
 
 
 @pytest.mark.parametrize("value", [None, b"", b"nope", b"{}", encode(REQUEST).replace(b'"drift"', b'"boredom"')])
-def test_what_is_no_such_message_is_poison(value):
+def test_an_invalid_message_is_poison(value):
     with pytest.raises(PoisonError):
         decode(KnowledgeRequest, value)
 
@@ -40,8 +40,8 @@ def test_a_dead_letter_keeps_the_original_bytes_exactly():
     assert base64.b64decode(back.value) == poison
 
 
-def test_topics_folded_into_user_states_are_co_partitioned():
-    # A user's events, judgements and updates must meet in the process that owns the user's state.
+def test_topics_that_update_user_states_are_co_partitioned():
+    # The process that owns a user's state must receive all events, judgements and updates of that user.
     for name in ("behaviour-events", "judgements", "knowledge-updates"):
         assert TOPICS[name].partitions is None
         assert TOPICS[name].key == "user_id"

@@ -34,7 +34,7 @@ def deploy(deployments: Deployments, name: str, at: float) -> ModelUpdate:
     return update
 
 
-def test_each_rollback_goes_one_further_back(deployments: Deployments) -> None:
+def test_each_rollback_goes_back_one_version(deployments: Deployments) -> None:
     a, b = deploy(deployments, "a", 301.0), deploy(deployments, "b", 302.0)
     assert deployments.in_use() == b
     back = deployments.roll_back(303.0, "worse")
@@ -48,12 +48,12 @@ def test_each_rollback_goes_one_further_back(deployments: Deployments) -> None:
     assert deployments.in_use().model_version == "m2"
     assert deployments.roll_back(307.0).model_version == "m1"
     assert deployments.registry.current() == "m1"
-    with pytest.raises(ArtifactError, match="nothing before"):
+    with pytest.raises(ArtifactError, match="no version before"):
         deployments.roll_back(308.0)
     assert deployments.select("m2", 309.0).model_version == "m2"  # its adapters were rolled back
 
 
-def test_a_selected_version_comes_with_the_adapter_it_had(deployments: Deployments) -> None:
+def test_selecting_a_version_restores_its_adapter(deployments: Deployments) -> None:
     update = deploy(deployments, "a", 301.0)
     assert deployments.select("m1", 302.0).model_version == "m1"
     assert deployments.in_use().model_version == "m1"
@@ -61,7 +61,7 @@ def test_a_selected_version_comes_with_the_adapter_it_had(deployments: Deploymen
     assert (back.model_version, back.adapter, back.published_at) == (update.model_version, update.adapter, 303.0)
 
 
-def test_lines_of_before_the_fit_and_torn_ones_do_not_count(deployments: Deployments) -> None:
+def test_log_lines_from_before_the_fit_and_damaged_lines_are_ignored(deployments: Deployments) -> None:
     deploy(deployments, "a", 150.0)  # before m2 was fitted
     assert deployments.in_use().model_version == "m2"
     deploy(deployments, "b", 301.0)
@@ -71,7 +71,7 @@ def test_lines_of_before_the_fit_and_torn_ones_do_not_count(deployments: Deploym
     assert deployments.in_use().model_version == "m2+c"
 
 
-def test_a_published_attempt_is_whole_and_a_rejected_one_is_a_record(deployments: Deployments) -> None:
+def test_a_published_attempt_has_weights_and_a_rejected_one_only_a_record(deployments: Deployments) -> None:
     with deployments.scratch() as scratch:
         with pytest.raises(ArtifactError, match="lacks"):
             deployments.record(attempt("a"), scratch)
@@ -83,11 +83,11 @@ def test_a_published_attempt_is_whole_and_a_rejected_one_is_a_record(deployments
         (scratch / WEIGHTS[0]).write_text("x")
         folder = deployments.record(attempt("b", published=False), scratch)
     assert [path.name for path in folder.iterdir()] == [RECORD]
-    with pytest.raises(ArtifactError, match="there already"):
+    with pytest.raises(ArtifactError, match="already exists"):
         deployments.record(attempt("b", published=False))
-    assert [made.name for made in deployments.attempts()] == ["a", "b"]
+    assert [recorded.name for recorded in deployments.attempts()] == ["a", "b"]
     assert {path.name for path in deployments.folder.iterdir()} == {"a", "b"}
-    assert deployments.registry.versions() == ["m1", "m2"]  # adapters are no fitted versions
+    assert deployments.registry.versions() == ["m1", "m2"]  # adapters are not fitted versions
 
 
 @pytest.mark.parametrize("mask", [0o022, 0o027])

@@ -36,12 +36,12 @@ def test_every_topic_has_a_channel_and_every_reference_resolves() -> None:
     walk(document)
 
 
-def test_producers_are_told_what_an_event_needs() -> None:
+def test_the_event_schema_lists_required_fields_and_time_types() -> None:
     schema = orjson.loads(documents.documents()["schemas/behaviour-events.json"])
     assert set(schema["required"]) == {"user_id", "item_id", "event_time"}
     assert {kind["type"] for kind in schema["properties"]["event_time"]["anyOf"]} == {"number", "string"}
 
 
-def test_write_tells_what_changed(tmp_path: Path) -> None:
+def test_write_returns_the_changed_files(tmp_path: Path) -> None:
     assert len(documents.write(tmp_path)) == len(TOPICS) + 3
     assert documents.write(tmp_path) == []

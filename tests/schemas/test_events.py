@@ -11,11 +11,11 @@ def event(**fields):
     return orjson.dumps({"user_id": "u", "item_id": "i", "event_time": 1.5} | fields)
 
 
-def test_three_fields_are_enough_and_the_id_is_made_from_them():
+def test_three_fields_are_enough_and_the_id_is_computed_from_them():
     parsed = parse_event(event())
     assert (parsed.user_id, parsed.item_id, parsed.event_time, parsed.event_type) == ("u", "i", 1.5, "interaction")
     assert parsed.event_id == make_event_id("u", "i", 1.5, "interaction")
-    assert parse_event(event()).event_id == parsed.event_id, "a resend must be recognised"
+    assert parse_event(event()).event_id == parsed.event_id, "a resent event must get the same id"
     assert parse_event(event(event_id=None)).event_id == parsed.event_id
     assert parse_event(event(item_id="j")).event_id != parsed.event_id
     assert parse_event(event(event_type="click")).event_id != parsed.event_id
@@ -29,7 +29,7 @@ def test_a_given_event_id_is_kept():
     ("text", "seconds"),
     [("1970-01-01T00:01:00Z", 60.0), ("1970-01-01T01:00:00+01:00", 0.0), ("1970-01-01 00:00:01.5", 1.5)],
 )
-def test_iso_8601_times_are_seconds_and_utc_unless_they_say_otherwise(text, seconds):
+def test_iso_8601_times_become_seconds_with_utc_as_the_default_zone(text, seconds):
     assert parse_event(event(event_time=text)).event_time == seconds
 
 
@@ -61,13 +61,13 @@ def test_unknown_fields_pass_through():
         (event(event_type=5), "event_type"),
     ],
 )
-def test_what_is_not_an_event_is_poison_with_a_reason_that_names_the_field(value, reason):
+def test_an_invalid_event_is_poison_and_the_reason_names_the_field(value, reason):
     with pytest.raises(PoisonError, match=reason):
         parse_event(value)
 
 
 @given(st.binary(max_size=200))
-def test_any_bytes_give_an_event_or_poison_and_nothing_else(value):
+def test_any_bytes_give_an_event_or_a_poison_error(value):
     reason = None
     try:
         event = parse_event(value)
@@ -79,7 +79,7 @@ def test_any_bytes_give_an_event_or_poison_and_nothing_else(value):
 @given(
     st.text(min_size=1, max_size=20), st.text(min_size=1, max_size=20), st.floats(0, 9e10, allow_nan=False),
 )
-def test_events_survive_the_wire(user, item, time):
+def test_encoding_and_decoding_keep_an_event(user, item, time):
     if "\ud800" <= max(user + item) <= "\udfff":
         return
     first = parse_event(orjson.dumps({"user_id": user, "item_id": item, "event_time": time}))

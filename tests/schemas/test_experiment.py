@@ -23,7 +23,7 @@ def test_positions_are_in_the_unit_interval(user, name):
 
 
 def test_known_positions_never_change():
-    # A running experiment would be reshuffled: users would change their arm in the middle of it.
+    # A change would move users to other arms in the middle of a running experiment.
     assert [round(position("42", name), 9) for name in ("a", "b")] == [0.712373329, 0.869296186]
 
 
@@ -31,14 +31,14 @@ def test_positions_are_uniform():
     tenths = [0] * 10
     for user in USERS:
         tenths[int(10 * position(user, "spring"))] += 1
-    # χ² with 9 degrees of freedom is above 27.9 once in 1,000 times.
+    # χ² with 9 degrees of freedom exceeds 27.9 with probability 0.001.
     assert sum((count - 2000) ** 2 / 2000 for count in tenths) < 27.9
 
 
 def test_two_names_split_independently():
     for first, second in (("spring", "summer"), ("a", "aa"), ("x1", "x2")):
         both = sum(arm(user, first, 0.5) == arm(user, second, 0.5) == "control" for user in USERS)
-        one = sum(arm(user, first, 0.5) == "control" for user in USERS)
-        other = sum(arm(user, second, 0.5) == "control" for user in USERS)
-        # Variance of the overlap under independence: n/16; 3.3 standard deviations are passed once in 1,000 times.
-        assert abs(both - one * other / len(USERS)) < 3.3 * (len(USERS) / 16) ** 0.5
+        in_first = sum(arm(user, first, 0.5) == "control" for user in USERS)
+        in_second = sum(arm(user, second, 0.5) == "control" for user in USERS)
+        # Under independence the variance of the overlap is n/16; 3.3 standard deviations: probability 0.001.
+        assert abs(both - in_first * in_second / len(USERS)) < 3.3 * (len(USERS) / 16) ** 0.5

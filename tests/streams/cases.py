@@ -1,4 +1,4 @@
-"""What the tests of this folder share: a small catalogue, settings and events."""
+"""Shared test data: a small catalogue, settings and events."""
 
 from __future__ import annotations
 

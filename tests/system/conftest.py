@@ -21,7 +21,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def small(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Settings with which everything is small, the language model too."""
+    """Return settings for small models, including a tiny language model."""
     return {
         "FRESHET_LLM_NAME": str(tiny.save(tmp_path_factory.mktemp("llm"))), "FRESHET_LLM_DEVICE": "cpu",
         "FRESHET_FIT_DIM": "16", "FRESHET_FIT_EPOCHS": "8", "FRESHET_FIT_KNOWLEDGE_EPOCHS": "2",
@@ -40,7 +40,7 @@ def fit(home: Path, data: Path, settings: dict[str, str], *arguments: str) -> No
 
 @pytest.fixture(scope="session")
 def fitted(tmp_path_factory: pytest.TempPathFactory, data: Path, small: dict[str, str]) -> tuple[Path, dict[str, str]]:
-    """A home with models fitted by `freshet fit` itself, and the settings it was fitted with."""
+    """Return a home with models fitted by `freshet fit`, and its settings."""
     folder = tmp_path_factory.mktemp("fitted")
     fit(folder / "home", data, small)
     return folder / "home", small
@@ -48,14 +48,14 @@ def fitted(tmp_path_factory: pytest.TempPathFactory, data: Path, small: dict[str
 
 @pytest.fixture
 def home(fitted: tuple[Path, dict[str, str]], tmp_path: Path) -> Path:
-    """A home of the test's own with the fitted models in it."""
+    """Return a new home for the test, with the fitted models."""
     return Path(shutil.copytree(fitted[0], tmp_path / "home", ignore=shutil.ignore_patterns("run", "streams", "store")))
 
 
 @pytest.fixture(params=BROKERS)
 def stack(request: pytest.FixtureRequest, fitted: tuple[Path, dict[str, str]], home: Path, tmp_path: Path
           ) -> Iterator[Stack]:
-    """A running stack, on the embedded broker it starts itself and on Apache Kafka."""
+    """Yield a running stack, on the embedded broker and on Apache Kafka."""
     settings = fitted[1]
     if request.param == "embedded":
         with Stack(home, **settings) as running:

@@ -1,4 +1,4 @@
-"""Check the newest report of a demo: `python -m tests.system.report RUNS --events N`. Used by CI after `make demo`."""
+"""Check the newest demo report: `python -m tests.system.report RUNS --events N`. CI runs it after `make demo`."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import orjson
 
 
 def problems(report: dict[str, Any], events: int) -> list[str]:
-    """Return what is missing from or wrong with a report; [] = sound."""
-    found = []
+    """Return what is missing or wrong in a report; [] = valid."""
+    messages = []
 
-    def check(true: bool, text: str) -> None:
-        if not true:
-            found.append(text)
+    def check(condition: bool, text: str) -> None:
+        if not condition:
+            messages.append(text)
 
     check(report["events"] == events, f"events: {report['events']}, produced {events}")
     check(report["recommendations"] > 0, "no recommendations")
@@ -35,11 +35,11 @@ def problems(report: dict[str, Any], events: int) -> list[str]:
         check(0 < ndcg <= recall <= 1, f"quality.{side}: {recall}, {ndcg}")
     low, high = quality["ndcg_gain_interval"]
     gain = quality["fused"]["ndcg_at_10"] - quality["reference"]["ndcg_at_10"]
-    check(low <= gain <= high, f"ndcg_gain_interval {low}..{high} does not hold the gain {gain}")
+    check(low <= gain <= high, f"ndcg_gain_interval {low}..{high} does not contain the gain {gain}")
     check(report["wall_s"] > 0, "wall_s")
     check(0 < report["peak_rss_bytes"] <= 6 * 2**30, f"peak_rss_bytes: {report['peak_rss_bytes']}")
     check(bool(report["versions"]), "versions")
-    return found
+    return messages
 
 
 def main() -> int:
@@ -51,13 +51,13 @@ def main() -> int:
     if folder is None:
         print(f"no report under {arguments.runs}")
         return 1
-    found = problems(orjson.loads((folder / "report.json").read_bytes()), arguments.events)
+    messages = problems(orjson.loads((folder / "report.json").read_bytes()), arguments.events)
     page = (folder / "report.html").read_text()
-    for outside in ('src="http', 'href="http', "src='http", "@import"):
-        if outside in page:
-            found.append(f"report.html is not self-contained: {outside}")
-    print("\n".join(found) or f"{folder}: sound")
-    return bool(found)
+    for external in ('src="http', 'href="http', "src='http", "@import"):
+        if external in page:
+            messages.append(f"report.html is not self-contained: {external}")
+    print("\n".join(messages) or f"{folder}: valid")
+    return bool(messages)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A whole stack under test: the real processes on a real broker, and what an outsider sees of it."""
+"""A complete stack under test: the real processes on a real broker, observed through its topics."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ def command(*arguments: str) -> list[str]:
 
 
 class Stack:
-    """`freshet up` on a home with fitted models, against a broker of its own or one that is given.
+    """`freshet up` on a home with fitted models, with the embedded broker or the given one.
 
-    Outside clients are plain confluent-kafka with its defaults, as somebody who never saw this project would write.
+    Clients use confluent-kafka with its defaults, like services outside the project.
     """
 
     def __init__(self, home: Path, bootstrap: str = "", **environ: str) -> None:
         self.home = home
         self.environ = {key: value for key, value in os.environ.items() if not key.startswith("FRESHET_")}
-        # Apache Kafka refuses less than 6 s; on the embedded broker a first join waits for half of it
+        # The minimum of Apache Kafka is 6 s; on the embedded broker the first join takes half the timeout.
         session = "6" if bootstrap else "3"
         self.environ |= {"FRESHET_HOME": str(home), "FRESHET_KAFKA_SESSION_TIMEOUT_S": session, "OMP_NUM_THREADS": "1"}
         if bootstrap:
@@ -48,7 +48,7 @@ class Stack:
     def __enter__(self) -> Stack:
         with self.log.open("ab") as out:
             self.process = subprocess.Popen(command("up"), env=self.environ, stdout=out, stderr=out)
-        wait_for(lambda: self.running is not None and self.running.ready, START_S, self.story, alive=self.process)
+        wait_for(lambda: self.running is not None and self.running.ready, START_S, self.log_tails, alive=self.process)
         return self
 
     def __exit__(self, *_: Any) -> None:
@@ -69,16 +69,16 @@ class Stack:
 
     @property
     def kafka(self) -> KafkaSettings:
-        assert self.running is not None, self.story()
+        assert self.running is not None, self.log_tails()
         return KafkaSettings(bootstrap=self.running.bootstrap)
 
     def kill(self, role: str) -> None:
-        """Kill one role's process at once, as a crash of the machine would."""
+        """Kill one role's process with SIGKILL, as in a crash."""
         assert self.running is not None
         os.kill(self.running.pids[role], signal.SIGKILL)
 
     def run(self, *arguments: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
-        """Run another `freshet` command beside the stack."""
+        """Run another `freshet` command while the stack runs."""
         return subprocess.run(command(*arguments), env=self.environ, input=stdin, capture_output=True, text=True,
                               timeout=60, check=False)
 
@@ -106,25 +106,26 @@ class Stack:
         return out
 
     def states(self) -> dict[str, UserState]:
-        """Return the user states as the changelog has them."""
+        """Return the user states from the changelog."""
         return {m.key().decode(): loads(m.value()) for m in read_all(self.kafka, [CHANGELOG]) if m.value()}
 
-    def until(self, true: Callable[[], bool], seconds: float = 60) -> None:
-        wait_for(true, seconds, self.story, alive=self.process)
+    def until(self, condition: Callable[[], bool], seconds: float = 60) -> None:
+        wait_for(condition, seconds, self.log_tails, alive=self.process)
 
-    def story(self) -> str:
-        """Return the ends of all logs: what to read when a test fails."""
+    def log_tails(self) -> str:
+        """Return the ends of all logs, for failure messages."""
         logs = [self.log, *sorted((self.home / "run").glob("*.log"))]
         return "\n".join(f"--- {path.name}\n{path.read_text()[-1500:]}" for path in logs if path.exists())
 
 
 def wait_for(
-    true: Callable[[], bool], seconds: float, story: Callable[[], str], alive: subprocess.Popen[bytes] | None = None,
+    condition: Callable[[], bool], seconds: float, logs: Callable[[], str],
+    alive: subprocess.Popen[bytes] | None = None,
 ) -> None:
     deadline = time.monotonic() + seconds
-    while not true():
-        assert alive is None or alive.poll() is None, f"the stack ended\n{story()}"
-        assert time.monotonic() < deadline, f"not within {seconds} s\n{story()}"
+    while not condition():
+        assert alive is None or alive.poll() is None, f"the stack ended\n{logs()}"
+        assert time.monotonic() < deadline, f"not within {seconds} s\n{logs()}"
         time.sleep(0.25)
 
 

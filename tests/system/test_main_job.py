@@ -1,4 +1,4 @@
-"""The main job seen from outside, the same on both brokers: events in, fresh knowledge, recommendations out."""
+"""The main job as seen by other services, on both brokers: events in, fresh knowledge, recommendations out."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ BASE = 1_700_000_000
 
 
 def sessions(items: list[str], users: int, per_user: int, seed: int = 3, prefix: str = "n") -> list[dict]:
-    """Users' events, interleaved as they would arrive; each user changes taste halfway."""
+    """Return users' events in order of time; each user's taste changes halfway."""
     rng = random.Random(seed)
     rows = []
     for n in range(users):
@@ -52,7 +52,7 @@ def fully_answered(stack: Stack, events: list[dict]) -> bool:
 
 
 def replayed(stack: Stack, events: list[dict]) -> dict:
-    """Fold the events one at a time in one thread, with nothing else going on: what the states must say."""
+    """Return the expected states: fold the events one at a time in one thread."""
     settings = load({"FRESHET_HOME": str(stack.home)}, None)
     planner = load_planner(settings)
     states: dict = {}
@@ -63,15 +63,15 @@ def replayed(stack: Stack, events: list[dict]) -> dict:
 
 
 def assert_states_equal_replay(stack: Stack, events: list[dict], *, in_order: bool = True) -> None:
-    """`in_order`: a user's events arrived in order of time; then interests are equal to the bit, else to rounding."""
+    """Compare the stack's states with the replay. Interests are bit-identical if users' events arrived `in_order`."""
     states, expected = stack.states(), replayed(stack, events)
     assert expected.keys() <= states.keys()
     for user, want in expected.items():
-        have = states[user]
-        assert (have.items, have.times, have.count) == (want.items, want.times, want.count), user
-        for mine, theirs in ((have.short, want.short), (have.long, want.long)):
-            assert np.allclose(np.frombuffer(mine, "<f4"), np.frombuffer(theirs, "<f4"), atol=0 if in_order else 1e-5,
-                               rtol=0), f"interest of {user}"
+        state = states[user]
+        assert (state.items, state.times, state.count) == (want.items, want.times, want.count), user
+        for interest, wanted in ((state.short, want.short), (state.long, want.long)):
+            assert np.allclose(np.frombuffer(interest, "<f4"), np.frombuffer(wanted, "<f4"),
+                               atol=0 if in_order else 1e-5, rtol=0), f"interest of {user}"
 
 
 def test_plain_clients_send_events_and_read_recommendations(stack: Stack):
@@ -88,12 +88,11 @@ def test_plain_clients_send_events_and_read_recommendations(stack: Stack):
         newest = {answer["user_id"]: answer for answer in sorted(answers, key=lambda a: a["count"])}
         return len(newest) == 12 and all(answer["count"] == 16 for answer in newest.values())
 
-    # without keys, so that the producer's own partitioner scatters a user's events over all partitions, slowly enough
-    # for knowledge to arrive in between
+    # Without keys the producer spreads a user's events over all partitions. The pauses let knowledge arrive in between.
     for start in range(0, len(events), 24):
         stack.produce(events[start:start + 24], keyed=False)
         time.sleep(0.5)
-    wait_for(covered, 90, stack.story)
+    wait_for(covered, 90, stack.log_tails)
     consumer.close()
     seen: dict[str, set[str]] = {}
     for event in events:
@@ -109,7 +108,7 @@ def test_plain_clients_send_events_and_read_recommendations(stack: Stack):
     stack.until(lambda: any(answer["source"] == "fused" for answer in stack.records("recommendations")))
     versions: dict[str, int] = {}
     for update in stack.records("knowledge-updates"):
-        assert update["version"] > versions.get(update["user_id"], 0), "versions of a user only rise"
+        assert update["version"] > versions.get(update["user_id"], 0), "a user's versions only increase"
         versions[update["user_id"]] = update["version"]
     assert stack.records("dead-letters") == []
     assert_states_equal_replay(stack, events, in_order=False)
@@ -122,7 +121,7 @@ POISON = [
 ]
 
 
-def test_poison_goes_to_dead_letters_and_the_stream_goes_on(stack: Stack):
+def test_poison_goes_to_dead_letters_and_processing_continues(stack: Stack):
     good = sessions(catalogue(stack), users=6, per_user=4)
     mixed: list = []
     for n, event in enumerate(good):
@@ -141,16 +140,16 @@ def test_poison_goes_to_dead_letters_and_the_stream_goes_on(stack: Stack):
 
 @pytest.mark.timeout(600)
 def test_roles_killed_one_after_the_other_lose_nothing(stack: Stack):
-    """One stack for all: starting a stack takes longer than all of the rest, and it must be whole again each time."""
+    """All roles share one stack: starting it takes longest, and it must recover completely each time."""
     for role in ("streams", "ranking", "knowledge", "store"):
         events = sessions(catalogue(stack), users=10, per_user=24, seed=len(role), prefix=role)
         third = len(events) // 3
         stack.produce(events[:third])
         time.sleep(1.0)
         stack.produce(events[third:2 * third])
-        stack.kill(role)  # mid-load: the last batch was produced a moment ago
+        stack.kill(role)  # under load: the last batch was just produced
         stack.produce(events[2 * third:])
-        stack.produce(events[third:third + 40])  # a producer that resends after its own crash
+        stack.produce(events[third:third + 40])  # like a producer that resends after a crash
         stack.until(lambda events=events: fully_answered(stack, events), 90)
         users = {event["user_id"] for event in events}
         stack.until(
@@ -163,30 +162,30 @@ def test_roles_killed_one_after_the_other_lose_nothing(stack: Stack):
         newest[update["user_id"]] = update["version"]
 
 
-def test_instances_of_a_role_share_the_work_and_one_may_die(stack: Stack, tmp_path):
+def test_instances_of_a_role_share_the_work_and_survive_a_crash(stack: Stack, tmp_path):
     events = sessions(catalogue(stack), users=12, per_user=20, seed=11)
     half = len(events) // 2
     second = Path(shutil.copytree(stack.home / "models", tmp_path / "second" / "models")).parent
     running = stack.running
     assert running is not None
-    more = stack.environ | {
+    environ = stack.environ | {
         "FRESHET_HOME": str(second), "FRESHET_KAFKA_BOOTSTRAP": running.bootstrap,
         "FRESHET_QDRANT_URL": running.qdrant_url,
         "FRESHET_KAFKA_SESSION_TIMEOUT_S": stack.environ["FRESHET_KAFKA_SESSION_TIMEOUT_S"]}
     stack.produce(events[:half])
-    other = subprocess.Popen(
-        command("up", "--roles", "streams,ranking"), env=more, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    instance = subprocess.Popen(
+        command("up", "--roles", "streams,ranking"), env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         start_new_session=True)
     try:
         stack.until((second / "run" / "streams.ready").exists, 90)
         stack.produce(events[half:half + half // 2])
         stack.until(lambda: fully_answered(stack, events[:half + half // 2]), 90)
-        mine, theirs = partitions_of(stack.home), partitions_of(second)
-        assert theirs, "the second instance was given partitions"
-        assert mine - theirs, "and the first kept some"
+        first_partitions, second_partitions = partitions_of(stack.home), partitions_of(second)
+        assert second_partitions, "the second instance got partitions"
+        assert first_partitions - second_partitions, "the first instance kept some"
     finally:
-        os.killpg(other.pid, signal.SIGKILL)
-        other.wait(10)
+        os.killpg(instance.pid, signal.SIGKILL)
+        instance.wait(10)
     stack.produce(events[half + half // 2:])
     stack.until(lambda: fully_answered(stack, events), 120)
     assert stack.records("dead-letters") == []
@@ -194,7 +193,7 @@ def test_instances_of_a_role_share_the_work_and_one_may_die(stack: Stack, tmp_pa
 
 
 def partitions_of(home: Path) -> set[str]:
-    """Return the partitions whose states an instance has opened in its RocksDB."""
+    """Return the partitions for which an instance has opened states in RocksDB."""
     return {path.name for path in (home / "streams").rglob("user-state-*.db")}
 
 

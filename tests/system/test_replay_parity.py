@@ -1,8 +1,8 @@
-"""Replay and the live stack decide alike: the same events through both, every decision compared.
+"""Replay and the live stack make the same decisions: both get the same events, and every decision is compared.
 
-The live roles work side by side, so a judgement and new knowledge for the same user race. Replay has the judgement
-first. So that both have one order, the live stack gets one event at a time, and the knowledge role is held (SIGSTOP)
-until the event's judgement is in the user's state.
+The live roles run concurrently, so a judgement and new knowledge for the same user race. In replay the judgement comes
+first. For the same order, the live stack gets one event at a time, and the knowledge role is paused (SIGSTOP) until the
+event's judgement is in the user's state.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ ASKED, JUDGED, RANK, OFFERED = "knowledge-requests", "judgements", "ranking-requ
 
 
 def made_up() -> list[Event]:
-    """Users who change what they like every nine events; the model is random, so that knowledge errs often."""
+    """Return events of users who change their taste every nine events; the random model is often wrong."""
     rng = random.Random(11)
     events = []
     for n in range(EVENTS):
@@ -57,13 +57,13 @@ def made_up() -> list[Event]:
 def settings(tmp_path: Path) -> Settings:
     settings = settings_in(tmp_path / "home")
     publish(settings, "m1")
-    # Thresholds at which a few dozen events lead to every reason, and a budget that refuses some of them.
+    # With these thresholds a few dozen events lead to every reason, and the budget refuses some requests.
     refresh = RefreshSettings(drift_threshold=1.5, alpha=0.6, cooldown=1, calls_per_1000=200)
     return replace(settings, refresh=refresh, kafka=KafkaSettings(partitions=1))  # one partition: one price
 
 
 class Offline:
-    """The replay, one event at a time, and what it decided."""
+    """The replay, one event at a time, and its decisions."""
 
     def __init__(self, settings: Settings) -> None:
         artifact = Registry(settings.home).open()
@@ -76,7 +76,7 @@ class Offline:
             llm_batch=settings.llm.batch, wave=1, listen=self._listen)
 
     def step(self, event: Event) -> tuple[UserState, int]:
-        """Play an event; return the user's state and the number of ranking requests it led to."""
+        """Replay an event; return the user's state and the number of ranking requests it caused."""
         before = self.rankings
         self.replay.play([event])
         return self.replay.states[event.user_id], self.rankings - before
@@ -88,7 +88,7 @@ class Offline:
 
 
 class Live:
-    """The stack, watched from outside."""
+    """The live stack, observed through its topics."""
 
     def __init__(self, stack: Stack, reader: TopicReader) -> None:
         self.stack = stack
@@ -106,19 +106,19 @@ class Live:
     def state(self, user: str) -> UserState:
         return next((state for name, state in reversed(self.seen[CHANGELOG]) if name == user), UserState())
 
-    def until(self, event: Event, true: Callable[[], bool]) -> None:
+    def until(self, event: Event, condition: Callable[[], bool]) -> None:
         deadline = time.monotonic() + 20
-        while not true():
+        while not condition():
             self.look()
             assert time.monotonic() < deadline, (
-                f"event {event.offset} of {event.user_id}\n{self.state(event.user_id)}\n{self.stack.story()}")
+                f"event {event.offset} of {event.user_id}\n{self.state(event.user_id)}\n{self.stack.log_tails()}")
 
     def judged(self, event: Event, expected: UserState) -> bool:
         state = self.state(event.user_id)
         return (state.count, state.judged_count) == (expected.count, expected.judged_count)
 
     def settled(self, event: Event, expected: UserState, asked_before: int, rankings: int) -> bool:
-        """Everything the event leads to is done: known by its state, and by the answer to its last ranking request."""
+        """Return whether all effects of the event are done: its state, and the answer to its last ranking request."""
         state = self.state(event.user_id)
         if (state.knowledge_version, state.pending) != (expected.knowledge_version, None):
             return False
@@ -128,7 +128,7 @@ class Live:
 
 
 @contextmanager
-def held(pid: int) -> Iterator[None]:
+def paused(pid: int) -> Iterator[None]:
     os.kill(pid, signal.SIGSTOP)
     try:
         yield
@@ -136,7 +136,7 @@ def held(pid: int) -> Iterator[None]:
         os.kill(pid, signal.SIGCONT)
 
 
-def test_replay_and_the_live_stack_decide_alike(settings: Settings) -> None:
+def test_replay_and_the_live_stack_make_the_same_decisions(settings: Settings) -> None:
     offline = Offline(settings)
     environ = {name: value for name, value in to_environ(settings).items() if name != "FRESHET_HOME"}
     with Stack(settings.home, **environ) as stack, TopicReader(
@@ -145,7 +145,7 @@ def test_replay_and_the_live_stack_decide_alike(settings: Settings) -> None:
         assert stack.running is not None
         for event in made_up():
             asked_before = len(live.seen[RANK])
-            with held(stack.running.pids["knowledge"]):
+            with paused(stack.running.pids["knowledge"]):
                 expected, rankings = offline.step(event)
                 stack.produce([{"user_id": event.user_id, "item_id": event.item_id, "event_time": event.event_time}])
                 live.until(event, partial(live.judged, event, expected))
@@ -157,17 +157,19 @@ def test_replay_and_the_live_stack_decide_alike(settings: Settings) -> None:
     assert {request["reason"] for request in offline.requests} == {"cold_start", "drift", "contradiction", "stale"}
     margins = [_margins(judgement) for judgement in live.seen[JUDGED]]
     assert len(margins) == len(offline.judgements) > EVENTS // 2
-    for mine, theirs in zip(margins, offline.judgements, strict=True):
-        ours = _margins(theirs.model_dump())
-        assert mine.keys() == ours.keys()
-        assert list(mine.values()) == pytest.approx(list(ours.values()), abs=1e-3)
+    for live_margins, judgement in zip(margins, offline.judgements, strict=True):
+        offline_margins = _margins(judgement.model_dump())
+        assert live_margins.keys() == offline_margins.keys()
+        assert list(live_margins.values()) == pytest.approx(list(offline_margins.values()), abs=1e-3)
     for user, state in offline.replay.states.items():
-        have = states[user]
-        assert (have.items, have.count, have.knowledge_version, have.knowledge_count, have.judged_count) == (
+        live_state = states[user]
+        assert (live_state.items, live_state.count, live_state.knowledge_version, live_state.knowledge_count,
+                live_state.judged_count) == (
             state.items, state.count, state.knowledge_version, state.knowledge_count, state.judged_count)
-        assert (have.contradicted_at, have.last_refresh_count) == (state.contradicted_at, state.last_refresh_count)
-        assert (have.trust, have.standing) == pytest.approx((state.trust, state.standing), abs=1e-3)
-        assert have.cusum == pytest.approx(state.cusum, abs=1e-6)
+        assert (live_state.contradicted_at, live_state.last_refresh_count) == (
+            state.contradicted_at, state.last_refresh_count)
+        assert (live_state.trust, live_state.standing) == pytest.approx((state.trust, state.standing), abs=1e-3)
+        assert live_state.cusum == pytest.approx(state.cusum, abs=1e-6)
     offers = {offer["user_id"]: offer for offer in live.seen[OFFERED]}
     for user, offer in offline.replay.record.offers.items():
         assert offers[user]["reference"] == list(offer.reference)[:len(offers[user]["reference"])]

@@ -1,4 +1,4 @@
-"""Rows of the table of systems, fitted by `freshet fit --system` and served by the same roles as Freshet's own."""
+"""Other systems, fitted by `freshet fit --system` and served by the same roles as Freshet's own models."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 def test_a_row_is_fitted_and_served(name: str, data: Path, small: dict[str, str], tmp_path: Path) -> None:
     home = tmp_path / "home"
     fit(home, data, small, "--system", name)
-    # a row without knowledge is asked for none, whatever the policy
-    chosen = {"FRESHET_REFRESH_POLICY": "always", "FRESHET_REFRESH_MIN_HISTORY": "3", "FRESHET_RANKING_EPSILON": "1.0"}
-    with Stack(home, **small, **chosen) as stack:
+    # A system without knowledge gets no knowledge requests, whatever the policy.
+    refresh = {"FRESHET_REFRESH_POLICY": "always", "FRESHET_REFRESH_MIN_HISTORY": "3", "FRESHET_RANKING_EPSILON": "1.0"}
+    with Stack(home, **small, **refresh) as stack:
         events = sessions(catalogue(stack), users=6, per_user=8)
         for start in range(0, len(events), 12):
             stack.produce(events[start : start + 12])

@@ -1,4 +1,4 @@
-"""A small world made on the spot: a catalogue of genres, and users who like one of them and later another."""
+"""A small synthetic data set: items of several genres, and users who like one genre and later another."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ WORDS = ["red", "blue", "night", "river", "king", "star", "lost", "city", "wild"
 
 
 def write_data(folder: Path, *, users: int = 60, items: int = 80, per_user: int = 25, seed: int = 7) -> Path:
-    """Write events.csv and items.jsonl: users like one genre and change it halfway, so that interest really drifts."""
+    """Write events.csv and items.jsonl. Users like one genre and change it halfway, so that interest drifts."""
     rng = random.Random(seed)
     folder.mkdir(parents=True, exist_ok=True)
     genre_of = {f"i{n}": GENRES[n % len(GENRES)] for n in range(items)}

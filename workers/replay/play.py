@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from schemas.messages import Judgement, KnowledgeRequest, KnowledgeUpdate, RankingRequest, Recommendation
 from schemas.settings import RankingSettings
 from streams.calibration.rehearsal import answer
-from streams.decisions.admission import ask
+from streams.decisions.admission import mark_requested
 from streams.decisions.outgoing import knowledge_request, ranking_request
 from streams.decisions.planner import Plan, Planner, States
 from streams.profile.fold import Event
@@ -99,7 +99,7 @@ class Replay:
         self.clock.now = max(self.clock.now, *(event.event_time for event in events))
         now = self.clock.now
         self._open(events)
-        self._settle(self.planner.before(self.states, events, now))
+        self._settle(self.planner.nightly_requests(self.states, events, now))
         for event, place in zip(events, places, strict=True):
             self.record.predicted(event, place, self._count(event.user_id) + 1)
         self._settle(self.planner.events(self.states, events, now))
@@ -194,7 +194,7 @@ def stocked(planner: Planner, states: States, users: Sequence[str], now: float) 
         state = states.get(user)
         if (state is not None and planner.policy.name != "never" and state.knowledge_version == 0
                 and state.pending is None and state.count >= planner.policy.min_history):
-            ask(state, "cold_start", now, 0.0)
+            mark_requested(state, "cold_start", now, 0.0)
             assert state.pending is not None  # noqa: S101 - for the type checker
             requests.append(knowledge_request(user, state, state.pending))
     return requests
@@ -227,7 +227,7 @@ def rehearse(
             requests = stocked(planner, states, new, now)
             before.extend(requests)
             planner.updates(states, [(answer(request, version), now) for request in requests], now)
-        for plan in (planner.before(states, part, now), planner.events(states, part, now)):
+        for plan in (planner.nightly_requests(states, part, now), planner.events(states, part, now)):
             newest = {request.user_id: request for request in plan.knowledge}
             asked.extend(newest.values())
             planner.updates(states, [(answer(request, version), now) for request in newest.values()], now)

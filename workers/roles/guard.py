@@ -60,9 +60,9 @@ class Guard:
     def counters(self) -> dict[str, Any]:
         """Return what is believed of each version, for the role's progress file."""
         versions = {
-            version: {"margins": held.whole.n, "mean": round(held.whole.mean, 4),
-                      "log_wealth": round(held.whole.log_wealth, 3), "harmful": bool(held.whole.found_at),
-                      "harmful_codes": [code for code, pool in list(held.codes.items()) if pool.found_at]}
+            version: {"margins": held.overall.n, "mean": round(held.overall.mean, 4),
+                      "log_wealth": round(held.overall.log_wealth, 3), "harmful": bool(held.overall.harmful_at),
+                      "harmful_codes": [code for code, pool in list(held.codes.items()) if pool.harmful_at]}
             for version, held in self.pools.versions.copy().items()}
         return self._counts | {"versions": versions}
 
@@ -133,7 +133,7 @@ class Guard:
 
     def _is_harmful(self, version: str) -> bool:
         held = self.pools.versions.get(version)
-        return held is not None and bool(held.whole.found_at)
+        return held is not None and bool(held.overall.harmful_at)
 
     def keep(self, *, force: bool = False) -> None:
         """Write the evidence if it is new and a few seconds have passed. Call it between batches: all is committed."""

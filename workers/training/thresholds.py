@@ -37,7 +37,7 @@ class Result:
         if check is None:
             raise DataError("only one user has enough events: there is nobody to check the threshold on. Nothing was "
                             "changed; give more data")
-        if not self.drift.held:
+        if not self.drift.check_passed:
             raise DataError(
                 f"the check failed: on users the threshold was not chosen on, a false alarm comes every "
                 f"{check.every:.0f} events (95% interval {check.low:.0f} to {check.high:.0f}), more often than the "
@@ -91,7 +91,7 @@ def report(result: Result) -> str:
         shown = f"every {check.every:.0f} events" if check.alarms else f"none in {check.events:,} events"
         lines.append(
             f"  other users:       {shown}, 95% interval {check.low:.0f} to {check.high:.0f}; {check.alarms:,} alarms "
-            f"of {check.users:,} users, {check.events:,} watched: {'held' if drift.held else 'NOT HELD'}")
+            f"of {check.users:,} users, {check.events:,} watched: {'held' if drift.check_passed else 'NOT HELD'}")
     lines.append(f"  in true order:     every {drift.alarms_observed_every:.0f} events: how often drift is seen")
     if result.unknown:
         lines.append(f"  {result.unknown:.1%} of the events are on items the model does not know")

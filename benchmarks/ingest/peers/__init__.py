@@ -1,1 +1,1 @@
-"""The same job in other stream processors; each runs in an environment of its own."""
+"""The same job in other stream processors, run in a separate environment."""

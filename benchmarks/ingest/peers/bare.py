@@ -1,4 +1,4 @@
-"""The ceiling: a confluent-kafka consumer, the fold, and a dict. No state store, no changelog, nothing survives."""
+"""The upper bound: a confluent-kafka consumer, the fold, and a dict, without a state store or changelog."""
 
 from __future__ import annotations
 

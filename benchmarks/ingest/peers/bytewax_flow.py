@@ -1,7 +1,7 @@
-"""The job in Bytewax: Kafka source, decode, key by user, stateful_map. Its state is not backed by a changelog.
+"""The job in Bytewax: Kafka source, decode, key by user, stateful_map. The state has no changelog.
 
-Bytewax commits no offsets to the broker; the run is over when the source reaches the end of the topic and the flow ends
-by itself, which the meter's count confirms. Recovery snapshots are off, as in its documentation's first examples.
+Bytewax commits no offsets to the broker. The flow ends when the source reaches the end of the topic; the meter's count
+confirms it. Recovery snapshots are off, as in the first examples of its documentation.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class _Discard(StatelessSinkPartition[Any]):
 
 
 class DiscardSink(DynamicSink[Any]):
-    """Every flow needs an output; this one goes nowhere."""
+    """An output that discards everything; Bytewax requires one."""
 
     def build(self, step_id: str, worker_index: int, worker_count: int) -> _Discard:
         return _Discard()

@@ -1,6 +1,6 @@
-"""The job in idiomatic Faust: a Record per event, an agent that takes one at a time, a Table on RocksDB, changelog on.
+"""The job in idiomatic Faust: a Record per event, an agent for single events, a Table on RocksDB with changelog.
 
-The table holds packed bytes (the "raw" codec): a JSON or pickle value, Faust's default, is slower still.
+Table values are bytes (the "raw" codec); JSON and pickle, Faust's defaults, are even slower.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ app = faust.App(
 
 
 class BehaviourEvent(faust.Record, serializer="json", validation=False):
-    """The record on the wire; a missing field is an error, `valid` below checks the types."""
+    """The Kafka record. Faust rejects missing fields; `valid` checks the types."""
 
     user_id: str
     item_id: str

@@ -18,7 +18,7 @@ def main() -> None:
     app = Application(
         broker_address=os.environ["BENCH_BOOTSTRAP"], consumer_group=os.environ["BENCH_GROUP"],
         auto_offset_reset="earliest", commit_interval=float(os.environ["BENCH_COMMIT_S"]),
-        # The embedded broker lets a group's first join wait half the session timeout.
+        # On the embedded broker the first join of a group takes half the session timeout.
         consumer_extra_config={"session.timeout.ms": 10_000}, use_changelog_topics=True,
         state_dir=Path(os.environ["BENCH_FOLDER"]) / "state", loglevel="WARNING")
 

@@ -15,13 +15,13 @@ def test_every_shape_keeps_its_bound(name):
         torch.testing.assert_close(logp.logsumexp(-1), torch.zeros(20, dtype=torch.float64), atol=1e-6, rtol=0)
         spent = (logp.exp() * (logp - ref)).sum(-1) if name == "average (KL)" else (ref - logp).amax(-1)
         assert (spent <= radius + 1e-6).all()
-        assert (spent > 0.5 * radius).any()  # and uses it
+        assert (spent > 0.5 * radius).any()  # the bound is used
     wide = run.SHAPES[name](ref, fused, 40.0)
     torch.testing.assert_close(wide, fused.double(), atol=1e-5, rtol=0)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)  # 80 s beside another busy process
+@pytest.mark.timeout(300)  # 80 s on a busy machine
 def test_quick_run_prints_every_point(capsys):
     run.main(["--quick"])
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ") and "|--" not in line][1:]

@@ -5,7 +5,7 @@ import torch
 from benchmarks.ctr.click_models import Auc, Ctr, auc, fit_ctr, judge_ctr, logloss, samples, written_events
 
 
-def test_what_is_written_about_is_not_asked_and_history_is_the_past():
+def test_samples_exclude_written_events_and_contain_earlier_history():
     offsets = np.array([0, 5, 5, 75])
     item, rating = np.arange(75), np.tile([5.0, 1.0, 4.0], 25)
     found = samples(item, rating, offsets)
@@ -26,33 +26,33 @@ def test_auc_by_hand():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["din", "dcnv2"])
-def test_knowledge_tells_what_behaviour_cannot(kind):
+def test_knowledge_improves_predictions(kind):
     rng = np.random.default_rng(0)
     torch.manual_seed(0)
     users, items, each = 60, 40, 24
-    taste, of = torch.randn(users, 3), torch.randn(items, 3)
+    taste, features = torch.randn(users, 3), torch.randn(items, 3)
     item = rng.integers(0, items, users * each)
-    rating = np.where((taste[np.repeat(np.arange(users), each)] * of[item]).sum(1).numpy() > 0, 5.0, 1.0)
-    asked = samples(item, rating, np.arange(users + 1) * each)
-    train, test = asked.of_users(np.arange(45)), asked.of_users(np.arange(45, users))
-    found = []
-    for known in ((None, None), (taste, of)):
+    rating = np.where((taste[np.repeat(np.arange(users), each)] * features[item]).sum(1).numpy() > 0, 5.0, 1.0)
+    everything = samples(item, rating, np.arange(users + 1) * each)
+    train, test = everything.of_users(np.arange(45)), everything.of_users(np.arange(45, users))
+    aucs = []
+    for knowledge in ((None, None), (taste, features)):
         torch.manual_seed(1)
-        model = Ctr(items, kind, *known)
+        model = Ctr(items, kind, *knowledge)
         fit_ctr(model, train, test, epochs=25)
-        found.append(judge_ctr(model, test)["auc"])
-    assert found[1] > found[0] + 0.05
-    assert found[1] > 0.75
+        aucs.append(judge_ctr(model, test)["auc"])
+    assert aucs[1] > aucs[0] + 0.05
+    assert aucs[1] > 0.75
 
 
-def test_weights_count_as_copies():
+def test_sample_weights_equal_copies():
     rng = np.random.default_rng(0)
     score, label, weight = rng.integers(0, 5, 60).astype(float), rng.integers(0, 2, 60) * 1.0, rng.integers(0, 4, 60)
     copies = np.repeat(np.arange(60), weight)
     assert Auc(score, label)(weight.astype(float)) == pytest.approx(auc(score[copies], label[copies]))
 
 
-def test_logloss_is_that_of_the_probabilities():
+def test_logloss_equals_that_of_the_probabilities():
     score = np.array([-2.0, 0.0, 3.0])
     p = 1 / (1 + np.exp(-score))
     assert logloss(score, np.ones(3)) == pytest.approx(-np.log(p))

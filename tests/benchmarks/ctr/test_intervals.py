@@ -12,12 +12,12 @@ def outcome(noise, seed):
     return ClickRun(user, label + rng.normal(0, noise, len(user)), label)
 
 
-def test_a_better_model_is_above_and_the_same_one_is_not():
+def test_a_better_model_has_a_clear_lead_and_an_equal_one_none():
     good, bad = ([outcome(noise, seed) for seed in (1, 2)] for noise in (0.7, 3.0))
-    found = {one["metric"]: one for one in compare(good, bad, 200, draws=200)}
+    rows = {row["metric"]: row for row in compare(good, bad, 200, draws=200)}
     exact = np.mean([auc(a.score, a.label) - auc(b.score, b.label) for a, b in zip(good, bad, strict=True)])
-    assert found["auc"]["mean"] == pytest.approx(exact)
-    assert 0 < found["auc"]["low"] < exact < found["auc"]["high"]
-    assert found["logloss"]["high"] < 0
-    for one in compare(good, good, 200, draws=20):
-        assert one["mean"] == one["low"] == one["high"] == 0
+    assert rows["auc"]["mean"] == pytest.approx(exact)
+    assert 0 < rows["auc"]["low"] < exact < rows["auc"]["high"]
+    assert rows["logloss"]["high"] < 0
+    for row in compare(good, good, 200, draws=20):
+        assert row["mean"] == row["low"] == row["high"] == 0

@@ -17,7 +17,7 @@ N, USERS = 400, 40
 
 
 def point(policy: str, budget: float | None, gain: float, calls: int, seed: int = 42) -> Point:
-    """Every event of every user gains the same, around noise that all policies share."""
+    """Return a point where every event gains the same, with noise that is the same for all policies."""
     rng = np.random.default_rng(seed)
     reference = rng.random(N)
     rows = np.stack([np.arange(N), np.arange(N) % USERS, reference + gain + rng.normal(0, 0.01, N), reference])
@@ -40,7 +40,7 @@ def test_policies_are_compared_event_by_event() -> None:
         versus([better[0]], [Point(other.figures, other.rows[:, 1:])])
 
 
-def test_share_of_always_says_when_there_is_nothing_to_share() -> None:
+def test_the_share_of_a_negative_gain_is_none() -> None:
     kept = share_of([point("freshet", 50, 0.048, 20)], [point("always", None, 0.05, 400)])
     assert kept["share"] == pytest.approx(0.96, abs=0.05)
     assert kept["interval"][0] < 0.96 < kept["interval"][1]
@@ -55,19 +55,19 @@ def test_seeds_are_pooled() -> None:
     assert row["gain_interval"][0] < row["gain"] < row["gain_interval"][1]
 
 
-def test_finished_points_are_kept(tmp_path: Path) -> None:
+def test_finished_points_are_stored(tmp_path: Path) -> None:
     columns = Columns(np.arange(3), np.array(["b", "a", "b"]), np.array([0.5, 0, 1]), np.zeros(3), np.full(3, np.nan),
                       np.full(3, -1))
-    kept = PointFolder(tmp_path / "points")
-    assert kept.find("always-42") is None
-    kept.keep("always-42", {"policy": "always", "budget": None}, columns)
+    folder = PointFolder(tmp_path / "points")
+    assert folder.find("always-42") is None
+    folder.keep("always-42", {"policy": "always", "budget": None}, columns)
     found = PointFolder(tmp_path / "points").find("always-42")
     assert found is not None
     assert found.name == ("always", None)
     np.testing.assert_array_equal(found.rows, [[0, 1, 2], [1, 0, 1], [0.5, 0, 1], [0, 0, 0]])
 
 
-def test_results_and_tables_have_what_is_asked_for() -> None:
+def test_results_and_tables_are_complete() -> None:
     points = [point("always", None, 0.05, 400), point("never", None, 0, 0), point("freshet", 50, 0.04, 20),
               point("nightly", 50, 0.01, 20), point("freshet", 100, 0.045, 40)]
     rows = results(points, compared(points))
@@ -75,14 +75,14 @@ def test_results_and_tables_have_what_is_asked_for() -> None:
                             "gain_interval", "median_age_s", "revision"} for row in rows)
     (first, second) = [row for row in rows if row["policy"] == "freshet"]
     assert set(first["against"]) == {"always", "never", "nightly"}
-    assert set(second["against"]) == {"always", "never"}  # of nightly there is no point at that budget
+    assert set(second["against"]) == {"always", "never"}  # there is no point of nightly at that budget
     text = table(points, compared(points))
     assert "| 50 | nightly | 50.0 | +0.03" in text
     assert "above |" in text
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(420)  # 29 s on a calm machine, 170 s and more beside four busy processes
+@pytest.mark.timeout(420)  # 29 s on an idle machine, over 170 s on a busy one
 def test_quick_run() -> None:
     done = subprocess.run([sys.executable, "-m", "benchmarks.frontier.run", "--quick"], cwd=ROOT, capture_output=True,
                           text=True, timeout=400, check=False)

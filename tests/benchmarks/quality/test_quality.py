@@ -16,7 +16,7 @@ def entry(system="dense", control=None, seed=1, value=0.1):
             "metrics": dict.fromkeys(page.METRICS, value), "seconds": 1.0, "revision": "r"}
 
 
-def test_a_run_made_again_takes_the_old_one_s_place(tmp_path):
+def test_a_repeated_run_replaces_the_old_one(tmp_path):
     path = tmp_path / "quality.json"
     quality.save(path, [entry(), entry(control="extra-steps")])
     quality.save(path, [entry(value=0.2), entry(seed=2)])
@@ -26,13 +26,13 @@ def test_a_run_made_again_takes_the_old_one_s_place(tmp_path):
     assert set(runs[0]) == {"dataset", "protocol", "system", "control", "seed", "metrics", "seconds", "revision"}
 
 
-def test_every_row_and_control_is_run_with_every_seed_under_every_protocol():
+def test_runs_cover_all_systems_controls_seeds_and_protocols():
     choice = quality.Choice(tuple(SYSTEMS), "all", ("stream_time", "leave_one_out"), (1, 2))
     runs = list(choice.runs())
     assert len(set(runs)) == len(runs) == 4 * sum(1 + len(system.controls()) for system in SYSTEMS.values())
     first = list(replace(choice, controls="first").runs())
     assert {run.seed for run in first if run.control} == {1}
-    with pytest.raises(FreshetError, match="there are dense"):
+    with pytest.raises(FreshetError, match="available: dense"):
         quality.names("dens", tuple(SYSTEMS), "system")
     assert quality.names("leave-one-out", ("leave_one_out",), "protocol") == ("leave_one_out",)
 
@@ -46,7 +46,7 @@ def test_plots_are_drawn(tmp_path):
     assert not (tmp_path / "c.svg").exists()
 
 
-def test_tables_are_of_all_that_is_saved(tmp_path):
+def test_tables_include_all_saved_runs(tmp_path):
     runs = [entry(seed=seed) for seed in (1, 2)] + [entry("freshet", seed=seed, value=0.2) for seed in (1, 2)]
     quality.save(tmp_path / "quality.json", runs)
     book = quality.book(tmp_path, "d", "stream_time")
@@ -60,7 +60,7 @@ def test_tables_are_of_all_that_is_saved(tmp_path):
     assert "| +0.78" in freshet
 
 
-def test_a_table_says_what_was_measured():
+def test_a_table_shows_means_deviations_and_intervals():
     row = {"protocol": "stream_time", "system": "lwgr", "control": "unconstrained", "seeds": 2, "n": 30,
            "gain": Difference(0.01, 0.002, 0.018, 1)}
     row |= dict.fromkeys(page.METRICS, 0.25) | {f"{name}_sd": 0.01 for name in page.METRICS}

@@ -3,7 +3,7 @@ import re
 from benchmarks.reference import run
 
 
-def test_every_change_is_measured_and_nothing_is_saved(capsys, tmp_path, monkeypatch):
+def test_quick_measures_every_change_and_saves_nothing(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(run, "PATH", tmp_path / "reference.json")
     run.main(["--quick"])
     shown = capsys.readouterr().out
@@ -13,7 +13,7 @@ def test_every_change_is_measured_and_nothing_is_saved(capsys, tmp_path, monkeyp
     assert not list(tmp_path.iterdir())
 
 
-def test_what_is_in_use_has_no_figures_of_its_own():
+def test_a_setting_in_use_has_no_figures():
     points = {"a": [{"change": {}, "ndcg_at_10": 0.1, "nll": 5.0, "epoch": 3.0, "n": 9.0}],
               "b": [{"change": {"dim": 128}, "ndcg_at_10": 0.2, "nll": 4.0, "epoch": 2.0, "n": 9.0}]}
     assert run.table(points).splitlines()[2:] == [

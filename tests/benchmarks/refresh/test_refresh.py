@@ -10,7 +10,7 @@ from schemas.settings import to_environ
 from tests.workers.fitted import publish, settings_in
 
 
-def test_what_a_refresh_costs_is_measured_on_the_newest_version(
+def test_the_cost_of_a_refresh_is_measured_on_the_newest_version(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:
     settings = settings_in(tmp_path)

@@ -1,4 +1,4 @@
-"""Staleness is the backstop: the limit is chosen so that it is a minority reason."""
+"""The staleness limit is chosen so that staleness is a minority reason."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.streams.cases import CALIBRATION, DIM, N_ITEMS, event, planner
 
 
 def visits() -> list[Event]:
-    """Forty users who change their mind in every visit of 30 events, and come back after a day, some after months."""
+    """Return 40 users with visits of 30 events, a new interest in each, a day or (10%) three months apart."""
     rng = np.random.default_rng(2)
     out = []
     for user in range(40):
@@ -31,7 +31,7 @@ def stage(ttl: float) -> Planner:
     return planner(CALIBRATION.model_copy(update={"ttl_s": ttl, "drift_threshold": 3.0, "drift_mean": 0.3}))
 
 
-def test_the_limit_makes_staleness_a_minority_reason() -> None:
+def test_the_limit_keeps_staleness_a_minority_reason() -> None:
     events = visits()
     ttl, chosen = choose_ttl(events, stage)
     assert 0 < chosen.stale_share <= 0.25
@@ -40,7 +40,7 @@ def test_the_limit_makes_staleness_a_minority_reason() -> None:
     assert ttl > 60.0
 
 
-def test_the_policy_in_use_and_its_budget_have_no_say_in_a_rehearsal() -> None:
+def test_a_rehearsal_ignores_the_policy_and_budget_in_the_settings() -> None:
     events = visits()[:2000]
     calibration = CALIBRATION.model_copy(update={"drift_threshold": 3.0, "drift_mean": 0.3})
     usual = rehearse(planner(calibration), events)
@@ -63,6 +63,6 @@ def test_item_vectors_are_of_length_one_and_an_unknown_item_is_zero() -> None:
 
 
 @pytest.mark.parametrize("bad", [np.zeros((1, DIM)), np.full((2, DIM), np.nan), np.zeros(2)])
-def test_vectors_that_do_not_fit_are_refused(bad: np.ndarray) -> None:
+def test_invalid_vectors_are_rejected(bad: np.ndarray) -> None:
     with pytest.raises(ArtifactError, match="freshet fit"):
         ItemVectors(["a", "b"], bad)

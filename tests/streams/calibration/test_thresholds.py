@@ -1,4 +1,4 @@
-"""Calibrated on one half of the users, checked on the other; and what is calibrated is what the planner does."""
+"""Thresholds are calibrated on one half of the users and checked on the other, with the planner's own arithmetic."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ OPTIONS = {"prior": 1.0, "slack": 0.75, "first": 3}
 
 
 def population(users: int, length: int, seed: int) -> tuple[list[thresholds.History], ItemVectors]:
-    """Users who each like some of the items more than others, without any drift."""
+    """Return users with different tastes and without drift."""
     rng = np.random.default_rng(seed)
     out = []
     for _ in range(users):
@@ -35,18 +35,18 @@ def population(users: int, length: int, seed: int) -> tuple[list[thresholds.Hist
 
 
 @pytest.mark.parametrize("stated", [50.0, 200.0])
-def test_the_stated_rate_holds_on_users_that_calibration_never_saw(stated: float) -> None:
+def test_the_stated_rate_holds_on_other_users(stated: float) -> None:
     histories, vectors = population(500, 60, 0)
     found = thresholds.calibrate_drift(histories, vectors, StateSettings(), false_alarm_every=stated, **OPTIONS)  # type: ignore[arg-type]
-    assert found.held
+    assert found.check_passed
     assert found.false_alarm_every >= stated
     fresh, _ = population(1500, 60, 1)
     detector = Detector(found.mean, found.sd, 1.0, 0.75, found.threshold)
     seen = alarms.watch([h.rows for h in fresh], vectors, StateSettings(), detector, first=3, cooldown=5)
     expected = float(seen.watched.sum()) / stated
-    # Poisson on both sides: alarms of the fresh users, and those of the calibrating half's one order of items.
-    calibrating = found.observations / 8 / stated
-    bound = 4 * expected * np.sqrt(1 / expected + 1 / calibrating)
+    # Poisson variance of both counts: alarms of the new users, and of one order of the calibration users' items.
+    calibration_alarms = found.observations / 8 / stated
+    bound = 4 * expected * np.sqrt(1 / expected + 1 / calibration_alarms)
     assert abs(len(seen.user) - expected) < bound, (len(seen.user), expected, bound)
 
 
@@ -58,47 +58,47 @@ def test_a_check_that_finds_too_many_alarms_fails() -> None:
     low = Detector(found.mean, found.sd, 1.0, 0.75, found.threshold / 3)
     seen = alarms.watch([h.rows for h in calm], vectors, StateSettings(), low, first=3, cooldown=0)
     assert alarms.rate(seen).high < 100.0
-    assert not replace(found, check=alarms.rate(seen)).held
+    assert not replace(found, check=alarms.rate(seen)).check_passed
     assert found.evidence()["drift_check_held"] == 1.0
 
 
-def test_the_interval_covers_the_true_rate_as_often_as_it_says() -> None:
+def test_the_interval_has_its_nominal_coverage() -> None:
     rng = np.random.default_rng(4)
     covered = 0
     for _ in range(400):
         events = rng.integers(10, 200, 150)
-        hazard = rng.gamma(2.0, 0.005, 150)  # users differ: a plain Poisson interval is too short
+        hazard = rng.gamma(2.0, 0.005, 150)  # users differ, so a Poisson interval is too narrow
         count = rng.poisson(events * hazard)
         seen = alarms.Watched(np.repeat(np.arange(150), count), np.zeros(count.sum(), np.intp), events, 0.5, 0.1)
         interval = alarms.rate(seen)
         covered += interval.low <= 100.0 <= interval.high
-    # 95% of 400 is 380, and 4 binomial standard deviations are 17.
+    # The expected number is 380; 4 binomial standard deviations are 17.
     assert covered >= 363
 
 
-def test_without_an_alarm_only_the_lower_end_is_known() -> None:
+def test_without_an_alarm_the_interval_has_only_a_lower_bound() -> None:
     none = np.zeros(0, np.intp)
     found = alarms.rate(alarms.Watched(none, none, np.array([370, 0]), 0.5, 0.1))
     assert (found.users, found.alarms, found.every, found.low) == (1, 0, float("inf"), pytest.approx(100.0))
 
 
-def test_halves_share_no_user_and_leave_none_out() -> None:
+def test_the_two_halves_are_disjoint_and_complete() -> None:
     histories, _ = population(41, 30, 3)
     usable = [h for h in histories if len(h.rows) > 6]
-    one, other = thresholds.halves(histories, 6, 7)
-    assert len(one) - len(other) in {0, 1}
-    assert sorted(map(id, one + other)) == sorted(map(id, usable))
+    first, second = thresholds.split_users(histories, 6, 7)
+    assert len(first) - len(second) in {0, 1}
+    assert sorted(map(id, first + second)) == sorted(map(id, usable))
 
 
-def test_one_user_is_calibrated_on_but_checked_on_nobody() -> None:
+def test_a_single_user_gives_a_calibration_without_a_check() -> None:
     histories, vectors = population(1, 60, 5)
     found = thresholds.calibrate_drift(histories, vectors, StateSettings(), false_alarm_every=50.0, **OPTIONS)  # type: ignore[arg-type]
     assert found.check is None
-    assert found.held
+    assert found.check_passed
     assert "drift_check_every" not in found.evidence()
 
 
-def test_too_short_histories_are_an_error_that_says_so() -> None:
+def test_too_short_histories_raise_a_clear_error() -> None:
     with pytest.raises(DataError, match="more than 100 events"):
         thresholds.calibrate_drift(*population(5, 20, 6), StateSettings(), false_alarm_every=50.0, prior=1.0,
                                     slack=0.75, first=100)
@@ -106,8 +106,8 @@ def test_too_short_histories_are_an_error_that_says_so() -> None:
 
 @given(st.data())
 @hypothesis_settings(max_examples=30, deadline=None)
-def test_watching_equals_what_the_planner_does(data: st.DataObject) -> None:
-    """Same alarms at the same events, bit for bit, though one steps all users at once and the other folds batches."""
+def test_watch_gives_the_same_alarms_as_the_planner(data: st.DataObject) -> None:
+    """Same alarms at the same events: `watch` steps all users at once, the planner folds batches."""
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
     vectors = item_vectors()
     histories = [rng.integers(0, N_ITEMS + 1, int(n)) for n in rng.integers(1, 40, int(rng.integers(1, 12)))]
@@ -121,7 +121,7 @@ def test_watching_equals_what_the_planner_does(data: st.DataObject) -> None:
     planner = Planner(vectors, fitted, Settings(refresh=RefreshSettings(cooldown=cooldown, policy="drift")))
     states: States = {}
     found = []
-    # An event per user and batch, so that knowledge is there before the user's next event.
+    # One event per user and batch, so that knowledge arrives before the user's next event.
     for t in range(max(map(len, histories))):
         users = [u for u, rows in enumerate(histories) if len(rows) > t]
         for start in range(0, len(users), chunk):
@@ -134,7 +134,7 @@ def test_watching_equals_what_the_planner_does(data: st.DataObject) -> None:
     assert seen.watched.tolist() == [max(0, len(rows) - first) for rows in histories]
 
 
-def test_a_planted_drift_is_seen_and_the_true_order_shows_more_alarms_than_the_shuffled() -> None:
+def test_a_planted_drift_is_found() -> None:
     settings, half = StateSettings(), N_ITEMS // 2
     apart = np.repeat(np.eye(2, DIM, dtype=np.float32), half, axis=0)
     vectors = ItemVectors([f"i{n}" for n in range(N_ITEMS)], 2 * apart + item_vectors().vectors[:-1])
@@ -146,4 +146,4 @@ def test_a_planted_drift_is_seen_and_the_true_order_shows_more_alarms_than_the_s
     detector = Detector(found.mean, found.sd, 1.0, 0.75, found.threshold)
     seen = alarms.watch([h.rows for h in drifting], vectors, settings, detector, first=3, cooldown=5)
     caught = {user for user, event in zip(seen.user, seen.event, strict=True) if 30 < event <= 40}
-    assert len(caught) >= 76, "a change to the other half of the catalogue is seen within ten events"
+    assert len(caught) >= 76, "a change to the other half of the catalogue is found within ten events"

@@ -1,4 +1,4 @@
-"""The stage as a pure function: what is asked for and when; a second delivery changes nothing and is answered again."""
+"""The planner: which messages it sends and when; redelivery changes no state and repeats the messages."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def feed(stage: Planner, states: States, numbers: range, now: float = 0.0) -> Pl
 
 
 def known(stage: Planner, states: States, events: int = 3) -> KnowledgeRequest:
-    """Bring user u to the first knowledge and return its request."""
+    """Give user u their first knowledge and return its request."""
     (request,) = feed(stage, states, range(events)).knowledge
     stage.updates(states, [(answer(request, "m1"), 1.0)], 0.0)
     return request
@@ -33,7 +33,7 @@ def judge(stage: Planner, states: States, counts: range, value: float, version: 
         user_id="u", margins=margins, model_version="m1", event_time=1.0, judged_at=0.0)], 0.0)
 
 
-def test_cold_start_comes_with_the_third_event_and_once() -> None:
+def test_cold_start_is_requested_once_with_the_third_event() -> None:
     stage, states = planner(), {}
     assert feed(stage, states, range(2)).knowledge == []
     (request,) = feed(stage, states, range(2, 3)).knowledge
@@ -42,7 +42,7 @@ def test_cold_start_comes_with_the_third_event_and_once() -> None:
     assert feed(stage, states, range(3, 9)).knowledge == []
 
 
-def test_one_ranking_request_per_user_and_batch_with_the_events_to_judge() -> None:
+def test_a_batch_gives_one_ranking_request_per_user_with_the_events_to_judge() -> None:
     stage, states = planner(), {}
     known(stage, states)
     plan = stage.events(states, [event(3), event(0, "other"), event(4)], now=7.0)
@@ -63,31 +63,31 @@ def test_late_events_are_folded_but_not_judged() -> None:
     assert [j.item_id for j in again.judged] == []
 
 
-def test_items_beyond_the_history_are_seen() -> None:
+def test_items_older_than_the_history_are_sent_as_seen() -> None:
     (request,) = feed(planner(), {}, range(9)).ranking
     assert request.history == [f"i{n}" for n in range(3, 9)]
     assert request.seen == ["i0", "i1", "i2"]
 
 
-def test_redelivered_events_change_no_state_and_are_answered_again() -> None:
+def test_redelivered_events_change_no_state_and_repeat_their_messages() -> None:
     stage, states = planner(), {}
-    said = feed(stage, states, range(5), now=1.0)
+    first = feed(stage, states, range(5), now=1.0)
     before = dumps(states["u"])
     again = feed(stage, states, range(5), now=1.0)
     states["u"].duplicates = 0
     assert dumps(states["u"]) == before
-    assert again.ranking == said.ranking
-    assert again.knowledge == said.knowledge
+    assert again.ranking == first.ranking
+    assert again.knowledge == first.knowledge
 
 
-def test_backfill_is_folded_and_says_nothing() -> None:
+def test_backfill_is_folded_and_causes_no_messages() -> None:
     stage, states = planner(), {}
     plan = stage.events(states, [event(n, backfill=True) for n in range(5)], 0.0)
     assert (plan.ranking, plan.knowledge, plan.changed) == ([], [], {"u"})
     assert states["u"].count == 5
 
 
-def test_an_unanswered_request_is_made_again_under_a_higher_version() -> None:
+def test_an_unanswered_request_is_repeated_under_a_higher_version() -> None:
     stage, states = planner(), {}
     feed(stage, states, range(3), now=0.0)
     (after_events,) = feed(stage, states, range(3, 203), now=1.0).knowledge
@@ -117,7 +117,7 @@ def test_an_older_update_changes_nothing_and_an_unknown_user_is_counted() -> Non
     assert (dumps(states["u"]), plan.ranking, plan.unknown_users) == (before, [], 1)
 
 
-def test_an_update_that_was_not_written_counts_all_the_same() -> None:
+def test_an_update_that_was_not_written_still_counts() -> None:
     stage, states = planner(), {}
     (request,) = feed(stage, states, range(3)).knowledge
     stage.updates(states, [(answer(request).model_copy(update={"written": False}), 0.0)], 0.0)
@@ -135,7 +135,7 @@ def test_a_newer_request_stays_pending_when_an_older_one_is_answered() -> None:
     assert state.pending.version == 2
 
 
-def test_contradiction_takes_trust_away_asks_and_gives_samples() -> None:
+def test_a_contradiction_removes_trust_and_requests_knowledge() -> None:
     stage, states = planner(), {}
     known(stage, states)
     feed(stage, states, range(3, 20))
@@ -150,20 +150,20 @@ def test_contradiction_takes_trust_away_asks_and_gives_samples() -> None:
     assert [(r.trust, r.reason) for r in plan.ranking] == [(0.0, "event")]
     assert plan.alignment == []  # its event has left the short history of this test
     (ranking,) = feed(stage, states, range(20, 21)).ranking
-    assert ranking.trust == 0.0  # until newer knowledge is there
+    assert ranking.trust == 0.0  # until there is newer knowledge
     stage.updates(states, [(answer(plan.knowledge[0]), 0.0)], 0.0)
     state = states["u"]
-    assert (state.trust, state.contradicted_at, state.log_wealth) == (0.5, 0, [])  # half of what it started with
+    assert (state.trust, state.contradicted_at, state.log_wealth) == (0.5, 0, [])  # half of its initial value
     feed(stage, states, range(21, 40))
-    earned = []
+    trusts = []
     for count in range(22, 32):
         judge(stage, states, range(count, count + 1), 9.0, version=state.knowledge_version)
-        earned.append(state.trust)
-    assert earned == sorted(earned)
-    assert (earned[-1], state.standing, state.help_wealth) == (1.0, 1.0, [])
+        trusts.append(state.trust)
+    assert trusts == sorted(trusts)
+    assert (trusts[-1], state.standing, state.help_wealth) == (1.0, 1.0, [])
 
 
-def test_margins_in_one_judgement_give_samples_with_the_history_before_each() -> None:
+def test_alignment_samples_have_the_history_before_their_event() -> None:
     stage, states = planner(), {}
     known(stage, states)
     feed(stage, states, range(3, 14))
@@ -177,7 +177,7 @@ def test_margins_in_one_judgement_give_samples_with_the_history_before_each() ->
     assert again.knowledge == plan.knowledge
 
 
-def test_only_margins_of_the_current_knowledge_on_events_it_has_not_seen_count_and_each_once() -> None:
+def test_each_margin_of_the_current_knowledge_on_an_unseen_event_counts_once() -> None:
     stage, states = planner(), {}
     known(stage, states)
     feed(stage, states, range(3, 8))
@@ -190,7 +190,7 @@ def test_only_margins_of_the_current_knowledge_on_events_it_has_not_seen_count_a
     assert states["u"].log_wealth == wealth
 
 
-def test_a_store_ahead_of_a_lost_state_is_caught_up_with() -> None:
+def test_a_lost_state_catches_up_with_the_store() -> None:
     stage, states = planner(), {}
     known(stage, states)
     feed(stage, states, range(3, 8))
@@ -199,7 +199,7 @@ def test_a_store_ahead_of_a_lost_state_is_caught_up_with() -> None:
     assert (state.knowledge_version, state.knowledge_count, state.log_wealth) == (7, 8, [])
 
 
-def test_staleness_by_age_and_by_another_fitted_model() -> None:
+def test_knowledge_is_stale_by_age_or_by_another_fitted_model() -> None:
     stage, states = planner(), {}
     known(stage, states)
     assert feed(stage, states, range(3, 9)).knowledge == []
@@ -211,7 +211,7 @@ def test_staleness_by_age_and_by_another_fitted_model() -> None:
     assert request.reason == "stale"
 
 
-def test_refreshes_keep_the_cooldown() -> None:
+def test_refreshes_respect_the_cooldown() -> None:
     stage, states = planner(cooldown=5), {}
     known(stage, states)
     assert stage.events(states, [event(3, time=5000.0)], 0.0).knowledge == []
@@ -219,15 +219,15 @@ def test_refreshes_keep_the_cooldown() -> None:
 
 
 @pytest.mark.parametrize("steady", [True, False])
-def test_interest_drift_asks_for_knowledge_and_steady_interest_does_not(steady: bool) -> None:
+def test_interest_drift_requests_knowledge_and_steady_interest_does_not(steady: bool) -> None:
     stage = planner(CALIBRATION.model_copy(update={"drift_mean": 0.1, "drift_sd": 0.1, "ttl_s": 1e9}))
     states: States = {}
     near = stage.vectors.vectors
-    other = int((near[:-1] @ near[0]).argmin())
+    far_item = int((near[:-1] @ near[0]).argmin())
     plan = stage.events(states, [event(n, item=0) for n in range(3)], 0.0)
     stage.updates(states, [(answer(plan.knowledge[0]), 0.0)], 0.0)
-    asked = stage.events(states, [event(n, item=0 if steady else other) for n in range(3, 40)], 0.0).knowledge
-    assert [request.reason for request in asked] == ([] if steady else ["drift"])
+    requests = stage.events(states, [event(n, item=0 if steady else far_item) for n in range(3, 40)], 0.0).knowledge
+    assert [request.reason for request in requests] == ([] if steady else ["drift"])
 
 
 def test_an_update_is_a_valid_message() -> None:
@@ -246,11 +246,11 @@ def test_after_a_rollback_knowledge_of_the_model_in_use_is_not_stale() -> None:
     assert not stage.follow(item_vectors(), CALIBRATION, "m1")
     stage.updates(states, [(answer(stale, "m1"), 1.0)], 0.0)
     assert feed(stage, states, range(4, 8)).knowledge == []
-    alike = planner().follow(item_vectors(), CALIBRATION, "m1")
-    assert not alike, "a planner that does not compare goes on not comparing"
+    changed = planner().follow(item_vectors(), CALIBRATION, "m1")
+    assert not changed, "a planner without a model version never compares versions"
 
 
-def test_another_model_brings_its_thresholds_and_its_space() -> None:
+def test_switching_models_replaces_thresholds_and_interest_space() -> None:
     stage, states = Planner(item_vectors(), CALIBRATION, settings(cooldown=0), "m1"), {}
     (request,) = feed(stage, states, range(3)).knowledge
     stage.updates(states, [(answer(request, "m1"), 1.0)], 0.0)
@@ -260,14 +260,14 @@ def test_another_model_brings_its_thresholds_and_its_space() -> None:
     assert stage.detector.threshold == 50.0
     assert stage.margin_bound == 9.0
     feed(stage, states, range(3, 5))
-    alone, other = Planner(wider, CALIBRATION, settings(cooldown=0), "m2"), {}
-    feed(alone, other, range(5))
-    mine, theirs = (np.frombuffer(users["u"].short, "<f4") for users in (states, other))
-    np.testing.assert_allclose(mine, theirs, rtol=1e-5)
+    fresh_stage, fresh_states = Planner(wider, CALIBRATION, settings(cooldown=0), "m2"), {}
+    feed(fresh_stage, fresh_states, range(5))
+    switched, fresh = (np.frombuffer(users["u"].short, "<f4") for users in (states, fresh_states))
+    np.testing.assert_allclose(switched, fresh, rtol=1e-5)
     assert states["u"].interest_model == "m2"
 
 
-def test_a_model_without_knowledge_ends_the_market_and_one_with_it_opens_a_new_one() -> None:
+def test_only_a_model_with_knowledge_has_a_market() -> None:
     stage = Planner(item_vectors(), CALIBRATION, settings(), "m1")
     stage.follow(item_vectors(), CALIBRATION.model_copy(update={"knowledge": False}), "m2")
     assert (stage.policy.name, stage.market) == ("never", None)

@@ -1,4 +1,4 @@
-"""The price keeps to the budget and the queue, lets nobody starve, and stays out of the way when there is room."""
+"""The price keeps the budget and the queue limit, lets no user starve, and is 0 with spare capacity."""
 
 from __future__ import annotations
 
@@ -11,26 +11,38 @@ from hypothesis import strategies as st
 
 from streams.calibration.rehearsal import answer
 from streams.decisions.planner import States
-from streams.decisions.price import BURST, FULL, LEAST, LOST_S, SHUT, TARGET_S, Limits, Market, admit, advance, answered
+from streams.decisions.price import (
+    BURST,
+    LOST_S,
+    MAX_QUEUE_PRICE,
+    MIN_QUEUE,
+    QUEUE_LIMIT,
+    TARGET_S,
+    Limits,
+    Market,
+    admit,
+    advance,
+    record_answer,
+)
 from tests.streams.cases import CALIBRATION, event, planner
 
 QUIET = CALIBRATION.model_copy(update={"ttl_s": 1e9, "drift_threshold": 1e6})
 
 
 def offer(market: Market, limits: Limits, gains: np.ndarray, now: float = 0.0, *, first: int = 0,
-          forced: np.ndarray | None = None, reasoned: bool = True) -> np.ndarray:
+          forced: np.ndarray | None = None, due: bool = True) -> np.ndarray:
     names = [f"u{first + n}" for n in range(len(gains))]
     no = np.zeros(len(gains), dtype=bool)
     return admit(market, limits, names, np.asarray(gains), no if forced is None else forced,
-                 np.full(len(gains), reasoned), now)
+                 np.full(len(gains), due), now)
 
 
-def busy(market: Market, users: int = int(LEAST)) -> None:
-    market.out.update({f"busy{n}": 0.0 for n in range(users)})
+def busy(market: Market, users: int = int(MIN_QUEUE)) -> None:
+    market.outstanding.update({f"busy{n}": 0.0 for n in range(users)})
 
 
 def batches(seed: int) -> list[tuple[int, np.ndarray, float]]:
-    """Return up to 60 batches: events, gains of candidates, seconds since the last one."""
+    """Return up to 60 batches: number of events, gains of candidates, seconds since the last batch."""
     rng = np.random.default_rng(seed)
     scale = rng.choice([0.001, 0.1, 1.0])
     return [(int(rng.integers(300)), np.clip(rng.normal(scale=scale, size=rng.integers(60)), -1, 1),
@@ -43,53 +55,53 @@ def test_calls_never_exceed_the_budget_by_more_than_a_burst(seed: int, budget: f
     market, limits = Market(), Limits(budget)
     for events, gains, _ in batches(seed):
         advance(market, limits, events, 0.0)
-        taken = offer(market, limits, gains)
-        for name in [f"u{n}" for n in np.flatnonzero(taken)]:
-            answered(market, name)
+        admitted = offer(market, limits, gains)
+        for name in [f"u{n}" for n in np.flatnonzero(admitted)]:
+            record_answer(market, name)
         assert market.calls <= budget * market.events + BURST
         assert market.price >= 0
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**32), st.sampled_from([None, 0.05]), st.integers(0, 30))
-def test_the_queue_has_an_end_and_the_price_has_bounds(seed: int, budget: float | None, speed: int) -> None:
+def test_queue_and_price_are_bounded(seed: int, budget: float | None, speed: int) -> None:
     market, limits, now = Market(), Limits(budget), 0.0
     for turn, (events, gains, wait) in enumerate(batches(seed)):
         now += wait
         advance(market, limits, events, now)
-        for name in list(market.out)[:speed]:
-            answered(market, name)
-        before = len(market.out)
+        for name in list(market.outstanding)[:speed]:
+            record_answer(market, name)
+        before = len(market.outstanding)
         offer(market, limits, gains, now, first=60 * turn)
-        assert len(market.out) <= max(before, FULL * market.target)
-        assert 0 <= market.queue_price <= SHUT
-        assert market.target >= LEAST
+        assert len(market.outstanding) <= max(before, QUEUE_LIMIT * market.target)
+        assert 0 <= market.queue_price <= MAX_QUEUE_PRICE
+        assert market.target >= MIN_QUEUE
 
 
-def test_what_is_left_of_a_budget_is_spent_and_on_those_who_gain_most() -> None:
+def test_the_budget_is_used_up_on_the_largest_gains() -> None:
     rng = np.random.default_rng(0)
     market, limits = Market(), Limits(0.03)
-    taken, offered = [], []
+    admitted, offered = [], []
     for turn in range(20_000):
         advance(market, limits, 1, float(turn))
         gain = rng.exponential(0.02, size=1)
-        if offer(market, limits, gain, float(turn), first=turn, reasoned=False)[0]:
-            taken.append(gain[0])
-            answered(market, f"u{turn}")
+        if offer(market, limits, gain, float(turn), first=turn, due=False)[0]:
+            admitted.append(gain[0])
+            record_answer(market, f"u{turn}")
         offered.append(gain[0])
-    assert 0.97 * 600 <= len(taken) <= 600 + BURST
+    assert 0.97 * 600 <= len(admitted) <= 600 + BURST
     best = np.sort(offered)[-600:].mean()
-    assert np.mean(taken[100:]) > 0.9 * best
+    assert np.mean(admitted[100:]) > 0.9 * best
 
 
-def test_without_a_budget_and_with_room_every_reason_is_acted_on() -> None:
+def test_without_a_budget_and_with_a_short_queue_every_due_user_is_admitted() -> None:
     market = Market()
     assert offer(market, Limits(), np.array([0.3, 0.0, -0.5])).all()
-    assert not offer(market, Limits(), np.array([0.0, -0.5]), first=9, reasoned=False).any()
+    assert not offer(market, Limits(), np.array([0.0, -0.5]), first=9, due=False).any()
     assert market.price == 0
 
 
-def test_a_long_queue_costs_and_a_short_one_makes_it_cheap_again() -> None:
+def test_the_queue_price_rises_with_a_long_queue_and_falls_with_a_short_one() -> None:
     market, limits = Market(), Limits()
     advance(market, limits, 0, 0.0)
     busy(market, 900)
@@ -99,20 +111,20 @@ def test_a_long_queue_costs_and_a_short_one_makes_it_cheap_again() -> None:
         prices.append(market.price)
     assert prices == sorted(prices)
     assert prices[-1] > 0.3
-    assert list(offer(market, limits, np.array([0.01, 0.9]), 60.0)) == [False, False]  # full: nobody but who must
+    assert list(offer(market, limits, np.array([0.01, 0.9]), 60.0)) == [False, False]  # full: only forced users
     assert list(offer(market, limits, np.array([0.01, 0.9]), 60.0, forced=np.array([True, False]))) == [True, False]
-    for name in list(market.out)[20:]:
-        answered(market, name)
+    for name in list(market.outstanding)[20:]:
+        record_answer(market, name)
     assert list(offer(market, limits, np.array([0.01, 0.9]), 60.0, first=5)) == [False, True]
-    market.out.clear()
-    assert list(offer(market, limits, np.array([0.01]), 60.0)) == [True]  # an idle worker refuses nobody
+    market.outstanding.clear()
+    assert list(offer(market, limits, np.array([0.01]), 60.0)) == [True]  # an idle worker refuses no user
     advance(market, limits, 0, 60.0 + TARGET_S)
     for turn in range(4):
         advance(market, limits, 0, 120.0 + turn * TARGET_S)
     assert market.queue_price == 0
 
 
-def test_the_target_follows_the_workers_speed_only_when_it_is_busy() -> None:
+def test_the_target_follows_the_workers_speed_only_while_it_is_busy() -> None:
     market, limits = Market(), Limits()
     advance(market, limits, 0, 0.0)
     at_first = market.target
@@ -122,42 +134,42 @@ def test_the_target_follows_the_workers_speed_only_when_it_is_busy() -> None:
     busy(market, 400)
     for second in range(200, 400):  # two a second
         advance(market, limits, 0, float(second))
-        for name in list(market.out)[:2]:
-            answered(market, name)
+        for name in list(market.outstanding)[:2]:
+            record_answer(market, name)
         busy(market, 400)
     assert market.target == pytest.approx(2 * TARGET_S, rel=0.2)
-    for second in range(400, 800):  # dead
+    for second in range(400, 800):  # no answers
         advance(market, limits, 0, float(second))
-    assert market.target == LEAST
+    assert market.target == MIN_QUEUE
 
 
-def test_requests_far_older_than_an_answered_one_are_lost() -> None:
+def test_requests_much_older_than_an_answered_one_count_as_lost() -> None:
     market, limits = Market(), Limits()
     offer(market, limits, np.array([0.3]), 0.0, first=1)
     offer(market, limits, np.array([0.3]), 10.0, first=2)
     offer(market, limits, np.array([0.3]), LOST_S + 5.0, first=3)
-    assert list(market.out) == ["u1", "u2", "u3"]
-    answered(market, "u3")
-    assert list(market.out) == ["u2"]
+    assert list(market.outstanding) == ["u1", "u2", "u3"]
+    record_answer(market, "u3")
+    assert list(market.outstanding) == ["u2"]
 
 
 @pytest.mark.parametrize("step", [1, 2])
-def test_who_wants_knowledge_gets_it_after_their_patience_whatever_the_price(step: int) -> None:
+def test_a_due_user_is_refreshed_after_their_patience_at_any_price(step: int) -> None:
     stage, states = planner(QUIET), {}
-    stage.limits = Limits(None, least_patience=7)
+    stage.limits = Limits(None, min_patience=7)
     assert stage.market is not None
     busy(stage.market, 2000)
     stage.market.queue_price = 99.0
     asked = []
     for n in range(0, 40, step):
         asked += stage.events(states, [event(k) for k in range(n, n + step)], 0.0).knowledge
-    first_want = 3 if step == 1 else 4
-    assert [(r.count, r.reason) for r in asked][:1] == [(first_want + 7 if step == 1 else first_want + 8, "cold_start")]
+    first_due = 3 if step == 1 else 4
+    assert [(r.count, r.reason) for r in asked][:1] == [(first_due + 7 if step == 1 else first_due + 8, "cold_start")]
     assert states["u"].wanted_count == 0
 
 
-def test_the_budget_holds_when_everyone_always_wants_and_waits() -> None:
-    """All users' knowledge is stale all the time; forced refreshes included."""
+def test_the_budget_holds_when_all_users_are_always_due() -> None:
+    """All users' knowledge is stale all the time. The bound includes forced refreshes."""
     stage, states = planner(QUIET.model_copy(update={"ttl_s": 0.5}), calls_per_1000=40.0), {}
     market = stage.market
     assert market is not None
@@ -173,14 +185,14 @@ def test_the_budget_holds_when_everyone_always_wants_and_waits() -> None:
             stage.updates(states, [(answer(request), float(n))], float(n))
         assert asked == market.calls
         assert asked <= 0.04 * market.events + BURST + users
-    # The price that 40 cold starts at once have made takes some hundred events to come down.
+    # After 40 simultaneous cold starts the price takes some hundred events to fall.
     assert 0.8 * 240 <= asked <= 1.05 * 240
     # Waits: the cooldown, then patience.
     assert max(gaps.values()) <= stage.limits.patience + 5 + 1
     assert market.forced < asked / 2
 
 
-def test_with_a_budget_knowledge_is_renewed_before_a_threshold_is_crossed() -> None:
+def test_with_a_budget_knowledge_is_refreshed_before_a_threshold_is_crossed() -> None:
     stage, states = planner(QUIET, calls_per_1000=500.0), {}
     asked = []
     for n in range(40):
@@ -193,7 +205,7 @@ def test_with_a_budget_knowledge_is_renewed_before_a_threshold_is_crossed() -> N
     assert len(asked) <= 0.5 * 40 + BURST
 
 
-def test_events_of_the_past_are_no_events_of_the_budget_and_repeats_neither() -> None:
+def test_backfill_and_redelivered_events_do_not_count_for_the_budget() -> None:
     stage, states = planner(QUIET, calls_per_1000=500.0), {}
     assert stage.market is not None
     stage.events(states, [event(n, backfill=True) for n in range(10)], 0.0)
@@ -203,7 +215,7 @@ def test_events_of_the_past_are_no_events_of_the_budget_and_repeats_neither() ->
     assert (stage.market.events, stage.market.calls) == (4, 1)
 
 
-def test_the_market_is_a_plain_value_and_decides_alike_from_a_copy() -> None:
+def test_a_copied_market_makes_the_same_decisions() -> None:
     stage, states = planner(calls_per_1000=100.0), {}
     rng = np.random.default_rng(5)
     events = [event(n, f"u{rng.integers(9)}") for n in range(400)]

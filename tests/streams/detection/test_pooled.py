@@ -1,4 +1,4 @@
-"""Pools find harmful versions and codewords, count each event once, and say the same in any batches."""
+"""Pools find harmful versions and codewords, count each event once, and do not depend on batch sizes."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ MARGINS = st.lists(st.lists(st.floats(-3, 3), min_size=1, max_size=6), min_size=
 
 
 @given(MARGINS, st.integers(0, 8))
-def test_batches_do_not_matter_and_a_second_delivery_changes_nothing(users: list[list[float]], cut: int) -> None:
+def test_batch_sizes_do_not_matter_and_redelivery_changes_nothing(users: list[list[float]], cut: int) -> None:
     everything = [evidence(f"u{n}", margins, (n % 3, n % 2)) for n, margins in enumerate(users)]
     together, apart = Pools(), Pools()
-    said = fold(together, everything, 1.0, ALPHA, CELLS)
-    also = fold(apart, everything[:cut], 1.0, ALPHA, CELLS) + fold(apart, everything[cut:], 1.0, ALPHA, CELLS)
-    assert {(f.version, f.code, f.margins) for f in said} == {(f.version, f.code, f.margins) for f in also}
-    whole, parts = together.versions["m1"].whole, apart.versions["m1"].whole
-    assert (whole.n, whole.wealth, whole.found_at) == (parts.n, parts.wealth, parts.found_at) or whole.found_at
+    findings = fold(together, everything, 1.0, ALPHA, CELLS)
+    in_parts = fold(apart, everything[:cut], 1.0, ALPHA, CELLS) + fold(apart, everything[cut:], 1.0, ALPHA, CELLS)
+    assert {(f.version, f.code, f.margins) for f in findings} == {(f.version, f.code, f.margins) for f in in_parts}
+    overall, parts = (pools.versions["m1"].overall for pools in (together, apart))
+    assert overall.harmful_at or (overall.n, overall.wealth, parts.harmful_at) == (parts.n, parts.wealth, 0)
     before = dumps(together)
     assert fold(together, everything, 1.0, ALPHA, CELLS) == []
     assert loads(dumps(together)).versions == loads(before).versions
@@ -44,9 +44,9 @@ def test_a_harmful_version_is_found_once_and_another_is_not() -> None:
         both = [evidence(f"a{user}", [-0.8]), evidence(f"b{user}", [0.2], version="m2")]
         found += fold(pools, both, 1.0, ALPHA, CELLS)
     assert [f.version for f in found if not f.code] == ["m1"]
-    assert found[0].margins < 20, "two margins of no user, but everybody's"
-    assert pools.versions["m2"].whole.found_at == 0
-    assert pools.versions["m1"].whole.mean == pytest.approx(-0.8)
+    assert found[0].margins < 20, "one margin per user, pooled over users"
+    assert pools.versions["m2"].overall.harmful_at == 0
+    assert pools.versions["m1"].overall.mean == pytest.approx(-0.8)
 
 
 def test_one_harmful_codeword_is_named_and_the_version_stays() -> None:
@@ -62,7 +62,7 @@ def test_one_harmful_codeword_is_named_and_the_version_stays() -> None:
     assert culprit(pooled.VersionPools()) == ""
 
 
-def test_harm_that_begins_late_is_found_within_an_epoch_and_a_half() -> None:
+def test_late_harm_is_found_within_one_and_a_half_epochs() -> None:
     rng = np.random.default_rng(3)
     pool = Pool()
     assert not pool.bet((0.1 + rng.normal(0, 0.3, 5 * pooled.EPOCH)).tolist(), 1.0, ALPHA)
@@ -70,12 +70,12 @@ def test_harm_that_begins_late_is_found_within_an_epoch_and_a_half() -> None:
     for _ in range(3 * pooled.EPOCH // 2 // 100):
         if pool.bet((-0.1 + rng.normal(0, 0.3, 100)).tolist(), 1.0, ALPHA):
             break
-    assert 0 < pool.found_at - 5 * pooled.EPOCH < 3 * pooled.EPOCH // 2
+    assert 0 < pool.harmful_at - 5 * pooled.EPOCH < 3 * pooled.EPOCH // 2
 
 
-def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pooled, "USERS", 3)
-    monkeypatch.setattr(pooled, "VERSIONS", 2)
+def test_pools_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pooled, "MAX_USERS", 3)
+    monkeypatch.setattr(pooled, "MAX_VERSIONS", 2)
     pools = Pools()
     for n in range(6):
         fold(pools, [evidence(f"u{n}", [0.1], version=f"m{n}")], 1.0, ALPHA, CELLS)
@@ -83,7 +83,7 @@ def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(pools.versions) == ["m4", "m5"]
 
 
-def test_evidence_is_read_back_or_refused() -> None:
+def test_evidence_is_read_back_or_rejected() -> None:
     pools = Pools()
     fold(pools, [evidence("u", [0.1, -0.2])], 1.0, ALPHA, CELLS)
     assert loads(dumps(pools)) == pools

@@ -1,4 +1,4 @@
-"""The fast way of decoding agrees with the strict one, on every record."""
+"""Fast and strict decoding agree on every record."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ RECORDS = st.fixed_dictionaries({}, optional={
 @example(b'{"user_id":"\\u0041","item_id":"i","event_time":1}')
 @example(b'{"user_id":"a\tb","item_id":"i","event_time":1}')
 @example(b'{"user_id":"a\x00b","item_id":"i","event_time":1}')
-def test_both_ways_agree(value: bytes) -> None:
+def test_fast_and_strict_decoding_agree(value: bytes) -> None:
     strict = verdict(value)
     if isinstance(strict, str):
         with pytest.raises(PoisonError) as fast:
@@ -60,7 +60,7 @@ def record(offset: int, **fields: object) -> SimpleNamespace:
     return SimpleNamespace(value=value, offset=offset, timestamp=5000, headers=())
 
 
-def test_good_and_bad_records_are_told_apart() -> None:
+def test_decode_events_separates_usable_and_unusable_records() -> None:
     far = record(2, event_time=1000.0)
     marked = record(3)
     marked.headers = (("other", b""), ("freshet-backfill", b""))

@@ -1,4 +1,4 @@
-"""Folding a batch equals folding its events one by one; duplicates change nothing; order is by event time."""
+"""Folding a batch equals folding its events one by one; duplicates change nothing; the order is by event time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streams.detection.drift import Detector
-from streams.profile.fold import FEW, Event, fold
+from streams.profile.fold import FEW_USERS, Event, fold
 from streams.profile.state import UserState, dumps, loads
 from tests.streams.cases import DIM, event, item_vectors, settings
 
@@ -21,7 +21,7 @@ DETECTOR = Detector(mean=0.4, sd=0.2, prior=5.0, slack=0.2, threshold=3.0)
 
 @st.composite
 def streams(draw: st.DrawFn) -> list[Event]:
-    """Arrivals of three users: mostly in order, some late, some ties, some sent twice, some of unknown items."""
+    """Draw arrivals of three users: mostly in order, some late, with ties, duplicates and unknown items."""
     n = draw(st.integers(1, 60))
     out: list[Event] = []
     for k in range(n):
@@ -38,8 +38,8 @@ def streams(draw: st.DrawFn) -> list[Event]:
 
 def run(states: dict[str, UserState], events: list[Event]) -> None:
     groups: dict[str, list[Event]] = {}
-    for one in events:
-        groups.setdefault(one.user_id, []).append(one)
+    for arrival in events:
+        groups.setdefault(arrival.user_id, []).append(arrival)
     for user in groups:
         states.setdefault(user, UserState())
     fold(states, groups, VECTORS, STATE, DETECTOR)
@@ -50,22 +50,22 @@ def with_knowledge() -> dict[str, UserState]:
     return {user: UserState(anchor=anchor, knowledge_version=1) for user in "ab"}
 
 
-def frozen(states: dict[str, UserState]) -> dict[str, bytes]:
+def encoded(states: dict[str, UserState]) -> dict[str, bytes]:
     return {user: dumps(state) for user, state in states.items()}
 
 
-@given(streams(), st.data(), st.sampled_from([0, 1, FEW]))
+@given(streams(), st.data(), st.sampled_from([0, 1, FEW_USERS]))
 def test_a_batch_equals_its_events_one_by_one(events: list[Event], data: st.DataObject, few: int) -> None:
-    whole, single, cut = with_knowledge(), with_knowledge(), with_knowledge()
+    batch, single, in_parts = with_knowledge(), with_knowledge(), with_knowledge()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("streams.profile.fold.FEW", few)  # users side by side or one after the other: same bits
-        run(whole, events)
-    for one in events:
-        run(single, [one])
-    at = data.draw(st.integers(0, len(events)))
-    run(cut, events[:at])
-    run(cut, events[at:])
-    assert frozen(whole) == frozen(single) == frozen(cut)
+        patch.setattr("streams.profile.fold.FEW_USERS", few)  # vectorised or not: same bits
+        run(batch, events)
+    for next_event in events:
+        run(single, [next_event])
+    cut = data.draw(st.integers(0, len(events)))
+    run(in_parts, events[:cut])
+    run(in_parts, events[cut:])
+    assert encoded(batch) == encoded(single) == encoded(in_parts)
 
 
 @given(streams(), st.data())
@@ -74,10 +74,10 @@ def test_redelivered_events_change_nothing(events: list[Event], data: st.DataObj
     run(states, events)
     before = copy.deepcopy(states)
     start = data.draw(st.integers(0, len(events)))
-    run(states, events[start:])  # what a restart after a crash delivers again
+    run(states, events[start:])  # as after a crash
     for user, state in states.items():
         state.duplicates = before[user].duplicates
-    assert frozen(states) == frozen(before)
+    assert encoded(states) == encoded(before)
 
 
 @given(st.permutations(list(range(6))))
@@ -114,7 +114,7 @@ def test_interest_is_the_exponential_average_of_unit_vectors() -> None:
     np.testing.assert_allclose(np.frombuffer(states["u"].short, "<f4"), expected, atol=1e-6)
 
 
-def test_an_event_older_than_a_full_history_is_counted_and_only_remembered_as_seen() -> None:
+def test_an_event_older_than_a_full_history_is_only_counted_and_marked_as_seen() -> None:
     states: dict[str, UserState] = {}
     run(states, [event(n) for n in range(10, 16)])
     before = list(states["u"].items)
@@ -124,28 +124,28 @@ def test_an_event_older_than_a_full_history_is_counted_and_only_remembered_as_se
     assert list(state.seen) == ["i1"]
 
 
-def test_items_that_leave_the_history_stay_seen_once() -> None:
+def test_items_that_leave_the_history_are_stored_once_as_seen() -> None:
     states: dict[str, UserState] = {}
     run(states, [event(n, item=n % 3) for n in range(12)])
     assert sorted(states["u"].seen) == ["i0", "i1", "i2"]
 
 
 def test_an_old_event_with_a_forgotten_id_and_equal_time_is_still_a_duplicate() -> None:
-    events = [event(n, time=5.0) for n in range(40)]  # more at one second than ids are kept
+    events = [event(n, time=5.0) for n in range(40)]  # more events in one second than stored ids
     states: dict[str, UserState] = {}
     run(states, events)
     run(states, events)
     assert states["u"].count == 40
 
 
-def test_a_source_topic_made_anew_starts_at_offset_zero_again() -> None:
+def test_events_of_a_recreated_source_topic_are_applied() -> None:
     states: dict[str, UserState] = {}
     run(states, [event(n) for n in range(30)])
     run(states, [event(100, offset=0)])
     assert (states["u"].count, states["u"].offset) == (31, 0)
 
 
-def test_unknown_items_are_counted_and_move_no_interest_towards_them() -> None:
+def test_unknown_items_are_counted_and_do_not_change_interests() -> None:
     states: dict[str, UserState] = {}
     run(states, [event(1, item=500)])
     assert states["u"].unknown_items == 1

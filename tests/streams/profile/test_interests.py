@@ -1,4 +1,4 @@
-"""Interests made anew from the history are those that folding with the other model's vectors would have made."""
+"""Interests rebuilt from the history equal those of folding with the other model's vectors."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streams.detection.drift import Detector
-from streams.profile import fold
 from streams.profile.catalogue import ItemVectors
+from streams.profile.fold import fold
 from streams.profile.interests import rebuild
 from streams.profile.state import Pending, UserState
 from tests.streams.cases import N_ITEMS, event, item_vectors, settings
@@ -28,7 +28,7 @@ def vector(data: bytes) -> np.ndarray:
 
 @given(st.lists(st.tuples(st.integers(0, 22), st.sampled_from([0, 0, 0, 1, 3, 30])), min_size=1, max_size=50),
        st.integers(0, 50))
-def test_a_rebuilt_state_is_one_that_was_folded_there(arrivals: list[tuple[int, int]], asked_at: int) -> None:
+def test_a_rebuilt_state_equals_one_folded_with_the_new_vectors(arrivals: list[tuple[int, int]], asked_at: int) -> None:
     events = [event(n, item=item, time=float(max(0, n - late))) for n, (item, late) in enumerate(arrivals)]
     asked_at = min(asked_at, len(events))
     moved, there = {"u": UserState()}, {"u": UserState()}
@@ -48,7 +48,7 @@ def test_a_rebuilt_state_is_one_that_was_folded_there(arrivals: list[tuple[int, 
     assert moved["u"].interest_model == "m2"
 
 
-def test_what_is_asked_for_keeps_an_anchor_of_the_new_space() -> None:
+def test_a_pending_request_gets_an_anchor_in_the_new_space() -> None:
     state = UserState()
     fold({"u": state}, {"u": [event(n) for n in range(8)]}, OLD, LONG, DETECTOR)
     state.pending = Pending(1, "cold_start", state.long, 5, "e4", 4.0, 0.0, 0.0, 1.0)

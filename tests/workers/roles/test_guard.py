@@ -144,7 +144,7 @@ def test_evidence_outlives_the_process_and_damaged_evidence_does_not_stop_it(tmp
     second = guard(tmp_path)
     assert second.pools == first.pools
     assert updates(second(judgements("v2", -0.5, range(8)))) == [], "delivered again"
-    assert second.pools.versions["v2"].whole.n == 8
+    assert second.pools.versions["v2"].overall.n == 8
     (tmp_path / "guard" / "evidence.msgpack").write_bytes(b"\x00torn")
     assert guard(tmp_path).pools.versions == {}
 
