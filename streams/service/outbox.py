@@ -23,9 +23,9 @@ TRUNCATED_BYTES = 600_000
 Pair = tuple[bytes | None, bytes | None, list[tuple[str, bytes]]]  # key, value, headers
 
 
-def partition_of(user_id: str, partitions: int) -> int:
-    """Return the partition the Java client gives the key `user_id` (UTF-8)."""
-    return (murmur2(user_id.encode("utf-8", "surrogatepass")) & 0x7FFFFFFF) % partitions
+def partition_of(key: bytes, partitions: int) -> int:
+    """Return the partition that Java, kafka-python and librdkafka's `murmur2` give a key."""
+    return int(murmur2(key) & 0x7FFFFFFF) % partitions
 
 
 class FaustOutbox:

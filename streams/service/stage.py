@@ -128,7 +128,7 @@ class Stage:
         """
         partitions = self.settings.kafka.partitions
         return {user for user in users
-                if not self.table.known(partition, user) and partition_of(user, partitions) != partition}
+                if not self.table.known(partition, user) and partition_of(_key(user), partitions) != partition}
 
     def _plan(
         self, partition: int, work: Work, step: Step, now: float, bad: list[tuple[Any, str]],
@@ -196,8 +196,9 @@ def _by_partition(topic: str, strays: Work, partitions: int) -> dict[tuple[str, 
     """Return strays as they came, but keyed by user, under the partition they belong to."""
     out: dict[tuple[str, int], list[Pair]] = {}
     for user, record in zip(strays.users, strays.records, strict=True):
-        pairs = out.setdefault((topic, partition_of(user, partitions)), [])
-        pairs.append((_key(user), record.value, list(record.headers)))
+        key = _key(user)
+        pairs = out.setdefault((topic, partition_of(key, partitions)), [])
+        pairs.append((key, record.value, list(record.headers)))
     return out
 
 
