@@ -8,7 +8,6 @@ import logging
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import faust
@@ -17,6 +16,7 @@ from faust.types.auth import AuthProtocol, SASLMechanism
 from schemas.artifacts import Registry
 from schemas.calibration import Calibration
 from schemas.errors import FreshetError
+from schemas.liveness import ready_file
 from schemas.settings import KafkaSettings, Settings
 from streams.decisions.planner import Planner
 from streams.profile.catalogue import ItemVectors
@@ -82,7 +82,7 @@ def build(settings: Settings, planner: Planner) -> StreamsApp:
     app.transport = BatchTransport(app.conf.broker_consumer, app)
     sources = app.topic(*SOURCES, key_serializer="raw", value_serializer="raw")
     store = app.Table(TABLE, key_type=bytes, value_type=bytes, partitions=kafka.partitions)
-    ready = settings.home / "run" / "streams.ready"
+    ready = ready_file(settings.home, "streams")
     stage: Stage | None = None
     refused: str | None = None  # the model last said not to be usable
 
@@ -196,7 +196,7 @@ def main(settings: Settings) -> None:
 
     Writes `run/streams.ready` under the home folder once partitions are assigned and their states recovered.
     """
-    ready: Path = settings.home / "run" / "streams.ready"
+    ready = ready_file(settings.home, "streams")
     ready.parent.mkdir(parents=True, exist_ok=True)
     ready.unlink(missing_ok=True)
     app = build(settings, load_planner(settings))

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from schemas.codec import encode
 from schemas.errors import DataError, FreshetError, StalledError
 from schemas.events import BehaviourEvent, describe
+from schemas.liveness import Stall
 from schemas.settings import KafkaSettings
 from schemas.topics import BEHAVIOUR_EVENTS
 from workers.kafka.configuration import producer
@@ -119,7 +120,7 @@ class EventProducer:
             if on_delivery is not None:
                 on_delivery(error, message)
 
-        deadline = time.monotonic() + self._stall_s
+        stall = Stall(self._stall_s)
         while True:
             try:
                 self._producer.produce(
@@ -127,7 +128,7 @@ class EventProducer:
                     on_delivery=_done)
                 break
             except BufferError:
-                if time.monotonic() > deadline:
+                if stall.reached(time.monotonic(), self.delivered, True):
                     raise StalledError(f"producing: nothing was delivered for {self._stall_s:.0f} s") from None
                 self._producer.poll(0.1)
         self._producer.poll(0)
@@ -144,12 +145,9 @@ class EventProducer:
             StalledError: nothing was delivered for `stall_s`.
             FreshetError: an event could not be delivered.
         """
-        left, since = len(self._producer), time.monotonic()
-        while left:
-            now_left = self._producer.flush(1.0)
-            if now_left < left:
-                left, since = now_left, time.monotonic()
-            elif time.monotonic() - since > self._stall_s:
+        stall = Stall(self._stall_s)
+        while left := self._producer.flush(1.0):
+            if stall.reached(time.monotonic(), left, True):
                 raise StalledError(
                     f"producing: {left} events wait and none was delivered for {self._stall_s:.0f} s")
         self._raise_failed()

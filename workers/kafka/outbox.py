@@ -18,8 +18,6 @@ from workers.kafka.configuration import producer
 
 log = logging.getLogger(__name__)
 _TRIES = 3  # of 30 s each, the delivery time-out
-# Brokers take 1 MB per record by default; base64 adds a third, the rest of the letter some hundred bytes.
-_LARGEST_BURIED = 700_000
 
 
 class Output(NamedTuple):
@@ -62,12 +60,8 @@ class Outbox:
 
     def bury(self, source: Message, reason: str) -> None:
         """Note a record for the dead letters; `flush` writes them."""
-        value = source.value()
-        if value is not None and len(value) > _LARGEST_BURIED:
-            reason = f"{reason} (first {_LARGEST_BURIED} of {len(value)} bytes kept)"
-            value = value[:_LARGEST_BURIED]
         letter = dead_letter(
-            source.topic(), source.partition(), source.offset(), reason, value=value, key=source.key(),
+            source.topic(), source.partition(), source.offset(), reason, value=source.value(), key=source.key(),
             role=self._role, failed_at=time.time())
         self._buried.append(_Pending(DEAD_LETTERS.name, source.topic().encode(), encode(letter)))
 

@@ -89,7 +89,7 @@ class StreamWorker(Generic[M]):
         self._owned: set[int] = set()
         self._stopping = threading.Event()
         self._failures = 0
-        self._progress = Progress(settings.home / "run", role, counters)
+        self._progress = Progress(settings.home, role, counters)
 
     def stop(self) -> None:
         """Finish the batch in hand, commit it and return from `run`."""
@@ -271,7 +271,7 @@ class StreamWorker(Generic[M]):
                 if attempt == _COMMIT_TRIES - 1:
                     raise FreshetError(f"{self._role}: offsets cannot be committed: {cause.str()}") from error
                 log.warning("%s: commit failed (%s), trying again", self._role, cause.str())
-                time.sleep(0.5 * (attempt + 1))
+                self._stopping.wait(0.5 * (attempt + 1))  # told to stop, the other tries come without a pause
 
     def _behind(self) -> int | None:
         """Return the records not yet read, as far as the last fetches told; None where none did."""

@@ -11,15 +11,17 @@ from typing import Any
 
 import orjson
 
+from schemas.liveness import ready_file
+
 _EVERY_S = 1.0
 
 
 class Progress:
     """Counters of one role, in `<role>.json`, and its `<role>.ready` file. Safe to read from several threads."""
 
-    def __init__(self, folder: Path, role: str, counters: Callable[[], dict[str, Any]] = dict) -> None:
-        self._ready = folder / f"{role}.ready"
-        self._file = folder / f"{role}.json"
+    def __init__(self, home: Path, role: str, counters: Callable[[], dict[str, Any]] = dict) -> None:
+        self._ready = ready_file(home, role)
+        self._file = self._ready.with_suffix(".json")
         self._counters = counters
         self._written = 0.0
         self._lock = threading.Lock()

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from types import TracebackType
 
 from schemas.errors import FreshetError, StalledError
+from schemas.liveness import ready_file
 from schemas.settings import Settings, to_environ
 from workers.home.lock import lock, run_folder
 from workers.home.stack_info import Running, announce, withdraw
@@ -200,10 +201,9 @@ class Stack:
         self.settings = replace(self.settings, kafka=replace(self.settings.kafka, bootstrap=broker.bootstrap))
 
     def _start_role(self, name: str) -> None:
-        folder = run_folder(self.settings.home)
-        (folder / f"{name}.ready").unlink(missing_ok=True)
-        child = Child(name, [sys.executable, "-m", "workers.cli", "role", name], folder / f"{name}.log",
-                      role_environ(self.settings, name, os.environ))
+        ready_file(self.settings.home, name).unlink(missing_ok=True)
+        child = Child(name, [sys.executable, "-m", "workers.cli", "role", name],
+                      run_folder(self.settings.home) / f"{name}.log", role_environ(self.settings, name, os.environ))
         child.start()
         self.children[name] = child
 
@@ -216,7 +216,7 @@ class Stack:
                 if child.exit_code() is not None:
                     raise FreshetError(f"{name} ended while starting (exit code {child.exit_code()}); "
                                        f"{child.log} ends with:\n{child.tail()}")
-                if (run_folder(self.settings.home) / f"{name}.ready").exists():
+                if ready_file(self.settings.home, name).exists():
                     waiting.remove(name)
             if waiting and time.monotonic() > deadline:
                 child = self.children[waiting[0]]

@@ -14,7 +14,6 @@ from tests.workers.brokers import BROKERS, kill_broker, settings_for, start_brok
 from workers.kafka.configuration import check_reachable, client, consumer, producer
 from workers.kafka.lag import lag
 from workers.kafka.topics import create_topics
-from workers.runtime.watchdog import Stall
 
 
 class TestConfigurations:
@@ -42,23 +41,6 @@ class TestConfigurations:
         with pytest.raises(FreshetError, match="no Kafka broker answers"):
             check_reachable(KafkaSettings(bootstrap="127.0.0.1:9"), 1.0)
         assert time.monotonic() - started < 5
-
-
-class TestStall:
-    def test_standing_still_with_work_is_a_stall_after_the_limit(self) -> None:
-        stall = Stall(10.0)
-        assert [stall.look(now, "mark", True) for now in (0.0, 5.0, 9.9, 10.0)] == [False, False, False, True]
-
-    def test_every_move_starts_the_clock_anew(self) -> None:
-        stall = Stall(10.0)
-        assert not any(stall.look(now, now, True) for now in range(0, 100, 9))
-        assert stall.look(110.0, 99, True)
-
-    def test_idle_time_does_not_count(self) -> None:
-        stall = Stall(10.0)
-        assert not any(stall.look(now, "mark", False) for now in range(0, 100, 10))
-        assert not stall.look(99.0, "mark", True)
-        assert stall.look(100.0, "mark", True)  # ten seconds after it was last idle
 
 
 @pytest.mark.slow

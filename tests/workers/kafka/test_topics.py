@@ -57,5 +57,5 @@ class TestRefusals:  # the embedded broker takes any setting and any replication
         assert configuration(settings, "sound")["cleanup.policy"] == "compact"
 
     def test_a_topic_that_cannot_be_created_is_an_error_with_its_name(self, settings: KafkaSettings) -> None:
-        with pytest.raises(FreshetError, match="topic alone cannot be created: .*replicat"):
+        with pytest.raises(FreshetError, match=r"topic alone cannot be created: .*replicat"):
             create_topics(replace(settings, replication=3), [replace(BEHAVIOUR_EVENTS, name="alone")])
