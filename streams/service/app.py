@@ -74,8 +74,8 @@ def build(settings: Settings, planner: Planner) -> StreamsApp:
         store="rocksdb://", datadir=str(folder), web_enabled=False,
         topic_partitions=kafka.partitions, topic_replication_factor=kafka.replication, topic_disable_leader=True,
         table_standby_replicas=0, stream_buffer_maxsize=BUFFERED_BATCHES, stream_wait_empty=True,
-        # A changelog shorter than what RocksDB has seen is a new broker's (the embedded one forgets at its end): the
-        # states on disk are then all there is, and are kept.
+        # A changelog shorter than what RocksDB has seen belongs to a new broker (the embedded one keeps records in
+        # memory only). The states on disk are then the only ones, and are kept.
         recovery_consistency_check=False, stream_recovery_delay=0.0,
         producer_max_batch_size=MAX_BATCH_BYTES, producer_request_timeout=30.0)
     app.batched_topics = frozenset(SOURCES)
@@ -84,7 +84,7 @@ def build(settings: Settings, planner: Planner) -> StreamsApp:
     store = app.Table(TABLE, key_type=bytes, value_type=bytes, partitions=kafka.partitions)
     ready = ready_file(settings.home, "streams")
     stage: Stage | None = None
-    refused: str | None = None  # the model last said not to be usable
+    refused: str | None = None  # the version last logged as unusable
 
     def the_stage() -> Stage:
         nonlocal stage
@@ -127,8 +127,8 @@ def build(settings: Settings, planner: Planner) -> StreamsApp:
 
     @app.timer(interval=FOLLOW_EVERY_S)
     async def follow() -> None:
-        # Without this, knowledge made after a rollback would be stale by the version that was rolled back, and be made
-        # again and again.
+        # Without this, knowledge generated after a rollback would count as stale, because it is not of the version that
+        # was rolled back, and would be generated again and again.
         nonlocal refused
         version = ""
         try:
@@ -137,7 +137,7 @@ def build(settings: Settings, planner: Planner) -> StreamsApp:
                     *await asyncio.to_thread(model_in_use, settings)):
                 log.warning("model %s is in use now: its thresholds hold, and knowledge of others is stale", version)
         except (FreshetError, OSError) as error:
-            if version != refused:  # tried again and again, said once
+            if version != refused:  # tried again and again, logged once
                 log.error("model %s cannot be followed, the old one's thresholds stay: %s", version, error)
             refused = version
 
@@ -145,18 +145,18 @@ def build(settings: Settings, planner: Planner) -> StreamsApp:
 
 
 def check_partitions(app: StreamsApp, partitions: int) -> None:
-    """Raise FreshetError unless every source topic has `partitions` partitions: users would be sent astray."""
+    """Raise FreshetError unless every source topic has `partitions` partitions; else users would be misplaced."""
     for topic in SOURCES:
         found = app.consumer.topic_partitions(topic)
         if found is not None and found != partitions:
             raise FreshetError(
                 f"topic {topic} has {found} partitions, FRESHET_KAFKA_PARTITIONS says {partitions}; set it to the "
-                "topics' number (the same for all keyed by user), or make the topics anew")
+                "topics' number (the same for all keyed by user), or create the topics again")
 
 
 @asynccontextmanager
 async def crash_on_error(app: StreamsApp, message: Any) -> AsyncIterator[None]:
-    """End the process on an error inside: neither a bad record nor a broker that is away is one, a full disk is.
+    """End the process on an error inside, such as a full disk; bad records and unreachable brokers raise none.
 
     What was not settled will be delivered again.
     """

@@ -37,7 +37,7 @@ Step = Callable[[States, list[Any], float], Plan]
 
 @dataclass(slots=True)
 class Work:
-    """Usable records of a batch: whose they are, what the planner takes, the records. Aligned lists."""
+    """Usable records of a batch as aligned lists: their users, what the planner takes, the records."""
 
     users: list[str]
     inputs: list[Any]
@@ -51,7 +51,7 @@ class Work:
 
 @dataclass(slots=True)
 class Delivery:
-    """What a batch has led to and is not yet durable."""
+    """Effects of a batch that are not durable yet."""
 
     partition: int
     now: float
@@ -78,7 +78,7 @@ class Stage:
         self.clock = clock
 
     def prepare(self, topic: str, partition: int, records: Sequence[Any]) -> Delivery:
-        """Take a batch as far as memory goes. Batches of a partition are prepared and delivered in their order.
+        """Do the part of a batch that needs no broker. Batches of a partition are prepared and delivered in order.
 
         No record is lost: what cannot be used goes to the dead letters, what belongs to another partition goes there.
         """
@@ -122,7 +122,7 @@ class Stage:
             self.planner.market.out.clear()
 
     def _strays(self, partition: int, users: set[str]) -> set[str]:
-        """Return the users whose state is elsewhere: a producer with another partitioner, or none, sent them here.
+        """Return the users whose state is elsewhere: their producer used another partitioner, or none.
 
         Hashing takes 5 µs, so only users not in memory are checked.
         """

@@ -1,4 +1,4 @@
-"""Says when the role is ready, and ends the process when work waits and nothing moves."""
+"""Writes the ready file, and ends the process when work waits and nothing moves."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from schemas.liveness import STALLED_EXIT, Stall
 log = logging.getLogger("freshet.streams")
 
 SAMPLE_S = 1.0
-# The broker is asked for end offsets this often: a fetcher that has died would report no lag for ever.
+# The broker is asked for end offsets this often: a dead fetcher would never report a lag.
 ASK_S = 5.0
 
 
@@ -83,6 +83,6 @@ async def _waiting(app: Any) -> int:
             ends = await consumer.end_offsets(*owned)
             behind = [max(0, ends[tp] - (await consumer.position(tp) or 0)) for tp in owned]
     except Exception as error:
-        log.warning("the broker does not say how far behind we are: %r", error)
+        log.warning("the broker does not report end offsets: %r", error)
         return 1
     return sum(behind) + consumer.unsettled

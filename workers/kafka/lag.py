@@ -59,8 +59,8 @@ class GroupLag:
 def lag(settings: KafkaSettings, group: str, topics: Collection[str]) -> dict[tuple[str, int], int]:
     """Return per (topic, partition) how many records `group` has not committed yet.
 
-    The embedded broker names the end of a partition as the first record of its last batch + 1, so that the lag there
-    comes out short by up to a batch, and 0 while the last batch is half done. Kafka's is exact.
+    The embedded broker lists the end of a partition as the first record of its last batch + 1. The lag there is too
+    small by up to a batch, and 0 while the last batch is half done. Kafka's is exact.
 
     Raises:
         FreshetError: the broker does not answer.

@@ -1,4 +1,4 @@
-"""Writes to Kafka that are either confirmed by the broker or an error: nothing is dropped."""
+"""Writes to Kafka: each is confirmed by the broker or raises, so nothing is dropped."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Output(NamedTuple):
 
 
 class Rejected(NamedTuple):
-    """A message that cannot be used: its record goes to the dead letters for this reason, the rest goes on."""
+    """A message that cannot be used: its record goes to the dead letters with this reason, the others go on."""
 
     message: BaseModel
     reason: str
@@ -75,7 +75,7 @@ class Outbox:
         self._deliver(buried)
 
     def close(self) -> None:
-        """Let go; records are confirmed already."""
+        """Close the producer; its records are confirmed already."""
         self._producer.flush(1.0)
 
     def _deliver(self, pending: Sequence[_Pending]) -> None:
@@ -96,7 +96,7 @@ class Outbox:
             pending = [record for record, _ in failed]
         raise FreshetError(
             f"{self._role}: the broker does not take {len(failed)} records for {failed[0][0].topic} "
-            f"({failed[0][1]}); nothing is committed, they will be made again")
+            f"({failed[0][1]}); nothing is committed, so they will be produced again")
 
     def _produce(self, record: _Pending, settle: Any) -> None:
         while True:

@@ -1,4 +1,4 @@
-"""Ends a worker that stands still while work waits: a silent consumer is worse than one that is started again."""
+"""Ends a worker that stands still while work waits: a silent consumer is worse than a restarted one."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ log = logging.getLogger(__name__)
 class Watchdog:
     """A thread that ends the process with code 70 when it has stalled, or is not ready in time.
 
-    Work waits when a batch is in hand or the committed offsets of the partitions owned are behind their ends. A broker
-    that is away is no stall of ours: then nothing is known, and the clients reconnect by themselves.
+    Work waits while a batch is being processed or the committed offsets of the owned partitions are behind their ends.
+    An unreachable broker is not a stall: nothing is known then, and the clients reconnect by themselves.
     """
 
     def __init__(self, settings: Settings, role: str, group: str, topic: str, progress: Progress,

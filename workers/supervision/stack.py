@@ -1,6 +1,6 @@
 """Starts, watches and stops the processes of a stack: the embedded broker and store, and the roles.
 
-No thread: whoever holds a `Stack` calls `check()` now and then, which restarts what has crashed.
+No thread: the owner of a `Stack` calls `check()` now and then, which restarts what has crashed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from workers.supervision.child import Child, stop_all
 DEFAULT_ROLES = ("streams", "knowledge", "ranking", "guard")
 # The others are started where they are asked for: they compete for the cores of these.
 ROLES = (*DEFAULT_ROLES, "alignment")
-# Restarts of one role within a minute after which something is wrong that another restart will not mend.
+# Restarts of one role within a minute; beyond that, another restart will not help.
 MAX_RESTARTS = 5
 STOP_S = 10.0
 
@@ -77,12 +77,12 @@ class Stack:
     Args:
         settings: where `kafka.bootstrap` (or `qdrant.url`) is empty, an embedded broker (or store) is started.
         roles: to run, of `ROLES`.
-        command: what started it, told to other commands.
+        command: the command that started it; other commands show it.
         fresh: start from no user states and no knowledge, also where the broker is not embedded.
-        say: gets a line per thing worth knowing.
+        say: gets a line per event that a user should know of.
 
-    Embedded, a stack starts from nothing: the broker keeps records in memory only, and user states or knowledge
-    versions of an earlier broker would be at odds with the new one's.
+    With the embedded broker a stack starts from nothing: that broker keeps records in memory only, and user states or
+    knowledge versions from before would contradict the new records.
     """
 
     def __init__(
