@@ -13,6 +13,11 @@ from schemas.events import describe
 from schemas.messages import DeadLetter
 
 M = TypeVar("M", bound=BaseModel)
+# A letter must fit into 900 kB, the streams role's largest batch (brokers take 1 MiB by default). Base64 makes 867 kB
+# of the value and 13 kB of the key; a reason of control characters takes 12 kB, since JSON spells each with six.
+_VALUE_KEPT = 650_000  # bytes
+_KEY_KEPT = 10_000  # bytes
+_REASON_KEPT = 2_000  # characters
 
 
 def encode(message: BaseModel) -> bytes:
@@ -38,9 +43,17 @@ def dead_letter(
     topic: str, partition: int, offset: int, reason: str, *,
     value: bytes | None, key: bytes | None, role: str, failed_at: float,
 ) -> DeadLetter:
-    """Return the dead letter of one record; `value` and `key` are its original bytes."""
+    """Return the dead letter of one record; `value` and `key` are its bytes as they came.
+
+    What would make the letter larger than a broker takes is cut, and the reason says so.
+    """
+    reason = reason[:_REASON_KEPT].encode(errors="replace").decode()  # JSON has no lone surrogates
+    if value is not None and len(value) > _VALUE_KEPT:
+        reason = f"{reason} (first {_VALUE_KEPT} of {len(value)} bytes kept)"
+    if key is not None and len(key) > _KEY_KEPT:
+        reason = f"{reason} (first {_KEY_KEPT} of {len(key)} bytes of the key kept)"
     return DeadLetter(
         topic=topic, partition=partition, offset=offset, reason=reason, role=role, failed_at=failed_at,
-        value=base64.b64encode(value or b"").decode(),
-        key=None if key is None else base64.b64encode(key).decode(),
+        value=base64.b64encode((value or b"")[:_VALUE_KEPT]).decode(),
+        key=None if key is None else base64.b64encode(key[:_KEY_KEPT]).decode(),
     )

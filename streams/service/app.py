@@ -8,7 +8,6 @@ import logging
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import faust
@@ -17,6 +16,7 @@ from faust.types.auth import AuthProtocol, SASLMechanism
 from schemas.artifacts import Registry
 from schemas.calibration import Calibration
 from schemas.errors import FreshetError
+from schemas.liveness import ready_file
 from schemas.settings import KafkaSettings, Settings
 from streams.decisions.planner import Planner
 from streams.profile.catalogue import ItemVectors
@@ -74,17 +74,17 @@ def build(settings: Settings, planner: Planner) -> StreamsApp:
         store="rocksdb://", datadir=str(folder), web_enabled=False,
         topic_partitions=kafka.partitions, topic_replication_factor=kafka.replication, topic_disable_leader=True,
         table_standby_replicas=0, stream_buffer_maxsize=BUFFERED_BATCHES, stream_wait_empty=True,
-        # A changelog shorter than what RocksDB has seen is a new broker's (the embedded one forgets at its end): the
-        # states on disk are then all there is, and are kept.
+        # A changelog shorter than what RocksDB has seen belongs to a new broker (the embedded one keeps records in
+        # memory only). The states on disk are then the only ones, and are kept.
         recovery_consistency_check=False, stream_recovery_delay=0.0,
         producer_max_batch_size=MAX_BATCH_BYTES, producer_request_timeout=30.0)
     app.batched_topics = frozenset(SOURCES)
     app.transport = BatchTransport(app.conf.broker_consumer, app)
     sources = app.topic(*SOURCES, key_serializer="raw", value_serializer="raw")
     store = app.Table(TABLE, key_type=bytes, value_type=bytes, partitions=kafka.partitions)
-    ready = settings.home / "run" / "streams.ready"
+    ready = ready_file(settings.home, "streams")
     stage: Stage | None = None
-    refused: str | None = None  # the model last said not to be usable
+    refused: str | None = None  # the version last logged as unusable
 
     def the_stage() -> Stage:
         nonlocal stage
@@ -127,8 +127,8 @@ def build(settings: Settings, planner: Planner) -> StreamsApp:
 
     @app.timer(interval=FOLLOW_EVERY_S)
     async def follow() -> None:
-        # Without this, knowledge made after a rollback would be stale by the version that was rolled back, and be made
-        # again and again.
+        # Without this, knowledge generated after a rollback would count as stale, because it is not of the version that
+        # was rolled back, and would be generated again and again.
         nonlocal refused
         version = ""
         try:
@@ -137,7 +137,7 @@ def build(settings: Settings, planner: Planner) -> StreamsApp:
                     *await asyncio.to_thread(model_in_use, settings)):
                 log.warning("model %s is in use now: its thresholds hold, and knowledge of others is stale", version)
         except (FreshetError, OSError) as error:
-            if version != refused:  # tried again and again, said once
+            if version != refused:  # tried again and again, logged once
                 log.error("model %s cannot be followed, the old one's thresholds stay: %s", version, error)
             refused = version
 
@@ -145,18 +145,18 @@ def build(settings: Settings, planner: Planner) -> StreamsApp:
 
 
 def check_partitions(app: StreamsApp, partitions: int) -> None:
-    """Raise FreshetError unless every source topic has `partitions` partitions: users would be sent astray."""
+    """Raise FreshetError unless every source topic has `partitions` partitions; else users would be misplaced."""
     for topic in SOURCES:
         found = app.consumer.topic_partitions(topic)
         if found is not None and found != partitions:
             raise FreshetError(
                 f"topic {topic} has {found} partitions, FRESHET_KAFKA_PARTITIONS says {partitions}; set it to the "
-                "topics' number (the same for all keyed by user), or make the topics anew")
+                "topics' number (the same for all keyed by user), or create the topics again")
 
 
 @asynccontextmanager
 async def crash_on_error(app: StreamsApp, message: Any) -> AsyncIterator[None]:
-    """End the process on an error inside: neither a bad record nor a broker that is away is one, a full disk is.
+    """End the process on an error inside, such as a full disk; bad records and unreachable brokers raise none.
 
     What was not settled will be delivered again.
     """
@@ -196,7 +196,7 @@ def main(settings: Settings) -> None:
 
     Writes `run/streams.ready` under the home folder once partitions are assigned and their states recovered.
     """
-    ready: Path = settings.home / "run" / "streams.ready"
+    ready = ready_file(settings.home, "streams")
     ready.parent.mkdir(parents=True, exist_ok=True)
     ready.unlink(missing_ok=True)
     app = build(settings, load_planner(settings))

@@ -1,7 +1,7 @@
 """A Kafka transport for Faust that hands an agent whole batches instead of single events.
 
 Faust spends about 70 µs on every event it delivers, which caps an agent that does nothing at 15,000 events/s. Here
-each partition's fetched records become *one* message whose value is the list of records and whose offset is the last
+each partition's fetched records become *one* message. Its value is the list of records and its offset is the last
 one's, so that cost is paid once per fetch. A batch is therefore the unit of acknowledgement: its offsets are committed
 together once everything it caused is durable.
 """
@@ -18,7 +18,7 @@ from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer, T
 from faust.types import TP, ConsumerMessage, Message
 
 # A broker holds a fetch open for this long while the partitions asked for have nothing new. aiokafka has one fetch at a
-# time under way and leaves out partitions whose last records are not taken yet: those would wait all that time for
+# time under way and leaves out partitions whose last records are not taken yet. Those would wait all that time for
 # silent neighbours (with Faust's 1.5 s: a 0.8 s standstill near the end of every backlog).
 FETCH_WAIT_MS = 50
 # aiokafka's wait for records ends early only for newly *fetched* ones, not for those of a partition that was held back
@@ -70,9 +70,9 @@ class BatchConsumerThread(AIOKafkaConsumerThread):
 class BatchConsumer(Consumer):
     """The aiokafka consumer, delivering a partition's fetched records as one message.
 
-    It keeps its own account of what may be committed: an offset is, once every message delivered before it is settled.
+    It keeps its own account: an offset may be committed once every message delivered before it is settled.
     Faust's own commits past an unacknowledged message when acknowledgements arrive out of order (faust-streaming #606),
-    acknowledges messages it skips during a rebalance, and would spell out a batch's offsets to look for gaps.
+    acknowledges messages it skips during a rebalance, and would list a batch's offsets one by one to look for gaps.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -126,8 +126,8 @@ class BatchConsumer(Consumer):
     async def perform_seek(self) -> None:
         """Seek to the committed offsets; what was delivered after them will be delivered again.
 
-        Forgotten before it seeks: the fetcher goes on meanwhile, and the offset of what it delivers then would else
-        not be committed before the partition's next event, however long ago it was processed.
+        It forgets before it seeks, because the fetcher delivers during the seek. Forgotten after, such a record would
+        not be committed before the partition's next event, even if it was processed long ago.
         """
         self._delivered.clear()
         await super().perform_seek()
@@ -139,9 +139,9 @@ class BatchConsumer(Consumer):
     async def highwaters(self, *partitions: TP) -> Mapping[TP, int]:
         """Return end offsets that recovery may trust.
 
-        The embedded broker (tansu 0.6) lists an end offset of the last *batch's first* record + 1, so that a table read
-        up to there would lack up to a batch of states. What it says in a fetch response is right, so each partition is
-        asked for what lies beyond the listed end.
+        The embedded broker (tansu 0.6) lists the last *batch's first* record + 1 as the end offset, so a table read up
+        to there would lack up to a batch of states. The end offset in its fetch responses is right, so records beyond
+        the listed end are requested from each partition.
         """
         ends = {tp: end or 0 for tp, end in (await self.end_offsets(*partitions)).items()}
         filled = [tp for tp, end in ends.items() if end]

@@ -17,15 +17,15 @@ from schemas.topics import DEAD_LETTERS
 log = logging.getLogger("freshet.streams")
 
 RETRY_S = 1.0
-# Kafka refuses batches above max.message.bytes, 1 MiB unless raised; a dead letter that large loses its tail.
-TRUNCATED_BYTES = 600_000
-
 Pair = tuple[bytes | None, bytes | None, list[tuple[str, bytes]]]  # key, value, headers
 
 
-def partition_of(user_id: str, partitions: int) -> int:
-    """Return the partition the Java client gives the key `user_id` (UTF-8)."""
-    return (murmur2(user_id.encode("utf-8", "surrogatepass")) & 0x7FFFFFFF) % partitions
+def partition_of(key: bytes, partitions: int) -> int:
+    """Return the partition that Java, kafka-python and librdkafka's `murmur2` give a key.
+
+    confluent-kafka does not offer its hash to Python; aiokafka is there with Faust.
+    """
+    return int(murmur2(key) & 0x7FFFFFFF) % partitions
 
 
 class FaustOutbox:
@@ -48,7 +48,7 @@ class FaustOutbox:
         Raises:
             MessageSizeTooLargeError: one message is larger than the broker takes.
         """
-        while True:
+        while True:  # tenacity's wrapper costs 74 µs a call, as much as 25 messages
             try:
                 return await self._send_once(topic, partition, pairs)
             except (MessageSizeTooLargeError, RecordTooLargeError):
@@ -77,18 +77,12 @@ class FaustOutbox:
 
     async def send_dead_letters(self, records: Iterable[tuple[Any, str]], now: float) -> None:
         """Send unusable records with their reasons to the dead letters and wait until they are acknowledged."""
+        pairs: list[Pair] = []
         for record, reason in records:
-            try:
-                await self._send_dead_letter(record, reason, record.value, now)
-            except (MessageSizeTooLargeError, RecordTooLargeError):
-                size = len(record.value or b"")
-                note = f"{reason} (first {TRUNCATED_BYTES} of {size} bytes)"
-                await self._send_dead_letter(record, note, (record.value or b"")[:TRUNCATED_BYTES], now)
-
-    async def _send_dead_letter(self, record: Any, reason: str, value: bytes | None, now: float) -> None:
-        letter = dead_letter(record.topic, record.partition, record.offset, reason, value=value, key=record.key,
-                             role="streams", failed_at=now)
-        await self.send(DEAD_LETTERS.name, 0, [(record.topic.encode(), encode(letter), [])])
+            letter = dead_letter(record.topic, record.partition, record.offset, reason, value=record.value,
+                                 key=record.key, role="streams", failed_at=now)
+            pairs.append((record.topic.encode(), encode(letter), []))
+        await self.send(DEAD_LETTERS.name, 0, pairs)
 
 
 def wire(message: Any) -> bytes:

@@ -37,7 +37,7 @@ Step = Callable[[States, list[Any], float], Plan]
 
 @dataclass(slots=True)
 class Work:
-    """Usable records of a batch: whose they are, what the planner takes, the records. Aligned lists."""
+    """Usable records of a batch as aligned lists: their users, what the planner takes, the records."""
 
     users: list[str]
     inputs: list[Any]
@@ -51,7 +51,7 @@ class Work:
 
 @dataclass(slots=True)
 class Delivery:
-    """What a batch has led to and is not yet durable."""
+    """Effects of a batch that are not durable yet."""
 
     partition: int
     now: float
@@ -78,7 +78,7 @@ class Stage:
         self.clock = clock
 
     def prepare(self, topic: str, partition: int, records: Sequence[Any]) -> Delivery:
-        """Take a batch as far as memory goes. Batches of a partition are prepared and delivered in their order.
+        """Do the part of a batch that needs no broker. Batches of a partition are prepared and delivered in order.
 
         No record is lost: what cannot be used goes to the dead letters, what belongs to another partition goes there.
         """
@@ -122,13 +122,13 @@ class Stage:
             self.planner.market.outstanding.clear()
 
     def _strays(self, partition: int, users: set[str]) -> set[str]:
-        """Return the users whose state is elsewhere: a producer with another partitioner, or none, sent them here.
+        """Return the users whose state is elsewhere: their producer used another partitioner, or none.
 
         Hashing takes 5 µs, so only users not in memory are checked.
         """
         partitions = self.settings.kafka.partitions
         return {user for user in users
-                if not self.table.known(partition, user) and partition_of(user, partitions) != partition}
+                if not self.table.known(partition, user) and partition_of(_key(user), partitions) != partition}
 
     def _plan(
         self, partition: int, work: Work, step: Step, now: float, bad: list[tuple[Any, str]],
@@ -196,8 +196,9 @@ def _by_partition(topic: str, strays: Work, partitions: int) -> dict[tuple[str, 
     """Return strays as they came, but keyed by user, under the partition they belong to."""
     out: dict[tuple[str, int], list[Pair]] = {}
     for user, record in zip(strays.users, strays.records, strict=True):
-        pairs = out.setdefault((topic, partition_of(user, partitions)), [])
-        pairs.append((_key(user), record.value, list(record.headers)))
+        key = _key(user)
+        pairs = out.setdefault((topic, partition_of(key, partitions)), [])
+        pairs.append((key, record.value, list(record.headers)))
     return out
 
 

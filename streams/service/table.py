@@ -11,14 +11,14 @@ import rocksdict
 from streams.profile.state import UserState, dumps, loads
 from streams.service.outbox import FaustOutbox, Pair
 
-# A decoded state takes some 20 kB, so this is 300 MB at worst; beyond that a state is read anew, at 30 µs.
+# A decoded state takes some 20 kB, so this is 300 MB at worst; others are read from RocksDB, at 30 µs.
 CACHED_USERS = 16_384
 
 
 class UserTable:
     """Reads and writes user states of the partitions this process owns.
 
-    Faust's table is used for what it is good at, placing and recovering partitions. Its per-key write costs 50 µs and
+    Faust's table places and recovers partitions. Its per-key write costs 50 µs and
     tells RocksDB the changelog offset once per key; here a batch's states are one changelog batch, then one atomic
     RocksDB write together with the offset. So RocksDB never holds what the changelog does not.
 

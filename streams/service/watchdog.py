@@ -1,4 +1,4 @@
-"""Says when the role is ready, and ends the process when work waits and nothing moves."""
+"""Writes the ready file, and ends the process when work waits and nothing moves."""
 
 from __future__ import annotations
 
@@ -10,49 +10,24 @@ import time
 from pathlib import Path
 from typing import Any
 
+from schemas.liveness import STALLED_EXIT, Stall
+
 log = logging.getLogger("freshet.streams")
 
-STALLED_EXIT = 70  # EX_SOFTWARE
 SAMPLE_S = 1.0
-# The broker is asked for end offsets this often: a fetcher that has died would report no lag for ever.
+# The broker is asked for end offsets this often: a dead fetcher would never report a lag.
 ASK_S = 5.0
-
-
-class FaustProgress:
-    """Decides whether work stands still. Pure: times are passed in.
-
-    Args:
-        stall_s: seconds of lag without a new offset that are allowed.
-    """
-
-    def __init__(self, stall_s: float) -> None:
-        self.stall_s = stall_s
-        self._since: float | None = None
-        self._done: object = None
-
-    def stalled(self, now: float, lag: int, done: object) -> bool:
-        """Take a sample and return whether the work has stood still for too long.
-
-        Args:
-            now: monotonic seconds.
-            lag: records waiting.
-            done: anything that changes when an offset is done.
-        """
-        if lag <= 0 or self._since is None or done != self._done:
-            self._since, self._done = now, done
-            return False
-        return now - self._since >= self.stall_s
 
 
 class FaustWatchdog:
     """Watches a Faust app from its own loop, and that loop from a thread.
 
     Args:
-        stall_s: see FaustProgress; the same time is allowed for the loop to answer.
+        stall_s: seconds of lag without a new offset that are allowed; the loop gets the same time to answer.
     """
 
     def __init__(self, stall_s: float) -> None:
-        self._progress = FaustProgress(stall_s)
+        self._stall = Stall(stall_s)
         self._stall_s = stall_s
         self._beat = time.monotonic()
 
@@ -65,13 +40,13 @@ class FaustWatchdog:
             up = _recovered(app)
             if up and not said:
                 said = True
-                ready.touch()
+                ready.write_text(str(os.getpid()))
                 log.info("ready")
             if now - asked >= ASK_S:
                 asked = now
                 waiting = await _waiting(app)
             done = (up, app.consumer.settled, *_recovery_offsets(app))
-            if self._progress.stalled(now, waiting if up else 1, done):
+            if self._stall.reached(now, done, waiting > 0 or not up):
                 log.error("stalled: work waits and no offset has moved for %.0f s; exiting", self._stall_s)
                 os._exit(STALLED_EXIT)
             await asyncio.sleep(SAMPLE_S if said else 0.1)
@@ -108,6 +83,6 @@ async def _waiting(app: Any) -> int:
             ends = await consumer.end_offsets(*owned)
             behind = [max(0, ends[tp] - (await consumer.position(tp) or 0)) for tp in owned]
     except Exception as error:
-        log.warning("the broker does not say how far behind we are: %r", error)
+        log.warning("the broker does not report end offsets: %r", error)
         return 1
     return sum(behind) + consumer.unsettled

@@ -40,6 +40,17 @@ def test_a_dead_letter_keeps_the_original_bytes_exactly():
     assert base64.b64decode(back.value) == poison
 
 
+@pytest.mark.parametrize("size", [0, 650_000, 650_001, 3_000_000])
+def test_a_dead_letter_fits_into_a_batch_and_says_what_was_cut(size):
+    value, key = b"v" * size, b"k" * (size // 60)
+    letter = dead_letter("t" * 249, 2, 41, "\x01\udc80" * size, value=value, key=key, role="streams", failed_at=1.0)
+    assert len(encode(letter)) < 900_000
+    kept, kept_key = base64.b64decode(letter.value), base64.b64decode(letter.key)
+    assert (kept, kept_key) == (value[:650_000], key[:10_000])
+    assert (f"first 650000 of {size} bytes kept" in letter.reason) == (kept != value)
+    assert ("of the key kept" in letter.reason) == (kept_key != key)
+
+
 def test_topics_that_update_user_states_are_co_partitioned():
     # The process that owns a user's state must receive all events, judgements and updates of that user.
     for name in ("behaviour-events", "judgements", "knowledge-updates"):

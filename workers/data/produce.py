@@ -1,4 +1,4 @@
-"""Behaviour events out of files and into the topic: what `freshet produce` and the demo send with."""
+"""Behaviour events from files into the topic, for `freshet produce` and the demo."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from schemas.codec import encode
 from schemas.errors import DataError, FreshetError, StalledError
 from schemas.events import BehaviourEvent, describe
+from schemas.liveness import Stall
 from schemas.settings import KafkaSettings
 from schemas.topics import BEHAVIOUR_EVENTS
 from workers.kafka.configuration import producer
@@ -28,7 +29,7 @@ Delivered = Callable[[KafkaError | None, Message], None]
 
 @dataclass
 class RejectedEvent:
-    """Lines that are no events."""
+    """Lines that are not events."""
 
     count: int = 0
     first: list[str] = field(default_factory=list)
@@ -41,9 +42,9 @@ class RejectedEvent:
 
 
 def read_events(source: TextIO, rejected: RejectedEvent) -> Iterator[BehaviourEvent]:
-    """Yield the events of a CSV (with a header) or JSON-lines text; which one it is shows in its first character.
+    """Yield the events of a CSV (with a header) or JSON-lines text; its first character shows which one it is.
 
-    A CSV's `timestamp` column is taken for `event_time`. What is no event is counted in `rejected`.
+    A CSV's `timestamp` column is read as `event_time`. Lines that are not events are counted in `rejected`.
 
     Raises:
         DataError: the text is empty, or a CSV without the needed columns.
@@ -80,7 +81,7 @@ def _csv_rows(lines: Iterable[str], _: RejectedEvent) -> Iterator[tuple[int, Any
         fields = {key: value for key, value in row.items() if key and value not in (None, "")}
         if "event_time" not in fields and "timestamp" in fields:
             fields["event_time"] = fields.pop("timestamp")
-        with contextlib.suppress(KeyError, ValueError):  # ISO 8601 text, or absent: the model says
+        with contextlib.suppress(KeyError, ValueError):  # ISO 8601 text, or absent: the model decides
             fields["event_time"] = float(fields["event_time"])
         yield number, fields
 
@@ -95,7 +96,7 @@ class EventProducer:
     """
 
     def __init__(self, settings: KafkaSettings, *, backfill: bool = False, stall_s: float = 60.0) -> None:
-        # What fails comes with the delivery reports; a line per lost connection says no more.
+        # Failures come with the delivery reports; a log line per lost connection adds nothing.
         self._producer = Producer(producer(settings, log_level=2))
         self._headers = [(BACKFILL, b"1")] if backfill else None
         self._stall_s = stall_s
@@ -119,7 +120,7 @@ class EventProducer:
             if on_delivery is not None:
                 on_delivery(error, message)
 
-        deadline = time.monotonic() + self._stall_s
+        stall = Stall(self._stall_s)
         while True:
             try:
                 self._producer.produce(
@@ -127,7 +128,7 @@ class EventProducer:
                     on_delivery=_done)
                 break
             except BufferError:
-                if time.monotonic() > deadline:
+                if stall.reached(time.monotonic(), self.delivered, True):
                     raise StalledError(f"producing: nothing was delivered for {self._stall_s:.0f} s") from None
                 self._producer.poll(0.1)
         self._producer.poll(0)
@@ -144,12 +145,9 @@ class EventProducer:
             StalledError: nothing was delivered for `stall_s`.
             FreshetError: an event could not be delivered.
         """
-        left, since = len(self._producer), time.monotonic()
-        while left:
-            now_left = self._producer.flush(1.0)
-            if now_left < left:
-                left, since = now_left, time.monotonic()
-            elif time.monotonic() - since > self._stall_s:
+        stall = Stall(self._stall_s)
+        while left := self._producer.flush(1.0):
+            if stall.reached(time.monotonic(), left, True):
                 raise StalledError(
                     f"producing: {left} events wait and none was delivered for {self._stall_s:.0f} s")
         self._raise_failed()

@@ -53,7 +53,7 @@ def consumer(settings: KafkaSettings, group: str, **extra: Any) -> dict[str, Any
         "auto.offset.reset": "earliest",
         "session.timeout.ms": session_ms,
         "heartbeat.interval.ms": max(100, session_ms // 4),
-        # What lies fetched but unread in memory, per process.
+        # Memory for records that are fetched but not read yet, per process.
         "queued.max.messages.kbytes": 16_384,
         "fetch.wait.max.ms": 50,
     } | extra

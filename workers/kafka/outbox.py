@@ -1,4 +1,4 @@
-"""Writes to Kafka that are either confirmed by the broker or an error: nothing is dropped."""
+"""Writes to Kafka: each is confirmed by the broker or raises, so nothing is dropped."""
 
 from __future__ import annotations
 
@@ -18,8 +18,6 @@ from workers.kafka.configuration import producer
 
 log = logging.getLogger(__name__)
 _TRIES = 3  # of 30 s each, the delivery time-out
-# Brokers take 1 MB per record by default; base64 adds a third, the rest of the letter some hundred bytes.
-_LARGEST_BURIED = 700_000
 
 
 class Output(NamedTuple):
@@ -31,7 +29,7 @@ class Output(NamedTuple):
 
 
 class Rejected(NamedTuple):
-    """A message that cannot be used: its record goes to the dead letters for this reason, the rest goes on."""
+    """A message that cannot be used: its record goes to the dead letters with this reason, the others go on."""
 
     message: BaseModel
     reason: str
@@ -62,12 +60,8 @@ class Outbox:
 
     def bury(self, source: Message, reason: str) -> None:
         """Note a record for the dead letters; `flush` writes them."""
-        value = source.value()
-        if value is not None and len(value) > _LARGEST_BURIED:
-            reason = f"{reason} (first {_LARGEST_BURIED} of {len(value)} bytes kept)"
-            value = value[:_LARGEST_BURIED]
         letter = dead_letter(
-            source.topic(), source.partition(), source.offset(), reason, value=value, key=source.key(),
+            source.topic(), source.partition(), source.offset(), reason, value=source.value(), key=source.key(),
             role=self._role, failed_at=time.time())
         self._buried.append(_Pending(DEAD_LETTERS.name, source.topic().encode(), encode(letter)))
 
@@ -81,7 +75,7 @@ class Outbox:
         self._deliver(buried)
 
     def close(self) -> None:
-        """Let go; records are confirmed already."""
+        """Close the producer; its records are confirmed already."""
         self._producer.flush(1.0)
 
     def _deliver(self, pending: Sequence[_Pending]) -> None:
@@ -102,7 +96,7 @@ class Outbox:
             pending = [record for record, _ in failed]
         raise FreshetError(
             f"{self._role}: the broker does not take {len(failed)} records for {failed[0][0].topic} "
-            f"({failed[0][1]}); nothing is committed, they will be made again")
+            f"({failed[0][1]}); nothing is committed, so they will be produced again")
 
     def _produce(self, record: _Pending, settle: Any) -> None:
         while True:

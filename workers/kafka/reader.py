@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from types import TracebackType
 
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, Message, TopicPartition
-from kafka.partitioner.default import murmur2
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from schemas.errors import FreshetError
 from schemas.settings import KafkaSettings
+from streams.service.outbox import partition_of
 from workers.kafka.configuration import client
 
 
@@ -77,24 +78,24 @@ def read_all(settings: KafkaSettings, topics: Sequence[str], *, key: bytes | Non
     """
     consumer = _consumer(settings)
     try:
-        ends: dict[tuple[str, int], int] = {}
-        assignment = []
         marks = _ends(consumer, settings, topics)
-        for (topic, number), (low, high) in marks.items():
-            partitions = sum(name == topic for name, _ in marks)
-            if high > low and (key is None or number == key_partition(key, partitions)):
-                ends[topic, number] = high
-                assignment.append(TopicPartition(topic, number, low if last is None else max(low, high - last)))
-        consumer.assign(assignment)
+        counts = Counter(topic for topic, _ in marks)
+        marks = {(topic, number): (low, high) for (topic, number), (low, high) in marks.items()
+                 if high > low and (key is None or number == partition_of(key, counts[topic]))}
+        consumer.assign([TopicPartition(*part, low if last is None else max(low, high - last))
+                         for part, (low, high) in marks.items()])
         out: list[Message] = []
         deadline = time.monotonic() + within_s
-        while ends:
-            out += [message for message in consumer.consume(5000, 0.2) if message.error() is None]
-            # Positions, not record counts: compaction leaves holes, and the last record itself may be gone.
-            for position in consumer.position(assignment):
-                if position.offset >= ends.get((position.topic, position.partition), 0):
-                    ends.pop((position.topic, position.partition), None)
-            if time.monotonic() > deadline:
+        # Two ways to be done: a topic that is written to more often than every 50 ms never reports its end, and the
+        # record before the end may be gone by compaction, or be the marker of a transaction.
+        while marks:
+            for message in consumer.consume(5000, 0.2):
+                part = message.topic(), message.partition()
+                if message.error() is None:
+                    out.append(message)
+                if _at_end(message) or (part in marks and message.offset() >= marks[part][1] - 1):
+                    marks.pop(part, None)
+            if marks and time.monotonic() > deadline:
                 raise FreshetError(f"reading {', '.join(topics)} took longer than {within_s:.0f} s")
         return out
     finally:
@@ -113,15 +114,15 @@ def watermarks(settings: KafkaSettings, topics: Sequence[str]) -> dict[str, list
         consumer.close()
 
 
-def key_partition(key: bytes, partitions: int) -> int:
-    """Return the partition of a key: murmur2 as in Java, kafka-python, Faust and librdkafka's `murmur2`."""
-    return int((murmur2(key) & 0x7FFFFFFF) % partitions)
-
-
 def _consumer(settings: KafkaSettings) -> Consumer:
     # A group id is required by the client; without subscribe and commit it never reaches the broker.
     return Consumer(client(settings) | {
-        "group.id": "freshet-reader", "enable.auto.commit": False, "fetch.wait.max.ms": 50, "log_level": 0})
+        "group.id": "freshet-reader", "enable.auto.commit": False, "enable.partition.eof": True,
+        "fetch.wait.max.ms": 50, "log_level": 0})
+
+
+def _at_end(message: Message) -> bool:
+    return message.error() is not None and message.error().code() == KafkaError._PARTITION_EOF
 
 
 def _parts(consumer: Consumer, settings: KafkaSettings, topics: Sequence[str]) -> list[tuple[str, int]]:
@@ -133,25 +134,25 @@ def _parts(consumer: Consumer, settings: KafkaSettings, topics: Sequence[str]) -
 
 
 def _ends(consumer: Consumer, settings: KafkaSettings, topics: Sequence[str]) -> dict[tuple[str, int], tuple[int, int]]:
-    """Return (first, next) offset per partition, by a fetch at the end of each.
+    """Return (first, next) offset per partition.
 
-    The embedded broker, asked for the latest offset, tells the first record of the last *batch* plus one; only what
-    it says along with fetched records is the end.
+    The embedded broker lists a partition's end as the first record of its last *batch* plus one. Only what it reports
+    along with fetched records is the end, so one fetch at the end of each partition is waited for.
     """
     try:
-        asked = {part: consumer.get_watermark_offsets(TopicPartition(*part), timeout=10.0)
+        marks = {part: consumer.get_watermark_offsets(TopicPartition(*part), timeout=10.0)
                  for part in _parts(consumer, settings, topics)}
     except KafkaException as error:
         raise FreshetError(f"{settings.bootstrap} does not answer: {error}") from None
-    waiting = {part: high for part, (low, high) in asked.items() if high > low}
-    consumer.assign([TopicPartition(topic, number, high - 1) for (topic, number), high in waiting.items()])
+    waiting = {part for part, (low, high) in marks.items() if high > low}
+    consumer.assign([TopicPartition(*part, marks[part][1] - 1) for part in waiting])
     deadline = time.monotonic() + 5.0
-    while waiting and time.monotonic() < deadline:  # after a compaction there may be nothing left to fetch
-        consumer.consume(1000, 0.05)
-        for part in list(waiting):
-            _, high = consumer.get_watermark_offsets(TopicPartition(*part), cached=True)
-            if high >= waiting[part]:
-                asked[part] = (asked[part][0], high)
-                del waiting[part]
+    while waiting and time.monotonic() < deadline:
+        for message in consumer.consume(1000, 0.05):
+            part = message.topic(), message.partition()
+            if part in waiting and (message.error() is None or _at_end(message)):
+                low, listed = marks[part]
+                marks[part] = low, max(listed, consumer.get_watermark_offsets(TopicPartition(*part), cached=True)[1])
+                waiting.remove(part)
     consumer.unassign()
-    return asked
+    return marks

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Iterable
-from typing import Any
+from collections.abc import Collection, Iterable, Sequence
 
-from confluent_kafka.admin import AdminClient
-from kafka.admin import KafkaAdminClient, NewTopic
-from kafka.errors import KafkaError, TopicAlreadyExistsError
+from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka.admin import AdminClient, NewTopic
 
 from schemas.errors import FreshetError
 from schemas.settings import KafkaSettings
 from schemas.topics import TOPICS, Topic
-from workers.kafka.configuration import bootstrap, check_reachable, client
+from workers.kafka.configuration import check_reachable, client
 
 log = logging.getLogger(__name__)
 
@@ -25,22 +23,20 @@ def create_topics(settings: KafkaSettings, topics: Iterable[Topic] = TOPICS.valu
     Any number of processes may call it at once. A broker that refuses a topic's settings gets it without them.
 
     Raises:
-        FreshetError: the broker does not answer, or a topic cannot be made; the text says which and why.
+        FreshetError: the broker does not answer, or a topic cannot be created; the text says which and why.
     """
     wanted = {topic.name: topic for topic in topics}
     check_reachable(settings, min(timeout_s, 10.0))
-    absent = [topic for topic in wanted.values() if topic.name not in partitions(settings, wanted)]
-    if absent:
-        admin = _admin(settings)
-        try:
-            for topic in absent:
-                _create(admin, topic, settings)
-        except KafkaError as error:
-            raise FreshetError(f"topic {topic.name} cannot be created: {error}") from error
-        finally:
-            admin.close()
+    admin = AdminClient(client(settings))
+    there = _with_leaders(admin, wanted)
+    refused = _create(admin, settings, [topic for topic in wanted.values() if topic.name not in there])
+    for name, error in refused.items():
+        log.warning("the broker refuses the settings of %s (%s); creating it without them", name, error.str())
+    for name, error in _create(admin, settings, [wanted[name] for name in refused], configured=False).items():
+        raise FreshetError(f"topic {name} cannot be created: {error.str()}")
     deadline = time.monotonic() + timeout_s
-    while missing := sorted(set(wanted) - set(partitions(settings, wanted))):
+    # Right after the broker has confirmed nine new topics, Apache Kafka 4.2 listed none of them.
+    while missing := sorted(set(wanted) - set(_with_leaders(admin, wanted))):
         if time.monotonic() > deadline:
             raise FreshetError(f"topics still absent after {timeout_s:g} s: {', '.join(missing)}")
         time.sleep(0.1)
@@ -48,37 +44,30 @@ def create_topics(settings: KafkaSettings, topics: Iterable[Topic] = TOPICS.valu
 
 def partitions(settings: KafkaSettings, names: Collection[str]) -> dict[str, int]:
     """Return the number of partitions of those topics that are there and have a leader everywhere."""
-    metadata = AdminClient(client(settings)).list_topics(timeout=10.0).topics
+    return _with_leaders(AdminClient(client(settings)), names)
+
+
+def _with_leaders(admin: AdminClient, names: Collection[str]) -> dict[str, int]:
     return {
-        name: len(topic.partitions) for name, topic in metadata.items()
+        name: len(topic.partitions) for name, topic in admin.list_topics(timeout=10.0).topics.items()
         if name in names and topic.partitions and all(p.leader >= 0 for p in topic.partitions.values())
     }
 
 
-def _admin(settings: KafkaSettings) -> KafkaAdminClient:
-    config: dict[str, Any] = {
-        "bootstrap_servers": bootstrap(settings).split(","), "security_protocol": settings.security_protocol}
-    if settings.security_protocol.startswith("SASL"):
-        config |= {
-            "sasl_mechanism": settings.sasl_mechanism,
-            "sasl_plain_username": settings.sasl_username,
-            "sasl_plain_password": settings.sasl_password,
-        }
-    if settings.ssl_cafile:
-        config["ssl_cafile"] = settings.ssl_cafile
-    return KafkaAdminClient(**config)
-
-
-def _create(admin: KafkaAdminClient, topic: Topic, settings: KafkaSettings) -> None:
-    count = topic.partitions or settings.partitions
-    for config in (topic.config(), {}):
-        new = NewTopic(topic.name, count, settings.replication, topic_configs=config)
+def _create(
+    admin: AdminClient, settings: KafkaSettings, topics: Sequence[Topic], *, configured: bool = True,
+) -> dict[str, KafkaError]:
+    """Create topics and return, per topic that the broker refuses, its reason."""
+    new = [NewTopic(topic.name, topic.partitions or settings.partitions, settings.replication,
+                    config=topic.config() if configured else {}) for topic in topics]
+    refused = {}
+    for name, created in (admin.create_topics(new) if new else {}).items():
         try:
-            admin.create_topics([new])
-            return
-        except TopicAlreadyExistsError:
-            return
-        except KafkaError as error:
-            if not config:
-                raise
-            log.warning("the broker refuses the settings of %s (%s); creating it without them", topic.name, error)
+            created.result()
+        except KafkaException as error:
+            reason: KafkaError = error.args[0]
+            if reason.code() < 0:  # the client's own: no answer. Trying without settings would lose the compaction.
+                raise FreshetError(f"topic {name} cannot be created: {reason.str()}") from error
+            if reason.code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                refused[name] = reason
+    return refused

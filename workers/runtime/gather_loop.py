@@ -1,6 +1,6 @@
 """A worker that waits until it has enough of a topic, works on all of it at once, and only then commits.
 
-What is gathered is the newest message per user, so that it is bounded by what the work needs, whoever floods the topic.
+It keeps the newest message per user, so memory is bounded by what the work needs, even when one user floods the topic.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ LARGEST = 256_000
 
 
 class StoppedError(FreshetError):
-    """The worker is to end in the middle of its work: nothing is committed, it is done again at the next start."""
+    """The worker is told to stop in the middle of its work: nothing is committed, the next start repeats it."""
 
 
 class GatheringWorker(StreamWorker[M]):
-    """Consumes one topic; `process` gets the newest message of each of `enough` users at a time.
+    """Consumes one topic; `process` gets the newest messages of `enough` users at a time.
 
     Args:
         enough: users to wait for.
-        refuse: why a message is of no use (it is passed over and counted), None = it is.
+        refuse: returns why a message is not used (it is skipped and counted), None if it is.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class GatheringWorker(StreamWorker[M]):
             if reason is None:
                 self._held[user] = source
         if len(self._held) < self._enough:
-            if self._progress.waits_for != "samples":  # offsets stand still and lag grows meanwhile: that is no stall
+            if self._progress.waits_for != "samples":  # offsets stand still and lag grows: no stall
                 self._progress.waiting("samples", None)
             return []
         self._progress.waiting("", None)
@@ -70,7 +70,7 @@ class GatheringWorker(StreamWorker[M]):
         return held
 
     def _read(self, source: Message) -> tuple[str, str | None]:
-        """Return whose message it is and why it is of no use, None if it is of use."""
+        """Return the user and the reason why the message is not used, None if it is."""
         value = source.value()
         try:
             if value is not None and len(value) > LARGEST:
@@ -93,5 +93,5 @@ class GatheringWorker(StreamWorker[M]):
 
     def _revoked(self, consumer: Consumer, parts: list[TopicPartition]) -> None:
         super()._revoked(consumer, parts)
-        # Their next owner reads them again.
+        # The next owner of the partitions reads their messages again.
         self._held = {user: source for user, source in self._held.items() if source.partition() in self._owned}

@@ -32,12 +32,12 @@ from workers.runtime.watchdog import Watchdog
 log = logging.getLogger(__name__)
 M = TypeVar("M", bound=BaseModel)
 Process = Callable[[Sequence[M]], Iterable[Sequence[Output | Rejected]]]
-"""Turns messages into outputs, a part at a time; each part is on the broker before the next is asked for. A message
-that it cannot use it returns as `Rejected`, the very object it was given."""
+"""Turns messages into outputs, part by part; each part is on the broker before the next is asked for. A message that
+it cannot use comes back as `Rejected`, as the same object."""
 
 _IDLE_POLL_S = 0.2  # how late a stop signal or a hot reload is noticed while nothing comes in
-# Above this the partitions are paused and the consumer polled while the batch goes on, so that neither a slow model nor
-# a store that is away costs the membership. Below, pausing would only throw fetched records away.
+# After this time the partitions are paused and the consumer is polled while the batch goes on, so that neither a slow
+# model nor an unreachable store costs the group membership. Earlier, pausing would only throw fetched records away.
 _PATIENCE_S = 1.0
 _BACKOFF_S = (0.5, 8.0)  # first and longest wait for the store
 # One bad record is the record's fault; this many in a row without one good record is the worker's (a lost GPU, a
@@ -89,17 +89,17 @@ class StreamWorker(Generic[M]):
         self._owned: set[int] = set()
         self._stopping = threading.Event()
         self._failures = 0
-        self._progress = Progress(settings.home / "run", role, counters)
+        self._progress = Progress(settings.home, role, counters)
 
     def stop(self) -> None:
-        """Finish the batch in hand, commit it and return from `run`."""
+        """Finish the current batch, commit it and return from `run`."""
         self._stopping.set()
 
     def run(self) -> None:
         """Work until `stop`, SIGTERM or SIGINT.
 
         Raises:
-            FreshetError: the broker is not there, outputs cannot be delivered, or nothing works any more.
+            FreshetError: the broker does not answer, outputs cannot be delivered, or every record fails.
         """
         if threading.current_thread() is threading.main_thread():
             for name in (signal.SIGTERM, signal.SIGINT):
@@ -139,7 +139,7 @@ class StreamWorker(Generic[M]):
         self._progress.in_hand(len(sources))
         records = self._decode(sources)
         if records and not self._handle(records):
-            return  # stopped while the store was away: nothing of this batch is committed
+            return  # stopped while waiting for the store: nothing of this batch is committed
         self._outbox.flush()
         self._commit(sources)
         self._progress.done(len(sources), time.monotonic() - started)
@@ -159,7 +159,7 @@ class StreamWorker(Generic[M]):
             elif error.fatal():
                 raise FreshetError(f"{self._role}: the Kafka consumer cannot go on: {error.str()}")
             else:
-                log.warning("%s: %s", self._role, error.str())  # the client mends these itself
+                log.warning("%s: %s", self._role, error.str())  # the client recovers from these by itself
         return [message for message in out if message.partition() in self._owned]
 
     def _decode(self, sources: Sequence[Message]) -> list[Record[M]]:
@@ -271,10 +271,10 @@ class StreamWorker(Generic[M]):
                 if attempt == _COMMIT_TRIES - 1:
                     raise FreshetError(f"{self._role}: offsets cannot be committed: {cause.str()}") from error
                 log.warning("%s: commit failed (%s), trying again", self._role, cause.str())
-                time.sleep(0.5 * (attempt + 1))
+                self._stopping.wait(0.5 * (attempt + 1))  # told to stop, the other tries come without a pause
 
     def _behind(self) -> int | None:
-        """Return the records not yet read, as far as the last fetches told; None where none did."""
+        """Return the number of records not yet read, by the last fetches; None before a partition's first."""
         if not self._owned:
             return 0
         parts = [TopicPartition(self._topic.name, part) for part in sorted(self._owned)]

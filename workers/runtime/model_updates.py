@@ -1,4 +1,4 @@
-"""Hot reload: what `model-updates` says to load, read by every process for itself and applied between batches."""
+"""Hot reload: every process reads `model-updates` for itself and loads the model it names between batches."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ class ModelUpdates:
     def catch_up(self, within_s: float = 10.0) -> None:
         """Apply what is there already, so that a process that starts again starts with the model it had.
 
-        First the registry's log, which an embedded broker's end does not take along, then what the topic has beyond it.
-        A broker that does not answer in time is no error: `poll` will bring the rest.
+        First the registry's log, which outlives an embedded broker, then what the topic has beyond it. A broker that
+        does not answer in time is not an error: `poll` will bring the rest.
         """
         log_ = self._deployments.log(self._since)
         current = self._deployments.registry.current()
@@ -59,7 +59,7 @@ class ModelUpdates:
             pass
 
     def poll(self, wait_s: float = 0.0) -> bool:
-        """Apply what has come; return whether the end of the topic was met."""
+        """Apply what has come; return whether the end of the topic was reached."""
         ended = False
         for record in self._consumer.consume(100, wait_s):
             error = record.error()

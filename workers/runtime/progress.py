@@ -1,4 +1,4 @@
-"""What a role says of itself in files under `run/`: that it is ready, and once a second how far it is."""
+"""A role's files under `run/`: one while it is ready, and one with its counters, written once a second."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 import orjson
 
 from schemas.files import write_whole
+from schemas.liveness import ready_file
 
 _EVERY_S = 1.0
 
@@ -19,14 +20,14 @@ _EVERY_S = 1.0
 class Progress:
     """Counters of one role, in `<role>.json`, and its `<role>.ready` file. Safe to read from several threads."""
 
-    def __init__(self, folder: Path, role: str, counters: Callable[[], dict[str, Any]] = dict) -> None:
-        self._ready = folder / f"{role}.ready"
-        self._file = folder / f"{role}.json"
+    def __init__(self, home: Path, role: str, counters: Callable[[], dict[str, Any]] = dict) -> None:
+        self._ready = ready_file(home, role)
+        self._file = self._ready.with_suffix(".json")
         self._counters = counters
         self._written = 0.0
         self._lock = threading.Lock()
         self.moves = 0
-        """Goes up whenever something was finished; standing still is what a watchdog looks for."""
+        """Goes up whenever something was finished; the watchdog looks for a standstill."""
         self.busy = False
         self.waits_for = ""
         self._fields: dict[str, Any] = {
@@ -35,13 +36,13 @@ class Progress:
             "last_batch_at": None, "lag": None}
 
     def clear(self) -> None:
-        """Remove what an earlier process of this role left."""
+        """Remove the ready file that an earlier process of this role may have left."""
         self._ready.parent.mkdir(parents=True, exist_ok=True)
         self._ready.unlink(missing_ok=True)
         self.write(None, force=True)
 
     def ready(self) -> None:
-        """Say that the role has its partitions."""
+        """Write the ready file: the role has its partitions."""
         self._fields["ready_at"] = self._fields["ready_at"] or time.time()
         self.moves += 1
         self._ready.write_text(str(os.getpid()))
@@ -76,7 +77,7 @@ class Progress:
         self.busy = False
 
     def waiting(self, what: str, lag: int | None) -> None:
-        """Note what the role waits for ("" = nothing): waiting for the store is no stall."""
+        """Note what the role waits for ("" = nothing): waiting for the store is not a stall."""
         self.waits_for = what
         self.moves += 1
         if what:

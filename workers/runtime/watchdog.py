@@ -1,4 +1,4 @@
-"""Ends a worker that stands still while work waits: a silent consumer is worse than one that is started again."""
+"""Ends a worker that stands still while work waits: a silent consumer is worse than a restarted one."""
 
 from __future__ import annotations
 
@@ -11,39 +11,19 @@ from collections.abc import Callable
 
 from confluent_kafka import KafkaException
 
+from schemas.liveness import STALLED_EXIT, Stall
 from schemas.settings import Settings
 from workers.kafka.lag import GroupLag
 from workers.runtime.progress import Progress
 
 log = logging.getLogger(__name__)
-EXIT_CODE = 70  # EX_SOFTWARE of sysexits.h
-
-
-class Stall:
-    """Decides whether a worker has stalled; time comes in, so that a test can pass it.
-
-    Args:
-        limit_s: how long work may wait without a move.
-    """
-
-    def __init__(self, limit_s: float) -> None:
-        self._limit_s = limit_s
-        self._seen: object = None
-        self._since: float | None = None
-
-    def look(self, now: float, mark: object, work_waits: bool) -> bool:
-        """Return whether work has waited for the whole limit while `mark` (whatever moves) stayed the same."""
-        if mark != self._seen or not work_waits or self._since is None:
-            self._seen, self._since = mark, now
-            return False
-        return now - self._since >= self._limit_s
 
 
 class Watchdog:
     """A thread that ends the process with code 70 when it has stalled, or is not ready in time.
 
-    Work waits when a batch is in hand or the committed offsets of the partitions owned are behind their ends. A broker
-    that is away is no stall of ours: then nothing is known, and the clients reconnect by themselves.
+    Work waits while a batch is being processed or the committed offsets of the owned partitions are behind their ends.
+    An unreachable broker is not a stall: nothing is known then, and the clients reconnect by themselves.
     """
 
     def __init__(self, settings: Settings, role: str, group: str, topic: str, progress: Progress,
@@ -78,7 +58,7 @@ class Watchdog:
                 with contextlib.suppress(KafkaException):
                     behind, committed = self._behind(reader)
                     waits = (self._progress.busy or behind > 0) and not self._progress.waits_for
-                    if stall.look(now, (self._progress.moves, committed), waits):
+                    if stall.reached(now, (self._progress.moves, committed), waits):
                         self._end(f"made no progress for {stall_s:g} s with {behind} records of {self._topic} waiting")
         finally:
             reader.close()
@@ -90,4 +70,4 @@ class Watchdog:
     def _end(self, why: str) -> None:
         log.critical("%s %s; exiting so that it is started again", self._role, why)
         logging.shutdown()
-        os._exit(EXIT_CODE)  # the other threads may hang: no clean-up can be relied on
+        os._exit(STALLED_EXIT)  # the other threads may hang: no clean-up can be relied on

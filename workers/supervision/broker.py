@@ -1,7 +1,7 @@
 """The embedded broker: a Kafka-protocol server from a wheel, as a child process, records in memory.
 
-For one machine and for trying things out. What it held is gone when it ends; a service that must keep its records
-names a real cluster in `FRESHET_KAFKA_BOOTSTRAP`.
+For one machine and for trying things out. Its records are gone when it ends; a service that must keep them sets
+`FRESHET_KAFKA_BOOTSTRAP` to a real cluster.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Broker:
         if self._fixed and _taken(self._fixed):
             raise FreshetError(
                 f"port {self._fixed} is in use; choose another with FRESHET_KAFKA_PORT or --port (0 = any free one)")
-        for _ in range(3):  # a free port can be taken by somebody else before the broker binds it
+        for _ in range(3):  # another process can take a free port before the broker binds it
             self.port = self._fixed or free_port()
             child = self._launch()
             if self._answers(child, within_s):

@@ -1,7 +1,7 @@
 """Child processes that cannot outlive their parent.
 
-A child's command is started through this very file (`python process.py PARENT COMMAND…`, standard library only).
-Linux: it asks the kernel to be killed when its parent dies, however that dies (`PR_SET_PDEATHSIG`), and becomes the
+A child's command is started through this file (`python child.py PARENT COMMAND…`, standard library only).
+On Linux it asks the kernel to kill it when its parent dies for any reason (`PR_SET_PDEATHSIG`), and becomes the
 command. Elsewhere it stays, runs the command and watches for its parent's end.
 """
 
@@ -104,7 +104,7 @@ def stop_all(children: Sequence[Child], seconds: float) -> None:
 
 
 def bound(command: Sequence[str]) -> list[str]:
-    """Return `command` such that it ends with this process. -I and -S: the detour costs 15 ms, not 150."""
+    """Return a command that runs `command` and ends it with this process. -I and -S: this costs 15 ms, not 150."""
     return [sys.executable, "-I", "-S", __file__, str(os.getpid()), *command]
 
 

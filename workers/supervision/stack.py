@@ -1,6 +1,6 @@
 """Starts, watches and stops the processes of a stack: the embedded broker and store, and the roles.
 
-No thread: whoever holds a `Stack` calls `check()` now and then, which restarts what has crashed.
+No thread: the owner of a `Stack` calls `check()` now and then, which restarts what has crashed.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from types import TracebackType
 
 from schemas.errors import FreshetError, StalledError
+from schemas.liveness import ready_file
 from schemas.settings import Settings, to_environ
 from workers.home.lock import lock, run_folder
 from workers.home.stack_info import Running, announce, withdraw
@@ -26,7 +27,7 @@ from workers.supervision.child import Child, stop_all
 DEFAULT_ROLES = ("streams", "knowledge", "ranking", "guard")
 # The others are started where they are asked for: they compete for the cores of these.
 ROLES = (*DEFAULT_ROLES, "alignment")
-# Restarts of one role within a minute after which something is wrong that another restart will not mend.
+# Restarts of one role within a minute; beyond that, another restart will not help.
 MAX_RESTARTS = 5
 STOP_S = 10.0
 
@@ -76,12 +77,12 @@ class Stack:
     Args:
         settings: where `kafka.bootstrap` (or `qdrant.url`) is empty, an embedded broker (or store) is started.
         roles: to run, of `ROLES`.
-        command: what started it, told to other commands.
+        command: the command that started it; other commands show it.
         fresh: start from no user states and no knowledge, also where the broker is not embedded.
-        say: gets a line per thing worth knowing.
+        say: gets a line per event that a user should know of.
 
-    Embedded, a stack starts from nothing: the broker keeps records in memory only, and user states or knowledge
-    versions of an earlier broker would be at odds with the new one's.
+    With the embedded broker a stack starts from nothing: that broker keeps records in memory only, and user states or
+    knowledge versions from before would contradict the new records.
     """
 
     def __init__(
@@ -200,10 +201,9 @@ class Stack:
         self.settings = replace(self.settings, kafka=replace(self.settings.kafka, bootstrap=broker.bootstrap))
 
     def _start_role(self, name: str) -> None:
-        folder = run_folder(self.settings.home)
-        (folder / f"{name}.ready").unlink(missing_ok=True)
-        child = Child(name, [sys.executable, "-m", "workers.cli", "role", name], folder / f"{name}.log",
-                      role_environ(self.settings, name, os.environ))
+        ready_file(self.settings.home, name).unlink(missing_ok=True)
+        child = Child(name, [sys.executable, "-m", "workers.cli", "role", name],
+                      run_folder(self.settings.home) / f"{name}.log", role_environ(self.settings, name, os.environ))
         child.start()
         self.children[name] = child
 
@@ -216,7 +216,7 @@ class Stack:
                 if child.exit_code() is not None:
                     raise FreshetError(f"{name} ended while starting (exit code {child.exit_code()}); "
                                        f"{child.log} ends with:\n{child.tail()}")
-                if (run_folder(self.settings.home) / f"{name}.ready").exists():
+                if ready_file(self.settings.home, name).exists():
                     waiting.remove(name)
             if waiting and time.monotonic() > deadline:
                 child = self.children[waiting[0]]

@@ -214,7 +214,7 @@ def test_bad_records_strays_and_backfill(broker: str, tmp_path: Path) -> None:
     role.wait_ready()
     bad = [b"", b"{", b"\xff\xfe", b"[]", b'{"user_id":1,"item_id":"i1","event_time":1}', b'{"user_id":"u"}',
            orjson.dumps({"user_id": "u", "item_id": "i1", "event_time": time.time() + 1e7}), b"x" * 900_000]
-    stray = next(f"s{n}" for n in range(99) if partition_of(f"s{n}", 2) != partition_of("wrong key", 2))
+    stray = next(f"s{n}" for n in range(99) if partition_of(f"s{n}".encode(), 2) != partition_of(b"wrong key", 2))
     records: list[tuple[str, bytes | None, bytes, dict[str, bytes]]] = [
         ("behaviour-events", b"k", data, {}) for data in bad]
     records += [("judgements", b"k", b"?", {}), ("knowledge-updates", b"k", b"{}", {})]

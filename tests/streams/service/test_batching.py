@@ -13,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streams.service.batching import BatchConsumer, fold_records
-from streams.service.watchdog import FaustProgress
 
 
 def test_only_source_topics_are_folded() -> None:
@@ -77,14 +76,3 @@ def test_what_faust_drops_as_read_before_holds_no_commit_up(monkeypatch: pytest.
     for offset in (4, 9, 12):
         ledger._to_message(tp, SimpleNamespace(offset=offset))
     assert list(ledger._delivered[tp]) == [9, 12]
-
-
-def test_progress_is_stalled_only_when_work_waits_and_nothing_moves() -> None:
-    progress = FaustProgress(10.0)
-    assert not progress.stalled(0.0, 5, "a")
-    assert not progress.stalled(9.9, 5, "a")
-    assert progress.stalled(10.0, 5, "a")
-    assert not progress.stalled(11.0, 5, "b")
-    assert not progress.stalled(20.0, 0, "b")
-    assert not progress.stalled(25.0, 1, "b")
-    assert progress.stalled(30.0, 1, "b")

@@ -9,12 +9,11 @@ from confluent_kafka import Consumer, Producer
 
 from schemas.errors import FreshetError
 from schemas.settings import KafkaSettings
-from schemas.topics import BEHAVIOUR_EVENTS, TOPICS
+from schemas.topics import BEHAVIOUR_EVENTS
 from tests.workers.brokers import BROKERS, kill_broker, settings_for, start_broker
 from workers.kafka.configuration import check_reachable, client, consumer, producer
 from workers.kafka.lag import lag
-from workers.kafka.topics import create_topics, partitions
-from workers.runtime.watchdog import Stall
+from workers.kafka.topics import create_topics
 
 
 class TestConfigurations:
@@ -44,23 +43,6 @@ class TestConfigurations:
         assert time.monotonic() - started < 5
 
 
-class TestStall:
-    def test_standing_still_with_work_is_a_stall_after_the_limit(self) -> None:
-        stall = Stall(10.0)
-        assert [stall.look(now, "mark", True) for now in (0.0, 5.0, 9.9, 10.0)] == [False, False, False, True]
-
-    def test_every_move_starts_the_clock_anew(self) -> None:
-        stall = Stall(10.0)
-        assert not any(stall.look(now, now, True) for now in range(0, 100, 9))
-        assert stall.look(110.0, 99, True)
-
-    def test_idle_time_does_not_count(self) -> None:
-        stall = Stall(10.0)
-        assert not any(stall.look(now, "mark", False) for now in range(0, 100, 10))
-        assert not stall.look(99.0, "mark", True)
-        assert stall.look(100.0, "mark", True)  # ten seconds after it was last idle
-
-
 @pytest.mark.slow
 class TestBroker:
     @pytest.fixture(params=BROKERS)
@@ -69,11 +51,8 @@ class TestBroker:
         yield settings_for(broker)
         kill_broker(broker)
 
-    def test_topics_are_made_once_and_lag_is_counted(self, settings: KafkaSettings) -> None:
+    def test_lag_is_counted(self, settings: KafkaSettings) -> None:
         create_topics(settings)
-        create_topics(settings)
-        made = partitions(settings, TOPICS)
-        assert made == {name: topic.partitions or settings.partitions for name, topic in TOPICS.items()}
         assert set(lag(settings, "nobody", [BEHAVIOUR_EVENTS.name]).values()) == {0}
         sender = Producer(producer(settings))
         sender.produce(BEHAVIOUR_EVENTS.name, b"x", key="ann")
