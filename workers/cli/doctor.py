@@ -172,10 +172,7 @@ def _settings_table(settings: Settings) -> Table:
         table.add_column(column)
     for row in rows():
         value = getattr(getattr(settings, row.section), row.name) if row.section else settings.home
-        if "password" in row.name or "api_key" in row.name:
-            shown = "(set)" if value else ""
-        else:
-            shown = "" if value is None else str(value)
+        shown = "(set)" if row.secret and value else "" if value is None else str(value)
         origin = "environment" if os.environ.get(row.variable) else \
             "default" if str(value) == str(row.default) else "file"
         table.add_row(row.variable, shown, origin, row.description)

@@ -12,7 +12,7 @@ import jinja2
 import orjson
 
 from schemas.artifacts import Artifact
-from schemas.settings import Settings
+from schemas.settings import Settings, rows
 from workers.demo import plots
 from workers.demo.metrics import REASONS, Metrics
 from workers.home.lock import run_folder
@@ -40,8 +40,9 @@ def plain_settings(settings: Settings) -> dict[str, Any]:
     """Return the settings for people to read: no passwords and keys."""
     out = asdict(settings)
     out["home"] = str(settings.home)
-    for section, name in (("kafka", "sasl_password"), ("qdrant", "api_key")):
-        out[section].pop(name, None)
+    for row in rows():
+        if row.secret:
+            del out[row.section][row.name]
     return out
 
 

