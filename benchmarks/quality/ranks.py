@@ -77,25 +77,26 @@ class RankBook:
         sizes = [int(key.partition(",")[2]) for key in self._columns if key.startswith("row,")]
         return max((n for n in sizes if _key(name, seed, n) in self._columns), default=0)
 
-    def above(self, one: Name, other: Name, seeds: list[int]) -> Difference | None:
+    def above(self, system: Name, baseline: Name, seeds: list[int]) -> Difference | None:
         """Return the lead of one system over another in NDCG@10 on the same events, averaged over the seeds with ranks
         of both; None if there is none. If runs have different sizes, use the size that most seeds have.
         """
-        common = {seed: n for seed in seeds if (n := self._common(one, other, seed))}
+        common = {seed: n for seed in seeds if (n := self._common(system, baseline, seed))}
         if not common:
             return None
         sizes = list(common.values())
         n = max(sizes, key=lambda size: (sizes.count(size), size))
-        gains = [ndcg(self._columns[_key(one, seed, n)].astype(np.int64))
-                 - ndcg(self._columns[_key(other, seed, n)].astype(np.int64))
+        gains = [ndcg(self._columns[_key(system, seed, n)].astype(np.int64))
+                 - ndcg(self._columns[_key(baseline, seed, n)].astype(np.int64))
                  for seed, size in common.items() if size == n]
         mean, user = np.mean(gains, axis=0), self._columns[f"user,{n}"]
         return Difference(*paired_interval(user, mean), len(gains))
 
-    def _common(self, one: Name, other: Name, seed: int) -> int:
+    def _common(self, first: Name, second: Name, seed: int) -> int:
         """Return the largest number of events for which both runs are stored, 0 = none."""
         sizes = [int(key.partition(",")[2]) for key in self._columns if key.startswith("row,")]
-        return max((n for n in sizes if all(_key(name, seed, n) in self._columns for name in (one, other))), default=0)
+        stored = [n for n in sizes if all(_key(name, seed, n) in self._columns for name in (first, second))]
+        return max(stored, default=0)
 
 
 def _key(name: Name, seed: int, n: int) -> str:

@@ -8,14 +8,14 @@ from benchmarks.ctr.click_models import Auc, Ctr, auc, fit_ctr, judge_ctr, loglo
 def test_samples_exclude_written_events_and_contain_earlier_history():
     offsets = np.array([0, 5, 5, 75])
     item, rating = np.arange(75), np.tile([5.0, 1.0, 4.0], 25)
-    found = samples(item, rating, offsets)
+    result = samples(item, rating, offsets)
     assert written_events(np.diff(offsets)).tolist() == [3, 0, 30]
-    assert found.item.tolist() == [3, 4, *range(35, 75)]
-    assert found.history[0].tolist() == [-1] * 7 + [0, 1, 2]
-    assert found.liked[0].tolist() == [0] * 7 + [1, 0, 1]
-    assert found.history[2].tolist() == list(range(25, 35))
-    assert (found.label == (rating[found.item] > 3)).all()
-    assert set(found.of_users(np.array([2])).user) == {2}
+    assert result.item.tolist() == [3, 4, *range(35, 75)]
+    assert result.history[0].tolist() == [-1] * 7 + [0, 1, 2]
+    assert result.liked[0].tolist() == [0] * 7 + [1, 0, 1]
+    assert result.history[2].tolist() == list(range(25, 35))
+    assert (result.label == (rating[result.item] > 3)).all()
+    assert set(result.of_users(np.array([2])).user) == {2}
 
 
 def test_auc_by_hand():

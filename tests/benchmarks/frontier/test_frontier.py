@@ -30,14 +30,14 @@ def point(policy: str, budget: float | None, gain: float, calls: int, seed: int 
 def test_policies_are_compared_event_by_event() -> None:
     better = [point("freshet", 50, 0.05, 20, seed) for seed in (1, 2)]
     worse = [point("drift", 50, 0.02, 21, seed) for seed in (1, 2)]
-    found = versus(better, worse)
-    assert found["difference"] == pytest.approx(0.03, abs=0.003)
-    assert found["interval"][0] > 0.02
-    assert found["equal_calls"]
+    comparison = versus(better, worse)
+    assert comparison["difference"] == pytest.approx(0.03, abs=0.003)
+    assert comparison["interval"][0] > 0.02
+    assert comparison["equal_calls"]
     assert not versus(better, [point("once", None, 0.02, 30, s) for s in (1, 2)])["equal_calls"]
-    other = point("drift", 50, 0.02, 21)
+    shorter = point("drift", 50, 0.02, 21)
     with pytest.raises(ValueError, match="different events"):
-        versus([better[0]], [Point(other.figures, other.rows[:, 1:])])
+        versus([better[0]], [Point(shorter.figures, shorter.rows[:, 1:])])
 
 
 def test_the_share_of_a_negative_gain_is_none() -> None:
@@ -61,10 +61,10 @@ def test_finished_points_are_stored(tmp_path: Path) -> None:
     folder = PointFolder(tmp_path / "points")
     assert folder.find("always-42") is None
     folder.keep("always-42", {"policy": "always", "budget": None}, columns)
-    found = PointFolder(tmp_path / "points").find("always-42")
-    assert found is not None
-    assert found.name == ("always", None)
-    np.testing.assert_array_equal(found.rows, [[0, 1, 2], [1, 0, 1], [0.5, 0, 1], [0, 0, 0]])
+    stored = PointFolder(tmp_path / "points").find("always-42")
+    assert stored is not None
+    assert stored.name == ("always", None)
+    np.testing.assert_array_equal(stored.rows, [[0, 1, 2], [1, 0, 1], [0.5, 0, 1], [0, 0, 0]])
 
 
 def test_results_and_tables_are_complete() -> None:

@@ -53,9 +53,9 @@ def test_tables_include_all_saved_runs(tmp_path):
     for run in runs:
         rank = np.where(np.arange(40) % 2, 3, 500) if run["system"] == "dense" else np.zeros(40)
         book.add(run, np.arange(40), np.arange(40), rank)
-    found = quality.tables(tmp_path)["d"]
-    assert "stream-time** (40 events predicted)" in found
-    freshet = next(line for line in found.splitlines() if line.startswith("| `freshet`"))
+    text = quality.tables(tmp_path)["d"]
+    assert "stream-time** (40 events predicted)" in text
+    freshet = next(line for line in text.splitlines() if line.startswith("| `freshet`"))
     assert "| 2 | .2000 ± .0000 |" in freshet
     assert "| +0.78" in freshet
 

@@ -39,8 +39,8 @@ def test_a_missing_run_has_no_interval(tmp_path):
 def test_a_repeated_run_replaces_the_old_one(tmp_path):
     book = filled(tmp_path / "d-p.npz")
     book.add(run("freshet", 1), ROWS, USERS, np.full(60, 40_000))
-    found = book.above(("freshet", None), ("dense", None), [1])
-    assert found.mean == pytest.approx(-1 / np.log2(11))
+    difference = book.above(("freshet", None), ("dense", None), [1])
+    assert difference.mean == pytest.approx(-1 / np.log2(11))
 
 
 def test_runs_are_compared_on_the_events_both_have(tmp_path):

@@ -7,9 +7,9 @@ def test_quick_measures_every_change_and_saves_nothing(capsys, tmp_path, monkeyp
     monkeypatch.setattr(run, "PATH", tmp_path / "reference.json")
     run.main(["--quick"])
     shown = capsys.readouterr().out
-    found = {name: float(value) for name, value in re.findall(r"^\| (as used|dim 128) \| (\d\.\d+) \|", shown, re.M)}
-    assert set(found) == {"as used", "dim 128"}
-    assert all(value > 0 for value in found.values())
+    ndcg = {name: float(value) for name, value in re.findall(r"^\| (as used|dim 128) \| (\d\.\d+) \|", shown, re.M)}
+    assert set(ndcg) == {"as used", "dim 128"}
+    assert all(value > 0 for value in ndcg.values())
     assert not list(tmp_path.iterdir())
 
 

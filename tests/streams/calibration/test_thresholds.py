@@ -37,29 +37,29 @@ def population(users: int, length: int, seed: int) -> tuple[list[thresholds.Hist
 @pytest.mark.parametrize("stated", [50.0, 200.0])
 def test_the_stated_rate_holds_on_other_users(stated: float) -> None:
     histories, vectors = population(500, 60, 0)
-    found = thresholds.calibrate_drift(histories, vectors, StateSettings(), false_alarm_every=stated, **OPTIONS)  # type: ignore[arg-type]
-    assert found.check_passed
-    assert found.false_alarm_every >= stated
+    calibration = thresholds.calibrate_drift(histories, vectors, StateSettings(), false_alarm_every=stated, **OPTIONS)  # type: ignore[arg-type]
+    assert calibration.check_passed
+    assert calibration.false_alarm_every >= stated
     fresh, _ = population(1500, 60, 1)
-    detector = Detector(found.mean, found.sd, 1.0, 0.75, found.threshold)
+    detector = Detector(calibration.mean, calibration.sd, 1.0, 0.75, calibration.threshold)
     seen = alarms.watch([h.rows for h in fresh], vectors, StateSettings(), detector, first=3, cooldown=5)
     expected = float(seen.watched.sum()) / stated
     # Poisson variance of both counts: alarms of the new users, and of one order of the calibration users' items.
-    calibration_alarms = found.observations / 8 / stated
+    calibration_alarms = calibration.observations / 8 / stated
     bound = 4 * expected * np.sqrt(1 / expected + 1 / calibration_alarms)
     assert abs(len(seen.user) - expected) < bound, (len(seen.user), expected, bound)
 
 
 def test_a_check_that_finds_too_many_alarms_fails() -> None:
     calm, vectors = population(300, 60, 2)
-    found = thresholds.calibrate_drift(calm, vectors, StateSettings(), false_alarm_every=100.0, **OPTIONS)  # type: ignore[arg-type]
-    assert found.check is not None
-    assert found.check.low < found.check.every < found.check.high
-    low = Detector(found.mean, found.sd, 1.0, 0.75, found.threshold / 3)
+    calibration = thresholds.calibrate_drift(calm, vectors, StateSettings(), false_alarm_every=100.0, **OPTIONS)  # type: ignore[arg-type]
+    assert calibration.check is not None
+    assert calibration.check.low < calibration.check.every < calibration.check.high
+    low = Detector(calibration.mean, calibration.sd, 1.0, 0.75, calibration.threshold / 3)
     seen = alarms.watch([h.rows for h in calm], vectors, StateSettings(), low, first=3, cooldown=0)
     assert alarms.rate(seen).high < 100.0
-    assert not replace(found, check=alarms.rate(seen)).check_passed
-    assert found.evidence()["drift_check_held"] == 1.0
+    assert not replace(calibration, check=alarms.rate(seen)).check_passed
+    assert calibration.evidence()["drift_check_held"] == 1.0
 
 
 def test_the_interval_has_its_nominal_coverage() -> None:
@@ -78,8 +78,8 @@ def test_the_interval_has_its_nominal_coverage() -> None:
 
 def test_without_an_alarm_the_interval_has_only_a_lower_bound() -> None:
     none = np.zeros(0, np.intp)
-    found = alarms.rate(alarms.Watched(none, none, np.array([370, 0]), 0.5, 0.1))
-    assert (found.users, found.alarms, found.every, found.low) == (1, 0, float("inf"), pytest.approx(100.0))
+    interval = alarms.rate(alarms.Watched(none, none, np.array([370, 0]), 0.5, 0.1))
+    assert (interval.users, interval.alarms, interval.every, interval.low) == (1, 0, float("inf"), pytest.approx(100.0))
 
 
 def test_the_two_halves_are_disjoint_and_complete() -> None:
@@ -92,10 +92,10 @@ def test_the_two_halves_are_disjoint_and_complete() -> None:
 
 def test_a_single_user_gives_a_calibration_without_a_check() -> None:
     histories, vectors = population(1, 60, 5)
-    found = thresholds.calibrate_drift(histories, vectors, StateSettings(), false_alarm_every=50.0, **OPTIONS)  # type: ignore[arg-type]
-    assert found.check is None
-    assert found.check_passed
-    assert "drift_check_every" not in found.evidence()
+    calibration = thresholds.calibrate_drift(histories, vectors, StateSettings(), false_alarm_every=50.0, **OPTIONS)  # type: ignore[arg-type]
+    assert calibration.check is None
+    assert calibration.check_passed
+    assert "drift_check_every" not in calibration.evidence()
 
 
 def test_too_short_histories_raise_a_clear_error() -> None:
@@ -120,7 +120,7 @@ def test_watch_gives_the_same_alarms_as_the_planner(data: st.DataObject) -> None
         "min_history": first, "ttl_s": 1e12, "drift_prior": 1.0, "drift_slack": 0.75, "drift_threshold": threshold})
     planner = Planner(vectors, fitted, Settings(refresh=RefreshSettings(cooldown=cooldown, policy="drift")))
     states: States = {}
-    found = []
+    refreshed = []
     # One event per user and batch, so that knowledge arrives before the user's next event.
     for t in range(max(map(len, histories))):
         users = [u for u, rows in enumerate(histories) if len(rows) > t]
@@ -128,9 +128,9 @@ def test_watch_gives_the_same_alarms_as_the_planner(data: st.DataObject) -> None
             batch = [Event(f"{u}", f"i{histories[u][t]}", float(t), "view", f"{u}-{t}", t, float(t))
                      for u in users[start:start + chunk]]
             plan = planner.events(states, batch, float(t))
-            found += [(int(r.user_id), r.count) for r in plan.knowledge if r.reason == "drift"]
+            refreshed += [(int(r.user_id), r.count) for r in plan.knowledge if r.reason == "drift"]
             planner.updates(states, [(answer(r), 0.0) for r in plan.knowledge], float(t))
-    assert sorted(found) == sorted(zip(seen.user.tolist(), seen.event.tolist(), strict=True))
+    assert sorted(refreshed) == sorted(zip(seen.user.tolist(), seen.event.tolist(), strict=True))
     assert seen.watched.tolist() == [max(0, len(rows) - first) for rows in histories]
 
 
@@ -142,8 +142,8 @@ def test_a_planted_drift_is_found() -> None:
     drifting = [thresholds.History(np.concatenate([rng.integers(0, half, 30), rng.integers(half, N_ITEMS, 60)]),
                                     np.arange(90, dtype=float)) for _ in range(80)]
     calm = [thresholds.History(rng.integers(0, half, 90), np.arange(90, dtype=float)) for _ in range(160)]
-    found = thresholds.calibrate_drift(calm, vectors, settings, false_alarm_every=300.0, **OPTIONS)  # type: ignore[arg-type]
-    detector = Detector(found.mean, found.sd, 1.0, 0.75, found.threshold)
+    calibration = thresholds.calibrate_drift(calm, vectors, settings, false_alarm_every=300.0, **OPTIONS)  # type: ignore[arg-type]
+    detector = Detector(calibration.mean, calibration.sd, 1.0, 0.75, calibration.threshold)
     seen = alarms.watch([h.rows for h in drifting], vectors, settings, detector, first=3, cooldown=5)
     caught = {user for user, event in zip(seen.user, seen.event, strict=True) if 30 < event <= 40}
     assert len(caught) >= 76, "a change to the other half of the catalogue is found within ten events"

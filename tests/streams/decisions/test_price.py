@@ -222,10 +222,10 @@ def test_a_copied_market_makes_the_same_decisions() -> None:
 
     def play(part: list, states: States) -> list:
         out = []
-        for one in part:
-            plan = stage.events(states, [one], one.event_time)
+        for next_event in part:
+            plan = stage.events(states, [next_event], next_event.event_time)
             out += plan.knowledge
-            stage.updates(states, [(answer(r), one.event_time) for r in plan.knowledge], one.event_time)
+            stage.updates(states, [(answer(r), next_event.event_time) for r in plan.knowledge], next_event.event_time)
         return out
 
     play(events[:200], states)

@@ -39,25 +39,25 @@ def test_batch_sizes_do_not_matter_and_redelivery_changes_nothing(users: list[li
 
 
 def test_a_harmful_version_is_found_once_and_another_is_not() -> None:
-    pools, found = Pools(), []
+    pools, findings = Pools(), []
     for user in range(40):
         both = [evidence(f"a{user}", [-0.8]), evidence(f"b{user}", [0.2], version="m2")]
-        found += fold(pools, both, 1.0, ALPHA, CELLS)
-    assert [f.version for f in found if not f.code] == ["m1"]
-    assert found[0].margins < 20, "one margin per user, pooled over users"
+        findings += fold(pools, both, 1.0, ALPHA, CELLS)
+    assert [f.version for f in findings if not f.code] == ["m1"]
+    assert findings[0].margins < 20, "one margin per user, pooled over users"
     assert pools.versions["m2"].overall.harmful_at == 0
     assert pools.versions["m1"].overall.mean == pytest.approx(-0.8)
 
 
 def test_one_harmful_codeword_is_named_and_the_version_stays() -> None:
-    pools, found = Pools(), []
+    pools, findings = Pools(), []
     for user in range(300):
         bad = user % 10 == 0
-        found += fold(pools, [evidence(f"u{user}", [-0.9 if bad else 0.3], (5 if bad else user % 4, 1))], 1.0, ALPHA,
+        findings += fold(pools, [evidence(f"u{user}", [-0.9 if bad else 0.3], (5 if bad else user % 4, 1))], 1.0, ALPHA,
                       CELLS)
-    assert found == [Finding("m1", "0:5", found[0].margins, found[0].mean)]
-    assert found[0].mean == pytest.approx(-0.9)
-    assert 10 < found[0].margins < 30
+    assert findings == [Finding("m1", "0:5", findings[0].margins, findings[0].mean)]
+    assert findings[0].mean == pytest.approx(-0.9)
+    assert 10 < findings[0].margins < 30
     assert culprit(pools.versions["m1"]) == "0:5"
     assert culprit(pooled.VersionPools()) == ""
 
