@@ -100,7 +100,7 @@ def fit_key(data_hash: str, settings: Settings) -> str:
     return digest.hexdigest()
 
 
-def cut_short(card: Card) -> list[str]:
+def still_improving(card: Card) -> list[str]:
     """Return the scorers of a fitted version that were still getting better in the last epoch they were allowed."""
     last = card.settings["fit"]["epochs"]
     return [name for name in ("reference", "fused") if card.metrics.get(f"{name}_epoch", 0.0) >= last]

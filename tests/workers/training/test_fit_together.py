@@ -18,7 +18,7 @@ from schemas.artifacts import Card, Registry
 from schemas.settings import FitSettings, Settings
 from tests.models import tiny
 from workers.terminal.stages import Stages
-from workers.training.fit import cut_short, run
+from workers.training.fit import run, still_improving
 
 ITEMS, USERS = 30, 50
 
@@ -39,8 +39,8 @@ def test_names_the_scorers_whose_last_epoch_was_their_best() -> None:
     card = Card(
         model_version="v", created_at=0.0, data_hash="", settings={"fit": {"epochs": 12}},
         metrics={"reference_epoch": 10.0, "fused_epoch": 12.0, "epoch": 4.0}, revision="", split_time=0.0, files={})
-    assert cut_short(card) == ["fused"]
-    assert cut_short(card.model_copy(update={"metrics": {}})) == []
+    assert still_improving(card) == ["fused"]
+    assert still_improving(card.model_copy(update={"metrics": {}})) == []
 
 
 @pytest.mark.slow
