@@ -46,13 +46,13 @@ def evaluate(
     """
     from workers.data import movielens
     from workers.terminal.stages import Stages
-    from workers.training.evaluate import Evaluator, Wanted
+    from workers.training.evaluate import EvaluationRun, Evaluator
 
     if list_:
         _list()
         return
     settings = load()
-    wanted = Wanted(system, protocol.replace("-", "_"), control or None, seed, ages, events or None)
+    wanted = EvaluationRun(system, protocol.replace("-", "_"), control or None, seed, ages, events or None)
     _check(wanted.system, wanted.control, wanted.protocol)
     folder = data or movielens.fetch(settings.home, typer.echo)
     with Stages() as stages:

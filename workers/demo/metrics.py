@@ -73,7 +73,7 @@ class Metrics:
         """
         self.recommendations += 1
         if self.trial is not None:
-            self.trial.offered(message)
+            self.trial.add_recommendation(message)
         self.recommendation_reasons[message.reason] += 1
         if message.reason == "event":
             self.streams_s.append(message.requested_at - message.caused_at)

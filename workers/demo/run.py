@@ -218,7 +218,7 @@ class Demo:
             now = time.time()
             self.metrics.produced(event.user_id, event.item_id, inflight.next_count(event.user_id), now)
             if self.metrics.trial is not None:
-                self.metrics.trial.happened(event.user_id, event.item_id, event.event_id, event.event_time)
+                self.metrics.trial.add_event(event.user_id, event.item_id, event.event_id, event.event_time)
             if not inflight.total:
                 self._moved = time.monotonic()  # nothing was unanswered until now: the stall timeout starts here
             inflight.sent(event.user_id, now)

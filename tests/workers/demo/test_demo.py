@@ -64,7 +64,7 @@ def recorded(trial: RunningExperiment | None = None) -> Metrics:
         count = number // 20 + 1
         metrics.produced(user, ITEMS[number % 30], count, float(number))
         if trial is not None:
-            trial.happened(user, ITEMS[number % 30], f"e{number}", float(number))
+            trial.add_event(user, ITEMS[number % 30], f"e{number}", float(number))
         metrics.recommended(recommendation(user, count, fused=count > 3))
         metrics.answered(0.01 * (1 + number % 7))
         if count == 3:
