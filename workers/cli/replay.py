@@ -15,7 +15,7 @@ from schemas.settings import load
 from streams.decisions.policies import PolicyName
 
 if TYPE_CHECKING:
-    from workers.replay.scene import ReplayResult
+    from workers.replay.session import ReplayResult
 
 
 def replay(
@@ -60,7 +60,7 @@ def replay(
     `freshet replay --data my-shop --policy nightly --json nightly.json`
     """
     from workers.data import movielens
-    from workers.replay.scene import Scene
+    from workers.replay.session import ReplaySession
     from workers.terminal.stages import Stages
 
     settings = load()
@@ -68,7 +68,7 @@ def replay(
         raise FreshetError("--events must not be negative")
     folder = data or movielens.fetch(settings.home, typer.echo)
     with Stages() as stages:
-        outcome = Scene(settings, folder, stages, events, stock=stock).run(policy, budget, seed)
+        outcome = ReplaySession(settings, folder, stages, events, stock=stock).run(policy, budget, seed)
     _show(outcome)
     if json is not None:
         json.parent.mkdir(parents=True, exist_ok=True)
