@@ -198,7 +198,7 @@ def chosen(settings: ExperimentSettings, found: Collection[str]) -> ExperimentSe
             "FRESHET_EXPERIMENT_CONTROL=0.1 (the share of users served without knowledge), then `freshet up`")
     names = ", ".join(sorted(found))
     if settings.name:
-        raise FreshetError(f"no recommendation belongs to experiment {settings.name!r}; the messages contain {names}")
+        raise FreshetError(f"no recommendation belongs to experiment {settings.name!r}; there are {names}")
     if len(found) > 1:
         raise FreshetError(f"there are several experiments: {names}. Name one: `freshet experiment NAME`")
     return replace(settings, name=next(iter(found)))

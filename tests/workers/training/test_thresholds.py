@@ -75,7 +75,9 @@ def test_calibrate_and_reset(world: tuple[Settings, Artifact, Path], monkeypatch
     assert Registry(settings.home).open().calibration() == fitted.CALIBRATION
 
 
-def test_new_users_of_the_same_kind_meet_the_stated_rate(world: tuple[Settings, Artifact, Path], tmp_path: Path) -> None:
+def test_new_users_of_the_same_kind_meet_the_stated_rate(
+    world: tuple[Settings, Artifact, Path], tmp_path: Path,
+) -> None:
     settings, artifact, folder = world
     found = recalibrate(artifact, folder, settings, 80.0)
     detector = Detector.of(artifact.calibration().model_copy(
@@ -108,7 +110,7 @@ def test_a_failed_check_exits_with_code_1(world: tuple[Settings, Artifact, Path]
         [sys.executable, "-m", "workers.cli", "calibrate", "--data", str(alone)], capture_output=True, text=True,
         env={"FRESHET_HOME": str(settings.home), "PATH": ""}, check=False, timeout=60)
     assert done.returncode == 1
-    assert "nobody to check the threshold on" in done.stderr
+    assert "no users to check the threshold on" in done.stderr
     assert "Traceback" not in done.stderr
     assert not artifact.recalibration.exists()
 
