@@ -1,4 +1,4 @@
-"""The worker roles: knowledge, ranking, alignment and guard. Each runs as a process beside the stream.
+"""The worker roles: knowledge, ranking, alignment and guard. Each runs in its own process.
 
 `workers/runtime` has the loop that they share.
 

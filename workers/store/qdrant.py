@@ -68,7 +68,7 @@ class QdrantStore:
 
     @classmethod
     def of(cls, settings: Settings, dim: int) -> QdrantStore:
-        """Return the store that the settings name, and create its collection. A store that is unavailable may come back later.
+        """Return the store that the settings name, and create its collection. An unavailable store is only logged.
 
         Raises:
             FreshetError: the settings name no store, or its collection has another width.

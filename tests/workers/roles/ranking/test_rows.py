@@ -100,7 +100,7 @@ def test_a_system_without_knowledge_is_served_unchanged(model: type, settings: S
     store.upsert([point("ann", model_version="m1")])
     many = [f"i{row}" for row in range(N)]
     recs, judgements = split(processor(ranker, store)([
-        request("ann", judged=[judged("i4", 3, 4)]), request("ben", history=["i1", "nobody's"], seen=many[:-3]),
+        request("ann", judged=[judged("i4", 3, 4)]), request("ben", history=["i1", "unknown"], seen=many[:-3]),
         request("cis", history=many)]))
     store.close()
     assert judgements == {}
