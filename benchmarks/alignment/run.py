@@ -35,7 +35,7 @@ from schemas.artifacts import Artifact, Registry
 from schemas.errors import FreshetError
 from schemas.settings import Settings, load
 from streams.detection.trust import wager
-from workers.roles.alignment.lessons import LATER
+from workers.roles.alignment.training_users import MIN_LATER_EVENTS
 from workers.terminal.stages import Stages
 from workers.training.language import open_language
 from workers.training.revision import revision
@@ -91,7 +91,7 @@ def groups(cohort: Cohort, verdicts: Verdicts, held_out: float, limit: int, seed
         cut = round(held_out * len(order))
         training, evaluation = order[cut:], order[:cut]
         stop = cohort.sequences.offsets[cohort.users[snapshots] + 1]
-        later = [np.arange(after[index], stop[index] - LATER + 1, cohort.span) for index in evaluation]
+        later = [np.arange(after[index], stop[index] - MIN_LATER_EVENTS + 1, cohort.span) for index in evaluation]
         training_rows = np.flatnonzero(np.isin(cohort.users, cohort.users[snapshots[training]]))
         rows = np.concatenate([*later, np.zeros(0, np.int64)])
         return cohort[training_rows], Cohort(cohort.sequences, rows, cohort.span), evaluation

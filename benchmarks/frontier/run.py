@@ -30,7 +30,7 @@ from schemas.errors import ArtifactError, FreshetError
 from schemas.settings import Evidence, Settings, load, to_environ
 from streams.decisions.policies import PolicyName
 from workers.data import movielens
-from workers.replay.scene import Scene
+from workers.replay.session import ReplaySession
 from workers.terminal.stages import Stages
 from workers.training.revision import revision
 
@@ -67,7 +67,7 @@ class Home:
             self._fit(settings)
         artifact = Registry(settings.home).open()
         stored = PointFolder(settings.home / "cache" / "frontier" / f"{artifact.model_version}-{code_hash()}")
-        scene: list[Scene] = []
+        session: list[ReplaySession] = []
 
         def point(
             name: str, policy: PolicyName, evidence: Evidence, budget: float | None = None, target: float | None = None,
@@ -76,9 +76,9 @@ class Home:
             result = stored.find(key)
             if result is None:
                 stages.say(f"{self.name}, seed {seed}: {name}" + (f" at {budget:g}" if budget else ""))
-                if not scene:
-                    scene.append(Scene(settings, self._folder, stages, events, stock=self._stock))
-                outcome = scene[0].run(policy, target, seed, evidence)
+                if not session:
+                    session.append(ReplaySession(settings, self._folder, stages, events, stock=self._stock))
+                outcome = session[0].run(policy, target, seed, evidence)
                 figures = outcome.figures | {
                     "dataset": self.name, "policy": name, "budget": budget, "wall_s": round(outcome.wall_s, 1),
                     "revision": revision()}

@@ -32,7 +32,7 @@ from schemas.files import write_whole
 from schemas.settings import FitSettings, Settings, load
 from workers.data import movielens
 from workers.terminal.stages import Stages
-from workers.training.evaluate import Evaluator, Wanted, label
+from workers.training.evaluate import EvaluationRun, Evaluator, label
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -59,7 +59,7 @@ class Choice:
     seeds: tuple[int, ...]
     events: int | None = None
 
-    def runs(self) -> Iterator[Wanted]:
+    def runs(self) -> Iterator[EvaluationRun]:
         """Yield the runs, grouped so that runs with the same reference are adjacent."""
         for name in self.protocols:
             for seed in self.seeds:
@@ -68,7 +68,7 @@ class Choice:
                 for system in self.systems:
                     controls = [name for name in SYSTEMS[system].controls() if every or name in chosen]
                     for control in (None, *controls):
-                        yield Wanted(system, name, control, seed, events=self.events)
+                        yield EvaluationRun(system, name, control, seed, events=self.events)
 
 
 def record(result: dict[str, Any]) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def test_control_users_get_the_reference_and_the_uplift_is_reported(fitted, home
         figures_at, plot = tmp_path / "spring.json", tmp_path / "spring.svg"
         shown = stack.run("experiment", "--window", "300", "--json", str(figures_at), "--plot", str(plot))
         assert shown.returncode == 0, shown.stdout + shown.stderr
-        assert "may be looked at at any time" in " ".join(shown.stdout.split())
+        assert "may look at the interval at any time" in " ".join(shown.stdout.split())
         figures = orjson.loads(figures_at.read_bytes())
         assert (figures["users"], figures["open_users"]) == (24, 0)
         assert figures["arms"]["control"]["users"] == len(control)

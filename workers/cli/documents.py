@@ -1,4 +1,4 @@
-"""`freshet schema`: the contracts as documents."""
+"""`freshet schema`: writes the message schemas and the table of settings as documents."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import typer
 def schema(
     out: Annotated[Path, typer.Option(help="Folder to write into.")] = Path("docs"),
 ) -> None:
-    """Write JSON Schema per topic, an AsyncAPI 3 document and the table of settings.
+    """Write one JSON Schema per topic, an AsyncAPI 3 document and the table of settings.
 
     Example: `freshet schema --out docs`
     """
     from schemas import documents
 
     changed = documents.write(out)
-    typer.echo("\n".join(str(path) for path in changed) or f"{out} is current")
+    typer.echo("\n".join(str(path) for path in changed) or f"{out} is up to date")

@@ -1,4 +1,4 @@
-"""`freshet evaluate`: one system, one protocol, figures over every held-out event."""
+"""`freshet evaluate`: trains one system and measures it on every held-out event."""
 
 from __future__ import annotations
 
@@ -19,23 +19,24 @@ SHOWN = ("recall_at_5", "ndcg_at_5", "recall_at_10", "ndcg_at_10", "harmed_fract
 
 def evaluate(
     data: DataFolder = None,
-    system: Annotated[str, typer.Option(help="A row of the table; `--list` shows all.")] = "dense",
+    system: Annotated[str, typer.Option(help="The system to train; `--list` shows all.")] = "dense",
     protocol: Annotated[str, typer.Option(
         help="leave-one-out (each user's last event) or stream-time (every event after the split).")] = "stream-time",
-    control: Annotated[str, typer.Option(help="A control of the system; `--list` shows which it has.")] = "",
-    seed: Annotated[int, typer.Option(help="Of every random choice.")] = 42,
+    control: Annotated[str, typer.Option(help="A control variant of the system; `--list` shows them.")] = "",
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 42,
     ages: Annotated[bool, typer.Option(
-        "--ages", help="Also with knowledge 1, 4 and 16 events behind, and frozen at the split.")] = False,
+        "--ages", help="Also measure with knowledge that is 1, 4 and 16 events old, and frozen at the split.")] = False,
     events: Annotated[int, typer.Option(
-        help="Predict so many events at most, the same ones for every system and seed; 0 = all.", min=0)] = 0,
-    json: Annotated[Path | None, typer.Option(help="Write the result to this file as well.")] = None,
-    list_: Annotated[bool, typer.Option("--list", help="Show systems and controls, and do nothing.")] = False,
+        help="Predict at most this many events, the same for every system and seed. 0 = all.", min=0)] = 0,
+    json: Annotated[Path | None, typer.Option(help="Also write the result to this file.")] = None,
+    list_: Annotated[bool, typer.Option("--list", help="List the systems and their controls, and exit.")] = False,
 ) -> None:
-    """Train a system and measure it: the whole catalogue ranked for every held-out event.
+    """Train a system and measure how well it ranks the catalogue for every held-out event.
 
-    A finished run is kept under `evaluations/` and read from there the next time, as long as data, settings and the
-    code of the models are the same. A system with knowledge is also measured against its own reference: the gain in
-    NDCG@10 with its 95% interval (paired bootstrap over users), and how many users it made worse by over 0.1 nats.
+    A finished run is stored under `evaluations/` and reused as long as the data, the settings and the code of the
+    models do not change. A system with knowledge is also compared with its own reference, which ranks without
+    knowledge: the gain in NDCG@10 with its 95% interval (paired bootstrap over users), and the share of users for whom
+    knowledge made predictions worse by more than 0.1 nats.
 
     Examples:
 
@@ -45,13 +46,13 @@ def evaluate(
     """
     from workers.data import movielens
     from workers.terminal.stages import Stages
-    from workers.training.evaluate import Evaluator, Wanted
+    from workers.training.evaluate import EvaluationRun, Evaluator
 
     if list_:
         _list()
         return
     settings = load()
-    wanted = Wanted(system, protocol.replace("-", "_"), control or None, seed, ages, events or None)
+    wanted = EvaluationRun(system, protocol.replace("-", "_"), control or None, seed, ages, events or None)
     _check(wanted.system, wanted.control, wanted.protocol)
     folder = data or movielens.fetch(settings.home, typer.echo)
     with Stages() as stages:
@@ -66,7 +67,7 @@ def evaluate(
 
 
 def _check(system: str, control: str | None, protocol: str) -> None:
-    """Refuse a wrong name before anything is downloaded or read."""
+    """Raise an error for a wrong name before anything is downloaded or read."""
     from models.measuring.protocols import PROTOCOLS
     from models.systems.table import system_named
 
@@ -80,7 +81,7 @@ def show(result: dict[str, Any], gain: tuple[float, float, float] | None, consol
     """Print a result as tables.
 
     Args:
-        gain: mean gain in NDCG@10 over the system's reference with its interval, None without one.
+        gain: mean gain in NDCG@10 over the system's reference, and the bounds of its interval; None = no reference.
     """
     console = console or Console()
     name = result["system"] + (f" ({result['control']})" if result["control"] else "")

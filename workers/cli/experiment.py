@@ -1,4 +1,4 @@
-"""`freshet experiment`: what an online experiment has found so far."""
+"""`freshet experiment`: shows the result of an online experiment so far."""
 
 from __future__ import annotations
 
@@ -22,21 +22,23 @@ from workers.terminal.durations import duration
 
 
 def experiment(
-    name: Annotated[str, typer.Argument(help="The experiment; not needed where the messages hold only one.")] = "",
+    name: Annotated[str, typer.Argument(help="Name of the experiment; may be omitted if there is only one.")] = "",
     window: Annotated[float, typer.Option(
-        min=0, help="Seconds of event time a user counts for, from the first recommendation on.")] = 86_400.0,
-    reward: Annotated[str, typer.Option(help="Of each event: ndcg (NDCG@10) or hit (was it among the ten?).")] = "ndcg",
-    alpha: Annotated[float, typer.Option(min=1e-6, max=0.5, help="Error probability of the interval.")] = 0.05,
+        min=0, help="Seconds of event time for which a user is measured, from their first recommendation.")] = 86_400.0,
+    reward: Annotated[str, typer.Option(
+        help="Score of an event: ndcg (NDCG@10) or hit (in the top ten or not).")] = "ndcg",
+    alpha: Annotated[float, typer.Option(
+        min=1e-6, max=0.5, help="Error probability of the interval; 0.05 gives a 95% interval.")] = 0.05,
     effect: Annotated[float | None, typer.Option(
-        help="Uplift to forecast for; without it, a tenth of the mean reward.")] = None,
-    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the figures as JSON, too.")] = None,
+        help="Forecast the users needed to detect this uplift. [default: a tenth of the mean reward]")] = None,
+    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the figures as JSON.")] = None,
     plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the interval over time (.svg, .png).")] = None,
 ) -> None:
-    """Show the uplift of knowledge over behaviour alone, from the running stack's messages.
+    """Show how much serving knowledge improves recommendations, measured on the running stack's messages.
 
-    `FRESHET_EXPERIMENT_NAME` and `FRESHET_EXPERIMENT_CONTROL` make a running stack hold out users. The interval may be
-    looked at at any time, and the experiment stopped when it says enough: looking does not spend it. Choose window and
-    reward before you look, not by what they show.
+    To run an experiment, start the stack with `FRESHET_EXPERIMENT_NAME` and `FRESHET_EXPERIMENT_CONTROL`, the share of
+    users who are served without knowledge. You may look at the interval at any time and stop as soon as it is narrow
+    enough: looking does not weaken it. Choose window and reward before you look at results.
 
     Examples:
 
@@ -49,7 +51,7 @@ def experiment(
     from workers.measurement.experiment import REWARDS, RunningExperiment, chosen, fold
 
     if reward not in REWARDS:
-        raise FreshetError(f"--reward is one of {', '.join(REWARDS)}, not {reward!r}")
+        raise FreshetError(f"--reward must be one of {', '.join(REWARDS)}, not {reward!r}")
     settings = connected(load())
     console = Console(highlight=False)
     topics = [BEHAVIOUR_EVENTS.name, RECOMMENDATIONS.name]
@@ -76,10 +78,10 @@ def experiment(
         figures = trial.figures(alpha, effect)
     _show(console, figures)
     if cut:
-        console.print("[yellow]The topics' oldest records are gone (retention): users who entered then are missing or "
-                      "seem to have entered later. Keep records for as long as the experiment runs.[/yellow]")
+        console.print("[yellow]The topics' oldest records have been deleted (retention). Users who entered then are "
+                      "missing, or count from a later time. Keep records for as long as the experiment runs.[/yellow]")
     if unreadable:
-        console.print(f"{unreadable:,} records could not be read and were left out.")
+        console.print(f"{unreadable:,} records could not be read and were skipped.")
     if json is not None:
         json.write_bytes(orjson.dumps(figures, option=orjson.OPT_INDENT_2))
     if plot is not None:
@@ -91,9 +93,9 @@ def experiment(
 def _show(console: Console, figures: dict[str, Any]) -> None:
     low, high = figures["interval"]
     console.print(
-        f"experiment [bold]{figures['name']}[/bold]: {figures['control_share']:.1%} of users are control, served what "
-        f"behaviour alone says\nreward: {figures['reward']} of a user's events in their first "
-        f"{duration(figures['window_s'])}, mean per user; 0 for who did nothing")
+        f"experiment [bold]{figures['name']}[/bold]: {figures['control_share']:.1%} of the users are in the control "
+        f"group, served from behaviour alone\nreward: mean {figures['reward']} of a user's events in their first "
+        f"{duration(figures['window_s'])}; 0 for a user without events")
     table = Table()
     for column in ("arm", "users", "with events", "events", figures["reward"]):
         table.add_column(column, justify="left" if column == "arm" else "right")
@@ -104,13 +106,14 @@ def _show(console: Console, figures: dict[str, Any]) -> None:
     uplift = "not known yet" if figures["uplift"] is None else f"{figures['uplift']:+.4f}"
     console.print(
         f"uplift: {uplift}, {1 - figures['alpha']:.0%} interval [{low:+.4f}, {high:+.4f}]. "
-        f"{figures['conclusion']}\nThe interval may be looked at at any time: in at most {figures['alpha']:.0%} of "
-        "experiments does it ever exclude the truth.", markup=False)
+        f"{figures['conclusion']}\nYou may look at the interval at any time: the probability that it ever excludes the "
+        f"true uplift is at most {figures['alpha']:.0%}.", markup=False)
     if figures["open_users"]:
-        console.print(f"{figures['open_users']:,} more users have entered; they count when their window has closed.")
+        console.print(f"{figures['open_users']:,} more users have entered; they count once their window has closed.")
     forecast = figures["forecast"]
     if forecast["users_needed"] is not None:
         days = forecast["days_left"]
-        left = "" if days is None else f", {duration(days * 86_400)} more at the present rate" if days else ": passed"
-        console.print(f"An uplift of {forecast['effect']:+.4f} would be seen after about "
+        left = "" if days is None else f", {duration(days * 86_400)} more at the current rate" if days else \
+            ", which have been reached"
+        console.print(f"Detecting an uplift of {forecast['effect']:+.4f} takes about "
                       f"{forecast['users_needed']:,.0f} users{left}.")

@@ -1,4 +1,4 @@
-"""`freshet replay`: what would a refresh policy have been worth on recorded events, and what would it have cost?"""
+"""`freshet replay`: measures the quality and cost of a refresh policy on recorded events."""
 
 from __future__ import annotations
 
@@ -16,40 +16,43 @@ from streams.decisions.policies import PolicyName
 from workers.terminal.durations import duration
 
 if TYPE_CHECKING:
-    from workers.replay.scene import ReplayResult
+    from workers.replay.session import ReplayResult
 
 
 def replay(
     data: Annotated[Path | None, typer.Option(
-        help="Folder with events.csv and items.jsonl that the current model was fitted on; without it MovieLens-100K.",
+        help="Folder with the events.csv and items.jsonl that the current model was fitted on. [default: "
+             "MovieLens-100K]",
     )] = None,
-    policy: Annotated[PolicyName, typer.Option(help="When knowledge is generated anew; see below.")] = "freshet",
+    policy: Annotated[PolicyName, typer.Option(help="When to refresh knowledge; see the list above.")] = "freshet",
     budget: Annotated[float | None, typer.Option(
-        help="LLM calls per 1,000 events. freshet keeps to it by its price; for nightly, every-n, drift and judge the "
-             "period, the number, the threshold or the level is set so that their calls meet it. Without it: as the "
-             "settings say.")] = None,
+        help="LLM calls per 1,000 events. freshet keeps to the budget by itself. For nightly, every-n, drift and judge "
+             "the replay searches for the period, number, threshold or level that meets it. [default: use the "
+             "settings]")] = None,
     json: Annotated[Path | None, typer.Option(help="Write the figures to this file.")] = None,
-    events: Annotated[int, typer.Option(help="Events to play, from the split on; 0 = all.")] = 0,
+    events: Annotated[int, typer.Option(help="Number of events to play after the training part. 0 = all.")] = 0,
     stock: Annotated[bool, typer.Option(
-        "--stock", help="Users of the past have knowledge when they come back, as an offline run at the split would "
-                        "have left it; the policy does not pay for that. Without it all start with none.")] = False,
-    seed: Annotated[int, typer.Option(help="Of the bootstrap interval.")] = 0,
+        "--stock", help="Start with knowledge for all users of the training part, as if an offline run had generated "
+                        "it at the split. These LLM calls are not charged to the policy. Without this option all users "
+                        "start without knowledge.")] = False,
+    seed: Annotated[int, typer.Option(help="Random seed for the bootstrap interval.")] = 0,
 ) -> None:
     """Play recorded events through the live system's decisions and models, without a broker.
 
-    Events that the current model (`freshet fit`, `freshet models`) was not fitted on are played in order of event time.
-    Each is predicted from what had been recommended to its user before it came, then learned from. Knowledge is there
-    the moment it is asked for, so this shows what a policy is worth, not what waiting costs; `freshet demo` shows that.
-    The same command gives the same figures.
+    The events that the current model was not fitted on are played in order of event time. Each is first predicted from
+    the user's last recommendation and then added to the user's state. Knowledge is available as soon as it is
+    requested, so a replay measures what a policy is worth, not what latency costs; `freshet demo` measures latency. The
+    same command always gives the same figures.
 
-    Policies: `never`; `once` (at the first chance); `nightly` (everyone with new events, at the end of each period);
-    `every-n` (events of a user); `always`; `drift` alone; `judge` alone; `freshet` (all reasons, at a price).
+    Policies: `never`; `once` (as soon as the history is long enough); `nightly` (all users with new events, at the end
+    of each period); `every-n` (after every n events of a user); `always` (after every event); `drift` (only on drift);
+    `judge` (only on contradiction); `freshet` (all reasons, limited by a price).
 
-    With FRESHET_RANKING_EVIDENCE=stored ranking does not bring up to date what a history says about items: it is as it
-    was when knowledge was generated.
+    With FRESHET_RANKING_EVIDENCE=stored, ranking uses the item evidence as it was when the knowledge was generated. By
+    default it recomputes the evidence from the current history.
 
-    What the language model said is kept in FRESHET_HOME/cache/replay: the first replay of a policy pays for it, later
-    ones count the same calls at no cost.
+    Generated knowledge is cached in FRESHET_HOME/cache/replay. The first replay of a policy runs the language model;
+    later replays count the same calls but read the cache.
 
     Examples:
 
@@ -58,24 +61,24 @@ def replay(
     `freshet replay --data my-shop --policy nightly --json nightly.json`
     """
     from workers.data import movielens
-    from workers.replay.scene import Scene
+    from workers.replay.session import ReplaySession
     from workers.terminal.stages import Stages
 
     settings = load()
     if events < 0:
-        raise FreshetError("--events is at least 0")
+        raise FreshetError("--events must not be negative")
     folder = data or movielens.fetch(settings.home, typer.echo)
     with Stages() as stages:
-        outcome = Scene(settings, folder, stages, events, stock=stock).run(policy, budget, seed)
+        outcome = ReplaySession(settings, folder, stages, events, stock=stock).run(policy, budget, seed)
     _show(outcome)
     if json is not None:
         json.parent.mkdir(parents=True, exist_ok=True)
         json.write_bytes(as_json(outcome))
-        typer.echo(f"figures in {json}")
+        typer.echo(f"wrote the figures to {json}")
 
 
 def as_json(outcome: ReplayResult) -> bytes:
-    """Return the figures as JSON: equal bytes for equal replays. How long it took is not in it."""
+    """Return the figures as JSON: equal replays give equal bytes. The run time is not included."""
     return orjson.dumps(outcome.figures, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS) + b"\n"
 
 
@@ -91,10 +94,10 @@ def _show(outcome: ReplayResult) -> None:
         ("LLM calls", f"{f['calls']:,}, {f['calls_per_1000']:.1f} per 1,000 events ({f['llm_seconds']:.1f} s)"
                       + (f"; {f['stocked']:,} before" if f["stock"] else "")),
         ("refreshes", reasons),
-        ("NDCG@10", f"{f['ndcg_at_10']:.4f}, by behaviour alone {f['reference_ndcg_at_10']:.4f}"),
+        ("NDCG@10", f"{f['ndcg_at_10']:.4f}, behaviour alone {f['reference_ndcg_at_10']:.4f}"),
         ("gain", f"{f['gain']:+.4f}, 95% interval {low:+.4f} to {high:+.4f}"),
-        ("Recall@10", f"{f['recall_at_10']:.4f}, by behaviour alone {f['reference_recall_at_10']:.4f}"),
-        ("knowledge at use", _age(f["median_age_s"], f["median_age_events"])),
+        ("Recall@10", f"{f['recall_at_10']:.4f}, behaviour alone {f['reference_recall_at_10']:.4f}"),
+        ("knowledge when used", _age(f["median_age_s"], f["median_age_events"])),
         ("store", f"{f['store_bytes_per_user']:,.0f} bytes per user with knowledge; "
                   f"state {f['state_bytes_per_user']:,.0f} per user"),
         ("replay took", f"{outcome.wall_s:.1f} s, {f['events'] / max(outcome.wall_s, 1e-9):,.0f} events/s")]
@@ -106,5 +109,5 @@ def _show(outcome: ReplayResult) -> None:
 
 def _age(seconds: float | None, events: float | None) -> str:
     if seconds is None or events is None:
-        return "none was used"
+        return "no knowledge was used"
     return f"median age {duration(seconds)}, {events:g} events"

@@ -1,4 +1,4 @@
-"""`freshet up`, `freshet health`, and the hidden `freshet role` that runs one process of a stack."""
+"""`freshet up`, `freshet health`, and the hidden `freshet role`, which runs one process of a stack."""
 
 from __future__ import annotations
 
@@ -30,13 +30,15 @@ ROLE_MODULES = {
 
 
 def up(
-    roles: Annotated[str, typer.Option(help="Comma-separated: streams, knowledge, ranking, guard.")] = "",
-    port: Annotated[int | None, typer.Option(help="Port of the embedded broker; 0 = any free one.")] = None,
+    roles: Annotated[str, typer.Option(
+        help="Roles to run, comma-separated: streams, knowledge, ranking, guard, alignment. "
+             "[default: all but alignment]")] = "",
+    port: Annotated[int | None, typer.Option(help="Port of the embedded broker. 0 = any free port.")] = None,
 ) -> None:
-    """Run Freshet as a service with the newest fitted models, until Ctrl-C.
+    """Run Freshet as a service with the current model, until Ctrl-C.
 
-    With no broker set, a broker and a vector store are started beside the roles, and other `freshet` commands on the
-    same home find them by themselves.
+    Fit a model first with `freshet fit`. If no broker address is set, a broker and a vector store are started as well.
+    Other `freshet` commands with the same FRESHET_HOME find them automatically.
 
     Examples:
 
@@ -57,7 +59,7 @@ def up(
         asked_to_stop.append(number)
         raise KeyboardInterrupt
 
-    for number in (signal.SIGTERM, signal.SIGINT):  # a shell's background jobs are born deaf to SIGINT
+    for number in (signal.SIGTERM, signal.SIGINT):  # a shell starts background jobs with SIGINT ignored
         signal.signal(number, _stop)
     typer.echo(f"starting {', '.join(names)} with model {version}")
     try:
@@ -72,12 +74,12 @@ def up(
                 time.sleep(0.5)
     except KeyboardInterrupt:
         typer.echo("stopped")
-        if signal.SIGTERM not in asked_to_stop:  # a service manager's SIGTERM is an ordinary end
+        if signal.SIGTERM not in asked_to_stop:  # SIGTERM from a service manager is a normal end
             raise typer.Exit(130) from None
 
 
 def role(name: Annotated[str, typer.Argument(help=f"One of {', '.join(ROLE_MODULES)}.")]) -> None:
-    """Run one role in this process; `freshet up` starts these. Example: `freshet role ranking`."""
+    """Run one role in this process. `freshet up` starts the roles this way. Example: `freshet role ranking`."""
     if name not in ROLE_MODULES:
         raise FreshetError(f"unknown role {name!r}; roles are {', '.join(ROLE_MODULES)}")
     settings = load()
@@ -85,22 +87,25 @@ def role(name: Annotated[str, typer.Argument(help=f"One of {', '.join(ROLE_MODUL
     logging.getLogger("httpx").setLevel(logging.WARNING)  # a line per request to the store
     module = import_module(ROLE_MODULES[name])
     if name == "store":
-        # The address is fixed by whoever starts the stack: after a restart of the store the others find it again.
+        # The process that starts the stack chooses the port, so the other roles find the store again after a restart.
         module.main(settings, port=urlsplit(settings.qdrant.url).port or 0)
     else:
         module.main(settings)
 
 
 def health() -> None:
-    """Exit 0 if the stack on this home is up and every role is ready, else 1. Example: `freshet health && echo ok`."""
+    """Check whether the running stack is healthy: exit 0 if every role is ready, else 1.
+
+    Example: `freshet health && echo ok`
+    """
     import psutil
 
     settings = load()
     stack = stack_info.find(settings.home)
     if stack is None:
-        raise FreshetError(f"nothing runs on {settings.home}")
+        raise FreshetError(f"no stack is running on {settings.home}; start one with `freshet up`")
     if not stack.ready:
-        raise FreshetError("starting")
+        raise FreshetError("the stack is still starting")
     for name, pid in stack.pids.items():
         ready = name == "broker" or (stack_info.run_folder(settings.home) / f"{name}.ready").exists()
         if not ready or not psutil.pid_exists(pid):

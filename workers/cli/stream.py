@@ -1,4 +1,4 @@
-"""`freshet produce`, `freshet tail`, `freshet topics`: what goes in and what comes out."""
+"""`freshet produce`, `freshet tail` and `freshet topics`: send events and read topics."""
 
 from __future__ import annotations
 
@@ -19,14 +19,16 @@ from schemas.topics import TOPICS
 
 
 def produce(
-    file: Annotated[str, typer.Argument(help="CSV with a header, or JSON lines; - reads standard input.")],
-    backfill: Annotated[bool, typer.Option(help="History: folded into user states, nothing is recommended.")] = False,
-    speed: Annotated[float, typer.Option(help="Seconds of event time per second; 0 = as fast as possible.")] = 0.0,
+    file: Annotated[str, typer.Argument(help="CSV file with a header, or JSON lines. - reads standard input.")],
+    backfill: Annotated[bool, typer.Option(
+        help="Send the events as history: they update the users' states, but cause no recommendations.")] = False,
+    speed: Annotated[float, typer.Option(
+        help="Speed-up: seconds of event time per second. 0 = as fast as possible.")] = 0.0,
 ) -> None:
-    """Send behaviour events.
+    """Send behaviour events from a file to the running stack.
 
-    Needed per event: `user_id`, `item_id`, `event_time` (or `timestamp`). Lines that are no events are counted, not
-    sent.
+    Every event needs `user_id`, `item_id` and `event_time` (or `timestamp`). Lines that are not valid events are
+    skipped and reported, and the exit code is 1.
 
     Examples:
 
@@ -55,15 +57,16 @@ def produce(
         producer.flush()
     typer.echo(f"produced {producer.delivered:,} events to behaviour-events")
     if rejected.count:
-        raise FreshetError(f"{rejected.count:,} lines are no events and were not sent; " + "; ".join(rejected.first))
+        raise FreshetError(
+            f"{rejected.count:,} lines are not valid events and were not sent; " + "; ".join(rejected.first))
 
 
 def tail(
     topic: Annotated[str, typer.Argument(help="A topic; `freshet topics` lists them.")],
-    from_beginning: Annotated[bool, typer.Option(help="Everything the topic holds, then what comes.")] = False,
-    n: Annotated[int, typer.Option("-n", help="Stop after this many; 0 = never.")] = 0,
+    from_beginning: Annotated[bool, typer.Option(help="Start with the oldest record instead of new ones.")] = False,
+    n: Annotated[int, typer.Option("-n", help="Stop after this many records. 0 = never.")] = 0,
 ) -> None:
-    """Print the records of a topic as JSON lines, as they come, until Ctrl-C.
+    """Print new records of a topic as JSON lines, until Ctrl-C.
 
     Examples:
 
@@ -96,9 +99,9 @@ def _line(value: bytes | None) -> str:
 
 
 def topics(
-    create: Annotated[bool, typer.Option("--create", help="Create the missing ones first.")] = False,
+    create: Annotated[bool, typer.Option("--create", help="Create missing topics first.")] = False,
 ) -> None:
-    """Show the table of topics, with how many records each holds where a broker answers.
+    """List the topics and, if a broker is running, the number of records in each.
 
     Example: `FRESHET_KAFKA_BOOTSTRAP=kafka:9092 freshet topics --create`
     """
@@ -128,7 +131,7 @@ def topics(
                          min_width=max(map(len, TOPICS)) if column == "topic" else None)
     for topic in TOPICS.values():
         marks = live.get(topic.name)
-        kept = "for ever" if topic.retention_ms < 0 else f"{topic.retention_ms // 86_400_000} d"
+        kept = "forever" if topic.retention_ms < 0 else f"{topic.retention_ms // 86_400_000} d"
         records = "" if not live else "missing" if marks is None else f"{sum(high - low for low, high in marks):,}"
         partitions = topic.partitions or settings.kafka.partitions if marks is None else len(marks)
         table.add_row(topic.name, topic.key, str(partitions), topic.cleanup, kept, records,

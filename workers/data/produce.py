@@ -1,4 +1,4 @@
-"""Behaviour events from files into the topic, for `freshet produce` and the demo."""
+"""Reads behaviour events from files and sends them to the topic, for `freshet produce` and the demo."""
 
 from __future__ import annotations
 
@@ -22,32 +22,32 @@ from schemas.settings import KafkaSettings
 from schemas.topics import BEHAVIOUR_EVENTS
 from workers.kafka.configuration import producer
 
-BACKFILL = "freshet-backfill"  # header: fold only, recommend and refresh nothing
+BACKFILL = "freshet-backfill"  # header: only update states, do not recommend or refresh
 
 Delivered = Callable[[KafkaError | None, Message], None]
 
 
 @dataclass
 class RejectedEvent:
-    """Lines that are not events."""
+    """Lines that are not valid events."""
 
     count: int = 0
     first: list[str] = field(default_factory=list)
 
     def add(self, line: int, reason: str) -> None:
-        """Count a line; the first five are kept to be shown."""
+        """Count a line. The first five are stored to be shown."""
         self.count += 1
         if len(self.first) < 5:
             self.first.append(f"line {line}: {reason}")
 
 
 def read_events(source: TextIO, rejected: RejectedEvent) -> Iterator[BehaviourEvent]:
-    """Yield the events of a CSV (with a header) or JSON-lines text; its first character shows which one it is.
+    """Yield the events of a CSV (with a header) or JSON-lines text. A text that starts with `{` is JSON lines.
 
-    A CSV's `timestamp` column is read as `event_time`. Lines that are not events are counted in `rejected`.
+    A CSV's `timestamp` column is used as `event_time`. Invalid lines are counted in `rejected`.
 
     Raises:
-        DataError: the text is empty, or a CSV without the needed columns.
+        DataError: the text is empty, or it is a CSV without the required columns.
     """
     first = next((line for line in source if line.strip()), None)
     if first is None:
@@ -81,7 +81,7 @@ def _csv_rows(lines: Iterable[str], _: RejectedEvent) -> Iterator[tuple[int, Any
         fields = {key: value for key, value in row.items() if key and value not in (None, "")}
         if "event_time" not in fields and "timestamp" in fields:
             fields["event_time"] = fields.pop("timestamp")
-        with contextlib.suppress(KeyError, ValueError):  # ISO 8601 text, or absent: the model decides
+        with contextlib.suppress(KeyError, ValueError):  # ISO 8601 text, or missing: the model validates it
             fields["event_time"] = float(fields["event_time"])
         yield number, fields
 
@@ -91,12 +91,12 @@ class EventProducer:
 
     Args:
         settings: the broker.
-        backfill: mark the records as history: folded into states, nothing recommended.
-        stall_s: after this long without a delivery, StalledError.
+        backfill: mark the records as history: they update states, but cause no recommendations.
+        stall_s: raise StalledError after this many seconds without a delivery.
     """
 
     def __init__(self, settings: KafkaSettings, *, backfill: bool = False, stall_s: float = 60.0) -> None:
-        # Failures come with the delivery reports; a log line per lost connection adds nothing.
+        # Delivery reports contain the failures; a log line per lost connection adds nothing.
         self._producer = Producer(producer(settings, log_level=2))
         self._headers = [(BACKFILL, b"1")] if backfill else None
         self._stall_s = stall_s
@@ -104,7 +104,7 @@ class EventProducer:
         self.delivered = 0
 
     def send(self, event: BehaviourEvent, on_delivery: Delivered | None = None) -> None:
-        """Queue one event; waits where the client's own queue is full.
+        """Queue one event. Waits if the client's own queue is full.
 
         Raises:
             FreshetError: an earlier event could not be delivered.
@@ -149,7 +149,7 @@ class EventProducer:
         while left := self._producer.flush(1.0):
             if stall.reached(time.monotonic(), left, True):
                 raise StalledError(
-                    f"producing: {left} events wait and none was delivered for {self._stall_s:.0f} s")
+                    f"producing: {left} events are waiting and none was delivered for {self._stall_s:.0f} s")
         self._raise_failed()
 
     def _raise_failed(self) -> None:
@@ -158,11 +158,11 @@ class EventProducer:
 
 
 class Pacer:
-    """Event time to wall clock: `due(event_time)` says when an event is to be sent at `speed` × real time.
+    """Maps event time to the clock: `due(event_time)` returns when to send an event at `speed` × real time.
 
     Args:
         speed: seconds of event time per second; 0 = as fast as possible.
-        started: monotonic seconds at which the first event is due.
+        started: monotonic time at which the first event is due, seconds.
     """
 
     def __init__(self, speed: float, started: float) -> None:

@@ -1,6 +1,6 @@
-"""`freshet demo`: events fed to a whole stack, what came out measured, drawn and reported.
+"""`freshet demo`: runs the whole system on one machine and writes a report.
 
-Starting processes is in `workers/supervision`.
+`workers/supervision` starts the processes.
 
 May import: training, measurement, supervision, data, kafka, home, terminal.
 """

@@ -1,4 +1,4 @@
-"""Which events have no answer yet. An answer is a recommendation that includes the event, or its dead letter."""
+"""Tracks which events have no answer yet. An answer is a recommendation that includes the event, or its dead letter."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Mapping
 
 
 class InFlight:
-    """Unanswered events per user. Pure: offsets and counts in, sending times out.
+    """Unanswered events per user. Pure: takes offsets and counts, returns sending times.
 
     Args:
-        counts: events every user has had before the stream begins.
+        counts: number of events each user has before the stream begins.
     """
 
     def __init__(self, counts: Mapping[str, int]) -> None:
@@ -20,21 +20,21 @@ class InFlight:
         self.total = 0
 
     def next_count(self, user: str) -> int:
-        """Return the number the user's next event will have."""
+        """Return the number of the user's next event, counting from 1."""
         return self._counts.get(user, 0) + 1
 
     def sent(self, user: str, at: float) -> None:
-        """Note an event, sent at wall-clock time `at`."""
+        """Record that an event was sent at wall-clock time `at`."""
         count = self._counts[user] = self.next_count(user)
         self._waiting.setdefault(user, deque()).append((count, at))
         self.total += 1
 
     def placed(self, user: str, at: float, partition: int, offset: int) -> None:
-        """Note where on the topic the event sent at `at` stands."""
+        """Record the partition and offset of the event that was sent at `at`."""
         self._places[partition, offset] = (user, at)
 
     def answered(self, user: str, count: int) -> list[float]:
-        """Return when the events were sent that a recommendation including `count` events answers."""
+        """Return the sending times of the events that a recommendation including `count` events answers."""
         waiting = self._waiting.get(user)
         out = []
         while waiting and waiting[0][0] <= count:
@@ -44,8 +44,11 @@ class InFlight:
             del self._waiting[user]
         return out
 
-    def buried(self, partition: int, offset: int) -> str | None:
-        """Note a dead letter; return whose event it answers, None if it is none of these. Later ones move up by one."""
+    def dead_lettered(self, partition: int, offset: int) -> str | None:
+        """Record a dead letter and return the user whose event it was, or None if it was no event of this run.
+
+        The user's later events move up by one number, because the dead one never enters the user's state.
+        """
         user, at = self._places.get((partition, offset), ("", 0.0))
         waiting = self._waiting.get(user, deque())
         for index, (_, sent_at) in enumerate(waiting):
@@ -60,5 +63,5 @@ class InFlight:
         return None
 
     def oldest(self) -> float | None:
-        """Return when the longest-waiting event was sent, None if none waits."""
+        """Return the sending time of the oldest unanswered event, or None."""
         return min((waiting[0][1] for waiting in self._waiting.values()), default=None)

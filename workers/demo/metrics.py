@@ -1,4 +1,4 @@
-"""What is measured during a demo: messages and samples in, the report's figures out. Pure: times are passed in."""
+"""Measurements of a demo: takes messages and samples, returns the report's figures. Pure: times are arguments."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ REASONS = ("cold_start", "drift", "contradiction", "stale")
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One moment of the stream, about once a second.
+    """State of the stream at one moment, taken about once a second.
 
     Args:
         at: seconds since the stream began.
-        lag: records that the roles' consumer groups have not committed, by group.
+        lag: uncommitted records per consumer group.
     """
 
     at: float
@@ -36,7 +36,7 @@ class Sample:
 
 @dataclass
 class Metrics:
-    """Everything counted during the stream. `trial` is there where an experiment runs."""
+    """Everything counted during the stream. `trial` is set if an experiment runs."""
 
     quality: Prequential = field(default_factory=Prequential)
     offers: dict[str, Offer] = field(default_factory=dict)
@@ -57,21 +57,23 @@ class Metrics:
     streams_s: list[float] = field(default_factory=list)
     ranking_s: list[float] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
-    asked: dict[str, int] = field(default_factory=dict)  # newest version asked for, per user
-    made: dict[str, int] = field(default_factory=dict)  # newest version made, per user
+    asked: dict[str, int] = field(default_factory=dict)  # newest version requested, per user
+    made: dict[str, int] = field(default_factory=dict)  # newest version generated, per user
     trial: RunningExperiment | None = None
 
     def produced(self, user: str, item: str, count: int, now: float) -> None:
-        """Note an event about to be sent, the user's number `count`: it is predicted from what they were offered."""
+        """Record an event about to be sent, the user's number `count`, and score it against the user's current offer.
+        """
         self.quality.judge(user, item, count, self.offers.get(user), now)
         self.users.add(user)
         self.events += 1
 
     def recommended(self, message: Recommendation) -> None:
-        """Note a recommendation; it is the user's offer unless it includes fewer events than the one before."""
+        """Record a recommendation. It becomes the user's offer unless it includes fewer events than the current offer.
+        """
         self.recommendations += 1
         if self.trial is not None:
-            self.trial.offered(message)
+            self.trial.add_recommendation(message)
         self.recommendation_reasons[message.reason] += 1
         if message.reason == "event":
             self.streams_s.append(message.requested_at - message.caused_at)
@@ -91,41 +93,41 @@ class Metrics:
                 knowledge_count=None if behind is None or message.source != "fused" else message.count - behind)
 
     def answered(self, seconds: float) -> None:
-        """Note how long an event waited for the first recommendation that includes it."""
+        """Record the seconds from sending an event to the first recommendation that includes it."""
         self.response.append(seconds)
 
     def refresh_requested(self, message: KnowledgeRequest) -> None:
-        """Note that new knowledge was asked for."""
+        """Record a request for new knowledge."""
         if message.version > self.asked.get(message.user_id, 0):
             self.asked[message.user_id] = message.version
             self.requested[message.reason] += 1
 
     def refreshed(self, message: KnowledgeUpdate) -> None:
-        """Note that new knowledge is readable."""
+        """Record that new knowledge is readable in the store."""
         self.llm_calls += 1
         self.made[message.user_id] = max(message.version, self.made.get(message.user_id, 0))
         if message.written:
             self.refreshes[message.reason] += 1
             self.freshness.append(message.generated_at - message.caused_at)
 
-    def buried(self, message: DeadLetter) -> None:
-        """Note a dead letter."""
+    def dead_lettered(self, message: DeadLetter) -> None:
+        """Record a dead letter."""
         self.dead_letters[message.topic] += 1
 
     @property
     def refreshes_waiting(self) -> int:
-        """Users whose newest request has no knowledge yet."""
+        """Number of users whose newest request has not been answered with knowledge yet."""
         return sum(version > self.made.get(user, 0) for user, version in self.asked.items())
 
     def sample(self, at: float, unanswered: int, lag: dict[str, int]) -> None:
-        """Keep one moment for the plots."""
+        """Store a sample for the plots."""
         running = self.quality.running()
         self.samples.append(Sample(
             at, self.events, self.recommendations, unanswered, dict(lag), dict(self.refreshes),
             running["reference"]["ndcg_at_10"], running["fused"]["ndcg_at_10"]))
 
     def figures(self, stream_s: float, seed: int = 0) -> dict[str, Any]:
-        """Return the report's figures of the stream, which took `stream_s` seconds."""
+        """Return the report's figures for a stream that took `stream_s` seconds."""
         return {
             "events": self.events,
             "events_per_s": self.events / stream_s if stream_s > 0 else 0.0,
@@ -149,7 +151,7 @@ class Metrics:
 
 
 def percentiles(values: list[float]) -> dict[str, float | None]:
-    """Return p50 and p99 of `values` and their number; null where there are none."""
+    """Return p50, p99 and the number of values; the percentiles are None for an empty list."""
     if not values:
         return {"p50": None, "p99": None, "n": 0}
     p50, p99 = np.percentile(np.array(values), (50, 99))

@@ -1,9 +1,9 @@
-"""Which event is sent next: in time order, but nobody's events far ahead of the answers they would be judged by.
+"""Chooses which event the demo sends next: time order, but limited by the answers each user is waiting for.
 
-People rate and click in bursts, and a replay that sends a burst in a millisecond would judge every event of it by a
-recommendation from before the burst. So a user has only a few events without an answer at a time. Other users need not
-wait for that: their events may overtake, within a bounded stretch of the timeline. Every user's own events keep their
-order, and nothing here depends on the order between users.
+People rate and click in bursts. If the demo sent a burst in a millisecond, every event in it would be judged by a
+recommendation from before the burst. So each user may have only a few unanswered events at a time. Events of other
+users may overtake within a bounded part of the timeline. Events of one user are never reordered, and no decision
+depends on the order between users.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ LOOKAHEAD = 5000  # events; MovieLens-100K at 2 per user and 0.1 s per answer: 5
 
 
 class Order:
-    """The rows of a time-ordered stream, handed out. Pure: told what was answered, asked for the next row.
+    """Hands out the rows of a time-ordered stream. Pure: the caller reports answers and asks for the next row.
 
     Args:
-        users: of each row.
-        per_user: unanswered events of one user at a time; 0 = any number, which gives exact time order.
-        lookahead: how many rows behind the oldest one not sent yet may be considered.
+        users: the user of each row.
+        per_user: maximum number of unanswered events per user; 0 = no limit, which gives exact time order.
+        lookahead: how many rows after the oldest unsent row may be considered.
     """
 
     def __init__(self, users: Sequence[int], per_user: int, lookahead: int = LOOKAHEAD) -> None:
         self._users = users
         self._per_user = per_user or len(users) + 1
         self._lookahead = lookahead
-        self._waiting: defaultdict[int, deque[int]] = defaultdict(deque)  # user → rows not sent, in order
-        self._open: list[int] = []  # heap: the first waiting row of every user who may send
+        self._waiting: defaultdict[int, deque[int]] = defaultdict(deque)  # user → unsent rows, in order
+        self._open: list[int] = []  # heap: first waiting row of each user below the limit
         self._unanswered: Counter[int] = Counter()
         self._sent = bytearray(len(users))
         self._oldest = 0
@@ -40,11 +40,11 @@ class Order:
         return self._oldest < len(self._users)
 
     def peek(self) -> int | None:
-        """Return the next row that may be sent, None while every user in reach waits for answers."""
+        """Return the next row that may be sent, or None while every user within the lookahead waits for answers."""
         return self._open[0] if self._open else None
 
     def take(self) -> int:
-        """Hand out the row `peek` showed."""
+        """Remove and return the row that `peek` returned."""
         row = heapq.heappop(self._open)
         user = self._users[row]
         self._waiting[user].popleft()
@@ -57,7 +57,7 @@ class Order:
         return row
 
     def answered(self, user: int, events: int = 1) -> None:
-        """Note that so many of a user's events have their answer."""
+        """Record that `events` of the user's events were answered."""
         was_full = self._unanswered[user] >= self._per_user
         self._unanswered[user] -= events
         if was_full:

@@ -1,4 +1,7 @@
-"""The report's plots, as PNG bytes. Each takes what was measured and returns a figure, None if there is nothing."""
+"""The report's plots, as PNG bytes. Each function takes measurements and returns a draw function.
+
+A draw function returns False if there is nothing to draw.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ COLOURS = {"cold_start": "#4c78a8", "drift": "#f2a541", "contradiction": "#d1495
 
 
 def png(draw: Callable[[Axes], bool], height: float = 2.9) -> str:
-    """Return a plot as a data URI, "" if `draw` says there is nothing to show."""
+    """Return a plot as a data URI, or "" if there is nothing to draw."""
     figure = Figure(figsize=(8.2, height), layout="constrained")
     axes = figure.subplots()
     if not draw(axes):
@@ -36,10 +39,10 @@ def png(draw: Callable[[Axes], bool], height: float = 2.9) -> str:
 
 
 def save(draw: Callable[[Axes], bool], path: Path, height: float = 3.2) -> None:
-    """Write a plot to a file whose name says the format.
+    """Write a plot to a file; the file extension selects the format.
 
     Raises:
-        FreshetError: there is nothing to show yet, or the format is unknown.
+        FreshetError: there is nothing to draw yet, or the format is unknown.
     """
     figure = Figure(figsize=(8.2, height), layout="constrained")
     axes = figure.subplots()
@@ -54,7 +57,7 @@ def save(draw: Callable[[Axes], bool], path: Path, height: float = 3.2) -> None:
 
 
 def throughput(metrics: Metrics) -> Callable[[Axes], bool]:
-    """Events per second and what waits, over time."""
+    """Plot events per second, unanswered events and lag over time."""
 
     def _draw(axes: Axes) -> bool:
         if len(metrics.samples) < 3:
@@ -65,7 +68,7 @@ def throughput(metrics: Metrics) -> Callable[[Axes], bool]:
         axes.set_xlabel("seconds since the stream began")
         axes.set_ylabel("events/s")
         other = axes.twinx()
-        other.plot(at, [sample.unanswered for sample in metrics.samples], color="#d1495b", label="without an answer")
+        other.plot(at, [sample.unanswered for sample in metrics.samples], color="#d1495b", label="unanswered")
         other.plot(at, [sum(sample.lag.values()) for sample in metrics.samples], color=WITHOUT, label="lag, all groups")
         other.set_ylabel("records")
         lines = [*axes.get_lines(), *other.get_lines()]
@@ -76,7 +79,7 @@ def throughput(metrics: Metrics) -> Callable[[Axes], bool]:
 
 
 def refreshes(metrics: Metrics) -> Callable[[Axes], bool]:
-    """Refreshes by reason over time, cumulative."""
+    """Plot cumulative refreshes by reason over time."""
 
     def _draw(axes: Axes) -> bool:
         if len(metrics.samples) < 2 or not metrics.refreshes:
@@ -94,7 +97,7 @@ def refreshes(metrics: Metrics) -> Callable[[Axes], bool]:
 
 
 def histogram(values: list[float], label: str) -> Callable[[Axes], bool]:
-    """How `values` (positive) are spread, on a logarithmic axis, with p50 and p99."""
+    """Plot a histogram of the positive `values` on a logarithmic axis, with p50 and p99."""
 
     def _draw(axes: Axes) -> bool:
         positive = np.array([value for value in values if value > 0])
@@ -118,7 +121,7 @@ def histogram(values: list[float], label: str) -> Callable[[Axes], bool]:
 
 
 def running_quality(metrics: Metrics) -> Callable[[Axes], bool]:
-    """NDCG@10 so far, with and without knowledge."""
+    """Plot the running mean of NDCG@10 with and without knowledge."""
 
     def _draw(axes: Axes) -> bool:
         quality = metrics.quality
@@ -138,7 +141,7 @@ def running_quality(metrics: Metrics) -> Callable[[Axes], bool]:
 
 
 def by_group(groups: dict[str, Any], label: str) -> Callable[[Axes], bool]:
-    """NDCG@10 with and without knowledge in groups of events."""
+    """Plot NDCG@10 with and without knowledge for groups of events."""
 
     def _draw(axes: Axes) -> bool:
         shown = {name: part for name, part in groups.items() if part["n"]}
@@ -159,7 +162,10 @@ def by_group(groups: dict[str, Any], label: str) -> Callable[[Axes], bool]:
 
 
 def uplift(figures: dict[str, Any]) -> Callable[[Axes], bool]:
-    """An experiment's uplift and its confidence sequence as users came in; `figures` are `Trial.figures`."""
+    """Plot an experiment's uplift and its confidence sequence by number of users.
+
+    `figures` comes from `RunningExperiment.figures`.
+    """
 
     def _draw(axes: Axes) -> bool:
         path = [point for point in figures["path"] if point["uplift"] is not None]
@@ -170,7 +176,7 @@ def uplift(figures: dict[str, Any]) -> Callable[[Axes], bool]:
                           alpha=0.2, label=f"{1 - figures['alpha']:.0%} confidence sequence")
         axes.plot(users, [point["uplift"] for point in path], color=WITH, label="treatment − control")
         axes.axhline(0, color="#7b8794", linewidth=1)
-        # The first users' interval is nearly everything and would flatten the rest.
+        # The interval of the first users is so wide that it would flatten the rest of the plot.
         shown = path[len(path) // 4]
         axes.set_ylim(1.1 * min(shown["low"], -1e-3), 1.1 * max(shown["high"], 1e-3))
         axes.set_xlabel("users, in order of entry")

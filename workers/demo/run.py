@@ -1,4 +1,4 @@
-"""The demo from beginning to end: data, fit, stack, backfill, stream, drain, report."""
+"""Runs the demo: data, fit, stack, backfill, stream, drain, report."""
 
 from __future__ import annotations
 
@@ -50,19 +50,19 @@ from workers.supervision.child import bound
 from workers.supervision.stack import Stack, role_environ
 
 WATCHED = (RECOMMENDATIONS.name, KNOWLEDGE_UPDATES.name, KNOWLEDGE_REQUESTS.name, DEAD_LETTERS.name)
-QUIET_S = 1.0  # after the last answer: knowledge that came late still leads to a recommendation
+QUIET_S = 1.0  # after the last answer: late knowledge still causes one more recommendation
 
 
 class Demo:
-    """One run.
+    """One run of the demo.
 
     Args:
         folder: a data set; None = MovieLens-100K.
-        speed: seconds of event time per second; 0 = as fast as answers come.
+        speed: seconds of event time per second; 0 = as fast as answers arrive.
         events: events to produce after the split; 0 = all.
-        window: events without an answer at a time, at most; 0 = see `default_window`.
-        per_user: the same of one user; 0 = any number, see `Order`.
-        out: where the folder with the report goes.
+        window: maximum number of unanswered events; 0 = see `default_window`.
+        per_user: maximum number of unanswered events per user; 0 = no limit, see `Order`.
+        out: parent folder for the report's folder.
     """
 
     def __init__(
@@ -70,12 +70,12 @@ class Demo:
         out: Path,
     ) -> None:
         if min(window, per_user, events, speed) < 0:
-            raise FreshetError("--window, --per-user, --events and --speed are at least 0")
+            raise FreshetError("--window, --per-user, --events and --speed must not be negative")
         self.settings = replace(settings, home=settings.home.absolute())
         self.folder = folder
         self.speed = speed
         self.limit = events
-        self.window = window  # until the number of events is known
+        self.window = window  # 0 until the number of events is known
         self.per_user = per_user
         self.out = out
         experiment = settings.experiment
@@ -96,24 +96,24 @@ class Demo:
         """Run the demo and write its report.
 
         Raises:
-            FreshetError: something is wrong that a person can mend.
-            StalledError: a stage made no progress for `watchdog.stall_s`; the text names it.
-            KeyboardInterrupt: after Ctrl-C or SIGTERM, once everything is stopped and the report written.
+            FreshetError: the user can fix what is wrong; the message says how.
+            StalledError: a stage made no progress for `watchdog.stall_s`; the message names the stage.
+            KeyboardInterrupt: after Ctrl-C or SIGTERM, once everything is stopped and the report is written.
         """
         def _stop(*_: int | FrameType | None) -> None:
             raise KeyboardInterrupt
 
         signal.signal(signal.SIGTERM, _stop)
-        signal.signal(signal.SIGINT, _stop)  # a shell's background jobs are born deaf to it
+        signal.signal(signal.SIGINT, _stop)  # a shell starts background jobs with SIGINT ignored
         began = time.monotonic()
         self.sampler.start()
         artifact: Artifact | None = None
         problem: BaseException | None = None
         try:
             folder = self.folder or movielens.fetch(self.settings.home, self.screen.say)
-            self._enter("fit")
+            self._begin_stage("fit")
             artifact = self._fit(folder)
-            self._enter("load")
+            self._begin_stage("load")
             dataset = data.load(folder)
             past, future = data.split(dataset, self.settings.fit.train_fraction)
             future = future[:self.limit] if self.limit else future
@@ -123,14 +123,14 @@ class Demo:
             problem = error
         finally:
             self.sampler.stop()
-        self._enter("report")
+        self._begin_stage("report")
         if artifact is not None and self.metrics.events:
             self._report(artifact, time.monotonic() - began, problem)
         if problem is not None:
             raise problem
 
     def _fit(self, folder: Path) -> Artifact:
-        """Fit in a process of its own: the memory of training is free again before the stack starts."""
+        """Fit in a separate process, so that the memory of training is free before the stack starts."""
         command = bound([sys.executable, "-m", "workers.cli", "fit", "--data", str(folder)])
         child = subprocess.Popen(command, env=role_environ(self.settings, "fit", os.environ))
         try:
@@ -143,34 +143,35 @@ class Demo:
                 child.kill()
             raise
         if code != 0:
-            raise FreshetError(f"fitting ended with exit code {code}; its message is above")
+            raise FreshetError(f"fitting failed with exit code {code}; see its message above")
         return Registry(self.settings.home).open()
 
     def _stack(self, dataset: data.Dataset, past: data.Events, future: data.Events) -> None:
-        self._enter("start")
+        self._begin_stage("start")
         self.screen.say("starting the stack")
         embedded = not self.settings.kafka.bootstrap
         if not embedded:
             held = watermarks(self.settings.kafka, [BEHAVIOUR_EVENTS.name]).get(BEHAVIOUR_EVENTS.name, [])
             if any(high > 0 for _, high in held):
-                raise FreshetError(f"behaviour-events at {self.settings.kafka.bootstrap} is in use already: the demo "
-                                   "needs topics of its own. Unset FRESHET_KAFKA_BOOTSTRAP for the embedded broker")
+                raise FreshetError(f"behaviour-events at {self.settings.kafka.bootstrap} is already in use: the demo "
+                                   "needs empty topics. Unset FRESHET_KAFKA_BOOTSTRAP to use the embedded broker")
         with ExitStack() as opened:
             stack = opened.enter_context(Stack(self.settings, command="demo", fresh=True, say=self.screen.say))
             self.sampler.watch(
                 stack.settings.kafka, partitions(stack.settings.kafka, list(TOPICS)))
-            opened.callback(self.sampler.stop)  # before the broker goes
-            self.screen.say(f"broker at {stack.settings.kafka.bootstrap}; try `freshet tail recommendations` beside it")
+            opened.callback(self.sampler.stop)  # before the broker stops
+            self.screen.say(f"broker at {stack.settings.kafka.bootstrap}; "
+                            "try `freshet tail recommendations` in another terminal")
             opened.enter_context(self.screen)
-            self._enter("backfill", len(past))
+            self._begin_stage("backfill", len(past))
             self._backfill(stack, dataset, past)
             reader = opened.enter_context(TopicReader(stack.settings.kafka, WATCHED))
-            opened.callback(self._enter, "stop")
-            self._enter("stream", len(future))
+            opened.callback(self._begin_stage, "stop")
+            self._begin_stage("stream", len(future))
             self._stream(stack, reader, dataset, past, future)
 
     def _backfill(self, stack: Stack, dataset: data.Dataset, past: data.Events) -> None:
-        """Fold the training part into user states, and return when that is done."""
+        """Fold the training part into user states, and return when streams has committed all of it."""
         producer = EventProducer(stack.settings.kafka, backfill=True, stall_s=self._stall_s)
         ends: dict[tuple[str, int], int] = {}
 
@@ -189,7 +190,7 @@ class Demo:
                     if committed > starts[where]:
                         starts[where] = min(committed, ends[where])
                         self._moved = time.monotonic()
-                self._keep(stack, len(past) - left, f"{left:,} events of the past are not folded yet")
+                self._tick(stack, len(past) - left, f"{left:,} past events are not folded yet")
                 time.sleep(0.1)
         finally:
             group.close()
@@ -207,39 +208,39 @@ class Demo:
         while order:
             row = order.peek()
             if row is None or inflight.total >= self.window:
-                self._turn(stack, reader, producer, inflight, 0.01)
+                self._poll(stack, reader, producer, inflight, 0.01)
                 continue
             event = _event(dataset, future, row)
             if (wait := pacer.due(event.event_time) - time.monotonic()) > 0:
-                self._turn(stack, reader, producer, inflight, min(wait, 0.1))
+                self._poll(stack, reader, producer, inflight, min(wait, 0.1))
                 continue
             order.take()
             now = time.time()
             self.metrics.produced(event.user_id, event.item_id, inflight.next_count(event.user_id), now)
             if self.metrics.trial is not None:
-                self.metrics.trial.happened(event.user_id, event.item_id, event.event_id, event.event_time)
+                self.metrics.trial.add_event(event.user_id, event.item_id, event.event_id, event.event_time)
             if not inflight.total:
-                self._moved = time.monotonic()  # nothing was awaited: the clock of standing still starts here
+                self._moved = time.monotonic()  # nothing was unanswered until now: the stall timeout starts here
             inflight.sent(event.user_id, now)
             producer.send(event, partial(_placed_event, inflight, event.user_id, now))
             turns += 1
             if turns % 8 == 0:
-                self._turn(stack, reader, producer, inflight, 0.0)
-        self._enter("drain", len(future))
+                self._poll(stack, reader, producer, inflight, 0.0)
+        self._begin_stage("drain", len(future))
         producer.flush()
         quiet = time.monotonic()
         while inflight.total or self.metrics.refreshes_waiting or time.monotonic() - quiet < QUIET_S:
-            if self._turn(stack, reader, producer, inflight, 0.05):
+            if self._poll(stack, reader, producer, inflight, 0.05):
                 quiet = time.monotonic()
         self.stages["stream_s"] = quiet - self._stream_began
 
-    def _turn(self, stack: Stack, reader: TopicReader, producer: EventProducer, inflight: InFlight,
+    def _poll(self, stack: Stack, reader: TopicReader, producer: EventProducer, inflight: InFlight,
               seconds: float) -> int:
-        """Take what came, and keep everything going; return how many records came."""
+        """Handle new messages and keep the stack and the screen up to date; return the number of messages."""
         messages = reader.poll(seconds)
         received = time.time()
         for message in messages:
-            self._take(message.topic(), message.value(), inflight, received)
+            self._handle(message.topic(), message.value(), inflight, received)
         producer.poll()
         if messages:
             self._moved = time.monotonic()
@@ -247,14 +248,15 @@ class Demo:
         waits = ""
         if inflight.total or self.metrics.refreshes_waiting:
             waits = f"{inflight.total:,} events and {self.metrics.refreshes_waiting:,} refreshes have no answer"
-        self._keep(stack, self.metrics.events, waits)
+        self._tick(stack, self.metrics.events, waits)
         return len(messages)
 
-    def _take(self, topic: str, value: bytes | None, inflight: InFlight, received: float) -> None:
+    def _handle(self, topic: str, value: bytes | None, inflight: InFlight, received: float) -> None:
         try:
             message: Any = decode(TOPICS[topic].model, value)
         except PoisonError as error:
-            raise FreshetError(f"{topic} holds what is no {TOPICS[topic].model.__name__}: {error.reason}") from error
+            raise FreshetError(
+                f"{topic} contains a record that is not a {TOPICS[topic].model.__name__}: {error.reason}") from error
         match message:
             case Recommendation():
                 self.metrics.recommended(message)
@@ -268,14 +270,18 @@ class Demo:
             case KnowledgeRequest():
                 self.metrics.refresh_requested(message)
             case DeadLetter():
-                self.metrics.buried(message)
+                self.metrics.dead_lettered(message)
                 if message.topic == BEHAVIOUR_EVENTS.name:
-                    user = inflight.buried(message.partition, message.offset)
+                    user = inflight.dead_lettered(message.partition, message.offset)
                     if user is not None:
                         self._order.answered(self._rows[user])
 
-    def _keep(self, stack: Stack, done: int, waits: str) -> None:
-        """Restart what crashed, redraw, sample, and raise StalledError when `waits` and nothing has moved."""
+    def _tick(self, stack: Stack, done: int, waits: str) -> None:
+        """Restart crashed processes, redraw and sample.
+
+        Raises:
+            StalledError: `waits` is not empty and there was no progress for 1.5 times `watchdog.stall_s`.
+        """
         now = time.monotonic()
         if now - self._checked < 0.25:
             return
@@ -291,7 +297,7 @@ class Demo:
         self.screen.show(self.view, self.metrics)
         if waits and now - self._moved > self._stall_s:
             raise StalledError(
-                f"{self.view.stage}: {waits}, and nothing has moved for {self._stall_s:.0f} s "
+                f"{self.view.stage}: {waits}, and there was no progress for {self._stall_s:.0f} s "
                 f"({self.sampler.describe()}). Logs are in {run_folder(self.settings.home)}")
 
     def _rate(self, now: float, done: int) -> None:
@@ -301,8 +307,8 @@ class Demo:
         self.view.rate = (after - before) / (last - first) if last > first else 0.0
         self.view.eta_s = (self.view.total - done) / self.view.rate if self.view.rate > 0 else None
 
-    def _enter(self, stage: str, total: int = 0) -> None:
-        """Begin a stage; the time since the last call goes to the one before."""
+    def _begin_stage(self, stage: str, total: int = 0) -> None:
+        """Begin a stage. The time since the last call counts for the previous stage."""
         now = time.monotonic()
         self.stages[self.view.stage] = round(now - self._stage_began, 3)
         self._stage_began = self._moved = now
@@ -313,7 +319,7 @@ class Demo:
 
     @property
     def _stall_s(self) -> float:
-        # The roles' own watchdogs act after stall_s and are restarted: only if that did not help is it over.
+        # The roles' own watchdogs restart a role after stall_s. Give up only if that did not help.
         return self.settings.watchdog.stall_s * 1.5
 
     def _report(self, artifact: Artifact, wall_s: float, problem: BaseException | None) -> None:
@@ -341,10 +347,10 @@ class Demo:
 
 
 def default_window(events: int) -> int:
-    """Return how many events may be without an answer: 256, and less in a run so short that it would all be in flight.
+    """Return the maximum number of unanswered events: 256, fewer in a run so short that all of it would be in flight.
 
-    Enough that no role waits for the producer; more would only make every recommendation older when its user's next
-    event is judged by it.
+    256 is enough that no role waits for the producer. A larger number would only make the recommendation older that
+    judges a user's next event.
     """
     return min(256, max(8, events // 20))
 

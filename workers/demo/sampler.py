@@ -1,4 +1,4 @@
-"""Looks at memory and consumer lag about once a second, in a thread, so that a slow answer never stops the demo."""
+"""Measures memory and consumer lag about once a second, in a thread, so that a slow answer never blocks the demo."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from schemas.settings import KafkaSettings
 from schemas.topics import BEHAVIOUR_EVENTS, JUDGEMENTS, KNOWLEDGE_REQUESTS, KNOWLEDGE_UPDATES, RANKING_REQUESTS
 from workers.kafka.lag import KNOWLEDGE_GROUP, RANKING_GROUP, GroupLag
 
-# Spelled out: the streams package would bring Faust into this process for one name.
+# A literal, because importing it from the streams package would load Faust into this process.
 STREAMS_GROUP = "freshet-streams"
 GROUPS = {
     STREAMS_GROUP: (BEHAVIOUR_EVENTS.name, JUDGEMENTS.name, KNOWLEDGE_UPDATES.name),
@@ -25,10 +25,10 @@ _EVERY_S = 1.0
 
 
 def tree_memory() -> int:
-    """Return the memory of this process and everything it started, in bytes.
+    """Return the memory of this process and its descendants, in bytes.
 
-    Linux: proportional set size, in which a page shared by n processes (mapped caches, libraries) counts 1/n in each;
-    a sum of resident sizes would count the caches once per process. Elsewhere: unique set size.
+    On Linux this is the proportional set size: a page shared by n processes (mapped caches, libraries) counts 1/n in
+    each. A sum of resident sizes would count the caches once per process. On other systems it is the unique set size.
     """
     kind = "pss" if sys.platform.startswith("linux") else "uss"
     me = psutil.Process()
@@ -40,7 +40,13 @@ def tree_memory() -> int:
 
 
 class Sampler:
-    """The thread. `peak` is the highest memory seen, `lag` the newest figures: group → topic → records behind."""
+    """The sampling thread.
+
+    Attributes:
+        peak: highest memory so far, bytes.
+        memory: newest memory, bytes.
+        lag: newest lag, group → topic → records behind.
+    """
 
     def __init__(self) -> None:
         self.peak = 0
@@ -52,22 +58,26 @@ class Sampler:
         self._thread = threading.Thread(target=self._run, name="sampler", daemon=True)
 
     def start(self) -> None:
-        """Start looking at memory."""
+        """Start measuring memory."""
         self._thread.start()
 
     def watch(self, settings: KafkaSettings, partitions: dict[str, int]) -> None:
-        """Look at the lag too; `partitions` per topic."""
+        """Start measuring the lag as well.
+
+        Args:
+            partitions: number of partitions per topic.
+        """
         self._partitions = partitions
         self._kafka = settings
 
     def stop(self) -> None:
-        """Stop looking, before the broker goes."""
+        """Stop the thread. Call it before the broker stops."""
         self._stopping.set()
         if self._thread.is_alive():
             self._thread.join(5.0)
 
     def describe(self) -> str:
-        """Return where records wait, in words."""
+        """Return a sentence that names the groups and topics with lag."""
         parts = [f"{group} is {behind:,} behind on {topic}"
                  for group, topics in self.lag.items() for topic, behind in topics.items() if behind]
         return "; ".join(parts) or "no group has uncommitted records"
@@ -90,6 +100,6 @@ class Sampler:
                         behind[topic] += max(0, end - committed)
                     self.lag[group] = behind
                 if time.monotonic() - started > 1.5:
-                    break  # a busy broker: the other groups next time
+                    break  # the broker is busy: measure the other groups next time
         for reader in readers.values():
             reader.close()

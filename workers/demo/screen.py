@@ -1,4 +1,4 @@
-"""What the demo shows while it runs: a live screen, or without a terminal a line every five seconds."""
+"""The demo's output while it runs: a live screen, or one line every five seconds without a terminal."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ REDRAW_EVERY_S = 0.5
 
 @dataclass
 class View:
-    """What there is to show.
+    """Values to show.
 
     Args:
-        done, total: events sent, and to be sent, in this stage.
-        rate: events per second, over the last few seconds.
+        done, total: events sent, and events to send, in this stage.
+        rate: events per second over the last 5 seconds.
     """
 
     stage: str
@@ -41,7 +41,7 @@ class View:
 
 
 class Screen:
-    """Shows a `View` and the `Metrics`, at most so often that it costs nothing."""
+    """Shows a `View` and `Metrics`. Redraws at most twice a second, so that drawing costs next to nothing."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console()
@@ -61,11 +61,11 @@ class Screen:
             self._live = None
 
     def say(self, text: str) -> None:
-        """Print a line, above the live part."""
+        """Print a line above the live display."""
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def show(self, view: View, metrics: Metrics, *, force: bool = False) -> None:
-        """Show the state of things, if it is time to."""
+        """Show the current state if the last redraw is old enough or `force` is set."""
         now = time.monotonic()
         if not force and now - self._shown < (REDRAW_EVERY_S if self._live else LINE_EVERY_S):
             return
@@ -77,7 +77,7 @@ class Screen:
 
 
 def line(view: View, metrics: Metrics) -> str:
-    """Return everything as one line."""
+    """Return the state as one line of text."""
     quality = metrics.quality.running()
     fresh = percentiles(metrics.freshness)
     parts = [
@@ -106,10 +106,10 @@ def _panel(view: View, metrics: Metrics) -> Group:
     refreshes = ", ".join(f"{reason.replace('_', ' ')} {metrics.refreshes[reason]:,}" for reason in REASONS)
     lagrange = float(np.median(metrics.lagrange[-500:])) if metrics.lagrange else None
     body.add_row("events/s", f"{view.rate:,.0f}", "recommendations", f"{metrics.recommendations:,}")
-    body.add_row("users", f"{len(metrics.users):,}", "waiting for an answer", f"{view.unanswered:,}")
+    body.add_row("users", f"{len(metrics.users):,}", "unanswered events", f"{view.unanswered:,}")
     body.add_row("lag", f"{waiting:,} records", "refreshes waiting", f"{metrics.refreshes_waiting:,}")
     body.add_row("freshness p50, p99", f"{duration(fresh['p50'])}, {duration(fresh['p99'])}",
-                 "event → answer p50, p99", f"{duration(response['p50'])}, {duration(response['p99'])}")
+                 "event → recommendation p50, p99", f"{duration(response['p50'])}, {duration(response['p99'])}")
     for name, key in (("Recall@10", "recall_at_10"), ("NDCG@10", "ndcg_at_10")):
         fused, reference = quality["fused"][key], quality["reference"][key]
         body.add_row(name, f"{fused:.4f} with knowledge", "", f"{reference:.4f} without")

@@ -1,6 +1,6 @@
-"""Figures from the recommendation topic: prequential quality and the running experiment.
+"""Measures live quality from recommendations and events: prequential quality and the running experiment.
 
-Their statistics are in `models/measuring`.
+`models/measuring` has the statistics.
 
 May import: –.
 """

@@ -1,10 +1,10 @@
-"""An online experiment read off the messages: recommendations and events in, one reward per user, figures out. Pure.
+"""Computes an online experiment's result from messages: one reward per user from recommendations and events. Pure.
 
 A user enters with the first recommendation that names the experiment and counts for `window_s` seconds of event time.
-Their reward is the mean over the events of that window, each scored against the last recommendation before it; 0 for
-somebody who did nothing, so that nobody drops out because of what they were served. The clock is the largest event time
-seen, so windows close in the order in which they opened, and what is counted at any moment is the first n users who
-entered: `models/measuring/uplift.py` says why that matters.
+The reward is the mean score of the events in that window, each scored against the user's last recommendation before it.
+A user without events has reward 0, so no user drops out because of what they were served. The clock is the largest
+event time so far. So windows close in the order in which they opened, and at any moment the counted users are the first
+n who entered; `models/measuring/uplift.py` explains why that matters.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ DAY_S = 86_400.0
 
 @dataclass(frozen=True, slots=True)
 class ExperimentResult:
-    """A user whose window has closed. `reward` is the mean over `events`, 0 without any."""
+    """The result of a user whose window has closed. `reward` is the mean over `events`, 0 without events."""
 
     control: bool
     entered_at: float
@@ -49,11 +49,12 @@ class _Entry:
 
 
 class RunningExperiment:
-    """Users of one experiment, in the order in which they entered.
+    """The users of one experiment, in order of entry.
 
     Args:
-        settings: name and share of control.
-        window_s: seconds of event time a user counts for.
+        settings: name and control share.
+        window_s: seconds of event time for which a user counts.
+        reward: score of an event.
     """
 
     def __init__(self, settings: ExperimentSettings, window_s: float = DAY_S, reward: Reward = "ndcg") -> None:
@@ -66,11 +67,11 @@ class RunningExperiment:
         self._offers: dict[str, tuple[int, list[str]]] = {}
         self._clock = -float("inf")
 
-    def offered(self, message: Recommendation) -> None:
-        """Note a recommendation. It is its user's last one unless it includes fewer events than the one before.
+    def add_recommendation(self, message: Recommendation) -> None:
+        """Record a recommendation. It becomes the user's offer unless it includes fewer events than the current offer.
 
         Raises:
-            FreshetError: it was made with another share of control users than `settings` says.
+            FreshetError: it was made with another control share than `settings` has.
         """
         user = message.user_id
         self._advance(message.event_time)
@@ -81,15 +82,15 @@ class RunningExperiment:
         if message.arm != mine:
             raise FreshetError(
                 f"experiment {self.settings.name!r} served user {user} as {message.arm}, but with a control share of "
-                f"{self.settings.control} they are {mine}: set FRESHET_EXPERIMENT_CONTROL to what the stack runs with. "
-                "If the share was changed on the way, that is another experiment and needs another name")
+                f"{self.settings.control} the user's arm is {mine}. Set FRESHET_EXPERIMENT_CONTROL to the value that "
+                "the stack runs with. If the share changed during the experiment, start a new one with another name")
         if user not in self._open and user not in self._done:
             self._open[user] = _Entry(mine == "control", self._clock)
         if user in self._open and message.count >= self._offers.get(user, (0, []))[0]:
             self._offers[user] = (message.count, [item.item_id for item in message.items[:TOP]])
 
-    def happened(self, user: str, item: str, event_id: str, event_time: float) -> None:
-        """Score an event against the user's last recommendation; an event sent twice counts once."""
+    def add_event(self, user: str, item: str, event_id: str, event_time: float) -> None:
+        """Score an event against the user's last recommendation. An event that is sent twice counts once."""
         self._advance(event_time)
         entry, offer = self._open.get(user), self._offers.get(user)
         if entry is not None and offer is not None and event_id not in entry.events:
@@ -109,12 +110,12 @@ class RunningExperiment:
             self.closed.append(ExperimentResult(entry.control, entry.entered_at, n, entry.total / n if n else 0.0))
 
     def figures(self, alpha: float = 0.05, effect: float | None = None, points: int = 40) -> dict[str, Any]:
-        """Return what is known now.
+        """Return the result so far, as in `freshet experiment --json`.
 
         Args:
             alpha: error probability of the whole confidence sequence.
             effect: uplift to forecast for; None = a tenth of the mean reward of all users.
-            points: of the path over time.
+            points: number of points in the path over time.
         """
         rewards = np.array([user.reward for user in self.closed])
         held = np.array([user.control for user in self.closed], dtype=bool)
@@ -148,21 +149,21 @@ def _arm(rewards: Any, events: Any) -> dict[str, Any]:
 
 
 def conclusion(now: statistics.Uplift) -> str:
-    """Return in a sentence what the interval says."""
+    """Return one sentence that interprets the interval."""
     if now.low > 0:
         return "Knowledge helps: the interval is above zero."
     if now.high < 0:
         return "Knowledge hurts: the interval is below zero."
-    return "Nothing can be claimed yet: the interval contains zero."
+    return "No significant difference yet: the interval contains zero."
 
 
 def fold(trial: RunningExperiment, records: Iterable[tuple[float, BehaviourEvent | Recommendation]]) -> None:
-    """Take everything two topics hold, in any order, as it happened.
+    """Add all records of the two topics in the order in which they happened, whatever order they are passed in.
 
-    Args:
-        records: events with the broker's timestamp of their record, and recommendations with any number. One was there
-            before an event if it was ranked before the event's timestamp and caused before it: so the recommendation
-            that the event itself caused never counts, whatever the clocks of two machines say.
+    Args: trial: receives the records. records: events with the broker's timestamp of their record, and recommendations
+        with any number. A recommendation counts as earlier than an event if it was both ranked and caused before the
+        event's timestamp. So the recommendation that the event itself caused never counts, even if the clocks of two
+        machines differ.
     """
     def when(record: tuple[float, BehaviourEvent | Recommendation]) -> tuple[float, bool]:
         at, message = record
@@ -172,27 +173,28 @@ def fold(trial: RunningExperiment, records: Iterable[tuple[float, BehaviourEvent
 
     for _, message in sorted(records, key=when):
         if isinstance(message, Recommendation):
-            trial.offered(message)
+            trial.add_recommendation(message)
         else:
-            trial.happened(message.user_id, message.item_id, message.event_id, message.event_time)
+            trial.add_event(message.user_id, message.item_id, message.event_id, message.event_time)
 
 
 def chosen(settings: ExperimentSettings, found: Collection[str]) -> ExperimentSettings:
-    """Return which experiment to report: the one that is set, else the only one in the messages.
+    """Return the settings of the experiment to report: the configured one, or the only one in the messages.
 
     Args:
+        settings: the configured experiment.
         found: names in the recommendations, without "".
 
     Raises:
-        FreshetError: there is none, or more than one and none is named.
+        FreshetError: there is no experiment, or there are several and none is named.
     """
     if settings.control <= 0:
-        raise FreshetError("FRESHET_EXPERIMENT_CONTROL is 0: without control users there is nothing to compare with")
+        raise FreshetError("FRESHET_EXPERIMENT_CONTROL is 0: without control users there is no comparison")
     if settings.name in found:
         return settings
     if not found:
         raise FreshetError(
-            "there is no experiment in the recommendations. Start one with FRESHET_EXPERIMENT_NAME=NAME and "
+            "the recommendations contain no experiment. Start one with FRESHET_EXPERIMENT_NAME=NAME and "
             "FRESHET_EXPERIMENT_CONTROL=0.1 (the share of users served without knowledge), then `freshet up`")
     names = ", ".join(sorted(found))
     if settings.name:

@@ -1,7 +1,7 @@
-"""Prequential quality: every event is predicted from what had been recommended to its user before it came.
+"""Prequential quality: every event is predicted from the user's last recommendation before it.
 
-Pure: lookups and items in, figures out. Recall@10 of one event is 1 if its item was among the first ten, NDCG@10 is
-1/log2(rank + 1) with rank from 1, else 0 (one relevant item per event, so the ideal DCG is 1).
+Pure. An event's Recall@10 is 1 if its item is among the first ten, else 0. Its NDCG@10 is 1/log2(rank + 1) with rank
+from 1 if the item is among the first ten, else 0. Every event has one relevant item, so the ideal DCG is 1.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from numpy.typing import NDArray
 from models.measuring.intervals import paired_interval
 
 TOP = 10
-BEHIND = ((0, 0), (1, 3), (4, 15), (16, None))  # events of the user that the recommendation did not know yet
-AGES = ((0, 5), (6, 20), (21, 50), (51, None))  # events of the user since the knowledge was asked for
+BEHIND = ((0, 0), (1, 3), (4, 15), (16, None))  # events of the user that the recommendation did not include yet
+AGES = ((0, 5), (6, 20), (21, 50), (51, None))  # events of the user since the knowledge was requested
 
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """The newest recommendation a user has had.
+    """The newest recommendation of a user.
 
     Args:
-        served: item ids as recommended, best first.
-        reference: item ids as behaviour alone would have it.
+        served: recommended item ids, best first.
+        reference: item ids ranked by behaviour alone.
         fused: whether knowledge was used.
-        count: events of the user it includes.
-        knowledge_count: events of the user its knowledge includes; None without knowledge.
+        count: number of the user's events that the recommendation includes.
+        knowledge_count: number of the user's events that its knowledge includes; None without knowledge.
     """
 
     served: Sequence[str]
@@ -41,7 +41,7 @@ class Offer:
 
 
 def ndcg(items: Sequence[str], item: str) -> float:
-    """Return NDCG@10 of a list for the one item that came."""
+    """Return NDCG@10 of a list whose only relevant item is `item`."""
     try:
         return 1.0 / math.log2(list(items[:TOP]).index(item) + 2)
     except ValueError:
@@ -50,9 +50,9 @@ def ndcg(items: Sequence[str], item: str) -> float:
 
 @dataclass
 class Prequential:
-    """Running quality over the events of a stream. An event whose user has had no recommendation yet is counted only.
+    """Running quality over the events of a stream. Events of users without a recommendation yet are only counted.
 
-    Columns are aligned, one entry per predicted event.
+    Columns are aligned, with one entry per predicted event.
     """
 
     users: list[str] = field(default_factory=list)
@@ -66,7 +66,7 @@ class Prequential:
     _sums: NDArray[np.float64] = field(default_factory=lambda: np.zeros(4))
 
     def judge(self, user: str, item: str, count: int, offer: Offer | None, now: float) -> None:
-        """Score what `offer` said of `item`, the user's event number `count`."""
+        """Score `offer` against `item`, the item of the user's event number `count`."""
         if offer is None:
             self.unpredicted += 1
             return
@@ -82,11 +82,11 @@ class Prequential:
 
     @property
     def n(self) -> int:
-        """Predicted events."""
+        """Number of predicted events."""
         return len(self.users)
 
     def running(self) -> dict[str, dict[str, float]]:
-        """Return recall and NDCG of both lists over all predicted events so far, without a pass over them."""
+        """Return recall and NDCG of both lists over all predicted events so far, in constant time."""
         recall, gain, reference_recall, reference_gain = (self._sums / max(1, self.n)).tolist()
         return {
             "reference": {"recall_at_10": reference_recall, "ndcg_at_10": reference_gain},
@@ -94,7 +94,8 @@ class Prequential:
         }
 
     def summary(self, seed: int = 0) -> dict[str, Any]:
-        """Return the report's `quality`: both lists, n, the gain in NDCG@10 with its 95% interval, and by staleness."""
+        """Return the report's `quality`: both lists, n, the gain in NDCG@10 with its 95% interval, groups by staleness.
+        """
         gain, low, high = paired_interval(self.users, np.array(self.served) - np.array(self.reference), seed=seed)
         return self.running() | {
             "n": self.n,

@@ -1,6 +1,6 @@
-"""The same decisions and workers on recorded events, without broker and clock: policies compared on one history.
+"""Replays recorded events through the live decisions and workers, without broker or clock, to compare refresh policies.
 
-Live measurement is in `workers/measurement`.
+`workers/measurement` has the live measurement.
 
 May import: training, measurement, roles.knowledge, roles.ranking, store, kafka, terminal.
 """

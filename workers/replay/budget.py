@@ -1,17 +1,18 @@
-"""A policy's threshold for a number of LLM calls: what makes policies comparable at equal cost.
+"""Finds the setting with which a policy makes a given number of LLM calls, so that policies compare at equal cost.
 
-`freshet` keeps to a budget by itself (`refresh.calls_per_1000`). The others have one knob each, and it is turned until
-the calls on the played events meet the budget:
+The policy `freshet` keeps to a budget by itself (`refresh.calls_per_1000`). Each other policy has one setting (its
+knob). It is searched until the calls on the played events meet the budget:
 
 | policy | knob | calls are counted by |
 |---|---|---|
 | `every-n` | `refresh.every` | the planner alone |
 | `nightly` | `refresh.period_s` | the planner alone |
 | `drift` | `refresh.drift_threshold` | the planner alone |
-| `judge` | `refresh.alpha` | a replay of some users, since its calls depend on margins |
+| `judge` | `refresh.alpha` | a replay of some users, because its calls depend on margins |
 
-The planner alone asks for exactly what it asks for in a replay of those policies (`play.rehearse`). That the knob is
-turned on the very events that are played favours them over `freshet`, which does not know what comes.
+For the first three policies, the planner alone makes exactly the requests that it makes in a replay (`play.rehearse`).
+The search uses the same events that are then played. That favours these policies over `freshet`, which does not know
+the future.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ from typing import Any
 from schemas.errors import FreshetError
 from schemas.settings import RefreshSettings
 
-TOLERANCE = 0.01  # of the calls: a tenth of the narrowest interval that the frontier's points have
+TOLERANCE = 0.01  # relative; a tenth of the narrowest interval among the points in docs/frontier.md
 MAX_TRIES = 14
 
 
 @dataclass(frozen=True, slots=True)
 class Knob:
-    """A setting that decides how often a policy asks; `rising`: a larger value asks more often."""
+    """The setting that decides how often a policy asks. If `rising`, a larger value means more requests."""
 
     name: str
     low: float
@@ -42,39 +43,39 @@ class Knob:
 KNOBS: dict[str, Knob] = {
     "every-n": Knob("every", 1, 1000, whole=True),
     "nightly": Knob("period_s", 60.0, 10 * 365 * 86_400.0),
-    "drift": Knob("drift_threshold", 0.01, 1000.0),  # standard deviations, as calibration searches
+    "drift": Knob("drift_threshold", 0.01, 1000.0),  # standard deviations; the range that calibration searches
     "judge": Knob("alpha", 1e-4, 0.999, rising=True),
 }
 
 
-def within(
+def meet_budget(
     settings: RefreshSettings, budget: float, calls: Callable[[RefreshSettings], float],
 ) -> tuple[RefreshSettings, float]:
-    """Return the settings with their policy's knob turned to `budget`, and the calls per 1,000 events counted so.
+    """Return the settings whose calls meet `budget`, and their number of calls per 1,000 events.
 
-    Where no value meets the budget the nearest end of the knob is returned: `once` costs a call per user, and no value
-    asks for less than that.
+    If no value meets the budget, the result is the nearest end of the knob's range. For example, every user with
+    knowledge costs at least one call.
 
     Args:
         settings: name a policy in `KNOBS`.
         budget: calls per 1,000 events.
-        calls: counts them for some settings.
+        calls: counts the calls per 1,000 events for given settings.
 
     Raises:
-        FreshetError: the policy has no knob, or the budget is not above 0.
+        FreshetError: the policy has no knob, or the budget is not in (0, 1000].
     """
     if not 0 < budget <= 1000:
-        raise FreshetError(f"a budget is more than 0 and at most 1,000 calls per 1,000 events, not {budget:g}")
+        raise FreshetError(f"the budget must be more than 0 and at most 1,000 calls per 1,000 events, not {budget:g}")
     knob = KNOBS.get(settings.policy)
     if knob is None:
-        raise FreshetError(f"policy {settings.policy} asks as often as it asks: leave the budget out")
+        raise FreshetError(f"policy {settings.policy} cannot keep to a budget: omit --budget")
     best: tuple[float, RefreshSettings, float] | None = None
     low, high = knob.low, knob.high
     for _ in range(MAX_TRIES):
         value = math.sqrt(low * high)
         if knob.whole:
             value = round(value)
-        tried = turned(settings, knob, value)
+        tried = with_value(settings, knob, value)
         found = calls(tried)
         off = abs(math.log(max(found, 1e-9) / budget))
         if best is None or off < best[0]:
@@ -89,7 +90,7 @@ def within(
     return best[1], best[2]
 
 
-def turned(settings: RefreshSettings, knob: Knob, value: float) -> RefreshSettings:
-    """Return the settings with a knob at a value."""
+def with_value(settings: RefreshSettings, knob: Knob, value: float) -> RefreshSettings:
+    """Return the settings with the knob set to a value."""
     change: dict[str, Any] = {knob.name: int(value) if knob.whole else value}
     return replace(settings, **change)

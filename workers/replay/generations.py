@@ -1,11 +1,11 @@
-"""Generations kept on disk: what the language model says of a history is computed once, whoever asks for it.
+"""Cache of generations on disk: knowledge for a history is generated once, for all replays.
 
-A generation is a function of the model version and the history. Replays of many policies on the same data ask for the
-same ones over and over; here each costs a look-up after its first time. It is still a call, and counted as one, with
-the seconds it took when it was made.
+A generation depends on the model version and the history only. Replays of many policies on the same data request the
+same generations again and again. A cached one still counts as a call, with the seconds that it took when it was
+generated.
 
-What is held is never replaced, so the same replay from the same folder gives the same bits. (A generation depends in
-its last bits on which others it shares a forward pass with: after the folder is removed they may differ.)
+Cached generations are never replaced, so the same replay from the same folder gives the same bits. (The last bits of a
+generation depend on which others share its forward pass, so they may change after the folder is deleted.)
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from schemas.settings import LlmSettings
 from workers.roles.knowledge.worker import Generator
 from workers.training.code_hash import files_of, hash_of
 
-FLUSH = 1024  # generations per file: 1.4 MB each at 5 × 64 float32, and a crash costs a minute of the language model
+FLUSH = 1024  # generations per file: 1.4 MB at 5 × 64 float32; a crash loses about a minute of generating
 _KEY, _SECONDS = "_key", "_seconds"
 _FIELDS = tuple(field.name for field in fields(Generation))
 
@@ -37,9 +37,9 @@ Row = dict[str, NDArray[np.generic]]
 
 
 def folder_of(home: Path, model_version: str, llm: LlmSettings) -> Path:
-    """Return where a model's generations are kept: another folder for other settings of the LLM or other code."""
+    """Return the folder of a model's generations. It depends on the LLM's settings and the code."""
     chosen = asdict(llm)
-    for name in ("device", "batch"):  # where and how fast it runs, not what comes out
+    for name in ("device", "batch"):  # these change where and how fast it runs, but not the result
         del chosen[name]
     digest = hashlib.blake2b(orjson.dumps(chosen, option=orjson.OPT_SORT_KEYS), digest_size=6)
     digest.update(hash_of(files_of("models")).encode())
@@ -47,20 +47,21 @@ def folder_of(home: Path, model_version: str, llm: LlmSettings) -> Path:
 
 
 def key_of(history: Sequence[str]) -> bytes:
-    """Return the key of a history: every item counts, since the backbone reads all of them."""
+    """Return the key of a history. Every item counts, because the backbone reads all of them."""
     return hashlib.blake2b("\x1f".join(history).encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
-class KeptGenerator:
-    """A `Generator` that remembers.
+class CachedGenerator:
+    """A `Generator` with a cache.
 
     Args:
-        folder: of this model's generations; see `folder_of`.
-        load: makes the generator proper; called when something is asked for that is not kept.
+        folder: folder of this model's generations, see `folder_of`.
+        model_version: the version that generates.
+        load: loads the real generator; called on the first cache miss.
 
     Attributes:
-        llm_s: seconds that the calls so far took when they were made.
-        made: generations that were computed here, not found.
+        llm_s: seconds that the calls so far took when they were generated.
+        made: number of generations computed here instead of found in the cache.
     """
 
     def __init__(self, folder: Path, model_version: str, load: Callable[[], Generator]) -> None:
@@ -79,8 +80,7 @@ class KeptGenerator:
         return len(self._rows)
 
     def generate(self, histories: Sequence[Sequence[str]], users: Sequence[str] = ()) -> Generation:
-        """Return the knowledge of users from their item ids, oldest first; what is kept is known by the history alone.
-        """
+        """Return the knowledge of users from their item ids, oldest first. The cache key is the history alone."""
         keys = [key_of(history) for history in histories]
         self._make(dict(zip(keys, histories, strict=True)))
         rows = [self._rows[key] for key in keys]
@@ -88,7 +88,13 @@ class KeptGenerator:
         return Generation(**{name: np.stack([row[name] for row, _ in rows]) for name in _FIELDS})
 
     def prepare(self, histories: Sequence[Sequence[str]], step: Callable[[int, int], None], batch: int = 128) -> None:
-        """Make what is not kept, in large batches of equally long histories; nothing is counted as a call."""
+        """Generate what is missing, in large batches of equally long histories. This does not count as calls.
+
+        Args:
+            histories: item ids, oldest first.
+            step: reports progress: done, total.
+            batch: histories per batch.
+        """
         missing = {key: history for history in histories if (key := key_of(history)) not in self._rows}
         order = sorted(missing, key=lambda key: (len(missing[key]), key))
         try:
@@ -99,7 +105,7 @@ class KeptGenerator:
             self.flush()
 
     def flush(self) -> None:
-        """Write what is new to disk."""
+        """Write new generations to disk."""
         if not self._new:
             return
         rows = [self._rows[key] for key in self._new]
@@ -132,7 +138,7 @@ class KeptGenerator:
             keys = [row.tobytes() for row in arrays[_KEY]]
             parts = {name: arrays[name] for name in _FIELDS}
             seconds = arrays[_SECONDS].tolist()
-        except (SafetensorError, KeyError):  # cut short, or of another release: made anew
+        except (SafetensorError, KeyError):  # truncated, or written by another release: generate again
             path.unlink()
             return
         for place, key in enumerate(keys):

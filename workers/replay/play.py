@@ -1,11 +1,11 @@
-"""The loop of a replay: events through the planner, the ranking and the knowledge processor, and back, at once.
+"""The loop of a replay: passes events through planner, ranking and knowledge processor, and feeds the answers back.
 
-The processors are those of the live roles; only what carries messages between them is different. Event time is the only
-clock, and answers come before the user's next event: a replay shows what decisions and models are worth, not what
-latency costs (the demo shows that).
+The processors are those of the live roles; only the transport of messages differs. Event time is the only clock, and
+every answer arrives before the user's next event. So a replay measures what decisions and models are worth, not what
+latency costs (the demo measures that).
 
-Order within one event: nightly knowledge, if a period has ended; predicted; folded; ranked and judged with the
-knowledge there was; judgement; then new knowledge, and ranked with it. The live stack does the same, save that its
+Order of steps for one event: nightly knowledge if a period has ended; predict; fold; rank and judge with the current
+knowledge; handle the judgement; generate new knowledge and rank with it. The live stack does the same, except that its
 judgement and its new knowledge race.
 """
 
@@ -31,14 +31,14 @@ from workers.roles.ranking.ranker import Ranker
 from workers.roles.ranking.worker import RankingProcessor
 from workers.store.cache import CachedReader
 
-WAVE = 256  # users side by side: what the ranking role takes at once
-# Events of which waves are cut under a price. At 256 no event is moved by more than a quarter of the 1,000 that a
-# budget counts. A wave of Beauty then has 25 users on average, one of MovieLens-100K, whose users rate in bursts, 2: a
-# priced replay of it takes as long as one event at a time.
+WAVE = 256  # users per wave; the batch size of the ranking role
+# Number of consecutive events from which waves are cut if refreshes have a price. With 256, no event moves by more than
+# a quarter of the 1,000 events that a budget refers to. A wave then has 25 users on average on Beauty. On
+# MovieLens-100K, whose users rate in bursts, it has 2, so a priced replay takes as long as playing one event at a time.
 PRICED_BLOCK = 256
-PASSES = 8  # of the language model per call, as the knowledge role takes
+PASSES = 8  # forward passes per call, as in the knowledge role
 BACKFILL = 4096  # events folded at once
-# Policies that act on what knowledge was worth: what they ask for cannot be known without ranking.
+# Policies that react to judgements, so their requests cannot be predicted without ranking.
 JUDGING = frozenset({"judge", "freshet"})
 
 Step = Callable[..., None]
@@ -46,12 +46,12 @@ Step = Callable[..., None]
 
 @dataclass
 class Clock:
-    """Event time, seconds: the newest event so far."""
+    """The clock of a replay: the newest event time so far, seconds."""
 
     now: float = 0.0
 
     def __call__(self) -> float:
-        """Return the time."""
+        """Return the current time."""
         return self.now
 
 
@@ -60,11 +60,11 @@ class Replay:
     """A replay in progress.
 
     Args:
-        states: after the past was folded; changed in place.
-        wave: users side by side at most; 1 = one event at a time.
+        states: users' states after the past was folded; changed in place.
+        wave: maximum number of users per wave; 1 = one event at a time.
         block: see `timeline.waves`.
-        stock: users of the past have knowledge when they come back; see `stocked`.
-        listen: is shown every plan, with the judgements that led to it; for tests.
+        stock: past users have knowledge when they return; see `stocked`.
+        listen: called with every plan and the judgements that led to it; for tests.
     """
 
     planner: Planner
@@ -82,13 +82,13 @@ class Replay:
 
     def __post_init__(self) -> None:
         self.store = MemoryStore(self.ranker.dim)
-        # The reader keeps everyone: in a process of its own a cache before a dict would only forget.
+        # Cache every user: with the store in the same process, a smaller cache would only cause more reads.
         self._ranking = RankingProcessor(
             self.ranker, CachedReader(self.store, capacity=2**31), replace(self.ranking, top=TOP), self.clock)
         self._knowledge = KnowledgeProcessor(self.generator, self.store, self.llm_batch, self.clock)
 
     def play(self, events: Sequence[Event], step: Step = lambda *_: None) -> None:
-        """Play events, in order of time, each predicted before it is learned from."""
+        """Play events in time order. Each is predicted before it is added to the user's state."""
         done = 0
         for wave in waves(events, self.wave, self.block):
             self._wave([events[place] for place in wave], wave)
@@ -98,14 +98,14 @@ class Replay:
     def _wave(self, events: Sequence[Event], places: Sequence[int]) -> None:
         self.clock.now = max(self.clock.now, *(event.event_time for event in events))
         now = self.clock.now
-        self._open(events)
+        self._recommend_first(events)
         self._settle(self.planner.nightly_requests(self.states, events, now))
         for event, place in zip(events, places, strict=True):
             self.record.predicted(event, place, self._count(event.user_id) + 1)
         self._settle(self.planner.events(self.states, events, now))
 
-    def _open(self, events: Sequence[Event]) -> None:
-        """Recommend to users of the past who have had nothing yet: whatever the policy, their next event is judged."""
+    def _recommend_first(self, events: Sequence[Event]) -> None:
+        """Recommend to past users without a recommendation, so that under every policy their next event is judged."""
         now = self.clock.now
         new = [event.user_id for event in events if event.user_id not in self.record.offers]
         if self.stock:
@@ -116,22 +116,22 @@ class Replay:
             for user in new if (state := self.states.get(user)) is not None and state.items])
 
     def _settle(self, plan: Plan) -> None:
-        """Answer everything a plan asks for, and what the answers lead to, until nothing is left.
+        """Answer all requests of a plan and the requests that follow from the answers, until none is left.
 
-        Rankings come before generations: what a user did is judged by the knowledge there was when they did it.
+        Rankings come before generations, because an event is judged by the knowledge that existed when it happened.
         """
-        self._heard(plan, [])
+        self._notify(plan, [])
         ranking, knowledge = list(plan.ranking), list(plan.knowledge)
         while ranking or knowledge:
             if ranking:
                 judgements = self._rank(ranking)
                 plan = self.planner.judgements(self.states, judgements, self.clock.now)
-                self._heard(plan, judgements)
+                self._notify(plan, judgements)
                 ranking = list(plan.ranking)
                 knowledge += plan.knowledge
             else:
                 plan = self.planner.updates(self.states, self._generate(knowledge), self.clock.now)
-                self._heard(plan, [])
+                self._notify(plan, [])
                 ranking, knowledge = list(plan.ranking), list(plan.knowledge)
 
     def _rank(self, requests: Sequence[RankingRequest]) -> list[Judgement]:
@@ -170,13 +170,13 @@ class Replay:
         state = self.states.get(user)
         return state.count if state is not None else 0
 
-    def _heard(self, plan: Plan, judgements: Sequence[Judgement]) -> None:
+    def _notify(self, plan: Plan, judgements: Sequence[Judgement]) -> None:
         if self.listen is not None:
             self.listen(plan, judgements)
 
 
 def fold_past(planner: Planner, past: Sequence[Event]) -> States:
-    """Return the states after the past: what `backfill` leaves in the live stack. No policy has a say in it."""
+    """Return the states after folding the past, as `backfill` leaves them in the live stack, whatever the policy."""
     states: States = {}
     for start in range(0, len(past), BACKFILL):
         planner.events(states, past[start:start + BACKFILL], past[start].event_time)
@@ -184,10 +184,10 @@ def fold_past(planner: Planner, past: Sequence[Event]) -> States:
 
 
 def stocked(planner: Planner, states: States, users: Sequence[str], now: float) -> list[KnowledgeRequest]:
-    """Ask for the knowledge of users of the past as an offline run at the split would have made it, for all at once.
+    """Request the knowledge that an offline run at the split would have generated for these past users.
 
-    Asked for when a user comes back, from the very state the run would have found: nobody sees it earlier, and for
-    users who never come back it need not be made. None under the policy `never`.
+    It is requested when a user returns, from the state at the split, so the result is the same and nothing is generated
+    for users who never return. Under the policy `never` there are no requests.
     """
     requests: list[KnowledgeRequest] = []
     for user in users:
@@ -203,15 +203,15 @@ def stocked(planner: Planner, states: States, users: Sequence[str], now: float) 
 def rehearse(
     planner: Planner, states: States, events: Sequence[Event], *, stock: bool = False,
 ) -> tuple[list[KnowledgeRequest], list[KnowledgeRequest]]:
-    """Return what the planner asks for when every request is answered at once and nothing is judged.
+    """Return the planner's requests if each is answered at once and nothing is judged.
 
-    It is what a replay asks for under every policy that does not act on judgements, without the cost of models.
+    These are the requests of a replay under every policy that does not react to judgements, without running the models.
 
     Args:
         states: changed in place.
 
     Returns:
-        What the policy asks for, and, with `stock`, what `stocked` does.
+        The requests of the policy, and with `stock` those of `stocked`.
     """
     asked: list[KnowledgeRequest] = []
     before: list[KnowledgeRequest] = []

@@ -1,4 +1,4 @@
-"""What a replay saw: one row per event, and the figures that follow from them. Pure: messages in, figures out."""
+"""Records a replay: one row per event, and the figures computed from the rows. Pure: messages in, figures out."""
 
 from __future__ import annotations
 
@@ -17,14 +17,12 @@ from workers.measurement.prequential import TOP, Offer, Prequential
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """One row per predicted event, in order of time; every policy predicts the same events of a data set.
+    """One row per predicted event, in time order. Every policy predicts the same events of a data set.
 
-    Args:
-        place: (n,) the event's place among those played.
-        user: (n,) ids.
-        served, reference: (n,) NDCG@10 of what was served, and of behaviour alone.
-        age_s: (n,) event time since the newest event the knowledge used includes, seconds; NaN = none used.
-        age_events: (n,) the user's events since that one; −1 = none used.
+    Args: place: (n,) the event's place among the played events. user: (n,) user ids. served, reference: (n,) NDCG@10 of
+        the served list and of behaviour alone. age_s: (n,) event time since the newest event that the used knowledge
+        includes, seconds; NaN = no knowledge used. age_events: (n,) number of the user's events since that event; −1 =
+        no knowledge used.
     """
 
     place: NDArray[np.int64]
@@ -37,7 +35,7 @@ class Columns:
 
 @dataclass
 class ReplayRecord:
-    """The running account of a replay."""
+    """The running record of a replay."""
 
     quality: Prequential = field(default_factory=Prequential)
     offers: dict[str, Offer] = field(default_factory=dict)
@@ -48,12 +46,12 @@ class ReplayRecord:
     recommendations: int = 0
     events: int = 0
     calls: int = 0
-    stocked: int = 0  # generations before the policy's first: see `play.stocked`
+    stocked: int = 0  # generations not requested by the policy, see `play.stocked`
     rejected: int = 0
-    _made_from: dict[str, float] = field(default_factory=dict)  # user → newest event the offer's knowledge includes
+    _made_from: dict[str, float] = field(default_factory=dict)  # user → newest event in the offer's knowledge
 
     def predicted(self, event: Event, place: int, count: int) -> None:
-        """Score what had been recommended to the event's user against it, the user's event number `count`."""
+        """Score the user's current offer against an event, the user's number `count`."""
         self.events += 1
         offer = self.offers.get(event.user_id)
         self.quality.judge(event.user_id, event.item_id, count, offer, event.event_time)
@@ -63,7 +61,7 @@ class ReplayRecord:
             self.ages_s.append(float("nan") if known is None else event.event_time - known)
 
     def recommended(self, message: Recommendation) -> None:
-        """Take a recommendation as what its user is offered from now on."""
+        """Record a recommendation as the user's current offer."""
         self.recommendations += 1
         fused = message.source == "fused"
         if message.fallback is not None:
@@ -77,12 +75,12 @@ class ReplayRecord:
             message.count - behind if fused and behind is not None else None)
 
     def refreshed(self, message: KnowledgeUpdate) -> None:
-        """Count new knowledge by its reason."""
+        """Count new knowledge by reason."""
         if message.written:
             self.refreshes[message.reason] += 1
 
     def columns(self) -> Columns:
-        """Return the rows in order of time, however the events were grouped."""
+        """Return the rows in time order, independent of how events were grouped into waves."""
         order = np.argsort(self.places, kind="stable")
         return Columns(
             np.array(self.places, np.int64)[order], np.array(self.quality.users, np.str_)[order],

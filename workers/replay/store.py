@@ -1,4 +1,4 @@
-"""Knowledge in memory: what a replay has instead of Qdrant."""
+"""The in-memory knowledge store that a replay uses instead of Qdrant."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from workers.store.point import KnowledgePoint, Neighbour, check, payload
 
 
 class MemoryStore:
-    """A `KnowledgeStore` that is gone with its process and always answers."""
+    """A `KnowledgeStore` in memory. It is always available."""
 
     def __init__(self, dim: int) -> None:
         self._dim = dim
         self._points: dict[str, KnowledgePoint] = {}
 
     def ensure(self) -> None:
-        """Do nothing: there is no collection to make."""
+        """Do nothing: there is no collection to create."""
 
     def upsert(self, points: Sequence[KnowledgePoint]) -> list[bool]:
         """Write points, each only over an older version of the same user.
@@ -35,7 +35,7 @@ class MemoryStore:
         return [self._points[point.user_id].version == point.version for point in points]
 
     def read(self, user_ids: Collection[str]) -> dict[str, KnowledgePoint]:
-        """Return the points of those users that have one."""
+        """Return the points of the users that have one."""
         return {user: self._points[user] for user in user_ids if user in self._points}
 
     def neighbours(self, pooled: NDArray[np.float32], n: int, exclude: Collection[str] = ()) -> list[Neighbour]:
@@ -53,13 +53,13 @@ class MemoryStore:
         return len(self._points)
 
     def close(self) -> None:
-        """Forget everything."""
+        """Delete everything."""
         self._points.clear()
 
     def bytes_per_user(self) -> float:
-        """Return what a user's point takes in a store: its arrays and its other fields as JSON; 0 without points.
+        """Return the mean bytes per user: the point's arrays, and its other fields as JSON; 0 without points.
 
-        Qdrant's own overhead (ids, segments, index) is not in it.
+        Qdrant's own overhead (ids, segments, index) is not included.
         """
         total = 0
         for point in self._points.values():

@@ -1,10 +1,11 @@
-"""What is played, and in which order.
+"""The events to play and their order.
 
-A user's decisions depend on that user's events alone, so users may be taken side by side: *waves*, in which every user
-occurs at most once and everyone's events keep their order, lead to what one event at a time in order of time leads to
-(margins to rounding: the order of a sum depends on how many rows a product has).
-The price of policy `freshet` is the exception: it looks at everyone's calls so far. There waves are cut from blocks of
-a few hundred consecutive events, so that no event is moved further than a block.
+A user's decisions depend only on that user's events, so several users can be played together in a *wave*. A wave has at
+most one event per user, and each user's events keep their order. The result equals playing one event at a time (margins
+up to rounding, because the order of a sum depends on the number of rows in a product).
+
+The price of the policy `freshet` is the exception: it depends on the calls of all users so far. For it, waves are cut
+from blocks of a few hundred consecutive events, so that no event moves further than a block.
 """
 
 from __future__ import annotations
@@ -22,17 +23,17 @@ from streams.profile.fold import Event
 
 @dataclass(frozen=True, slots=True)
 class Timeline:
-    """Events before and after a model's split, in order of time; the past is folded, the future played."""
+    """Events before and after a model's split, in time order. The past is folded, the future is played."""
 
     past: list[Event]
     future: list[Event]
 
 
 def timeline(dataset: data.Dataset, split_time: float, events: int = 0) -> Timeline:
-    """Return the events up to `split_time` as history and the first `events` (0 = all) after it to be played.
+    """Return the events up to `split_time` as the past and the first `events` (0 = all) after it as the future.
 
     Raises:
-        DataError: nothing comes after the split.
+        DataError: there is no event after the split.
     """
     times = dataset.events.time
     cut = int(np.searchsorted(times, split_time, "right"))
@@ -40,7 +41,8 @@ def timeline(dataset: data.Dataset, split_time: float, events: int = 0) -> Timel
     if stop == cut:
         raise DataError(
             f"none of the {len(times):,} events is newer than what the current model was fitted on; fit on a smaller "
-            "share (FRESHET_FIT_TRAIN_FRACTION), choose the data set's model (`freshet models`), or bring newer events")
+            "share (FRESHET_FIT_TRAIN_FRACTION), select a model fitted on this data set (`freshet models`), or add "
+            "newer events")
     return Timeline([_event(dataset, row, backfill=True) for row in range(cut)],
                     [_event(dataset, row, backfill=False) for row in range(cut, stop)])
 
@@ -56,7 +58,7 @@ def waves(events: Sequence[Event], size: int, block: int | None = None) -> Itera
     """Yield the places of `events` in waves of at most `size` different users.
 
     Args:
-        block: waves are cut from so many consecutive events at a time; None = from all of them.
+        block: cut waves from this many consecutive events at a time; None = from all events.
     """
     block = block or max(1, len(events))
     for start in range(0, len(events), block):

@@ -1,6 +1,6 @@
-"""What runs as a process beside the stream: knowledge, ranking, alignment, guard.
+"""The worker roles: knowledge, ranking, alignment and guard. Each runs in its own process.
 
-The loop they share is in `workers/runtime`.
+`workers/runtime` has the loop that they share.
 
 May import: runtime, kafka.
 """

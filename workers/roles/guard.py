@@ -1,9 +1,10 @@
-"""The guard: everybody's margins together, against each model version; a harmful one is rolled back.
+"""The guard: tests the margins of all users per model version, and rolls a harmful version back.
 
-Its evidence is kept in `guard/evidence.msgpack` under the home, written every few seconds and at the end. After a crash
-the margins since then are missing (offsets are committed batch by batch), which costs time and no validity: what is
-left out does not depend on what it would have said. Counting a margin twice would, so redelivered ones are told by
-their user's event count. One guard per system: two would share the margins, each needing its own evidence.
+The evidence is stored in `guard/evidence.msgpack` under the home, every few seconds and at the end. After a crash, the
+margins since the last write are missing, because offsets are committed batch by batch. That delays a decision but keeps
+the test valid: which margins are missing does not depend on their values. Counting a margin twice would not be valid,
+so redelivered margins are recognised by the user's event count. Run one guard per system: two guards would share the
+margins, and each needs all of them.
 """
 
 from __future__ import annotations
@@ -34,13 +35,14 @@ _KEEP_EVERY_S = 5.0
 
 
 class Guard:
-    """Judgements in, at most a rollback out.
+    """Takes judgements and returns a rollback if a version does harm.
 
     Args:
-        deployments: what is in use, and how to go back.
-        file: where the evidence is kept.
+        deployments: the versions in use.
+        file: where the evidence is stored.
         bound: margins are clipped to ±bound, nats.
-        cells: codewords of a version over all instructions.
+        alpha: error probability of the test.
+        cells: number of codewords of a version over all instructions.
     """
 
     def __init__(
@@ -55,10 +57,10 @@ class Guard:
         self._clock = clock
         self._kept_at, self._new = clock(), False
         self._counts = {"margins": 0, "rollbacks": 0, "rollbacks_failed": 0}
-        self.pools = self._remembered()
+        self.pools = self._load_evidence()
 
     def counters(self) -> dict[str, Any]:
-        """Return what is believed of each version, for the role's progress file."""
+        """Return the evidence per version, for the role's progress file."""
         versions = {
             version: {"margins": held.overall.n, "mean": round(held.overall.mean, 4),
                       "log_wealth": round(held.overall.log_wealth, 3), "harmful": bool(held.overall.harmful_at),
@@ -67,7 +69,7 @@ class Guard:
         return self._counts | {"versions": versions}
 
     def __call__(self, judgements: Sequence[Judgement]) -> list[list[Output]]:
-        """Return the rollback that these judgements lead to, if any."""
+        """Return one part of outputs: the rollback that these judgements cause, if any."""
         evidence = [
             MarginBatch(j.user_id, j.knowledge_model_version or j.model_version, j.codes,
                      [margin.count for margin in j.margins], [margin.value for margin in j.margins])
@@ -90,44 +92,46 @@ class Guard:
             return None
         one = culprit(self.pools.versions[finding.version])
         if one:
-            found += f"; without codeword {one.split(':')[1]} of instruction {one.split(':')[0]} it is not below 0"
+            instruction, code = one.split(":")
+            found += f"; without codeword {code} of instruction {instruction} the mean is not below 0"
         log.error("guard: model %s does harm (%s)", finding.version, found)
         try:
-            update = self._go_back(finding.version, found)
+            update = self._roll_back(finding.version, found)
         except (FreshetError, OSError, ValueError) as error:  # no other version, or the registry cannot be read
             self._counts["rollbacks_failed"] += 1
-            log.error("guard: model %s cannot be rolled back: %s. It stays in use; users' own tests go on taking "
-                      "trust away from it. Fit anew with `freshet fit`, or choose with `freshet models --select`",
+            log.error("guard: model %s cannot be rolled back: %s. It stays in use; the tests per user still "
+                      "reduce trust in it. Run `freshet fit` again, or switch with `freshet models --select`",
                       finding.version, error)
             return None
         self._counts["rollbacks"] += 1
         log.error("guard: rolled back from model %s to %s", finding.version, update.model_version)
         return update
 
-    def _go_back(self, version: str, why: str) -> ModelUpdate:
-        """Return what all roles are to load.
+    def _roll_back(self, version: str, why: str) -> ModelUpdate:
+        """Return the update that makes all roles load another version.
 
-        A harmful version that is not in use by the log is one whose rollback was not heard (a crash between the log
-        and the topic), or one that was published past the log: what is in use is then said (again).
+        If the harmful version is not the one in use according to the log, either its rollback was lost (a crash between
+        writing the log and sending the message), or it was published without the log. In both cases the version in use
+        is announced again.
         """
         now, current = self._clock(), self._deployments.in_use()
         if current.model_version != version:
             return current.model_copy(update={
                 "published_at": now, "withdrawn": sorted({version, *current.withdrawn})})
-        update = self._one_back(version, why)
+        update = self._roll_back_once(version, why)
         while self._is_harmful(update.model_version):
-            log.warning("guard: model %s before it did harm as well", update.model_version)
+            log.warning("guard: model %s , the one before it, did harm as well", update.model_version)
             try:
-                update = self._one_back(update.model_version, why)
+                update = self._roll_back_once(update.model_version, why)
             except FreshetError as error:
-                log.error("guard: %s; model %s is used again all the same", error, update.model_version)
+                log.error("guard: %s; model %s is used again anyway", error, update.model_version)
                 break
         return update
 
-    def _one_back(self, version: str, why: str) -> ModelUpdate:
+    def _roll_back_once(self, version: str, why: str) -> ModelUpdate:
         registry = self._deployments.registry
         versions = registry.versions()
-        if version in versions[1:]:  # no adapter: another fitted version will be current, so it must be sound
+        if version in versions[1:]:  # no adapter: the fitted version before becomes current, so check its files
             registry.open(versions[versions.index(version) - 1])
         return self._deployments.roll_back(self._clock(), reason=f"guard: harm over {why}")
 
@@ -136,14 +140,17 @@ class Guard:
         return held is not None and bool(held.overall.harmful_at)
 
     def keep(self, *, force: bool = False) -> None:
-        """Write the evidence if it is new and a few seconds have passed. Call it between batches: all is committed."""
+        """Write the evidence if it changed and 5 s have passed, or at once with `force`.
+
+        Call it between batches, when everything is committed.
+        """
         now = self._clock()
         if not self._new or (not force and now - self._kept_at < _KEEP_EVERY_S):
             return
         self._kept_at, self._new = now, False
         write_whole(self._file, dumps(self.pools))
 
-    def _remembered(self) -> Pools:
+    def _load_evidence(self) -> Pools:
         try:
             return loads(self._file.read_bytes())
         except FileNotFoundError:

@@ -1,6 +1,6 @@
-"""The knowledge store: what a point is, the Qdrant client, reads that survive an outage.
+"""The knowledge store: the format of a point, the Qdrant client, and cached reads that survive an outage.
 
-Qdrant's engine in-process is in `workers/store/embedded`.
+`workers/store/embedded` runs Qdrant's engine in a process of the stack.
 
 May import: –.
 """

@@ -1,4 +1,4 @@
-"""Reads of knowledge for the hot path: a bounded cache before the store, and no waiting for a store that is away."""
+"""Cached reads of knowledge for the hot path. They do not wait for a store that is unavailable."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from schemas.errors import StoreUnavailableError
 from workers.store.point import KnowledgePoint, KnowledgeStore
 
 log = logging.getLogger(__name__)
-# 20,000 points of 5×64 float16 with their fields: some 40 MB.
+# 20,000 points of 5×64 float16 with their fields take about 40 MB.
 _CAPACITY = 20_000
-_PROBE_S = (0.5, 10.0)  # first and longest pause between two probes of a store that is away
+_PROBE_S = (0.5, 10.0)  # first and longest pause between two probes of an unavailable store
 
 
 @dataclass(frozen=True, slots=True)
 class Lookup:
-    """What was found.
+    """The result of a read.
 
     Args:
-        points: the newest known point of each user that has one.
-        unavailable: users whose point could not be asked for; an older one from the cache may be in `points`.
+        points: the newest known point of each user who has one.
+        unavailable: users whose point could not be read from the store; `points` may have an older one from the cache.
     """
 
     points: dict[str, KnowledgePoint]
@@ -32,10 +32,10 @@ class Lookup:
 
 
 class CachedReader:
-    """Reads points at least as new as asked for.
+    """Reads points that are at least as new as requested.
 
-    A call waits for the store once when it goes away; from then on a thread probes it, and calls answer at once from
-    the cache until it is back.
+    When the store becomes unavailable, one call waits for it. From then on a thread probes the store, and calls answer
+    at once from the cache until the store is back.
     """
 
     def __init__(self, store: KnowledgeStore, capacity: int = _CAPACITY) -> None:
@@ -48,11 +48,15 @@ class CachedReader:
 
     @property
     def available(self) -> bool:
-        """Whether the store answered when last asked."""
+        """Whether the store answered the last request."""
         return not self._away.is_set()
 
     def read(self, wanted: Mapping[str, int]) -> Lookup:
-        """Return the points of users, each of the version wanted or a newer one where the store has it."""
+        """Return the points of users. Each has at least the wanted version if the store has it.
+
+        Args:
+            wanted: user id → version.
+        """
         points, missing = {}, []
         for user, version in wanted.items():
             held = self._cache.get(user)
@@ -68,7 +72,7 @@ class CachedReader:
             try:
                 fresh = self._store.read(missing)
             except StoreUnavailableError as error:
-                log.warning("%s; going on without it until it is back", error)
+                log.warning("%s; continuing without it until it is back", error)
                 self._away.set()
                 threading.Thread(target=self._probe, name="store-probe", daemon=True).start()
             else:
@@ -81,7 +85,7 @@ class CachedReader:
         self._cache.clear()
 
     def close(self) -> None:
-        """Stop probing; the store itself stays open."""
+        """Stop probing. The store itself stays open."""
         self._closing.set()
 
     def _probe(self) -> None:
@@ -89,8 +93,8 @@ class CachedReader:
         while not self._closing.wait(pause):
             try:
                 self._store.count()
-            except Exception as error:  # whatever it is, the store is not usable yet
-                log.info("still away: %s", error)
+            except Exception as error:  # after any error, the store is not usable yet
+                log.info("still unavailable: %s", error)
                 pause = min(2 * pause, _PROBE_S[1])
             else:
                 log.warning("the knowledge store is back")

@@ -1,7 +1,7 @@
-"""What every knowledge store does, and how a piece of knowledge looks inside one.
+"""The interface of a knowledge store and the format of a point.
 
-A user has one point, its id made from the user's id. Every write carries a version and never replaces a newer one, so
-that redelivered and overtaken writes are harmless in any order.
+Every user has one point, whose id is derived from the user's id. Every write carries a version and never replaces a
+newer one. So repeated and late writes are harmless in any order.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 from schemas.errors import FreshetError
 
 COLLECTION = "user_knowledge"
-VECTORS, POOLED = "knowledge", "pooled"  # names of the two vectors of a point
-STEP = 2.0**-13  # of evidence weights, as `models.evidence.ease.STEP`, which this process need not import torch for
-# Fixed for ever: another namespace would give every user a second point.
+VECTORS, POOLED = "knowledge", "pooled"  # names of a point's two vectors
+STEP = 2.0**-13  # of evidence weights; a copy of `models.evidence.ease.STEP`, so that torch need not be imported
+# Never change it: another namespace would give every user a second point.
 _NAMESPACE = uuid.UUID("6b1f3c1e-2f0e-5b7a-9d55-6e1d1f0a7c11")
 
 
 def point_id(user_id: str) -> str:
-    """Return the id of a user's point: the same in every process and after every restart."""
+    """Return the id of a user's point. It is the same in every process and after every restart."""
     return str(uuid.uuid5(_NAMESPACE, user_id))
 
 
@@ -34,13 +34,13 @@ class KnowledgePoint:
 
     Args:
         vectors: (K, d) float16, each of length ≤ 1.
-        pooled: (d,) float32; direction for neighbour search, stored at length 1 (a zero vector stays zero).
-        history_hash: of the history it was generated from.
+        pooled: (d,) float32; direction for neighbour search, stored with length 1 (a zero vector stays zero).
+        history_hash: hash of the history that the knowledge was generated from.
         generated_at: wall clock, seconds since 1970.
-        event_time: newest event the knowledge includes, the producer's seconds.
+        event_time: time of the newest event that the knowledge includes, seconds, set by the producer.
         count: the user's event count at that event.
-        codes: codeword chosen by each of the K soft instructions; () = not known.
-        items, weights: evidence of the history (`models.evidence.ease`), as item rows of the model version.
+        codes: the codeword chosen by each of the K soft instructions; () = not known.
+        items, weights: evidence of the history (`models.evidence.ease`); items are rows of the model version.
     """
 
     user_id: str
@@ -73,24 +73,24 @@ class KnowledgeStore(Protocol):
     """
 
     def ensure(self) -> None:
-        """Create the collection if it is absent; any number of processes may do so at once.
+        """Create the collection if it is missing. Several processes may do so at once.
 
         Raises:
             FreshetError: it exists with vectors of another width.
         """
 
     def upsert(self, points: Sequence[KnowledgePoint]) -> list[bool]:
-        """Write points, each only over an older version of the same user, atomically per point.
+        """Write points atomically per point. A point only replaces an older version of the same user.
 
         Returns:
-            Per point, whether the store now holds exactly that version (true again when a write is repeated).
+            Per point, whether the store now holds exactly that version (also true when a write is repeated).
 
         Raises:
             ValueError: a vector is not finite or has another width; nothing was written.
         """
 
     def read(self, user_ids: Collection[str]) -> dict[str, KnowledgePoint]:
-        """Return the points of those users that have one."""
+        """Return the points of the users that have one."""
 
     def neighbours(self, pooled: NDArray[np.float32], n: int, exclude: Collection[str] = ()) -> list[Neighbour]:
         """Return the `n` users nearest to `pooled` (d,) by cosine, nearest first."""
@@ -99,11 +99,11 @@ class KnowledgeStore(Protocol):
         """Return the number of points."""
 
     def close(self) -> None:
-        """Release what is held; the store cannot be used any more."""
+        """Release all resources. The store cannot be used afterwards."""
 
 
 def newest_per_user(points: Sequence[KnowledgePoint]) -> list[KnowledgePoint]:
-    """Return the highest version of each user, the later one of equals."""
+    """Return the highest version of each user, the last one of equals."""
     newest: dict[str, KnowledgePoint] = {}
     for point in points:
         held = newest.get(point.user_id)
@@ -113,7 +113,7 @@ def newest_per_user(points: Sequence[KnowledgePoint]) -> list[KnowledgePoint]:
 
 
 def by_version(points: Sequence[KnowledgePoint]) -> dict[int, list[KnowledgePoint]]:
-    """Return the points grouped by version: the points of a group share one condition, `version < theirs`."""
+    """Return the points grouped by version. The points of a group share one write condition, `version < theirs`."""
     groups: dict[int, list[KnowledgePoint]] = {}
     for point in points:
         groups.setdefault(point.version, []).append(point)
@@ -121,7 +121,7 @@ def by_version(points: Sequence[KnowledgePoint]) -> dict[int, list[KnowledgePoin
 
 
 def check(points: Sequence[KnowledgePoint], dim: int) -> None:
-    """Raise ValueError if a point's vectors are not finite, (K, dim) and (dim,)."""
+    """Raise ValueError if a point's vectors are not finite or not of shapes (K, dim) and (dim,)."""
     for point in points:
         shapes = (point.vectors.ndim, point.vectors.shape[-1], point.pooled.shape)
         if shapes != (2, dim, (dim,)) or not len(point.vectors):
@@ -131,14 +131,14 @@ def check(points: Sequence[KnowledgePoint], dim: int) -> None:
 
 
 def wrong_width(where: str, held: int, wanted: int) -> FreshetError:
-    """Return the error for a collection made for models of another width."""
+    """Return the error for a collection that was created for models of another width."""
     return FreshetError(
         f"{where} holds knowledge vectors of width {held}, but the model makes {wanted}; "
-        f"use another store, remove that one, or fit with fit.dim = {held}")
+        f"use another store, delete that one, or fit with fit.dim = {held}")
 
 
 def payload(point: KnowledgePoint) -> dict[str, Any]:
-    """Return what is stored beside the vectors."""
+    """Return the payload, which is stored next to the vectors."""
     return {
         "user": point.user_id, "version": point.version, "model_version": point.model_version,
         "history_hash": point.history_hash, "reason": point.reason, "generated_at": point.generated_at,
@@ -155,7 +155,7 @@ def vectors(point: KnowledgePoint) -> dict[str, Any]:
 
 
 def from_record(fields: dict[str, Any], named: Any) -> KnowledgePoint:
-    """Return the point that `payload` and `vectors` were stored from; the vectors' values are rounded to float16."""
+    """Return the point that was stored as `payload` and `vectors`. The vectors' values are rounded to float16."""
     return KnowledgePoint(
         user_id=fields["user"], version=int(fields["version"]), model_version=fields["model_version"],
         vectors=np.asarray(named[VECTORS], dtype=np.float16), pooled=np.asarray(named[POOLED], dtype=np.float32),

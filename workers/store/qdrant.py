@@ -1,4 +1,4 @@
-"""The store on a Qdrant server, or on the embedded store's process, which answers the same calls."""
+"""The knowledge store on a Qdrant server, or on the embedded store's process, which answers the same calls."""
 
 from __future__ import annotations
 
@@ -36,19 +36,19 @@ from workers.store.point import (
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-# A point of 5×64 is some 8 kB of JSON and a server takes 32 MB per request: far below, and the time of one request
-# stays far below the time-out.
+# Points per request. A point of 5×64 takes about 8 kB of JSON, and a server accepts 32 MB per request. 512 points are
+# far below that limit, and one request takes far less than the timeout.
 _BATCH = 512
 _GRPC_AWAY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.RESOURCE_EXHAUSTED)
 
 
 class QdrantStore:
-    """A `KnowledgeStore` over `qdrant-client`. Reads may do without `ensure`: no collection then is no points.
+    """A `KnowledgeStore` over `qdrant-client`. Reads work without `ensure`: a missing collection has no points.
 
     Args:
-        location: a server's URL, or ":memory:" for the client's own imitation (tests only).
+        location: a server's URL, or ":memory:" for the client's in-memory implementation (tests only).
         dim: width of the vectors.
-        settings: key, protocol and time-out; the time-out is rounded up to whole seconds by the client.
+        settings: key, protocol and timeout; the client rounds the timeout up to whole seconds.
     """
 
     def __init__(self, location: str, dim: int, settings: QdrantSettings | None = None) -> None:
@@ -56,7 +56,7 @@ class QdrantStore:
         self._location = location
         self._dim = dim
         self._local = location == ":memory:"
-        self._owns = False  # set by `ensure`: a store that only looks must not create a collection of its own width
+        self._owns = False  # set by `ensure`: a store used only for reading must not create a collection
         if self._local:
             self._client = QdrantClient(":memory:")
         else:
@@ -68,10 +68,10 @@ class QdrantStore:
 
     @classmethod
     def of(cls, settings: Settings, dim: int) -> QdrantStore:
-        """Return the store the settings name, made ready if it answers; it may also come later.
+        """Return the store that the settings name, and create its collection. An unavailable store is only logged.
 
         Raises:
-            FreshetError: none is named, or it was made for another width.
+            FreshetError: the settings name no store, or its collection has another width.
         """
         if not settings.qdrant.url:
             raise FreshetError(
@@ -81,7 +81,7 @@ class QdrantStore:
         try:
             store.ensure()
         except StoreUnavailableError as error:
-            log.warning("%s; going on, it may come back", error)
+            log.warning("%s; continuing, it may come back", error)
         return store
 
     def ensure(self) -> None:
@@ -90,7 +90,7 @@ class QdrantStore:
         self._call(self._ensure)
 
     def upsert(self, points: Sequence[KnowledgePoint]) -> list[bool]:
-        """See `KnowledgeStore.upsert`. One request per 512 points, one conditional operation per version in it."""
+        """See `KnowledgeStore.upsert`. Sends one request per 512 points, with one conditional operation per version."""
         check(points, self._dim)
         newest = newest_per_user(points)
         for start in range(0, len(newest), _BATCH):
@@ -150,8 +150,8 @@ class QdrantStore:
         if held != self._dim:
             raise wrong_width(f"{COLLECTION} at {self._location}", held, self._dim)
         if not self._local:
-            # Conditional writes name their points by id and need no index, but a server in strict mode refuses any
-            # filter on a field without one.
+            # Conditional writes name their points by id and need no index. But a server in strict mode refuses a filter
+            # on a field without an index.
             self._client.create_payload_index(COLLECTION, "version", qm.PayloadSchemaType.INTEGER)
 
     def _create(self) -> None:
@@ -160,7 +160,7 @@ class QdrantStore:
                 VECTORS: qm.VectorParams(
                     size=self._dim, distance=qm.Distance.DOT, datatype=qm.Datatype.FLOAT16,
                     multivector_config=qm.MultiVectorConfig(comparator=qm.MultiVectorComparator.MAX_SIM),
-                    hnsw_config=qm.HnswConfigDiff(m=0)),  # read by id only: an index would cost and serve nobody
+                    hnsw_config=qm.HnswConfigDiff(m=0)),  # only read by id, so an index would be useless
                 POOLED: qm.VectorParams(size=self._dim, distance=qm.Distance.COSINE),
             })
         except UnexpectedResponse as error:
@@ -170,8 +170,8 @@ class QdrantStore:
             if _code(error) is not grpc.StatusCode.ALREADY_EXISTS:
                 raise
 
-    def _call(self, action: Callable[[], T], mend: bool = True) -> T:
-        """Run one call; a collection that has vanished (a server with a new disk) is made again once."""
+    def _call(self, action: Callable[[], T], recreate: bool = True) -> T:
+        """Run one call. If the collection has disappeared (a server with a new disk), it is created again once."""
         try:
             return action()
         except ResponseHandlingException as error:
@@ -179,33 +179,34 @@ class QdrantStore:
                                         ) from error
         except UnexpectedResponse as error:
             status, refused = error.status_code or 0, error
-            if status == 404 and mend:
-                return self._mended(action, error)
+            if status == 404 and recreate:
+                return self._recreated(action, error)
             if status >= 500 or status == 429:
                 raise StoreUnavailableError(f"the knowledge store at {self._location} fails: {refused}") from error
             raise FreshetError(_refusal(self._location, status, str(refused))) from error
         except grpc.RpcError as error:
             code = _code(error)
-            if code is grpc.StatusCode.NOT_FOUND and mend:
-                return self._mended(action, error)
+            if code is grpc.StatusCode.NOT_FOUND and recreate:
+                return self._recreated(action, error)
             if code in _GRPC_AWAY:
                 raise StoreUnavailableError(f"the knowledge store at {self._location} does not answer: {code}"
                                             ) from error
             raise FreshetError(_refusal(self._location, 0, str(error))) from error
 
-    def _mended(self, action: Callable[[], T], error: Exception) -> T:
+    def _recreated(self, action: Callable[[], T], error: Exception) -> T:
         if not self._owns:
-            raise _AbsentError(f"{COLLECTION} is not at {self._location} yet") from error
-        self._call(self._ensure, mend=False)
-        return self._call(action, mend=False)
+            raise _AbsentError(f"{COLLECTION} does not exist at {self._location} yet") from error
+        self._call(self._ensure, recreate=False)
+        return self._call(action, recreate=False)
 
 
 class _AbsentError(FreshetError):
-    """There is no collection, and nobody asked for one."""
+    """The collection does not exist, and this store must not create it."""
 
 
 def _code(error: grpc.RpcError) -> Any:
-    """Return the status of a failed call; errors of calls carry it, though the base class does not say so."""
+    """Return the status of a failed call. Errors of calls have `code`, although their base class does not declare it.
+    """
     code = getattr(error, "code", None)
     return code() if callable(code) else None
 

@@ -1,6 +1,6 @@
-"""What people see of long work: stages with progress and time left; durations in words.
+"""Terminal output of long jobs: stages with progress and time left; durations in words.
 
-The demo's screen is in `workers/demo`.
+`workers/demo` has the demo's screen.
 
 May import: –.
 """

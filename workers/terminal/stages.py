@@ -1,4 +1,5 @@
-"""Stages of a long job: progress bars with the time left, lines without a terminal, and never a silent hang."""
+"""Stages of a long job: progress bars with the time left, or lines without a terminal. A stage that hangs is stopped.
+"""
 
 from __future__ import annotations
 
@@ -18,17 +19,17 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from schemas.errors import StalledError
 
 Step = Callable[..., None]
-"""step(done, total, note="") says how far a stage is."""
+"""step(done, total, note="") reports the progress of a stage."""
 
 LINE_EVERY_S = 5.0
-GIVE_UP_S = 20.0  # after this an interrupted stage that hangs in native code is ended with the process
+GIVE_UP_S = 20.0  # seconds after which a stage that hangs in native code is ended with the process
 
 
 class Stages:
-    """Shows stages one after the other and keeps their times.
+    """Shows stages one after the other and records their times.
 
     Args:
-        console: where to; None = standard output, of the first process where `torchrun` started several.
+        console: where to print; None = standard output, but only in the first process under `torchrun`.
     """
 
     def __init__(self, console: Console | None = None) -> None:
@@ -43,7 +44,7 @@ class Stages:
         self._moved = time.monotonic()
         self._stalled = False
         self._closing = threading.Event()
-        self._watch = threading.Thread(target=self._look, name="stall-watch", daemon=True)
+        self._watch = threading.Thread(target=self._watch_for_stalls, name="stall-watch", daemon=True)
 
     def __enter__(self) -> Stages:
         self._bars.start()
@@ -57,10 +58,10 @@ class Stages:
 
     @contextmanager
     def stage(self, name: str, stall_s: float) -> Iterator[Step]:
-        """Run a stage; it yields what reports progress.
+        """Run a stage; yields the function that reports progress.
 
         Raises:
-            StalledError: nothing was reported for `stall_s` seconds.
+            StalledError: no progress was reported for `stall_s` seconds.
         """
         began = time.monotonic()
         self._name, self._limit_s, self._moved = name, stall_s, began
@@ -80,7 +81,7 @@ class Stages:
             self.say(f"{name}: done in {seconds:.1f} s")
 
     def reused(self, name: str) -> None:
-        """Say that a stage's result is taken from before."""
+        """Report that a stage's result is reused."""
         self.times[name] = {"seconds": 0.0, "reused": True}
         self.say(f"{name}: unchanged, reused")
 
@@ -99,10 +100,10 @@ class Stages:
         return _report
 
     def say(self, text: str) -> None:
-        """Print a line, above the bars."""
+        """Print a line above the progress bars."""
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
-    def _look(self) -> None:
+    def _watch_for_stalls(self) -> None:
         while not self._closing.wait(1.0):
             if not self._limit_s or time.monotonic() - self._moved < self._limit_s:
                 continue
@@ -110,19 +111,19 @@ class Stages:
             _thread.interrupt_main()
             if not self._closing.wait(GIVE_UP_S):
                 sys.stderr.write(f"freshet: {why}\n")
-                os._exit(1)  # the stage hangs in native code: no exception reaches it
+                os._exit(1)  # the stage hangs in native code, which no exception can interrupt
             return
 
 
-STALL_S = 1800.0  # seconds without a sign of life: an epoch of 200,000 events takes minutes on two slow cores
+STALL_S = 1800.0  # seconds without progress; an epoch of 200,000 events takes minutes on two slow cores
 
 
 class TrainingStages:
-    """Turns reports of training into stages, one after the other.
+    """Turns progress reports of training into stages, one after the other.
 
     Args:
-        stages: where they are shown.
-        opened: ends the last one.
+        stages: shows them.
+        opened: closes the last stage.
     """
 
     def __init__(self, stages: Stages, opened: ExitStack) -> None:
@@ -131,7 +132,7 @@ class TrainingStages:
         self._step: Step = lambda *_: None
 
     def __call__(self, name: str, done: int, total: int, metrics: dict[str, float]) -> None:
-        """Say how far stage `name` is."""
+        """Report the progress of stage `name`."""
         if name != self._name:
             self.close()
             self._name, self._step = name, self._opened.enter_context(self._stages.stage(name, STALL_S))
@@ -139,6 +140,6 @@ class TrainingStages:
         self._step(done, total, ", ".join(f"{key} {value:.4f}" for key, value in shown.items()))
 
     def close(self) -> None:
-        """End the current stage: what comes next is no part of it."""
+        """End the current stage. Call it before work that is not part of it."""
         self._opened.close()
         self._name = ""

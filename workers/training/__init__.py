@@ -1,6 +1,6 @@
-"""Fitting, evaluating and calibrating as commands, and the keys under which their results are kept.
+"""Runs fitting, evaluation and calibration, and computes the keys under which their results are cached.
 
-The training itself is in `models/`.
+`models/` has the training itself.
 
 May import: store.banks, home, terminal.
 """

@@ -1,6 +1,6 @@
-"""Hashes of code: what was computed before may be used again while the code that made it means the same.
+"""Hashes of code. A cached result stays valid as long as the code that computed it has the same hash.
 
-Comments, docstrings and layout do not count. A word in a docstring once cost forty minutes of training.
+Comments, docstrings and formatting do not count. A changed word in a docstring once cost 40 minutes of training.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]  # of the repository: packages are named from here
+ROOT = Path(__file__).resolve().parents[2]  # root of the repository; packages are named relative to it
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 def parsed(text: str) -> ast.Module:
-    """Return Python code without its docstrings."""
+    """Parse Python code and remove its docstrings."""
     tree = ast.parse(text)
     for node in ast.walk(tree):
         if isinstance(node, _DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
@@ -24,7 +24,7 @@ def parsed(text: str) -> ast.Module:
 
 
 def hash_of(paths: Iterable[Path]) -> str:
-    """Return a hash of what Python files do, in the order given."""
+    """Return a hash of the parsed Python files, in the given order."""
     digest = hashlib.sha256()
     for path in paths:
         digest.update(ast.dump(parsed(path.read_text())).encode())
@@ -32,13 +32,14 @@ def hash_of(paths: Iterable[Path]) -> str:
 
 
 def files_of(*places: str, root: Path | None = None) -> list[Path]:
-    """Return the Python files of packages, sub-packages included, and of single modules, in a fixed order.
+    """Return the Python files of packages (with sub-packages) and of single modules, in a fixed order.
 
     Args:
-        places: paths from the root, such as `models` or `workers/training/fit.py`.
+        places: paths relative to the root, such as `models` or `workers/training/fit.py`.
+        root: None = the repository.
 
     Raises:
-        FileNotFoundError: a place has no Python file, so it would silently drop out of a key.
+        FileNotFoundError: a place has no Python file, so it would silently be missing from a key.
     """
     found: list[Path] = []
     for place in places:
@@ -51,10 +52,11 @@ def files_of(*places: str, root: Path | None = None) -> list[Path]:
 
 
 def closure(module: str, root: Path | None = None) -> list[Path]:
-    """Return the files of a module and of everything it imports from its top-level package, wherever the import stands.
+    """Return the files of a module and of all modules of its top-level package that it imports, directly or indirectly.
 
     Args:
         module: dotted name, such as `models.scorers.training`.
+        root: None = the repository.
     """
     root = root or ROOT
     package = module.split(".", maxsplit=1)[0]
@@ -63,7 +65,7 @@ def closure(module: str, root: Path | None = None) -> list[Path]:
     while waiting:
         name = waiting.pop()
         path = _file_of(name, root)
-        if name in found or path is None:  # a name within a module: the module itself is waiting too
+        if name in found or path is None:  # a name inside a module; the module itself is in the list too
             continue
         found[name] = path
         waiting += [parent for parent in _parents(name) if parent != package]
@@ -83,6 +85,6 @@ def _file_of(module: str, root: Path) -> Path | None:
 
 
 def _parents(module: str) -> list[str]:
-    """Return the packages that Python runs before a module."""
+    """Return the packages that Python imports before a module."""
     parts = module.split(".")
     return [".".join(parts[:depth]) for depth in range(1, len(parts))]

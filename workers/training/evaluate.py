@@ -1,9 +1,9 @@
-"""`freshet evaluate`: a system trained and measured under one protocol, with every event's rank kept.
+"""`freshet evaluate`: trains a system, measures it under one protocol and stores the rank of every event.
 
-A finished run is a JSON file with its figures and an NPZ file with its ranks under `evaluations/` of the home folder,
-named by a hash of all it depends on: data, system, control, protocol, seed, settings, and the code of `models/`. Asked
-for again it is read, not repeated. Ranks of two runs on the same data and protocol are of the same rows, so that
-they can be compared event by event.
+A finished run has two files under `evaluations/` in the home folder: JSON with its figures and NPZ with its ranks.
+Their name contains a hash of everything the run depends on: data, system, control, protocol, seed, settings and the
+code of `models/`. A finished run is read instead of repeated. Two runs on the same data and protocol rank the same
+rows, so they can be compared event by event.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ if TYPE_CHECKING:
     from models.language.llm import LanguageModel
     from models.systems.context import Context
 
-FORMAT = 1  # of the result files
+FORMAT = 1  # format version of the result files
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """One run.
+class EvaluationRun:
+    """The parameters of one run.
 
     Args:
-        system, control: of `models.systems.table`; control None = the system itself.
-        protocol: of `models.measuring.protocols`.
+        system, control: names from `models.systems.table`; control None = the system itself.
+        protocol: a name from `models.measuring.protocols`.
         seed: of every random choice.
-        ages: whether to measure older knowledge too (systems with knowledge only).
-        events: predicted events at most, the same ones for every system and seed; None = all.
+        ages: whether to measure older knowledge too (only for systems with knowledge).
+        events: maximum number of predicted events, the same events for every system and seed; None = all.
     """
 
     system: str
@@ -56,13 +56,13 @@ class Wanted:
 
 
 class Evaluator:
-    """Runs on one data set; what runs of one protocol and seed share is made once.
+    """Runs evaluations on one data set. Runs with the same protocol and seed share what is computed for them.
 
     Args:
-        settings: of training; the seed comes from each run.
-        folder: of the data set.
+        settings: settings of training; each run sets its own seed.
+        folder: the data set.
         stages: shows progress.
-        name: of the data set in results; None = the folder's.
+        name: name of the data set in results; None = the folder's name.
     """
 
     def __init__(self, settings: Settings, folder: Path, stages: Stages, name: str | None = None) -> None:
@@ -70,17 +70,17 @@ class Evaluator:
         self.stages = stages
         with stages.stage("data", 300.0):
             self.dataset = data.load(folder)
-        self._code = code_hash()  # of what this process has loaded, whatever is edited meanwhile
+        self._code = code_hash()  # hash the code that this process loaded, before anyone edits it
         self.name = name or folder.resolve().name
         self._llm: tuple[LanguageModel, ItemCache] | None = None
-        self._shop: tuple[tuple[str, int, int | None], Context] | None = None
+        self._context: tuple[tuple[str, int, int | None], Context] | None = None
         self._report: TrainingStages | None = None
 
-    def run(self, wanted: Wanted) -> dict[str, Any]:
-        """Return the result of a run, from before where it is there.
+    def run(self, wanted: EvaluationRun) -> dict[str, Any]:
+        """Return the result of a run; a finished run is read from its file.
 
         Raises:
-            FreshetError: there is no such system, control or protocol, or the data does not suffice.
+            FreshetError: the system, control or protocol is unknown, or there is not enough data.
         """
         from models.systems.table import system_named
         from models.systems.training import train
@@ -88,17 +88,17 @@ class Evaluator:
         system = system_named(wanted.system, wanted.control)
         path = self.path(wanted)
         if (found := read(path)) is not None and (not wanted.ages or "ages" in found):
-            self.stages.say(f"{label(wanted)}: there from before, reused")
+            self.stages.say(f"{label(wanted)}: unchanged, reused")
             return found
         began = time.monotonic()
         with ExitStack() as opened:
-            context = self._workshop(wanted, opened)
+            context = self._context_for(wanted, opened)
             self.stages.say(label(wanted))
             trained = train(system, wanted.control, context)
             return self._measure(wanted, context, trained, path, began, system.has_knowledge)
 
     def _measure(
-        self, wanted: Wanted, context: Context, trained: Any, path: Path, began: float, has_knowledge: bool,
+        self, wanted: EvaluationRun, context: Context, trained: Any, path: Path, began: float, has_knowledge: bool,
     ) -> dict[str, Any]:
         from models.compute.devices import place
         from models.measuring import outcomes, protocols
@@ -126,8 +126,8 @@ class Evaluator:
         here.wait()
         return result
 
-    def path(self, wanted: Wanted) -> Path:
-        """Return where the result of a run is kept."""
+    def path(self, wanted: EvaluationRun) -> Path:
+        """Return the path of a run's JSON file."""
         settings = self.settings
         llm = {key: value for key, value in asdict(settings.llm).items() if key not in {"device", "batch"}}
         fit = {key: value for key, value in asdict(settings.fit).items() if key not in {"seed", "system", "device"}}
@@ -137,11 +137,11 @@ class Evaluator:
         name = "-".join(part for part in (wanted.system, wanted.control, wanted.protocol, f"{wanted.seed}") if part)
         return settings.home / "evaluations" / f"{name}-{digest[:16]}.json"
 
-    def ranks(self, wanted: Wanted) -> dict[str, np.ndarray]:
+    def ranks(self, wanted: EvaluationRun) -> dict[str, np.ndarray]:
         """Return the columns of a finished run: row, rank, logp and, with a reference, reference_rank, reference_logp.
 
         Raises:
-            DataError: it has not been run.
+            DataError: the run has not been done.
         """
         path = self.path(wanted).with_suffix(".npz")
         if not path.is_file():
@@ -149,15 +149,16 @@ class Evaluator:
         with np.load(path, allow_pickle=False) as columns:
             return {name: columns[name] for name in columns.files}
 
-    def users(self, wanted: Wanted, rows: np.ndarray) -> np.ndarray:
-        """Return the user (m,) of predicted rows (m,) of a run's protocol."""
+    def users(self, wanted: EvaluationRun, rows: np.ndarray) -> np.ndarray:
+        """Return the users (m,) of predicted rows (m,) under a run's protocol."""
         from models.measuring.protocols import protocol
 
         split = protocol(wanted.protocol, self.dataset, self.settings.fit.train_fraction)
         return split.user(rows)
 
-    def gain(self, wanted: Wanted) -> tuple[float, float, float] | None:
-        """Return a finished run's gain in NDCG@10 over its own reference with its 95% interval; None without one."""
+    def gain(self, wanted: EvaluationRun) -> tuple[float, float, float] | None:
+        """Return a finished run's gain in NDCG@10 over its own reference with its 95% interval; None without reference.
+        """
         from models.measuring.metrics import ndcg
 
         columns = self.ranks(wanted)
@@ -165,27 +166,27 @@ class Evaluator:
             return None
         return self._interval(wanted, columns["row"], ndcg(columns["rank"]) - ndcg(columns["reference_rank"]))
 
-    def _interval(self, wanted: Wanted, rows: np.ndarray, gain: np.ndarray) -> tuple[float, float, float]:
+    def _interval(self, wanted: EvaluationRun, rows: np.ndarray, gain: np.ndarray) -> tuple[float, float, float]:
         from models.measuring.intervals import paired_interval
         from models.measuring.protocols import protocol
 
         split = protocol(wanted.protocol, self.dataset, self.settings.fit.train_fraction)
         return paired_interval(split.user(rows), gain)
 
-    def _workshop(self, wanted: Wanted, opened: ExitStack) -> Context:
+    def _context_for(self, wanted: EvaluationRun, opened: ExitStack) -> Context:
         from models.measuring.protocols import protocol
         from models.systems.context import Context
         from workers.store.banks.bank import banks
 
         key = (wanted.protocol, wanted.seed, wanted.events)
-        if self._shop is None or self._shop[0] != key:
+        if self._context is None or self._context[0] != key:
             settings = replace(self.settings, fit=replace(self.settings.fit, seed=wanted.seed))
             split = protocol(wanted.protocol, self.dataset, settings.fit.train_fraction, wanted.events)
-            self._shop = key, Context(
+            self._context = key, Context(
                 self.dataset, split, settings, self._language, banks=banks(settings),
                 keep=ScorerCache(settings.home / "cache" / "scorers"))
-        self._shop[1].report = self._report = TrainingStages(self.stages, opened)
-        return self._shop[1]
+        self._context[1].report = self._report = TrainingStages(self.stages, opened)
+        return self._context[1]
 
     def _language(self) -> tuple[LanguageModel, ItemCache]:
         if self._llm is None:
@@ -195,14 +196,14 @@ class Evaluator:
         return self._llm
 
 
-def label(wanted: Wanted) -> str:
-    """Return a run's name for people."""
+def label(wanted: EvaluationRun) -> str:
+    """Return a readable name of a run."""
     control = f" ({wanted.control})" if wanted.control else ""
     return f"{wanted.system}{control}, {wanted.protocol}, seed {wanted.seed}"
 
 
 def read(path: Path) -> dict[str, Any] | None:
-    """Return a finished run's result, None where there is none or it is of another format."""
+    """Return a finished run's result, or None if it is missing, damaged or in another format."""
     if not (path.is_file() and path.with_suffix(".npz").is_file()):
         return None
     try:
@@ -213,19 +214,19 @@ def read(path: Path) -> dict[str, Any] | None:
 
 
 def code_hash() -> str:
-    """Return a hash of the code that results depend on, `models/`."""
+    """Return a hash of the code that results depend on: `models/`."""
     return hash_of(files_of("models"))
 
 
 def revision() -> str:
-    """Return the git revision of the code, "" outside a repository."""
+    """Return the git revision of the code, or "" outside a repository."""
     from workers.training.revision import revision as current
 
     return current()
 
 
 def _write(path: Path, result: dict[str, Any], columns: dict[str, np.ndarray]) -> None:
-    """Write both files whole or not at all; the JSON file is last, it is what says that the run is done."""
+    """Write both files atomically. The JSON file is written last: its presence marks the run as finished."""
     with written_whole(path.with_suffix(".npz")) as scratch, scratch.open("wb") as file:
         np.savez_compressed(file, **columns)  # type: ignore[arg-type]
     write_whole(path, orjson.dumps(result, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY))

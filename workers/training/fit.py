@@ -1,7 +1,7 @@
-"""`freshet fit`: a data set in, a published model version out, calibrated and ready to run.
+"""`freshet fit`: fits a model on a data set, calibrates it and publishes it as a new version.
 
-What did not change is not done again: item states are kept per language model and catalogue, and a version is reused
-whole where data, settings and code are the same.
+Unchanged work is reused: item states are cached per language model and catalogue, and a whole version is reused if
+data, settings and code are the same.
 """
 
 from __future__ import annotations
@@ -36,36 +36,38 @@ from workers.training.code_hash import files_of, hash_of
 from workers.training.language import open_language
 from workers.training.thresholds import by_user
 
-if TYPE_CHECKING:  # these bring torch, which a fit that reuses everything does without
+if TYPE_CHECKING:  # these import torch, which a fit that reuses everything does not need
     from models.fitting.freshet import Fitted
     from models.fitting.row import FittedRow
     from models.language.item_cache import ItemCache
     from models.language.llm import LanguageModel
 
-THRESHOLDS_STALL_S = 300.0  # seconds without a sign of life after which the stage is taken for hung
-# Of the drift detector (design: a needless refresh costs one LLM call, a missed drift many events of old knowledge).
-PRIOR = 1.0  # events: users differ more than events; 47% of planted drifts seen in 10 events, 39% with 10.0 and 0.5
-SLACK = 0.75  # standard deviations: sooner than the textbook half; docs/drift.md has the curves
+THRESHOLDS_STALL_S = 300.0  # seconds without progress after which the stage counts as hung
+# Parameters of the drift detector. A false alarm costs one LLM call, a missed drift many events with old knowledge.
+PRIOR = 1.0  # events; detects 47% of planted drifts within 10 events, 39% with 10.0 and slack 0.5
+SLACK = 0.75  # standard deviations; detects sooner than the textbook value 0.5, see docs/drift.md
 FALSE_ALARM_EVERY = 200.0  # a user's events per needless refresh on histories without drift
-# Staleness is the backstop: of the refreshes after a user's first at most two in three are for it. With half of them
-# MovieLens users would come back to knowledge of up to 58 days, with two thirds to 19.
+# Staleness is the last resort: after a user's first refresh, at most two in three refreshes may have this reason. With
+# one in two, returning MovieLens users would get knowledge that is up to 58 days old; with two in three, 19 days.
 STALE_SHARE = 2 / 3
-# Of a system that reads no knowledge of users: nothing is ever asked for, and the rest is never looked at.
+# Calibration of a system without knowledge of users: nothing is ever requested, and the other values are never used.
 WITHOUT_KNOWLEDGE = Calibration(
     min_history=1, ttl_s=1e12, drift_mean=0.0, drift_sd=1.0, drift_prior=PRIOR, drift_slack=SLACK, drift_threshold=1e9,
     drift_false_alarm_every=1e12, margin_bound=1.0, epsilon=0.0, knowledge=False)
-REHEARSED = 30_000  # events of as many users as it takes; the staleness limit is a quantile and needs no more
+REHEARSED = 30_000  # events, of as many users as needed; enough for the time to live, which is a quantile
 
 
 def run(settings: Settings, folder: Path, stages: Stages) -> Artifact:
     """Fit on the first `fit.train_fraction` of the events in `folder` and make the result the current version.
 
     Args:
-        settings: `fit.system` is what is fitted.
+        settings: `fit.system` names the system to fit.
+        folder: the data set.
+        stages: shows progress.
 
     Raises:
         DataError: the data cannot be used.
-        FreshetError: there is no such system, or the language model cannot be loaded.
+        FreshetError: the system is unknown, or the language model cannot be loaded.
         StalledError: a stage made no progress.
     """
     settings = replace(settings, home=settings.home.absolute())
@@ -92,7 +94,7 @@ def fit_key(data_hash: str, settings: Settings) -> str:
     """Return a hash of everything that a fitted version depends on: data, settings, code."""
     digest = hashlib.sha256(data_hash.encode())
     parts = [asdict(part) for part in (settings.fit, settings.state, settings.llm)]
-    for part in parts:  # where and how fast it runs, not what comes out
+    for part in parts:  # these change where and how fast it runs, but not the result
         part.pop("device", None)
         part.pop("batch", None)
     digest.update(orjson.dumps(parts, option=orjson.OPT_SORT_KEYS))
@@ -100,26 +102,26 @@ def fit_key(data_hash: str, settings: Settings) -> str:
     return digest.hexdigest()
 
 
-def cut_short(card: Card) -> list[str]:
-    """Return the scorers of a fitted version that were still getting better in the last epoch they were allowed."""
+def still_improving(card: Card) -> list[str]:
+    """Return the scorers of a fitted version that were still improving in the last epoch."""
     last = card.settings["fit"]["epochs"]
     return [name for name in ("reference", "fused") if card.metrics.get(f"{name}_epoch", 0.0) >= last]
 
 
 def published(registry: Registry, key: str) -> Artifact | None:
-    """Return the newest sound version fitted with this key, None if there is none."""
+    """Return the newest intact version that was fitted with this key, or None."""
     for version in reversed(registry.versions()):
         try:
             artifact = registry.open(version)
         except ArtifactError:
-            continue  # damaged: it is fitted anew
+            continue  # damaged: fit again
         if artifact.card.settings.get("fit_key") == key:
             return artifact
     return None
 
 
 def _fit(settings: Settings, dataset: data.Dataset, past: data.Events, key: str, stages: Stages) -> Artifact:
-    """Train and publish; of processes that train together the first one publishes, and the others wait for it."""
+    """Train and publish. Under torchrun, only the first process publishes and the others wait for it."""
     from models.compute.devices import place
 
     with ExitStack() as opened:
@@ -130,7 +132,7 @@ def _fit(settings: Settings, dataset: data.Dataset, past: data.Events, key: str,
     here.wait()
     artifact = published(Registry(settings.home), key)
     if artifact is None:
-        raise ArtifactError("the first process has published no model; see what it says")
+        raise ArtifactError("the first process did not publish a model; see its output")
     return artifact
 
 
@@ -156,7 +158,7 @@ def _publish(
 def _trained(
     settings: Settings, dataset: data.Dataset, past: data.Events, stages: Stages, report: TrainingStages,
 ) -> Fitted | FittedRow:
-    """Train the row of the table that the settings name; the language model is opened when it is first needed."""
+    """Train the system that the settings name. The language model is loaded when it is first needed."""
     from models.data.fold import Fold
     from models.fitting.freshet import fit
     from models.fitting.row import fit_row, training_split
@@ -169,7 +171,7 @@ def _trained(
         return open_language(settings, dataset.texts, stages)
 
     system = system_named(settings.fit.system)
-    keep = ScorerCache(settings.home / "cache" / "scorers")  # what was interrupted goes on from the last trained scorer
+    keep = ScorerCache(settings.home / "cache" / "scorers")  # an interrupted fit resumes after the last trained scorer
     if system.backbone == "sasrec+text+evidence":
         return fit(dataset, past, settings, *language(), report, keep)
     split = training_split(Fold.of(past, len(dataset.users), len(dataset.items)))
@@ -179,16 +181,16 @@ def _trained(
 def calibrate(
     dataset: data.Dataset, past: data.Events, vectors: ItemVectors, settings: Settings, fitted: Fitted | FittedRow,
 ) -> Calibration:
-    """Return the thresholds of streams and ranking, with the evidence they were chosen on."""
+    """Return the thresholds of streams and ranking, with the evidence for each choice."""
     histories = by_user(past, np.arange(len(dataset.items)), len(dataset.users))
-    # Both bind: from `fitted.min_history` on knowledge does no harm; the other keeps a call from being spent on users
-    # of whom next to nothing is known.
+    # Use the larger of the two. From `fitted.min_history` events on, knowledge does no harm. The other limit avoids
+    # spending LLM calls on users of whom almost nothing is known.
     min_history = max(fitted.min_history, choose_min_history(histories))
     try:
         drift = calibrate_drift(
             histories, vectors, settings.state, prior=PRIOR, slack=SLACK, false_alarm_every=FALSE_ALARM_EVERY,
             first=min_history, cooldown=settings.refresh.cooldown, seed=settings.fit.seed)
-    except DataError:  # nobody has so many events: knowledge then comes as early as it does no harm
+    except DataError:  # no user has that many events: generate knowledge as soon as it does no harm
         min_history = fitted.min_history
         drift = calibrate_drift(
             histories, vectors, settings.state, prior=PRIOR, slack=SLACK, false_alarm_every=FALSE_ALARM_EVERY,
@@ -210,7 +212,7 @@ def calibrate(
 
 
 def _rehearsed(dataset: data.Dataset, events: data.Events) -> Sequence[Event]:
-    """Return the events of enough users to make `REHEARSED`, in order of time."""
+    """Return the events, in time order, of enough randomly chosen users to reach `REHEARSED` events."""
     counts = np.bincount(events.user, minlength=len(dataset.users))
     order = np.random.default_rng(0).permutation(len(counts))
     chosen = np.zeros(len(counts), dtype=bool)

@@ -1,4 +1,4 @@
-"""The git revision of the code that runs."""
+"""The git revision of the running code."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import subprocess
 from pathlib import Path
 
 _AT = ("describe", "--always", "--exclude", "*")
-# results and pages are written by what asks for the revision
+# Only code folders: the callers themselves write results and pages.
 _CHANGED = ("diff", "--quiet", "HEAD", "--", "schemas", "models", "streams", "workers")
 
 
 def revision() -> str:
-    """Return the git revision of the code, "" outside a repository; "-dirty" where code has been changed since."""
+    """Return the git revision of the code, with "-dirty" if code has changed since; "" outside a repository."""
     folder = Path(__file__).resolve().parents[2]
     try:
         at, changed = (subprocess.run(["git", "-C", str(folder), *command], capture_output=True, text=True, timeout=5,

@@ -1,7 +1,7 @@
-"""Trained scorers of behaviour on disk, so that runs which share one, and runs begun again, do not train it again.
+"""Cache of trained behaviour scorers on disk. Runs that share a scorer, and resumed runs, do not train it again.
 
-A file is named by a hash of all that its weights depend on: the untrained weights (with them seed, shape, texts), the
-events, the settings of training and the code of `models.scorers.training` with what it imports.
+A file's name contains a hash of everything its weights depend on: the untrained weights (and so the seed, shape and
+texts), the events, the training settings, and the code of `models.scorers.training` and its imports.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from schemas.files import written_whole
 from schemas.settings import FitSettings
 from workers.training.code_hash import closure, hash_of
 
-OTHER = {  # not of scorers
+OTHER = {  # settings that do not affect scorers
     "system", "device", "harm", "knowledge_epochs", "instructions", "codes", "id_components", "id_dropout",
     "train_fraction"}
 
 
 class ScorerCache:
-    """A folder of trained scorers; see `models.scorers.training.Keep`.
+    """A folder of trained scorers; implements `models.scorers.training.Keep`.
 
     Args:
-        folder: made when it is first needed.
+        folder: created when first needed.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -44,7 +44,7 @@ class ScorerCache:
         self, stage: str, start: DenseScorer, fold: Fold, settings: FitSettings,
         train: Callable[[], tuple[DenseScorer, dict[str, float]]],
     ) -> tuple[DenseScorer, dict[str, float]]:
-        """Return the scorer kept for this start, data and code, else train and keep it."""
+        """Return the cached scorer for this start, data and code, or train and cache it."""
         path = self.folder / f"{stage}-{_key(stage, start, fold, settings)}.safetensors"
         found = _read(path)
         if found is None:
@@ -79,7 +79,7 @@ def _key(stage: str, start: DenseScorer, fold: Fold, settings: FitSettings) -> s
 
 
 def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, float]] | None:
-    """Return weights and metrics of a file, None where there is none or it is damaged."""
+    """Return weights and metrics of a file, or None if it is missing or damaged."""
     try:
         with safe_open(path, "pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, orjson.loads(file.metadata()["about"])  # noqa: SIM118

@@ -13,7 +13,7 @@ COMMANDS = ["demo", "fit", "calibrate", "up", "role", "health", "produce", "tail
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_teaches_with_an_example(command: str) -> None:
+def test_the_help_of_every_command_has_an_example(command: str) -> None:
     result = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"})
     assert result.exit_code == 0
     assert "Example" in result.output
@@ -26,28 +26,28 @@ def run(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         env=environ | {"FRESHET_HOME": str(home)})
 
 
-@pytest.mark.parametrize(("arguments", "said"), [
+@pytest.mark.parametrize(("arguments", "message"), [
     (("up",), "freshet fit"),
     (("tail", "recommendations"), "freshet up"),
     (("role", "nonsense"), "unknown role"),
     (("models",), "no fitted model"),
 ])
-def test_what_a_person_can_mend_is_one_message_and_exit_code_1(
-    tmp_path: Path, arguments: tuple[str, ...], said: str,
+def test_a_user_error_is_one_message_and_exit_code_1(
+    tmp_path: Path, arguments: tuple[str, ...], message: str,
 ) -> None:
     done = run(tmp_path, *arguments)
     assert done.returncode == 1
-    assert said in done.stderr
+    assert message in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_wrong_usage_is_exit_code_2(tmp_path: Path) -> None:
+def test_wrong_usage_exits_with_code_2(tmp_path: Path) -> None:
     assert run(tmp_path, "produce").returncode == 2
 
 
-def test_doctor_says_what_is_missing(tmp_path: Path) -> None:
+def test_doctor_reports_a_missing_model(tmp_path: Path) -> None:
     done = run(tmp_path, "doctor")
-    assert done.returncode == 0, done.stderr  # nothing is broken before the first fit, only not there yet
+    assert done.returncode == 0, done.stderr  # before the first fit the model is missing, not broken
     assert "no fitted model" in " ".join(done.stdout.split())
 
 

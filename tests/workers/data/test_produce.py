@@ -16,12 +16,12 @@ def test_csv_and_json_lines_give_the_same_events() -> None:
     assert rejected.count == 0
 
 
-def test_iso_times_are_taken() -> None:
+def test_iso_times_are_accepted() -> None:
     (event,) = read_events(io.StringIO("user_id,item_id,event_time\n7,50,2026-01-01T00:00:00Z\n"), RejectedEvent())
     assert event.event_time == 1767225600
 
 
-def test_what_is_no_event_is_counted_with_its_line() -> None:
+def test_invalid_lines_are_counted_with_their_number() -> None:
     rejected = RejectedEvent()
     text = '{"user_id": "7", "item_id": "50", "event_time": 1}\nnot json\n{"user_id": 7}\n'
     assert len(list(read_events(io.StringIO(text), rejected))) == 1
@@ -29,10 +29,10 @@ def test_what_is_no_event_is_counted_with_its_line() -> None:
     assert [line.split(":")[0] for line in rejected.first] == ["line 2", "line 3"]
 
 
-@pytest.mark.parametrize(("text", "said"), [("", "empty"), ("\n\n", "empty"), ("user_id,timestamp\n", "item_id"),
+@pytest.mark.parametrize(("text", "message"), [("", "empty"), ("\n\n", "empty"), ("user_id,timestamp\n", "item_id"),
                                             ("user_id,item_id\n1,2\n", "timestamp")])
-def test_an_unusable_file_is_an_error_that_says_why(text: str, said: str) -> None:
-    with pytest.raises(DataError, match=said):
+def test_the_error_for_an_unusable_file_says_why(text: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
         list(read_events(io.StringIO(text), RejectedEvent()))
 
 

@@ -35,7 +35,7 @@ def test_one_recommendation_answers_every_event_it_includes() -> None:
         inflight.sent("u", at)
     inflight.sent("v", 4.0)
     assert inflight.total == 4
-    assert inflight.answered("u", 5) == []  # knew none of the new ones
+    assert inflight.answered("u", 5) == []  # includes none of the new events
     assert inflight.answered("u", 7) == [1.0, 2.0]
     assert inflight.answered("u", 7) == []  # delivered again
     assert inflight.oldest() == 3.0
@@ -43,28 +43,28 @@ def test_one_recommendation_answers_every_event_it_includes() -> None:
     assert inflight.total == 1
 
 
-def test_a_dead_letter_is_an_answer_and_moves_later_events_up() -> None:
+def test_a_dead_letter_is_an_answer_and_renumbers_later_events() -> None:
     inflight = InFlight({})
     for at in (1.0, 2.0, 3.0):
         inflight.sent("u", at)
         inflight.placed("u", at, 0, int(at))
-    assert inflight.buried(0, 2) == "u"
-    assert inflight.buried(0, 2) is None
-    assert inflight.buried(0, 99) is None  # somebody else's
+    assert inflight.dead_lettered(0, 2) == "u"
+    assert inflight.dead_lettered(0, 2) is None
+    assert inflight.dead_lettered(0, 99) is None  # not an event of this run
     assert inflight.answered("u", 2) == [1.0, 3.0]
     assert inflight.next_count("u") == 3
     assert inflight.total == 0
 
 
 def recorded(trial: RunningExperiment | None = None) -> Metrics:
-    """A stream of 300 events, as the demo records one."""
+    """Metrics of a stream of 300 events, recorded like the demo does."""
     metrics = Metrics(trial=trial)
     for number in range(300):
         user = f"u{number % 20}"
         count = number // 20 + 1
         metrics.produced(user, ITEMS[number % 30], count, float(number))
         if trial is not None:
-            trial.happened(user, ITEMS[number % 30], f"e{number}", float(number))
+            trial.add_event(user, ITEMS[number % 30], f"e{number}", float(number))
         metrics.recommended(recommendation(user, count, fused=count > 3))
         metrics.answered(0.01 * (1 + number % 7))
         if count == 3:
@@ -79,7 +79,7 @@ def recorded(trial: RunningExperiment | None = None) -> Metrics:
     return metrics
 
 
-def test_metrics_add_up() -> None:
+def test_figures_match_the_recorded_messages() -> None:
     metrics = recorded()
     figures = metrics.figures(stream_s=3.0)
     assert figures["events"] == 300
@@ -93,7 +93,7 @@ def test_metrics_add_up() -> None:
     assert figures["fallbacks"] == {"no_knowledge": 60}
 
 
-def test_an_experiment_is_watched_along() -> None:
+def test_figures_include_a_running_experiment() -> None:
     assert recorded().figures(3.0)["experiment"] is None
     figures = recorded(RunningExperiment(RUNNING, window_s=100.0)).figures(3.0)["experiment"]
     assert figures["users"] == 20  # all entered in the first 20 of 300 seconds
@@ -110,7 +110,7 @@ def test_an_older_recommendation_does_not_replace_a_newer_offer() -> None:
     assert metrics.offers["u"].knowledge_count == 3
 
 
-def test_a_version_asked_for_twice_waits_once() -> None:
+def test_a_repeated_refresh_request_counts_once() -> None:
     metrics = Metrics()
     request = KnowledgeRequest(
         user_id="u", version=2, reason="drift", history=["1"], count=3, event_id="e", event_time=1.0, caused_at=1.0,
@@ -135,7 +135,7 @@ def artifact(tmp_path: Path) -> Artifact:
 @pytest.mark.parametrize("metrics", [
     recorded(), Metrics(), recorded(RunningExperiment(RUNNING, window_s=100.0)),
     Metrics(trial=RunningExperiment(RUNNING))],
-    ids=["full", "nothing happened", "an experiment", "an experiment without users"])
+    ids=["full", "no events", "an experiment", "an experiment without users"])
 def test_report_is_one_self_contained_page(metrics: Metrics, artifact: Artifact) -> None:
     figures = metrics.figures(3.0) | {
         "held_out_nll": {"behaviour": 6.0, "with_item_texts": 5.9, "with_users_knowledge": 5.8},
@@ -153,7 +153,7 @@ def test_report_is_one_self_contained_page(metrics: Metrics, artifact: Artifact)
     assert ("experiment spring" in report.closing(figures, Path("runs/x"))) == (metrics.trial is not None)
 
 
-def test_without_a_terminal_there_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_terminal_the_screen_prints_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     text = line(View("stream", done=3, total=9), recorded())
     assert "3/9" in text
     assert "cold_start 20" in text

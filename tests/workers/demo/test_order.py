@@ -10,7 +10,7 @@ USERS = st.lists(st.integers(0, 5), max_size=80)
 
 
 @given(USERS, st.integers(0, 4), st.integers(1, 90), st.randoms(use_true_random=False))
-def test_everything_is_sent_once_in_the_users_order_and_within_limits(
+def test_every_row_is_sent_once_in_user_order_and_within_the_limits(
     users: list[int], per_user: int, lookahead: int, random: object,
 ) -> None:
     order = Order(users, per_user, lookahead)
@@ -38,15 +38,15 @@ def test_everything_is_sent_once_in_the_users_order_and_within_limits(
 
 
 @pytest.mark.parametrize("per_user", [0, 99])
-def test_without_a_limit_it_is_time_order(per_user: int) -> None:
+def test_without_a_limit_rows_come_in_time_order(per_user: int) -> None:
     order = Order([1, 1, 2, 1, 3], per_user)
     assert [order.take() for _ in range(5)] == [0, 1, 2, 3, 4]
 
 
-def test_others_overtake_a_user_who_waits() -> None:
+def test_other_users_overtake_a_waiting_user() -> None:
     order = Order([1, 1, 1, 2, 3], 1, lookahead=4)
     assert [order.take(), order.take()] == [0, 3]
-    assert order.take() == 4  # row 0 is sent: the stretch reaches one further
+    assert order.take() == 4  # row 0 is sent, so the lookahead window moves on by one
     assert order.peek() is None
     order.answered(1)
     assert order.take() == 1

@@ -30,38 +30,38 @@ def trial(window_s: float = 100.0, reward: str = "hit") -> RunningExperiment:
 def test_a_users_reward_is_the_mean_over_their_window() -> None:
     watched = trial()
     user = HELD[0]
-    watched.happened(user, "a", "e0", 0.0)  # before anything was recommended
-    watched.offered(offer(user, "abc", at=0.0))
-    watched.happened(user, "a", "e1", 10.0)
-    watched.happened(user, "a", "e1", 10.0)  # sent twice
-    watched.offered(offer(user, "xyz", at=10.0, count=2))
-    watched.offered(offer(user, "abc", at=10.0, count=1))  # late: knew less
-    watched.happened(user, "z", "e2", 20.0)
-    watched.happened(user, "b", "e3", 99.9)
+    watched.add_event(user, "a", "e0", 0.0)  # before the first recommendation
+    watched.add_recommendation(offer(user, "abc", at=0.0))
+    watched.add_event(user, "a", "e1", 10.0)
+    watched.add_event(user, "a", "e1", 10.0)  # sent twice
+    watched.add_recommendation(offer(user, "xyz", at=10.0, count=2))
+    watched.add_recommendation(offer(user, "abc", at=10.0, count=1))  # late, and it includes fewer events
+    watched.add_event(user, "z", "e2", 20.0)
+    watched.add_event(user, "b", "e3", 99.9)
     assert watched.closed == []
-    watched.happened(user, "z", "e4", 100.0)  # the window is over
+    watched.add_event(user, "z", "e4", 100.0)  # the window is over
     (outcome,) = watched.closed
     assert (outcome.control, outcome.entered_at, outcome.events) == (True, 0.0, 3)
     assert outcome.reward == pytest.approx(2 / 3)
-    watched.offered(offer(user, "abc", at=200.0, count=9))  # nobody enters twice
-    watched.happened("other", "z", "e5", 1000.0)
+    watched.add_recommendation(offer(user, "abc", at=200.0, count=9))  # a user enters only once
+    watched.add_event("other", "z", "e5", 1000.0)
     assert len(watched.closed) == 1
 
 
-def test_ndcg_counts_places() -> None:
+def test_ndcg_rewards_depend_on_the_rank() -> None:
     watched = trial(reward="ndcg")
-    watched.offered(offer("u1", "abc"))
-    watched.happened("u1", "c", "e1", 1.0)
-    watched.happened("u2", "c", "e2", 1000.0)
+    watched.add_recommendation(offer("u1", "abc"))
+    watched.add_event("u1", "c", "e1", 1.0)
+    watched.add_event("u2", "c", "e2", 1000.0)
     assert watched.closed[0].reward == pytest.approx(0.5)
 
 
-def test_who_does_nothing_counts_with_zero_and_windows_close_in_order_of_entry() -> None:
+def test_users_without_events_have_reward_zero_and_windows_close_in_order_of_entry() -> None:
     watched = trial()
     for number, user in enumerate(USERS[:10]):
-        watched.offered(offer(user, "abc", at=float(number)))
-    watched.happened(USERS[3], "a", "e", 50.0)
-    watched.happened("late", "a", "e", 104.0)
+        watched.add_recommendation(offer(user, "abc", at=float(number)))
+    watched.add_event(USERS[3], "a", "e", 50.0)
+    watched.add_event("late", "a", "e", 104.0)
     assert [outcome.entered_at for outcome in watched.closed] == [0.0, 1.0, 2.0, 3.0, 4.0]
     assert [outcome.reward for outcome in watched.closed] == [0, 0, 0, 1, 0]
     assert watched.figures()["open_users"] == 5
@@ -69,34 +69,34 @@ def test_who_does_nothing_counts_with_zero_and_windows_close_in_order_of_entry()
 
 def test_an_old_event_time_does_not_open_or_keep_open_a_window() -> None:
     watched = trial()
-    watched.happened("x", "a", "e0", 1000.0)
-    watched.offered(offer(HELD[0], "a", at=5.0))  # entered at 1000 by the clock of the stream
-    watched.happened(HELD[0], "a", "e1", 6.0)
-    watched.happened("x", "a", "e2", 1099.0)
+    watched.add_event("x", "a", "e0", 1000.0)
+    watched.add_recommendation(offer(HELD[0], "a", at=5.0))  # enters at 1000, the largest event time so far
+    watched.add_event(HELD[0], "a", "e1", 6.0)
+    watched.add_event("x", "a", "e2", 1099.0)
     assert watched.closed == []
-    watched.happened("x", "a", "e3", 1100.0)
+    watched.add_event("x", "a", "e3", 1100.0)
     assert watched.closed[0].reward == 1.0
 
 
 def test_only_recommendations_of_the_experiment_count() -> None:
     watched = trial()
-    watched.offered(offer("u1", "abc", experiment=""))
-    watched.happened("u1", "a", "e1", 1.0)
-    watched.offered(offer("u1", "abc"))
-    watched.offered(offer("u1", "abc", experiment="", count=2))  # switched off
-    watched.happened("u1", "a", "e2", 2.0)
-    watched.happened("x", "a", "e3", 500.0)
+    watched.add_recommendation(offer("u1", "abc", experiment=""))
+    watched.add_event("u1", "a", "e1", 1.0)
+    watched.add_recommendation(offer("u1", "abc"))
+    watched.add_recommendation(offer("u1", "abc", experiment="", count=2))  # switched off
+    watched.add_event("u1", "a", "e2", 2.0)
+    watched.add_event("x", "a", "e3", 500.0)
     assert [(user.events, user.reward) for user in watched.closed] == [(0, 0.0)]
 
 
-def test_an_event_is_paired_with_what_was_there_before_it() -> None:
+def test_an_event_is_paired_with_the_last_recommendation_before_it() -> None:
     user = TREATED[0]
     watched = trial()
     fold(watched, [
         # ranked 2 s after its event by the clock of the ranking worker, or 1 s before it by a clock that is wrong
         (0.0, offer(user, "c", count=3, caused=20.0, ranked=19.0, at=20.0)),
         (0.0, offer(user, "a", count=1, caused=10.0, ranked=10.5, at=10.0)),
-        (20.0, BehaviourEvent(user_id=user, item_id="c", event_time=20.0)),  # itself the cause of "c": too early for it
+        (20.0, BehaviourEvent(user_id=user, item_id="c", event_time=20.0)),  # caused "c", so it is too early for it
         (15.0, BehaviourEvent(user_id=user, item_id="a", event_time=15.0)),
         (10.0, BehaviourEvent(user_id=user, item_id="a", event_time=10.0)),
         (21.0, BehaviourEvent(user_id=user, item_id="c", event_time=21.0)),
@@ -106,21 +106,21 @@ def test_an_event_is_paired_with_what_was_there_before_it() -> None:
     assert (outcome.events, outcome.reward) == (3, pytest.approx(2 / 3))
 
 
-def test_another_share_than_the_stacks_is_an_error() -> None:
+def test_a_control_share_other_than_the_stacks_is_an_error() -> None:
     watched = RunningExperiment(ExperimentSettings("spring", 0.01))
     other = next(user for user in HELD if arm(user, "spring", 0.01) == "treatment")
     with pytest.raises(FreshetError, match="FRESHET_EXPERIMENT_CONTROL"):
-        watched.offered(offer(other, "abc"))
+        watched.add_recommendation(offer(other, "abc"))
 
 
-@pytest.mark.parametrize(("settings", "found", "said"), [
+@pytest.mark.parametrize(("settings", "found", "message"), [
     (ExperimentSettings(), [], "FRESHET_EXPERIMENT_NAME"),
     (ExperimentSettings("a", 0.0), ["a"], "CONTROL is 0"),
     (ExperimentSettings("a"), ["b"], "belongs to experiment 'a'; there are b"),
     (ExperimentSettings(), ["b", "a"], "several experiments: a, b"),
 ])
-def test_no_experiment_to_report(settings: ExperimentSettings, found: list[str], said: str) -> None:
-    with pytest.raises(FreshetError, match=said):
+def test_no_experiment_to_report(settings: ExperimentSettings, found: list[str], message: str) -> None:
+    with pytest.raises(FreshetError, match=message):
         chosen(settings, found)
 
 
@@ -130,7 +130,7 @@ def test_the_experiment_is_the_one_named_or_the_only_one() -> None:
 
 
 def stream(rng: np.random.Generator, users: int, control_hit: float, treated_hit: float, tag: str) -> RunningExperiment:
-    """A whole experiment through the fold: users of one habit each, looked at in the order in which they came."""
+    """Run a whole experiment through `fold`. Each user repeats one behaviour; results are read as users enter."""
     watched = RunningExperiment(ExperimentSettings("spring", 0.5), window_s=50.0, reward="hit")
     events = []
     for number in range(users):
@@ -142,13 +142,13 @@ def stream(rng: np.random.Generator, users: int, control_hit: float, treated_hit
     offers = [(float(number), f"{tag}-{number}", "", -1) for number in range(users)]
     for at, user, item, k in sorted(events + offers):
         if k < 0:
-            watched.offered(offer(user, "abc", at=at))
+            watched.add_recommendation(offer(user, "abc", at=at))
         else:
-            watched.happened(user, item, f"{user}-{k}", at)
+            watched.add_event(user, item, f"{user}-{k}", at)
     return watched
 
 
-def test_figures_of_an_experiment_with_an_effect_and_of_one_without() -> None:
+def test_figures_with_and_without_an_effect() -> None:
     rng = np.random.default_rng(3)
     found = stream(rng, 1500, 0.1, 0.3, "x").figures(effect=0.05)
     assert found["arms"]["control"]["users"] + found["arms"]["treatment"]["users"] == found["users"] > 1400
@@ -164,7 +164,7 @@ def test_figures_of_an_experiment_with_an_effect_and_of_one_without() -> None:
 
 
 @pytest.mark.slow
-def test_whole_experiments_without_an_effect_keep_the_level() -> None:
+def test_experiments_without_an_effect_keep_the_error_probability() -> None:
     from models.measuring.uplift import log_wealth, pseudo_outcomes
 
     rng = np.random.default_rng(4)

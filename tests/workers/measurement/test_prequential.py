@@ -18,7 +18,7 @@ def test_ndcg_of_one_item() -> None:
     assert ndcg([], "1") == 0.0
 
 
-def test_an_event_before_the_first_recommendation_counts_for_neither_side() -> None:
+def test_an_event_before_the_first_recommendation_is_not_scored() -> None:
     quality = Prequential()
     quality.judge("u", "a", 1, None, 0.0)
     summary = quality.summary()
@@ -26,7 +26,7 @@ def test_an_event_before_the_first_recommendation_counts_for_neither_side() -> N
     assert summary["ndcg_gain_interval"] == [0.0, 0.0]
 
 
-def test_running_figures_are_the_means() -> None:
+def test_running_figures_are_means() -> None:
     quality = Prequential()
     quality.judge("u", "a", 2, offer(["a", "b"], ["b", "a"]), 0.0)
     quality.judge("u", "c", 3, offer(["a", "b"], ["c"]), 0.0)
@@ -36,9 +36,9 @@ def test_running_figures_are_the_means() -> None:
     assert running["reference"]["ndcg_at_10"] == pytest.approx((1 / math.log2(3) + 1) / 2)
 
 
-def test_staleness_is_what_the_recommendation_did_not_know() -> None:
+def test_staleness_counts_events_that_the_recommendation_did_not_include() -> None:
     quality = Prequential()
-    quality.judge("u", "a", 10, offer(["a"], ["b"], count=9, knowledge=4), 0.0)  # knew all nine; knowledge 5 behind
+    quality.judge("u", "a", 10, offer(["a"], ["b"], count=9, knowledge=4), 0.0)  # knowledge is 5 behind
     quality.judge("u", "a", 10, offer(["a"], ["b"], count=7, knowledge=None), 0.0)
     summary = quality.summary()
     assert summary["by_staleness"]["0"]["n"] == 1

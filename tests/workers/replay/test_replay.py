@@ -22,17 +22,17 @@ from streams.profile.fold import Event
 from tests.workers.fitted import ITEMS, publish, settings_in
 from workers.cli import app
 from workers.cli.replay import as_json
-from workers.replay.budget import within
-from workers.replay.generations import KeptGenerator
-from workers.replay.scene import Scene
+from workers.replay.budget import meet_budget
+from workers.replay.generations import CachedGenerator
+from workers.replay.session import ReplaySession
 from workers.replay.timeline import Timeline, waves
 from workers.terminal.stages import Stages
 
-USERS, EVENTS, SPLIT = 8, 120, 1_600_000_000.0  # the split of tests' models is 0: everything is played
+USERS, EVENTS, SPLIT = 8, 120, 1_600_000_000.0  # the test models' split is at time 0, so all events are played
 
 
 def write(folder: Path, *, events: int = EVENTS) -> Path:
-    """Users in bursts, some at the same second: what a wave must keep apart."""
+    """Events of users in bursts, some in the same second: a wave must not contain two of one user."""
     rng = random.Random(5)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "items.jsonl").write_bytes(b"\n".join(orjson.dumps({"item_id": i, "title": i}) for i in ITEMS))
@@ -56,14 +56,14 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     return settings
 
 
-def scene_of(settings: Settings, data: Path, events: int = 0) -> Scene:
+def session_of(settings: Settings, data: Path, events: int = 0) -> ReplaySession:
     with Stages(Console(quiet=True)) as stages:
-        return Scene(settings, data, stages, events)
+        return ReplaySession(settings, data, stages, events)
 
 
 @pytest.fixture(scope="module")
-def scene(settings: Settings, data: Path) -> Scene:
-    return scene_of(settings, data)
+def session(settings: Settings, data: Path) -> ReplaySession:
+    return session_of(settings, data)
 
 
 class Heard:
@@ -75,15 +75,15 @@ class Heard:
 
     def __call__(self, plan: Plan, judgements: Sequence[Judgement]) -> None:
         for request in plan.knowledge:
-            same = request.model_copy(update={"requested_at": 0.0, "priority": 0.0})  # the clock at a wave's end
+            same = request.model_copy(update={"requested_at": 0.0, "priority": 0.0})  # depend on the wave
             self.requests.setdefault(request.user_id, []).append(same)
         for judgement in judgements:
             self.margins.setdefault(judgement.user_id, []).extend(
                 (m.event_id, m.knowledge_version, m.value) for m in judgement.margins)
 
 
-def test_never_calls_nobody_and_gains_nothing(scene: Scene) -> None:
-    figures = scene.run("never", None, 0).figures
+def test_never_makes_no_calls_and_has_no_gain(session: ReplaySession) -> None:
+    figures = session.run("never", None, 0).figures
     assert figures["calls"] == 0
     assert figures["gain"] == 0.0
     assert figures["gain_interval"] == [0.0, 0.0]
@@ -91,39 +91,39 @@ def test_never_calls_nobody_and_gains_nothing(scene: Scene) -> None:
     assert figures["median_age_s"] is None
 
 
-def test_always_calls_once_per_event_from_min_history_on(scene: Scene) -> None:
-    figures = scene.run("always", None, 0).figures
-    users = Counter(event.user_id for event in scene.timeline.future)
+def test_always_calls_once_per_event_from_min_history_on(session: ReplaySession) -> None:
+    figures = session.run("always", None, 0).figures
+    users = Counter(event.user_id for event in session.timeline.future)
     assert figures["calls"] == sum(count - 1 for count in users.values())  # min_history is 2
     assert figures["refreshes"]["cold_start"] == len(users)
     assert figures["median_age_events"] == 0
-    assert figures["predicted"] == len(scene.timeline.future) - len(users)  # the first of each is a stranger's
+    assert figures["predicted"] == len(session.timeline.future) - len(users)  # no prediction of first events
     assert figures["gain"] != 0
     assert figures["store_bytes_per_user"] > 2 * 3 * 16 + 4 * 16
 
 
-def test_once_calls_once_per_user(scene: Scene) -> None:
-    figures = scene.run("once", None, 0).figures
+def test_once_calls_once_per_user(session: ReplaySession) -> None:
+    figures = session.run("once", None, 0).figures
     assert figures["refreshes"] == {"cold_start": USERS}
     assert figures["calls"] == USERS
 
 
-def test_with_current_evidence_knowledge_ages_less(scene: Scene) -> None:
-    """Knowledge made with every event has current evidence anyway; made once, it has not."""
-    served = {(policy, evidence): scene.run(policy, None, 0, evidence).columns.served
+def test_with_current_evidence_knowledge_ages_less(session: ReplaySession) -> None:
+    """Knowledge refreshed with every event has current evidence anyway; knowledge generated once has not."""
+    served = {(policy, evidence): session.run(policy, None, 0, evidence).columns.served
               for policy in ("always", "once") for evidence in ("current", "stored")}
     np.testing.assert_allclose(served["always", "current"], served["always", "stored"])
     assert not np.allclose(served["once", "current"], served["once", "stored"])
 
 
 @pytest.mark.parametrize("policy", ["nightly", "drift", "judge", "freshet", "always"])
-def test_users_side_by_side_decide_as_one_event_at_a_time(scene: Scene, policy: str) -> None:
-    """Decisions are equal, margins to rounding: a sum's order depends on how many rows a product has."""
+def test_waves_decide_like_one_event_at_a_time(session: ReplaySession, policy: str) -> None:
+    """Decisions are equal, margins up to rounding: the order of a sum depends on the number of rows in a product."""
     refresh = replace(
-        scene.settings.refresh, policy=policy, every=4, period_s=900.0, alpha=0.6, drift_threshold=1.5, cooldown=1)
+        session.settings.refresh, policy=policy, every=4, period_s=900.0, alpha=0.6, drift_threshold=1.5, cooldown=1)
     alone, together = Heard(), Heard()
-    one = scene.replay(refresh, wave=1, listen=alone).record
-    many = scene.replay(refresh, wave=256, listen=together).record
+    one = session.replay(refresh, wave=1, listen=alone).record
+    many = session.replay(refresh, wave=256, listen=together).record
     assert sum(map(len, alone.requests.values())) > USERS
     assert alone.requests == together.requests
     assert alone.margins.keys() == together.margins.keys()
@@ -139,23 +139,23 @@ def test_users_side_by_side_decide_as_one_event_at_a_time(scene: Scene, policy: 
 def test_the_same_command_gives_the_same_bytes(settings: Settings, data: Path, tmp_path: Path) -> None:
     home = replace(settings, home=tmp_path)
     (tmp_path / "models").symlink_to(settings.home / "models")
-    first = as_json(scene_of(home, data).run("freshet", 300, 3))  # pays for the language model
-    again = as_json(scene_of(home, data).run("freshet", 300, 3))  # finds what it said
+    first = as_json(session_of(home, data).run("freshet", 300, 3))  # runs the language model
+    again = as_json(session_of(home, data).run("freshet", 300, 3))  # reads the cache
     assert first == again
     assert orjson.loads(first)["llm_seconds"] > 0
     assert orjson.loads(first)["seed"] == 3
 
 
-def test_generations_are_kept_and_counted(settings: Settings, data: Path) -> None:
-    first = scene_of(settings, data)
+def test_generations_are_cached_and_counted(settings: Settings, data: Path) -> None:
+    first = session_of(settings, data)
     calls = first.run("always", None, 0).figures["calls"]
-    second = scene_of(settings, data)
+    second = session_of(settings, data)
     assert len(second.generator) >= calls - first.generator.made
     assert second.run("always", None, 0).figures["calls"] == calls
     assert second.generator.made == 0
 
 
-def test_kept_generations_survive_a_file_cut_short(tmp_path: Path) -> None:
+def test_the_cache_survives_a_truncated_file(tmp_path: Path) -> None:
     class Counting:
         model_version = "m1"
 
@@ -164,51 +164,51 @@ def test_kept_generations_survive_a_file_cut_short(tmp_path: Path) -> None:
             ones = {name: np.ones((n, 3), np.float32) for name in Generation.__dataclass_fields__}
             return Generation(**ones | {"finite": np.ones(n, bool)})
 
-    kept = KeptGenerator(tmp_path, "m1", Counting)
+    kept = CachedGenerator(tmp_path, "m1", Counting)
     kept.generate([["a"], ["b"]])
     kept.flush()
-    assert len(KeptGenerator(tmp_path, "m1", Counting)) == 2
+    assert len(CachedGenerator(tmp_path, "m1", Counting)) == 2
     (path,) = tmp_path.glob("*.safetensors")
     path.write_bytes(path.read_bytes()[:-40])
-    again = KeptGenerator(tmp_path, "m1", Counting)
+    again = CachedGenerator(tmp_path, "m1", Counting)
     assert len(again) == 0
     again.generate([["a"], ["b"], ["a"]])
     assert again.made == 2
 
 
 @pytest.mark.parametrize(("policy", "budget"), [("every-n", 300), ("nightly", 400), ("drift", 150)])
-def test_budgets_are_met(scene: Scene, policy: str, budget: float) -> None:
-    figures = scene.run(policy, budget, 0).figures
+def test_budgets_are_met(session: ReplaySession, policy: str, budget: float) -> None:
+    figures = session.run(policy, budget, 0).figures
     # 120 events are coarse: one more call is 8.3 per 1,000
     assert figures["calls_per_1000"] == pytest.approx(budget, rel=0.12, abs=17)
     assert figures["budget"] == budget
 
 
-def test_stock_is_there_when_users_come_back_and_costs_the_policy_nothing(settings: Settings, data: Path) -> None:
+def test_stock_is_ready_when_users_return_and_costs_the_policy_nothing(settings: Settings, data: Path) -> None:
     """The model's split is moved into the data, so that there is a past."""
-    scene = scene_of(settings, data)
-    cut = len(scene.timeline.future) // 2
-    future = scene.timeline.future[cut:]
-    past = [msgspec.structs.replace(event, backfill=True) for event in scene.timeline.future[:cut]]
+    session = session_of(settings, data)
+    cut = len(session.timeline.future) // 2
+    future = session.timeline.future[cut:]
+    past = [msgspec.structs.replace(event, backfill=True) for event in session.timeline.future[:cut]]
     for stock in (False, True):
-        scene.restart(Timeline(past, future), stock=stock)
-        figures = scene.run("once", None, 0).figures
-        assert figures["predicted"] == figures["events"]  # everyone was there before
+        session.restart(Timeline(past, future), stock=stock)
+        figures = session.run("once", None, 0).figures
+        assert figures["predicted"] == figures["events"]  # every user was in the past
         assert (figures["calls"], figures["stocked"]) == ((0, USERS) if stock else (USERS, 0))
         assert figures["with_knowledge"] == figures["events"] - (0 if stock else USERS)
-    assert scene.run("never", None, 0).figures["stocked"] == 0
-    every = scene.run("every-n", 300, 0).figures
+    assert session.run("never", None, 0).figures["stocked"] == 0
+    every = session.run("every-n", 300, 0).figures
     assert every["calls_per_1000"] == pytest.approx(300, abs=25)
 
 
-def test_the_price_keeps_to_the_budget(scene: Scene) -> None:
-    figures = scene.run("freshet", 20, 0).figures
+def test_the_price_keeps_to_the_budget(session: ReplaySession) -> None:
+    figures = session.run("freshet", 20, 0).figures
     assert 0 < figures["calls"] <= 0.02 * figures["events"] + BURST + USERS
-    assert figures["calls"] < scene.run("freshet", None, 0).figures["calls"]
+    assert figures["calls"] < session.run("freshet", None, 0).figures["calls"]
 
 
-def test_a_budget_out_of_reach_gives_the_nearest_end() -> None:
-    refresh, calls = within(RefreshSettings(policy="every-n"), 10, lambda tried: 40 + 900 / tried.every)
+def test_an_unreachable_budget_gives_the_nearest_value() -> None:
+    refresh, calls = meet_budget(RefreshSettings(policy="every-n"), 10, lambda tried: 40 + 900 / tried.every)
     assert refresh.every >= 990
     assert calls == pytest.approx(41, abs=0.5)
 
@@ -234,7 +234,7 @@ def run_cli(settings: Settings, *arguments: str) -> object:
     return CliRunner().invoke(app, ["replay", *arguments], env=to_environ(settings) | {"COLUMNS": "200"})
 
 
-def test_command_line(settings: Settings, data: Path, tmp_path: Path) -> None:
+def test_the_command_writes_figures(settings: Settings, data: Path, tmp_path: Path) -> None:
     out = tmp_path / "deep" / "figures.json"
     done = run_cli(settings, "--data", str(data), "--policy", "every-n", "--budget", "300", "--events", "90",
                    "--json", str(out))
@@ -266,4 +266,4 @@ def test_nothing_after_the_split_is_an_error(settings: Settings, tmp_path: Path)
     rows = (folder / "events.csv").read_text().splitlines()
     (folder / "events.csv").write_text("\n".join([rows[0], *("u1,i1,0" for _ in rows[1:])]))
     with pytest.raises(FreshetError, match="newer than what the current model was fitted on"):
-        scene_of(settings, folder)
+        session_of(settings, folder)

@@ -1,4 +1,4 @@
-"""The guard rolls a harmful version back, once, and says so where it cannot."""
+"""The guard rolls a harmful version back once, and logs an error if it cannot."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_a_harmful_adapter_is_taken_off_and_its_knowledge_withdrawn(tmp_path: Pa
 
 
 @pytest.mark.parametrize("damaged", [False, True])
-def test_without_a_sound_version_before_it_says_so_and_goes_on(
+def test_without_an_intact_earlier_version_it_logs_an_error_and_continues(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, damaged: bool,
 ) -> None:
     if damaged:
@@ -102,17 +102,17 @@ def test_without_a_sound_version_before_it_says_so_and_goes_on(
     assert updates(watch(judgements("v1", 0.2, range(60, 70)))) == []
 
 
-def test_a_version_that_is_not_in_the_registry_is_answered_with_what_should_be_in_use(tmp_path: Path) -> None:
+def test_harm_by_an_unregistered_version_announces_the_version_in_use_again(tmp_path: Path) -> None:
     publish(tmp_path, "v1")
     (update,) = updates(guard(tmp_path)(judgements("by-hand", -0.8)))
     assert (update.model_version, update.withdrawn) == ("v1", ["by-hand"])
 
 
-def test_a_version_that_did_harm_before_is_passed_over(tmp_path: Path) -> None:
+def test_a_version_that_did_harm_before_is_skipped(tmp_path: Path) -> None:
     for version in ("v1", "v2", "v3"):
         publish(tmp_path, version)
     watch = guard(tmp_path)
-    assert [u.model_version for u in updates(watch(judgements("v2", -0.8)))] == ["v3"], "what is in use is said again"
+    assert [u.model_version for u in updates(watch(judgements("v2", -0.8)))] == ["v3"], "announces the version in use"
     (update,) = updates(watch(judgements("v3", -0.8, range(100, 160))))
     assert update.model_version == "v1"
 
@@ -132,7 +132,7 @@ def test_a_harmful_codeword_is_named_and_nothing_is_rolled_back(
     assert watch.counters()["versions"]["v2"]["harmful_codes"] == ["0:3"]
 
 
-def test_evidence_outlives_the_process_and_damaged_evidence_does_not_stop_it(tmp_path: Path) -> None:
+def test_evidence_survives_a_restart_and_damaged_evidence_is_ignored(tmp_path: Path) -> None:
     for version in ("v1", "v2"):
         publish(tmp_path, version)
     first = guard(tmp_path)
@@ -156,7 +156,7 @@ def test_codewords_are_counted_over_all_instructions(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(120)
-def test_the_role_rolls_back_what_was_planted_in_half_of_the_users(tmp_path: Path) -> None:
+def test_the_role_rolls_back_harm_planted_in_half_of_the_users(tmp_path: Path) -> None:
     broker = start_broker("embedded", tmp_path)
     settings = replace(Settings(), home=tmp_path / "home", kafka=settings_for(broker))
     for version in ("v1", "v2"):

@@ -86,7 +86,7 @@ class Stack:
         assert sender.flush(20) == 0
 
     def collect(self, topic: Topic, done: Callable[[list], bool], seconds: float = 90) -> list:
-        """Return the messages of a topic as soon as `done` accepts them."""
+        """Return the messages of a topic once `done` accepts them."""
         reader = Consumer(consumer(self.settings.kafka, "none"))
         number = partitions(self.settings.kafka, [topic.name])[topic.name]
         reader.assign([TopicPartition(topic.name, part, OFFSET_BEGINNING) for part in range(number)])
@@ -143,7 +143,7 @@ def test_kill_9_of_the_knowledge_worker_loses_no_refresh(stack: Stack) -> None:
     assert worker.wait(30) == 0
 
 
-def test_ranking_goes_on_while_the_store_is_away(stack: Stack) -> None:
+def test_ranking_continues_while_the_store_is_unavailable(stack: Stack) -> None:
     stack.start("knowledge", wait=True)
     stack.start("ranking", wait=True)
     stack.produce(KNOWLEDGE_REQUESTS, [knowledge_request("ann")])
@@ -171,11 +171,11 @@ def test_ranking_goes_on_while_the_store_is_away(stack: Stack) -> None:
     stack.collect(RECOMMENDATIONS, lambda got: any(r.user_id == "dan" and r.source == "fused" for r in got))
 
 
-def test_models_are_reloaded_between_batches_and_bad_ones_refused(stack: Stack) -> None:
+def test_models_are_reloaded_between_batches_and_invalid_ones_refused(stack: Stack) -> None:
     knowledge = stack.start("knowledge", wait=True)
     ranking = stack.start("ranking", wait=True)
     now = time.time()
-    stack.produce(MODEL_UPDATES, [ModelUpdate(model_version="m9", published_at=now)])  # nobody has it
+    stack.produce(MODEL_UPDATES, [ModelUpdate(model_version="m9", published_at=now)])  # does not exist
     stack.produce(MODEL_UPDATES, [ModelUpdate(model_version="m2", published_at=now + 1)])
     letters: list[DeadLetter] = stack.collect(DEAD_LETTERS, lambda got: len(got) == 2)
     assert {(x.role, x.topic) for x in letters} == {("knowledge", "model-updates"), ("ranking", "model-updates")}
@@ -190,7 +190,7 @@ def test_models_are_reloaded_between_batches_and_bad_ones_refused(stack: Stack) 
     assert ranking.poll() is None
     ranking.terminate()
     assert ranking.wait(30) == 0
-    stack.start("ranking", wait=True)  # starts with what was published, not with what was current at the fit
+    stack.start("ranking", wait=True)  # starts with the published version, not with the one current at the fit
     assert orjson.loads((stack.run / "ranking.json").read_bytes())["model_version"] == "m2"
 
 
@@ -206,11 +206,11 @@ def test_no_request_is_dropped_while_a_new_version_is_loaded(stack: Stack) -> No
 
     keep_asking()
     stack.collect(RECOMMENDATIONS, lambda got: len(got) == sent)
-    told = subprocess.run(
+    selected = subprocess.run(
         [sys.executable, "-m", "workers.cli", "models", "--select", "m2"], cwd=ROOT, check=False, capture_output=True,
         text=True, env={**os.environ, **to_environ(stack.settings)}, timeout=60)
-    assert told.returncode == 0, told.stderr
-    assert told.stdout == "in use: m2; running roles load it now\n"
+    assert selected.returncode == 0, selected.stderr
+    assert selected.stdout == "in use: m2; running roles load it now\n"
     stack.wait(keep_asking)
     keep_asking()
     recs = stack.collect(RECOMMENDATIONS, lambda got: len(got) >= sent)

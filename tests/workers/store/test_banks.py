@@ -31,10 +31,10 @@ def vectors(n: int = 2000, width: int = 32) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_qdrants_neighbours_are_the_exact_ones(kind: str) -> None:
+def test_qdrants_neighbours_are_exact(kind: str) -> None:
     bank = vectors()
     own = torch.arange(300)
-    own[::3] = -1  # these are not in the bank and may find themselves
+    own[::3] = -1  # these queries have no own row to exclude
     found = KINDS[kind]("users", bank).nearest(bank[:300], 10, own)
     assert torch.equal(found, ExactBank(bank).nearest(bank[:300], 10, own))
     assert not (found == own[:, None]).any()
@@ -42,7 +42,7 @@ def test_qdrants_neighbours_are_the_exact_ones(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_fewer_than_asked_for_and_none_at_all(kind: str) -> None:
+def test_banks_with_too_few_vectors_and_without_queries(kind: str) -> None:
     bank = KINDS[kind]("users", torch.eye(3))
     assert bank.nearest(torch.eye(3)[:1], 4, torch.tensor([0]))[0, 2:].tolist() == [-1, -1]
     assert set(bank.nearest(torch.eye(3)[:1], 4, torch.tensor([0]))[0, :2].tolist()) == {1, 2}
@@ -52,7 +52,7 @@ def test_fewer_than_asked_for_and_none_at_all(kind: str) -> None:
     assert empty.nearest(torch.eye(3), 2, torch.full((3,), -1)).tolist() == [[-1, -1]] * 3
 
 
-def test_a_user_without_events_is_nobodys_neighbour(tmp_path: Path) -> None:
+def test_a_user_without_events_is_never_a_neighbour(tmp_path: Path) -> None:
     llm = tiny.load(tmp_path / "llm")
     cache = ItemCache.build(llm, [f"{letter} thing" for letter in "abcdefgh"], tmp_path / "items", None, 8)
     lengths = [3, 0, 2, 4, 0, 1]
@@ -74,14 +74,14 @@ def test_a_user_without_events_is_nobodys_neighbour(tmp_path: Path) -> None:
     torch.testing.assert_close(source(moments), exact(moments))
 
 
-def test_a_server_keeps_a_bank_by_what_is_in_it() -> None:
+def test_a_servers_collection_is_named_by_its_vectors() -> None:
     one, other = (ServerBank(":memory:", "items", vectors(n)) for n in (5, 6))
     assert one.collection.startswith("freshet_items_")
     assert one.collection != other.collection
     assert one.collection == ServerBank(":memory:", "items", vectors(5)).collection
 
 
-def test_the_engines_files_go_with_the_bank() -> None:
+def test_the_engines_files_are_deleted_with_the_bank() -> None:
     bank = EdgeBank("users", torch.eye(3))
     folder = Path(bank._shard.folder.name)
     assert folder.is_dir()
@@ -93,7 +93,7 @@ def test_the_engines_files_go_with_the_bank() -> None:
 def test_the_settings_choose_the_engine_or_a_server() -> None:
     assert isinstance(banks(Settings())("users", torch.eye(3)), EdgeBank)
     away = replace(Settings(), qdrant=QdrantSettings(url="http://127.0.0.1:9", timeout_s=1.0))
-    bank = banks(away)("users", torch.eye(3))  # a worker starts while its store is away
+    bank = banks(away)("users", torch.eye(3))  # a worker can start while its store is unavailable
     with pytest.raises(StoreUnavailableError, match="does not answer"):
         bank.nearest(torch.eye(3), 1, torch.arange(3))
 
@@ -117,7 +117,7 @@ def test_the_stores_process_serves_banks(server: Server) -> None:
     assert torch.equal(again.nearest(bank[:9], 3, own[:9]), kept.nearest(bank[:9], 3, own[:9]))
 
 
-def test_a_bank_that_made_room_is_written_anew(server: Server) -> None:
+def test_an_evicted_bank_is_written_again(server: Server) -> None:
     first = ServerBank(server.url, "items", vectors(7))
     first.nearest(vectors(1), 1, torch.tensor([-1]))
     for n in range(8, 13):
@@ -126,7 +126,7 @@ def test_a_bank_that_made_room_is_written_anew(server: Server) -> None:
     assert first.nearest(vectors(7)[:2], 1, torch.tensor([-1, -1])).tolist() == [[0], [1]]
 
 
-def test_knowledge_is_kept_beside_banks(server: Server) -> None:
+def test_knowledge_and_banks_share_a_server(server: Server) -> None:
     store = QdrantStore(server.url, DIM)
     store.ensure()
     ServerBank(server.url, "users", torch.eye(3)).nearest(torch.eye(3), 1, torch.arange(3))
@@ -134,7 +134,7 @@ def test_knowledge_is_kept_beside_banks(server: Server) -> None:
     assert store.count() == 1
 
 
-def test_a_refusal_says_what_to_do(server: Server) -> None:
+def test_the_error_for_a_refused_bank_says_what_to_do(server: Server) -> None:
     with pytest.raises(FreshetError, match="leave FRESHET_QDRANT_URL empty"):
         ServerBank(server.url, "users", torch.zeros(1, 0)).nearest(torch.zeros(1, 0), 1, torch.tensor([-1]))
 

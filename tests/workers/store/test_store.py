@@ -1,4 +1,4 @@
-"""The same promises everywhere: Qdrant's engine in-process, its client's imitation, the embedded store's process."""
+"""All stores behave the same: Qdrant's engine in-process, its client's in-memory mode, the embedded store's process."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def point(user: str = "ann", version: int = 1, fill: float = 0.1, **fields: obje
 
 
 class Server:
-    """The store's process on a fixed port, to be killed and started again."""
+    """The store's process on a fixed port, which tests kill and start again."""
 
     def __init__(self, home: Path) -> None:
         self.home = home
@@ -122,7 +122,7 @@ class TestAnyStore:
         assert store.read(["twice"])["twice"].version == 7
 
     @pytest.mark.parametrize("bad", [np.nan, np.inf])
-    def test_refuses_what_is_not_finite_and_writes_nothing(self, store: KnowledgeStore, bad: float) -> None:
+    def test_refuses_non_finite_vectors_and_writes_nothing(self, store: KnowledgeStore, bad: float) -> None:
         with pytest.raises(ValueError, match="not finite"):
             store.upsert([point("fine-then-bad"), point("bad", fill=bad)])
         assert store.read(["fine-then-bad", "bad"]) == {}
@@ -154,17 +154,17 @@ class TestAnyStore:
         store.ensure()
         assert "kept" in store.read(["kept"])
 
-    def test_nothing_to_do(self, store: KnowledgeStore) -> None:
+    def test_empty_calls_do_nothing(self, store: KnowledgeStore) -> None:
         assert store.upsert([]) == []
         assert store.read([]) == {}
 
     @given(versions=st.lists(st.integers(1, 6), min_size=1, max_size=12), cut=st.integers(1, 5))
     @hypothesis_settings(
         max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-    def test_any_order_ends_with_the_highest(
+    def test_writes_in_any_order_end_with_the_highest_version(
         self, store: KnowledgeStore, versions: list[int], cut: int,
     ) -> None:
-        user = f"any-{uuid.uuid4()}"  # a new one per example, also when hypothesis repeats itself
+        user = f"any-{uuid.uuid4()}"  # a new user per example, even if hypothesis repeats one
         for start in range(0, len(versions), cut):
             store.upsert([point(user, version, fill=version / 8) for version in versions[start:start + cut]])
         held = store.read([user])[user]
@@ -183,14 +183,14 @@ class TestEdge:
         assert second.upsert([point("ann", 2)]) == [False]
         second.close()
 
-    def test_a_second_opener_is_told_so(self, tmp_path: Path) -> None:
+    def test_opening_twice_is_an_error(self, tmp_path: Path) -> None:
         first = EdgeStore(tmp_path / "store", DIM)
         first.ensure()
         with pytest.raises(FreshetError, match="in use by another process"):
             EdgeStore(tmp_path / "store", DIM)
         first.close()
 
-    def test_another_width_is_told_so(self, tmp_path: Path) -> None:
+    def test_another_width_is_an_error(self, tmp_path: Path) -> None:
         first = EdgeStore(tmp_path / "store", DIM)
         first.ensure()
         first.close()
@@ -199,7 +199,7 @@ class TestEdge:
             second.ensure()
         second.close()
 
-    def test_overwritten_points_do_not_pile_up(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_overwritten_points_free_their_space(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("workers.store.embedded.engine._VACUUM_EVERY", 500)
         store, sizes = EdgeStore(tmp_path / "store", DIM), []
         store.ensure()
@@ -237,12 +237,12 @@ class TestServer:
         writer.join(20)
         server.start()
         try:
-            assert set(store.read(acknowledged)) == set(acknowledged)  # the same client recovers unaided
+            assert set(store.read(acknowledged)) == set(acknowledged)  # the same client recovers by itself
         finally:
             server.kill()
 
     @pytest.mark.slow
-    def test_away_is_noticed_quickly(self, tmp_path: Path) -> None:
+    def test_an_unavailable_server_is_noticed_quickly(self, tmp_path: Path) -> None:
         server = Server(tmp_path)
         store = QdrantStore(server.url, DIM, QdrantSettings(timeout_s=1))
         store.ensure()
@@ -251,7 +251,7 @@ class TestServer:
         self._unavailable(lambda: store.read(["ann"]), within_s=1.0)
         server.start()
         assert "ann" in store.read(["ann"])
-        server.process.send_signal(signal.SIGSTOP)  # accepts connections, answers nothing
+        server.process.send_signal(signal.SIGSTOP)  # it accepts connections but does not answer
         self._unavailable(lambda: store.read(["ann"]), within_s=3.0)
         server.process.send_signal(signal.SIGCONT)
         assert "ann" in store.read(["ann"])
@@ -265,7 +265,7 @@ class TestServer:
         assert time.monotonic() - started < within_s
 
     @pytest.mark.slow
-    def test_a_vanished_collection_is_made_again(self, tmp_path: Path) -> None:
+    def test_a_deleted_collection_is_created_again(self, tmp_path: Path) -> None:
         server = Server(tmp_path / "old")
         store = QdrantStore(server.url, DIM)
         store.ensure()
@@ -277,7 +277,7 @@ class TestServer:
         server.kill()
 
     @pytest.mark.slow
-    def test_workers_may_create_it_at_once(self, tmp_path: Path) -> None:
+    def test_workers_may_create_the_collection_at_the_same_time(self, tmp_path: Path) -> None:
         server = Server(tmp_path)
         failures: list[BaseException] = []
 
@@ -295,19 +295,19 @@ class TestServer:
         server.kill()
         assert failures == []
 
-    def test_another_width_is_told_so(self, server: Server) -> None:
+    def test_another_width_is_an_error(self, server: Server) -> None:
         QdrantStore(server.url, DIM).ensure()
         with pytest.raises(FreshetError, match="width"):
             QdrantStore(server.url, 2 * DIM).ensure()
 
-    def test_who_only_looks_creates_nothing(self, tmp_path: Path) -> None:
+    def test_a_reader_creates_no_collection(self, tmp_path: Path) -> None:
         server = Server(tmp_path)
         looker = QdrantStore(server.url, 2 * DIM)
         assert (looker.count(), looker.read(["ann"])) == (0, {})
         QdrantStore(server.url, DIM).ensure()
         server.kill()
 
-    def test_refuses_other_conditions_in_qdrants_shape(self, server: Server) -> None:
+    def test_unsupported_conditions_are_refused_in_qdrants_format(self, server: Server) -> None:
         import httpx
 
         QdrantStore(server.url, DIM).ensure()
@@ -318,7 +318,7 @@ class TestServer:
             assert answer.status_code in (400, 404)
             assert answer.json()["status"]["error"]
 
-    def test_a_second_owner_is_told_so(self, server: Server) -> None:
+    def test_a_second_owner_gets_an_error(self, server: Server) -> None:
         QdrantStore(server.url, DIM).ensure()
         with pytest.raises(FreshetError, match="in use by another process"):
             Shard(server.home / "store")

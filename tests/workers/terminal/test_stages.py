@@ -12,7 +12,7 @@ from workers.terminal.stages import Stages
 
 @pytest.fixture(autouse=True)
 def interruptible() -> Iterator[None]:
-    """A shell's background job ignores SIGINT, and what is ignored interrupts nothing."""
+    """Restore SIGINT: a shell starts background jobs with SIGINT ignored, and then nothing can be interrupted."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -23,7 +23,7 @@ def quiet() -> tuple[Console, io.StringIO]:
     return Console(file=out, force_terminal=False), out
 
 
-def test_lines_without_a_terminal() -> None:
+def test_without_a_terminal_stages_print_lines() -> None:
     console, out = quiet()
     with Stages(console) as stages:
         with stages.stage("first", 60) as step:

@@ -1,4 +1,4 @@
-"""Words about code change no hash of it, the code does; a closure is a module with what it imports."""
+"""A code hash ignores comments and docstrings but not code; a closure is a module with everything it imports."""
 
 from __future__ import annotations
 
@@ -43,21 +43,21 @@ def hashed(tmp_path: Path, text: str) -> str:
     ("items: list[int]", "items: tuple[int]", False),
     ("def total", "def whole", False),
 ])
-def test_only_what_code_does_counts(tmp_path: Path, old: str, new: str, same: bool) -> None:
+def test_only_code_changes_the_hash(tmp_path: Path, old: str, new: str, same: bool) -> None:
     assert old in CODE
     text = CODE.replace(old, new)
     if old.startswith("        "):
-        text = CODE.replace(old, "        pass\n")  # a docstring counts as much as nothing does
+        text = CODE.replace(old, "        pass\n")  # a removed docstring must not count
     assert (hashed(tmp_path, CODE) == hashed(tmp_path, text)) == same
 
 
-def test_a_text_that_is_no_docstring_counts(tmp_path: Path) -> None:
+def test_a_string_that_is_not_a_docstring_counts(tmp_path: Path) -> None:
     assert hashed(tmp_path, "name = 1\n'first'") != hashed(tmp_path, "name = 1\n'second'")
 
 
 @pytest.fixture
 def copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The repository's code in a folder that a test may change, which the keys are now made of."""
+    """A copy of the repository's code that a test may change; the keys are computed from it."""
     for path in files_of("schemas", "models", "streams", "workers"):
         copy = tmp_path / path.relative_to(code_hash.ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)
@@ -67,7 +67,7 @@ def copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def keys(home: Path) -> dict[str, str]:
-    """Every key under which something computed is kept, by what is kept."""
+    """The cache keys, by what they are for."""
     code_of.cache_clear()
     return {
         "fit": fit_key("data", Settings(home=home)),
@@ -91,7 +91,7 @@ WHOLE = {"fit", "evaluate", "generations", "frontier"}  # these hash all of mode
     ("schemas/topics.py", set()),
     ("docs/page.md", set()),
 ])
-def test_a_change_of_code_changes_the_keys_that_depend_on_it_and_no_other(
+def test_a_code_change_changes_exactly_the_keys_that_depend_on_it(
     copied: Path, path: str, changed: set[str],
 ) -> None:
     before = keys(copied)
@@ -121,7 +121,7 @@ def write(root: Path, files: dict[str, str]) -> None:
         (root / name).write_text(text)
 
 
-def test_a_closure_follows_imports_wherever_they_stand(tmp_path: Path) -> None:
+def test_a_closure_follows_imports_inside_functions(tmp_path: Path) -> None:
     write(tmp_path, {
         "shop/__init__.py": "",
         "shop/till.py": "from shop import prices\nfrom shop.coins import ALL\nimport json",

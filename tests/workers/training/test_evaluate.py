@@ -9,7 +9,7 @@ from schemas.errors import DataError, FreshetError
 from schemas.settings import FitSettings, Settings, StateSettings
 from workers.cli import app
 from workers.terminal.stages import Stages
-from workers.training.evaluate import Evaluator, Wanted, read
+from workers.training.evaluate import EvaluationRun, Evaluator, read
 
 
 def write(folder):
@@ -42,8 +42,8 @@ def evaluator(place, folder):
         yield Evaluator(settings, folder, stages)
 
 
-def test_a_finished_run_is_read_and_not_repeated(evaluator, monkeypatch):
-    wanted = Wanted("dense", "leave_one_out", seed=3)
+def test_a_finished_run_is_read_instead_of_repeated(evaluator, monkeypatch):
+    wanted = EvaluationRun("dense", "leave_one_out", seed=3)
     first = evaluator.run(wanted)
     assert first["dataset"] == "shop"
     assert first["metrics"]["n"] == 30
@@ -51,12 +51,12 @@ def test_a_finished_run_is_read_and_not_repeated(evaluator, monkeypatch):
     assert evaluator.run(wanted)["metrics"] == first["metrics"]
     path = evaluator.path(wanted)
     assert read(path)["training"]["epoch"] >= 1
-    path.write_text("{")  # a damaged file is no result
+    path.write_text("{")  # a damaged file does not count as a result
     assert read(path) is None
 
 
-def test_runs_differ_by_all_they_depend_on(evaluator):
-    wanted = Wanted("dense", "leave_one_out", seed=3)
+def test_the_file_of_a_run_depends_on_every_parameter(evaluator):
+    wanted = EvaluationRun("dense", "leave_one_out", seed=3)
     others = [replace(wanted, seed=4), replace(wanted, protocol="stream_time"), replace(wanted, control="extra-steps")]
     assert len({evaluator.path(run) for run in [wanted, *others]}) == 4
     longer = Evaluator.__new__(Evaluator)
@@ -70,7 +70,8 @@ def test_runs_differ_by_all_they_depend_on(evaluator):
 
 
 def test_a_run_is_compared_with_its_reference_event_by_event(evaluator):
-    plain, control = Wanted("dense", "stream_time", seed=1), Wanted("dense", "stream_time", "extra-steps", 1)
+    plain = EvaluationRun("dense", "stream_time", seed=1)
+    control = EvaluationRun("dense", "stream_time", "extra-steps", 1)
     one, other = evaluator.run(plain), evaluator.run(control)
     assert evaluator.gain(plain) is None
     gain, low, high = evaluator.gain(control)  # dense is its reference
@@ -84,11 +85,11 @@ def test_a_run_is_compared_with_its_reference_event_by_event(evaluator):
         evaluator.ranks(replace(plain, seed=99))
 
 
-def test_a_wrong_name_is_refused_with_what_there_is(evaluator):
+def test_the_error_for_a_wrong_name_lists_the_valid_names(evaluator):
     with pytest.raises(FreshetError, match="there are dense"):
-        evaluator.run(Wanted("sense", "stream_time"))
+        evaluator.run(EvaluationRun("sense", "stream_time"))
     with pytest.raises(FreshetError, match="leave_one_out"):
-        evaluator.run(Wanted("dense", "last"))
+        evaluator.run(EvaluationRun("dense", "last"))
 
 
 def test_the_command_prints_tables_and_writes_json(evaluator, folder, place, monkeypatch):

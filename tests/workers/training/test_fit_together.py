@@ -1,4 +1,4 @@
-"""`freshet fit`: under torchrun processes train together and one publishes; interrupted, it goes on."""
+"""`freshet fit` under torchrun (processes train together, one publishes) and after an interruption (it resumes)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from schemas.artifacts import Card, Registry
 from schemas.settings import FitSettings, Settings
 from tests.models import tiny
 from workers.terminal.stages import Stages
-from workers.training.fit import cut_short, run
+from workers.training.fit import run, still_improving
 
 ITEMS, USERS = 30, 50
 
@@ -35,12 +35,12 @@ def write_data(folder: Path) -> None:
         orjson.dumps({"item_id": f"i{item}", "title": f"thing {item}"}) for item in range(ITEMS)))
 
 
-def test_names_the_scorers_whose_last_epoch_was_their_best() -> None:
+def test_still_improving_names_scorers_whose_last_epoch_was_the_best() -> None:
     card = Card(
         model_version="v", created_at=0.0, data_hash="", settings={"fit": {"epochs": 12}},
         metrics={"reference_epoch": 10.0, "fused_epoch": 12.0, "epoch": 4.0}, revision="", split_time=0.0, files={})
-    assert cut_short(card) == ["fused"]
-    assert cut_short(card.model_copy(update={"metrics": {}})) == []
+    assert still_improving(card) == ["fused"]
+    assert still_improving(card.model_copy(update={"metrics": {}})) == []
 
 
 @pytest.mark.slow
@@ -61,7 +61,7 @@ def test_two_processes_publish_one_model(tmp_path: Path, system: str) -> None:
     assert len(registry.versions()) == 1
     artifact = registry.open()
     assert artifact.card.settings["fit"]["system"] == system
-    assert done.stdout.count("refresh thresholds: done") == 1  # the second process says nothing
+    assert done.stdout.count("refresh thresholds: done") == 1  # the second process prints nothing
 
 
 @pytest.mark.slow

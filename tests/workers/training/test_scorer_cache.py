@@ -44,7 +44,7 @@ def test_a_scorer_is_trained_once(fold, tmp_path, monkeypatch):
     assert not any(weight.requires_grad for weight in again.parameters())
 
 
-def test_what_weights_depend_on_tells_scorers_apart(fold, tmp_path):
+def test_the_cache_key_depends_on_everything_that_affects_weights(fold, tmp_path):
     shelf = ScorerCache(tmp_path)
     text = torch.randn(ITEMS, 4)
     events = replace(fold.sequences, item=fold.sequences.item[::-1].copy())
@@ -57,7 +57,7 @@ def test_what_weights_depend_on_tells_scorers_apart(fold, tmp_path):
     train_fused(fold, text, SETTINGS, 8, keep=shelf)
     train_fused(fold, text + 1, SETTINGS, 8, keep=shelf)
     assert len(list(tmp_path.glob("trained-*.safetensors"))) == 8
-    train_reference(fold, replace(SETTINGS, harm=0.1, codes=8), 8, keep=shelf)  # no part of a scorer's training
+    train_reference(fold, replace(SETTINGS, harm=0.1, codes=8), 8, keep=shelf)  # no effect on scorers
     assert len(list(tmp_path.iterdir())) == 8
 
 

@@ -1,4 +1,4 @@
-"""`freshet calibrate` on a fitted model and a small data set: chosen on some users, checked on others, used, undone."""
+"""`freshet calibrate` on a fitted model and a small data set: choose, check, use and reset the threshold."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Settings, Artifact,
     return settings, artifact, write_data(home / "data", 300, 60, 0, lambda _: 0.3)
 
 
-def test_the_whole_command(world: tuple[Settings, Artifact, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_calibrate_and_reset(world: tuple[Settings, Artifact, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     settings, artifact, folder = world
     monkeypatch.setenv("FRESHET_HOME", str(settings.home))
     run = CliRunner()
@@ -75,7 +75,9 @@ def test_the_whole_command(world: tuple[Settings, Artifact, Path], monkeypatch: 
     assert Registry(settings.home).open().calibration() == fitted.CALIBRATION
 
 
-def test_users_of_another_draw_meet_the_stated_rate(world: tuple[Settings, Artifact, Path], tmp_path: Path) -> None:
+def test_new_users_of_the_same_kind_meet_the_stated_rate(
+    world: tuple[Settings, Artifact, Path], tmp_path: Path,
+) -> None:
     settings, artifact, folder = world
     found = recalibrate(artifact, folder, settings, 80.0)
     detector = Detector.of(artifact.calibration().model_copy(
@@ -85,7 +87,7 @@ def test_users_of_another_draw_meet_the_stated_rate(world: tuple[Settings, Artif
     seen = watch(histories, ItemVectors.load(artifact), settings.state, detector,
                  first=fitted.CALIBRATION.min_history, cooldown=settings.refresh.cooldown)
     expected = seen.watched.sum() / 80.0
-    chosen_on = 150 * 28 / 80.0  # alarms the threshold rests on, about
+    chosen_on = 150 * 28 / 80.0  # about the number of alarms that the threshold is based on
     assert abs(len(seen.user) - expected) < 4 * expected * np.sqrt(1 / expected + 1 / chosen_on)
 
 
@@ -93,7 +95,7 @@ def test_a_failed_check_changes_nothing_and_says_what_to_do(world: tuple[Setting
     settings, artifact, folder = world
     found = recalibrate(artifact, folder, settings, 100.0)
     assert found.drift.check is not None
-    # The same threshold held to a promise it was not made for: the check is what must notice.
+    # The same threshold checked against another stated rate: the check must fail.
     broken = replace(found, drift=replace(found.drift, stated=10_000.0))
     assert "NOT HELD" in report(broken)
     with pytest.raises(DataError, match=r"the check failed.*more often than the stated 10000.*--false-alarm-every"):
@@ -101,14 +103,14 @@ def test_a_failed_check_changes_nothing_and_says_what_to_do(world: tuple[Setting
     assert not artifact.recalibration.exists()
 
 
-def test_an_exit_code_for_scripts(world: tuple[Settings, Artifact, Path], tmp_path: Path) -> None:
+def test_a_failed_check_exits_with_code_1(world: tuple[Settings, Artifact, Path], tmp_path: Path) -> None:
     settings, artifact, _ = world
     alone = write_data(tmp_path / "alone", 1, 60, 3, lambda _: 0.3)
     done = subprocess.run(
         [sys.executable, "-m", "workers.cli", "calibrate", "--data", str(alone)], capture_output=True, text=True,
         env={"FRESHET_HOME": str(settings.home), "PATH": ""}, check=False, timeout=60)
     assert done.returncode == 1
-    assert "nobody to check the threshold on" in done.stderr
+    assert "no users to check the threshold on" in done.stderr
     assert "Traceback" not in done.stderr
     assert not artifact.recalibration.exists()
 
@@ -130,7 +132,7 @@ def test_a_recalibration_of_another_fit_is_refused(world: tuple[Settings, Artifa
         path.write_text(path.read_text().replace(artifact.card.files["calibration.json"], "0" * 64))
         with pytest.raises(ArtifactError, match="another fit"):
             artifact.calibration()
-        recalibrate(artifact, folder, settings, 100.0)  # the way out works
+        recalibrate(artifact, folder, settings, 100.0)  # recalibrating resolves the error
         path.write_text("{}")
         with pytest.raises(ArtifactError, match=r"drift\.json.*--reset"):
             artifact.calibration()

@@ -1,6 +1,6 @@
-"""Contradicted samples gathered from the stream teach the language model; a better adapter is published.
+"""The alignment role: fine-tunes the language model on contradicted samples and publishes the adapter if it is better.
 
-The training step is in `models/aligning`.
+`models/aligning` has the training step.
 
 May import: roles.knowledge, runtime, kafka.
 """

@@ -1,4 +1,4 @@
-"""The alignment worker: contradicted samples in, a LoRA adapter out, if users it was not trained on are better off."""
+"""The alignment worker: trains a LoRA adapter on contradicted samples and publishes it if held-out users benefit."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from schemas.topics import ALIGNMENT_SAMPLES, MODEL_UPDATES, RANKING_REQUESTS
 from workers.kafka.outbox import Output, Rejected
 from workers.kafka.reader import read_all
 from workers.kafka.topics import create_topics, partitions
-from workers.roles.alignment.lessons import SHORTEST, Catalogue, groups
+from workers.roles.alignment.training_users import MIN_HISTORY, Catalogue, choose_groups
 from workers.roles.knowledge.generator import LlmGenerator
 from workers.runtime.gather_loop import LARGEST, GatheringWorker, StoppedError
 from workers.runtime.model_updates import ModelUpdates
@@ -31,23 +31,23 @@ from workers.runtime.model_updates import ModelUpdates
 log = logging.getLogger(__name__)
 ROLE = "alignment"
 GROUP = "freshet-alignment"
-_READ_BACK = 8000  # newest ranking requests looked through for users who were not contradicted: about 20 MB
+_READ_BACK = 8000  # newest ranking requests searched for untouched users: about 20 MB
 
 
 class Aligner(LlmGenerator):
-    """Samples to an attempt, and to a model update if it is published.
+    """Turns samples into an attempt, and into a model update if the attempt is published.
 
     Attributes:
-        beat: called after every step; what it raises ends the attempt without a trace.
-        requests: gives recent ranking requests of everyone, for the users who were not contradicted.
+        beat: called after every training step. An exception that it raises ends the attempt without a record.
+        requests: returns recent ranking requests of all users, to find untouched ones.
         clock: wall clock, seconds.
     """
 
     def __init__(self, *models: Any) -> None:
-        """Take what `LlmGenerator` takes.
+        """Take the arguments of `LlmGenerator`.
 
         Raises:
-            FreshetError: the model has no soft instructions for an adapter to be trained with.
+            FreshetError: the model has no soft instructions that an adapter could be trained for.
         """
         super().__init__(*models)
         _ = self._knowledge
@@ -58,30 +58,31 @@ class Aligner(LlmGenerator):
             "attempts": 0, "published": 0, "rejected": 0, "samples": 0, "step": 0, "steps": 0, "last": ""}
 
     def refuse(self, sample: AlignmentSample) -> str | None:
-        """Return why a sample teaches nothing, None if it does.
+        """Return why a sample cannot be used, or None if it can.
 
-        Of the fitted model in use every version counts, whatever adapter made the knowledge: in training knowledge is
-        made anew with the adapter in use, and what that does not contradict any more moves nothing.
+        Samples of every adapter of the current fitted model are used. Training generates their knowledge again with the
+        adapter in use, and a sample that no longer contradicts it has no effect.
         """
         if base_of(sample.model_version) not in ("", self._base):
             return "other_version"
         catalogue = self.catalogue()
-        if sample.item_id not in self._rows or len(catalogue.known(sample.history)) < SHORTEST - 1:
+        if sample.item_id not in self._rows or len(catalogue.known(sample.history)) < MIN_HISTORY - 1:
             return "unknown_items"
         return None
 
     def catalogue(self) -> Catalogue:
-        """Return what the model in use knows."""
+        """Return the items that the model in use knows."""
         return Catalogue(self._rows, self._ranking.max_len)
 
     def counters(self) -> dict[str, Any]:
-        """Return what was done so far, for the role's progress file."""
+        """Return the counters for the role's progress file."""
         return self._counts | {"model_version": self.model_version}
 
     def __call__(self, samples: Sequence[AlignmentSample]) -> Iterator[list[Output | Rejected]]:
-        """Yield the model update of an attempt that is published, nothing of one that is rejected.
+        """Yield the model update if the attempt is published, otherwise nothing.
 
-        The loop hands over few samples only where all of them together made it fail; they are not tried again.
+        The loop passes fewer samples than configured only after a failure of all of them together. Those are not tried
+        again.
         """
         if len(samples) < self._settings.alignment.samples:
             return
@@ -89,7 +90,7 @@ class Aligner(LlmGenerator):
         yield [] if update is None else [Output(MODEL_UPDATES, update.model_version, update)]
 
     def attempt(self, samples: Sequence[AlignmentSample]) -> ModelUpdate | None:
-        """Train on samples, judge, and record what came of it; the update is to be sent to the other roles."""
+        """Train on samples, judge the adapter and record the attempt; return the update to send, if it is published."""
         deployments = Deployments(self._settings.home)
         began = self.clock()
         users = "\x1f".join(sorted(sample.user_id for sample in samples)).encode("utf-8", "surrogatepass")
@@ -99,13 +100,13 @@ class Aligner(LlmGenerator):
             base=self._base, started_from=self.model_version if self._llm.adapter else "", created_at=began,
             published=False, reason="")
         self._counts |= {"attempts": self._counts["attempts"] + 1, "samples": len(samples)}
-        made_of = groups(samples, self.requests(), self.catalogue(), self._settings.alignment.held_out)
+        chosen = choose_groups(samples, self.requests(), self.catalogue(), self._settings.alignment.held_out)
         with deployments.scratch() as folder:
             try:
-                made = self._align(made_of, folder)
+                made = self._align(chosen, folder)
             except StoppedError:
                 raise
-            except Exception as error:  # whatever training raises on these samples, it would raise again
+            except Exception as error:  # training would raise the same error on these samples again
                 log.exception("attempt %s failed", attempt.name)
                 outcome: dict[str, Any] = {"reason": f"training failed: {(str(error).splitlines() or [''])[0][:300]}"}
             else:
@@ -122,20 +123,21 @@ class Aligner(LlmGenerator):
         update = ModelUpdate(
             model_version=attempt.model_version, adapter=attempt.adapter, published_at=self.clock(),
             withdrawn=deployments.in_use().withdrawn)
-        # First the log: who starts from now on uses it. A crash before the message is sent repeats the attempt.
+        # Write the log first, because processes that start from now on read it. If this process crashes before the
+        # message is sent, the attempt is repeated.
         deployments.deploy(Deployed(update=update, by="alignment", reason=attempt.reason))
         self.apply(update)
         return update
 
-    def _align(self, made_of: Groups, folder: Path) -> AlignmentResult:
+    def _align(self, chosen: Groups, folder: Path) -> AlignmentResult:
         settings = self._settings
         parts = FrozenModels(
             self._ranking, self._knowledge, self._cache, self._llm, settings.llm.history, settings.llm.batch,
             settings.ranking.current_evidence)
         clip = Registry(settings.home).open(self._base).calibration().margin_bound
-        log.info("training on %d contradicted users and %d untouched ones", len(made_of.contradicted),
-                 len(made_of.untouched))
-        return align(parts, made_of, settings.alignment, folder, clip, self._moved)
+        log.info("training on %d contradicted users and %d untouched ones", len(chosen.contradicted),
+                 len(chosen.untouched))
+        return align(parts, chosen, settings.alignment, folder, clip, self._moved)
 
     def _moved(self, done: int, total: int, metrics: dict[str, float]) -> None:
         self._counts |= {"step": done, "steps": total}
@@ -145,7 +147,7 @@ class Aligner(LlmGenerator):
 
 
 def recent_requests(settings: Settings) -> list[RankingRequest]:
-    """Return the newest ranking requests there are; unreadable and oversized ones are passed over."""
+    """Return the newest ranking requests; unreadable and oversized records are skipped."""
     number = partitions(settings.kafka, [RANKING_REQUESTS.name])[RANKING_REQUESTS.name]
     out = []
     for record in read_all(settings.kafka, [RANKING_REQUESTS.name], last=max(1, _READ_BACK // number)):
@@ -159,7 +161,7 @@ def recent_requests(settings: Settings) -> list[RankingRequest]:
 
 
 def main(settings: Settings) -> None:
-    """Run the worker until SIGTERM. It works at low priority: serving comes first.
+    """Run the worker until SIGTERM, at low priority, because serving comes first.
 
     Raises:
         FreshetError: there is no model, the language model cannot be loaded, or the broker cannot be used.

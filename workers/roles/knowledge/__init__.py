@@ -1,6 +1,6 @@
-"""Knowledge requests in, generated vectors into the store, updates out.
+"""The knowledge role: generates the requested knowledge, writes it to the store and announces it.
 
-The models are in `models/serving`.
+`models/serving` has the models.
 
 May import: runtime, store.banks, store, kafka.
 """

@@ -1,4 +1,5 @@
-"""The language model, the item states and the source of knowledge behind one call; swapped whole on a model update."""
+"""Generates knowledge: language model, item states and knowledge source behind one call. A model update replaces all.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +32,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class OpenedVersion:
-    """What a model version makes knowledge with."""
+    """The loaded parts of a model version that generate knowledge."""
 
     cache: ItemCache
     ranking: RankingModel
@@ -40,15 +41,15 @@ class OpenedVersion:
 
 
 class LlmGenerator:
-    """Knowledge from histories of item ids.
+    """Generates knowledge from histories of item ids.
 
-    A version without knowledge of users (`dense`, `generative`) needs no language model, and none is loaded for it.
+    A version without knowledge of users (`dense`, `generative`) needs no language model, so none is loaded.
 
     Args:
-        settings: of the language model: users per pass, newest items read.
+        settings: settings of the language model: users per pass, newest items read.
         llm, parts: None = the version has no knowledge of users.
-        dim: width of the vectors it makes, or would make.
-        model_version: what is written on the knowledge it makes.
+        dim: width of the generated vectors; defined also for a version without knowledge.
+        model_version: the version that generated knowledge is labelled with.
     """
 
     def __init__(
@@ -62,18 +63,18 @@ class LlmGenerator:
 
     @classmethod
     def load(cls, settings: Settings, artifact: Artifact) -> Self:
-        """Return the generator of a fitted model; item states that are not cached yet are encoded first.
+        """Return the generator of a fitted model. Item states that are not cached yet are encoded first.
 
         Raises:
-            FreshetError: the language model or a file of the artifact is absent or does not fit.
+            FreshetError: the language model or a file of the artifact is missing or does not fit.
         """
         return cls(settings, *_opened(settings, artifact, None), artifact.model_version)
 
     def generate(self, histories: Sequence[Sequence[str]], users: Sequence[str] = ()) -> Generation:
-        """Return the knowledge of users from their item ids, oldest first; unknown items are passed over.
+        """Return the knowledge of users from their item ids, oldest first. Unknown items are skipped.
 
         Args:
-            users: their names, for sources that look at other users; () = not known.
+            users: the users' ids, for sources that look at other users; () = not known.
 
         Raises:
             FreshetError: the model in use has no knowledge of users.
@@ -85,20 +86,20 @@ class LlmGenerator:
         return replace(made, items=evidence.items.numpy(), weights=evidence.weights.numpy())
 
     def apply(self, update: ModelUpdate) -> None:
-        """Load what an update names: another artifact, a LoRA adapter, or (adapter null) the base model again.
+        """Load what an update names: another artifact, a LoRA adapter, or the base model (adapter null).
 
         Raises:
-            FreshetError: it is absent, damaged or does not fit; nothing has changed.
+            FreshetError: it is missing, damaged or does not fit; nothing has changed.
         """
         registry = Registry(self._settings.home)
         parts, base = self._made, self._base
-        wanted = base_of(update.model_version)  # an adapter is of the model it was trained with, and of no other
+        wanted = base_of(update.model_version)  # an adapter only fits the model it was trained with
         if wanted != base and (
                 update.adapter is None or "+" in update.model_version or wanted in registry.versions()):
             parts, base = self._another(registry.open(wanted)), wanted
         name = None
         if update.adapter is not None:
-            # peft makes module names of it: no dots, no slashes
+            # peft uses it as a module name: no dots, no slashes
             name = "lora_" + hashlib.blake2b(update.adapter.encode(), digest_size=6).hexdigest()
             self._llm.load_adapter(adapter_folder(registry.folder, update.adapter), name)
         if self._language is not None:
@@ -107,11 +108,11 @@ class LlmGenerator:
         self._put(parts, update.model_version)
 
     def _another(self, artifact: Artifact) -> OpenedVersion | None:
-        """Return the parts of another version; the language model is loaded with the first that needs it."""
-        # Before anything else is loaded: a source may put an adapter of its own in the place of one in use.
+        """Return the parts of another version. The language model is loaded with the first version that needs it."""
+        # Check this first: loading a source may replace the adapter in use with one of its own.
         if (dim := load_ranking(artifact).dim) != self.dim:
-            raise ArtifactError(f"model {artifact.model_version} is {dim} wide, the store and the model in use "
-                                f"{self.dim}; restart with another store to change that")
+            raise ArtifactError(f"model {artifact.model_version} is {dim} wide, but the store and the model in use are "
+                                f"{self.dim} wide; restart with another store to change the width")
         self._language, parts, _ = _opened(self._settings, artifact, self._language)
         return parts
 
@@ -142,7 +143,7 @@ class LlmGenerator:
 
     @property
     def _knowledge(self) -> KnowledgeModel:
-        """The model of soft instructions, which is what adapters are trained for."""
+        """The model of soft instructions, which adapters are trained for."""
         if self._parts.live.knowledge is None:
             raise FreshetError(
                 f"the knowledge of model {self.model_version} does not come from soft instructions, and no adapter can "
@@ -153,13 +154,12 @@ class LlmGenerator:
 def _opened(
     settings: Settings, artifact: Artifact, llm: LanguageModel | None,
 ) -> tuple[LanguageModel | None, OpenedVersion | None, int]:
-    """Return the language model if it is loaded or needed, the parts if there is knowledge, and the width of vectors.
-    """
+    """Return the language model if loaded or needed, the parts if there is knowledge, and the width of vectors."""
     if not artifact.fitted_calibration().knowledge:
         return llm, None, load_ranking(artifact).dim
     items, texts = artifact.items(), list(orjson.loads(artifact.path(TEXTS).read_bytes()))
     if len(items) != len(texts):
-        raise ArtifactError(f"model {artifact.model_version} has {len(items)} items but {len(texts)} texts; fit anew")
+        raise ArtifactError(f"model {artifact.model_version} has {len(items)} items but {len(texts)} texts; fit again")
     llm = llm or LanguageModel.load(settings.llm, settings.home / "cache")
     cache = ItemCache.build(
         llm, texts, settings.home / "cache" / "items", _encoded, item_tokens=settings.llm.item_tokens)

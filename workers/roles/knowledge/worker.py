@@ -1,4 +1,4 @@
-"""The knowledge worker: requests in, the language model reads histories, vectors into the store, updates out."""
+"""The knowledge worker: answers requests by generating vectors from histories, storing and announcing them."""
 
 from __future__ import annotations
 
@@ -26,30 +26,31 @@ from workers.store.qdrant import QdrantStore
 
 log = logging.getLogger(__name__)
 ROLE = "knowledge"
-# Requests taken at once, in forward passes: enough to meet a user's next request before the first is generated, few
-# enough that a crash repeats little.
+# Batch of requests, in forward passes. 8 is enough to see a user's next request before the first is generated, and few
+# enough that a crash repeats little work.
 _PASSES = 8
 
 
 class Generator(Protocol):
-    """Histories in, knowledge out: `models` behind one call, so that the batch logic stands alone."""
+    """Generates knowledge from histories. It hides `models`, so that the batch logic can be used with any generator."""
 
     model_version: str
 
     def generate(self, histories: Sequence[Sequence[str]], users: Sequence[str] = ()) -> Generation:
-        """Return the knowledge of users, if known by these names, from their item ids, oldest first.
+        """Return the knowledge of users from their item ids, oldest first. Unknown items are skipped.
 
-        Unknown items are passed over.
+        Args:
+            users: the users' ids; () = not known.
         """
 
 
 def history_hash(history: Sequence[str]) -> str:
-    """Return a short hash of a history: equal histories, equal hashes."""
+    """Return a short hash of a history; equal histories have equal hashes."""
     return hashlib.blake2b("\x1f".join(history).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
 
 def newest_requests(requests: Sequence[KnowledgeRequest]) -> list[KnowledgeRequest]:
-    """Return each user's request of the highest version (the last of equals), the most valuable users first."""
+    """Return each user's request with the highest version (the last one of equals), highest priority first."""
     newest: dict[str, KnowledgeRequest] = {}
     for request in requests:
         held = newest.get(request.user_id)
@@ -59,9 +60,9 @@ def newest_requests(requests: Sequence[KnowledgeRequest]) -> list[KnowledgeReque
 
 
 class KnowledgeProcessor:
-    """Requests to updates, `batch` users per forward pass; each pass's updates go out before the next begins.
+    """Turns requests into updates, `batch` users per forward pass. Each pass's updates are sent before the next pass.
 
-    Repeating a request is harmless: what the store holds already is not generated again, only announced again.
+    Repeating a request is harmless: knowledge that is in the store already is only announced again.
     """
 
     def __init__(
@@ -100,19 +101,19 @@ class KnowledgeProcessor:
         self.counters["generate_s"] += time.perf_counter() - started
         self.counters["forward_passes"] += 1
         self.counters["generated"] += len(requests)
-        # To the microsecond: 16 digits come back from the store as they went in, a 17th may not (its JSON reader is not
-        # exact there), and a redelivered request would be announced with another time.
+        # Microseconds: the store returns 16 digits unchanged, but its JSON reader may change a 17th. A redelivered
+        # request would then be announced with another time.
         now = round(self._clock(), 6)
         sound = [(request, row) for row, request in enumerate(requests) if made.finite[row]]
         out: list[Output | Rejected] = [
-            Rejected(r, "the model's knowledge is not finite; the old one stays")
+            Rejected(r, "the model's knowledge is not finite; the old knowledge stays")
             for r, finite in zip(requests, made.finite, strict=True) if not finite]
         self.counters["rejected"] += len(out)
         points = [self._point(request, made, row, now) for request, row in sound]
         written = self._store.upsert(points)
         overtaken = [point.user_id for point, here in zip(points, written, strict=True) if not here]
         self.counters["overtaken"] += len(overtaken)
-        # A newer version got in between: what readers can see is that one, so that one is announced.
+        # A newer version was written in between. Readers see that one, so announce that one.
         newer = self._store.read(overtaken) if overtaken else {}
         for (request, _), point, here in zip(sound, points, written, strict=True):
             out.append(_announce(point if here else newer.get(point.user_id, point), request, written=here))

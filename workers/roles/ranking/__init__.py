@@ -1,6 +1,6 @@
-"""Ranking requests in, recommendations and judgements out.
+"""The ranking role: answers ranking requests with recommendations and judgements.
 
-Scores come from `models/serving`, the bound from `models/trust`.
+`models/serving` computes the scores, `models/trust` the bound.
 
 May import: runtime, store, kafka.
 """

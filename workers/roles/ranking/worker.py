@@ -1,4 +1,4 @@
-"""The ranking worker: a user's state has changed, so recommend again, and judge knowledge by what the user just did."""
+"""The ranking worker: recommends when a user's state has changed, and judges knowledge by the user's newest events."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ log = logging.getLogger(__name__)
 ROLE = "ranking"
 
 
-class Merged:
+class UserRequests:
     """All requests of one user in a batch.
 
-    The newest (highest count, the last of equals) is answered. Requests for the same count belong to the same answer:
-    it was caused by the first of them, and it is an event's answer if any of them was. Every request's events are
-    judged, each with its own history.
+    Only the newest request (highest count, the last one of equals) is answered. Requests with the same count share this
+    answer: its cause is the earliest of them, and its reason is `event` if any of theirs is. The events of every
+    request are judged, each with its own history.
     """
 
     def __init__(self, requests: Sequence[RankingRequest]) -> None:
@@ -51,28 +51,25 @@ class Merged:
         same = [request for request in requests if request.count == self.newest.count]
         self.caused_at = min(request.caused_at for request in same)
         self.reason = "event" if any(request.reason == "event" for request in same) else self.newest.reason
-        # The newest first; an event asked about twice is judged once.
+        # The newest first; an event that occurs in two requests is judged once.
         self.rows = [self.newest, *(r for r in requests if r is not self.newest and r.judged)]
         self.wanted_version = max(request.knowledge_version for request in requests)
 
 
-def merge(requests: Sequence[RankingRequest]) -> list[Merged]:
-    """Return the requests by user, in order of their first one."""
+def merge(requests: Sequence[RankingRequest]) -> list[UserRequests]:
+    """Return the requests grouped by user, in order of each user's first request."""
     users: dict[str, list[RankingRequest]] = {}
     for request in requests:
         users.setdefault(request.user_id, []).append(request)
-    return [Merged(group) for group in users.values()]
+    return [UserRequests(group) for group in users.values()]
 
 
 class RankingProcessor:
-    """Requests to recommendations and judgements.
+    """Turns ranking requests into recommendations and judgements.
 
-    Args:
-        ranker: model and item names.
-        reader: knowledge.
-        settings: items per recommendation, trust radius, evidence.
-        experiment: whom to serve the reference only. Their knowledge is generated and judged like everyone's, so that
-            the arms differ in nothing but what is served.
+    Args: ranker: model and item ids. reader: reads knowledge. settings: items per recommendation, trust radius,
+        evidence. clock: wall clock, seconds. experiment: which users are served the reference only. Their knowledge is
+        still generated and judged, so that the arms differ only in what is served.
     """
 
     def __init__(
@@ -90,13 +87,13 @@ class RankingProcessor:
         self._rank_s = 0.0
 
     def counters(self) -> dict[str, Any]:
-        """Return what was done so far, for the role's progress file."""
+        """Return the counters for the role's progress file."""
         return self._counts | {
             "rank_s": round(self._rank_s, 3), "cache_hits": self._reader.hits, "cache_misses": self._reader.misses,
             "store_available": self._reader.available, "model_version": self._ranker.model_version}
 
     def __call__(self, requests: Sequence[RankingRequest]) -> list[list[Output]]:
-        """Return the outputs, all in one part."""
+        """Return the outputs in a single part."""
         started = time.perf_counter()
         users = merge(requests)
         points, fallbacks = self._knowledge(users)
@@ -114,8 +111,8 @@ class RankingProcessor:
         self._rank_s += time.perf_counter() - started
         return [[*recommendations, *judgements]]
 
-    def _knowledge(self, users: Sequence[Merged]) -> tuple[dict[str, KnowledgePoint], dict[str, Fallback]]:
-        """Return the usable knowledge of users, and why the others have none."""
+    def _knowledge(self, users: Sequence[UserRequests]) -> tuple[dict[str, KnowledgePoint], dict[str, Fallback]]:
+        """Return the usable knowledge per user, and the fallback reason of the other users."""
         wanted = {user.newest.user_id: user.wanted_version for user in users if user.wanted_version > 0}
         found = self._reader.read(wanted)
         points: dict[str, KnowledgePoint] = {}
@@ -137,10 +134,10 @@ class RankingProcessor:
         return rows
 
     def _judge(
-        self, users: Sequence[Merged], rows: Sequence[tuple[Merged, RankingRequest]], rank: RankResult,
+        self, users: Sequence[UserRequests], rows: Sequence[tuple[UserRequests, RankingRequest]], rank: RankResult,
         points: dict[str, KnowledgePoint],
     ) -> list[Output]:
-        """Return a judgement per user with margins: events that came after what the user's knowledge includes."""
+        """Return one judgement per user with margins. Only events newer than the user's knowledge have a margin."""
         margins: dict[str, dict[str, Margin]] = {}
         for (user, request), values in zip(rows, rank.margins, strict=True):
             point = points.get(user.newest.user_id)
@@ -160,12 +157,12 @@ class RankingProcessor:
             for name, events in margins.items()]
 
     def _recommend(
-        self, users: Sequence[Merged], rows: Sequence[tuple[Merged, RankingRequest]], rank: RankResult,
+        self, users: Sequence[UserRequests], rows: Sequence[tuple[UserRequests, RankingRequest]], rank: RankResult,
         points: dict[str, KnowledgePoint], fallbacks: dict[str, Fallback],
     ) -> list[Output]:
         answered = [at for at, (user, request) in enumerate(rows) if request is user.newest]
         reference, fused = rank.ref_logp[answered], rank.fused_logp[answered]
-        nothing_left = torch.isnan(reference).any(1) | (reference == -torch.inf).all(1)  # every item is seen
+        nothing_left = torch.isnan(reference).any(1) | (reference == -torch.inf).all(1)  # every item has been seen
         reference[nothing_left] = -torch.inf
         full = self._ranker.epsilon if self._settings.epsilon is None else self._settings.epsilon
         epsilon = [full * user.newest.trust for user in users]
@@ -199,7 +196,7 @@ class RankingProcessor:
     def _constrain(
         reference: Tensor, fused: Tensor, served: Sequence[int], epsilon: Sequence[float],
     ) -> tuple[Tensor, list[float], list[float]]:
-        """Return served log-probabilities (B, n), 1/μ and KL of each user; the reference where knowledge is unused."""
+        """Return served log-probabilities (B, n), and 1/μ and KL per user. The other users keep the reference."""
         inverse, kl = [0.0] * len(reference), [0.0] * len(reference)
         if not served:
             return reference, inverse, kl
@@ -221,7 +218,7 @@ class RankingProcessor:
             for some, rows in zip(scores.tolist(), best.tolist(), strict=True)]
 
     def _answer(
-        self, user: Merged, items: list[ScoredItem], reference: list[str], fallback: Fallback | None,
+        self, user: UserRequests, items: list[ScoredItem], reference: list[str], fallback: Fallback | None,
         point: KnowledgePoint | None, *, lagrange: float | None, kl: float, epsilon: float, now: float,
     ) -> Recommendation:
         newest = user.newest
@@ -230,7 +227,7 @@ class RankingProcessor:
             fallback=fallback, reason=user.reason, lagrange=lagrange, kl=kl, epsilon=epsilon,
             knowledge_version=point.version if point else 0,
             knowledge_age_s=newest.event_time - point.event_time if point else None,
-            # Below 0 only where the user's state was lost and the store was not.
+            # Negative only if the user's state was lost but the store was not.
             knowledge_behind=max(0, newest.count - point.count) if point else None,
             model_version=self._ranker.model_version, event_time=newest.event_time, count=newest.count,
             caused_at=user.caused_at, requested_at=newest.requested_at, ranked_at=now,
@@ -238,7 +235,7 @@ class RankingProcessor:
 
 
 def _known(point: KnowledgePoint | None, request: RankingRequest) -> UserKnowledge | None:
-    """Return a user's knowledge as the model takes it, with its age at the end of the request's history."""
+    """Return a user's knowledge in the form that the model takes, with its age in events at the end of the history."""
     if point is None:
         return None
     return UserKnowledge(
@@ -250,7 +247,7 @@ def main(settings: Settings) -> None:
     """Run the worker until SIGTERM.
 
     Raises:
-        FreshetError: there is no model, or the broker cannot be used. The store may be away.
+        FreshetError: there is no model, or the broker cannot be used. The store may be unavailable.
     """
     torch.set_num_threads(1)  # batches of small matrices: more threads only take cores from the other roles
     ranker = Ranker.load(settings)

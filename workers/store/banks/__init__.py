@@ -1,6 +1,6 @@
-"""Banks of vectors for nearest neighbours, in this process or in the store's.
+"""Vector banks for nearest-neighbour search, in Qdrant's engine in this process or on a server.
 
-Exact search in memory is in `models/compute`.
+`models/compute` has exact search in memory.
 
 May import: –.
 """

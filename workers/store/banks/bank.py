@@ -1,10 +1,12 @@
-"""Banks of user and item embeddings in Qdrant: the collections GRASP's ten nearest others are looked up in.
+"""Banks of user and item embeddings in Qdrant: the collections in which GRASP looks up the ten nearest others.
 
-With `qdrant.url` they are collections of that server (or of the store's process), else shards of Qdrant's engine in
-this process. Searches are exact (no graph is built), so that a figure does not depend on where its neighbours were
-looked up. Measured, ten nearest of 22,000 random vectors of 128, one thread of a busy machine: 1.0 to 1.9 s per 1,000
-queries in the engine, 2.7 s through the store's process; all neighbours are those of
-`models.compute.neighbours.ExactBank`, which takes 0.2 s. Beside them a moment's description takes 30 s per 1,000.
+With `qdrant.url` set, a bank is a collection on that server (or in the embedded store's process). Otherwise it is a
+shard of Qdrant's engine in this process. Searches are exact (no graph is built), so that figures do not depend on where
+the neighbours were looked up.
+
+Measured with the ten nearest of 22,000 random vectors of width 128, on one thread of a busy machine: 1.0 to 1.9 s per
+1,000 queries in the engine, 2.7 s through the store's process. All neighbours equal those of
+`models.compute.neighbours.ExactBank`, which takes 0.2 s. Generating a description takes 30 s per 1,000 in comparison.
 """
 
 from __future__ import annotations
@@ -28,23 +30,23 @@ from schemas.settings import QdrantSettings, Settings
 from workers.store.banks.shard import PREFIX, BankShard
 
 T = TypeVar("T")
-Question = tuple[list[float], int, tuple[int, ...]]  # vector, how many, ids left out
+Question = tuple[list[float], int, tuple[int, ...]]  # vector, number of neighbours, excluded ids
 _PUT, _ASK = 1_000, 128  # points and queries per request: 3 MB of JSON, 0.3 s of a server's time
 
 
 def banks(settings: Settings) -> Banks:
-    """Return what makes banks in Qdrant, as the settings say."""
+    """Return the function that creates banks in Qdrant, according to the settings."""
     if settings.qdrant.url:
         return lambda name, vectors: ServerBank(settings.qdrant.url, name, vectors, settings.qdrant)
     return EdgeBank
 
 
 class EdgeBank:
-    """A `Bank` in Qdrant's engine in this process; made anew (0.6 s for 22,000 vectors) and gone with the object.
+    """A `Bank` in Qdrant's engine in this process, deleted with the object. Building takes 0.6 s for 22,000 vectors.
 
     Args:
-        name: of the bank.
-        vectors: (b, w) finite; a vector's row is its point's id.
+        name: name of the bank.
+        vectors: (b, w) finite; a vector's row is the id of its point.
     """
 
     def __init__(self, name: str, vectors: Tensor) -> None:
@@ -54,23 +56,22 @@ class EdgeBank:
 
     def nearest(self, query: Tensor, n: int, own: Tensor) -> Tensor:
         """See `Bank.nearest`."""
-        return _asked(query, n, own, lambda queries: [
+        return _search(query, n, own, lambda queries: [
             [id_ for id_, _ in points] for points in self._shard.nearest(queries)])
 
 
 class ServerBank:
-    """A `Bank` in a Qdrant server, the collection `freshet_NAME_HASH`.
+    """A `Bank` on a Qdrant server, in the collection `freshet_NAME_HASH`.
 
-    The hash is of the vectors: a bank that is there already is used as it is, by any number of processes. Collections
-    stay on the server and may be deleted at any time; one that is missed is written anew.
+    The hash is computed from the vectors. So an existing bank can be used unchanged, by any number of processes.
+    Collections stay on the server and may be deleted at any time; a missing one is written again. Nothing is sent
+    before the first query, so a worker can start while its store is unavailable.
 
     Args:
-        location: the server's URL, or ":memory:" for the client's own imitation (tests only).
-        name: of the bank.
-        vectors: (b, w) finite; a vector's row is its point's id.
-        settings: key, protocol and time-out.
-
-    Nothing is sent before the first question: a worker starts while its store is away.
+        location: the server's URL, or ":memory:" for the client's in-memory implementation (tests only).
+        name: name of the bank.
+        vectors: (b, w) finite; a vector's row is the id of its point.
+        settings: key, protocol and timeout.
     """
 
     def __init__(self, location: str, name: str, vectors: Tensor, settings: QdrantSettings | None = None) -> None:
@@ -82,7 +83,7 @@ class ServerBank:
         self._client = QdrantClient(":memory:") if location == ":memory:" else QdrantClient(
             url=location, api_key=settings.api_key or None, prefer_grpc=settings.prefer_grpc,
             timeout=math.ceil(settings.timeout_s), check_compatibility=False,
-            limits=httpx.Limits(max_connections=4, max_keepalive_connections=4))  # as `QdrantStore`: connections stay
+            limits=httpx.Limits(max_connections=4, max_keepalive_connections=4))  # like `QdrantStore`: keep connections
         self._values, self._ready = values, False
 
     def nearest(self, query: Tensor, n: int, own: Tensor) -> Tensor:
@@ -105,14 +106,14 @@ class ServerBank:
                 for vector, limit, without in queries]))
             return [[int(point.id) for point in answer.points] for answer in found]
 
-        return _asked(query, n, own, ask)
+        return _search(query, n, own, ask)
 
     def _fill(self) -> None:
         if not self._client.collection_exists(self.collection):
             self._create(self._values.shape[1])
         if self._client.count(self.collection, exact=True).count == len(self._values):
             return
-        for at in range(0, len(self._values), _PUT):  # two processes at once write the same
+        for at in range(0, len(self._values), _PUT):  # two processes may write the same at once
             self._client.upsert(self.collection, [
                 qm.PointStruct(id=id_, vector=vector, payload={})
                 for id_, vector in enumerate(self._values[at : at + _PUT].tolist(), at)], wait=True)
@@ -121,7 +122,7 @@ class ServerBank:
         try:
             self._client.create_collection(
                 self.collection, vectors_config=qm.VectorParams(
-                    size=width, distance=qm.Distance.COSINE, hnsw_config=qm.HnswConfigDiff(m=0)))  # searched exactly
+                    size=width, distance=qm.Distance.COSINE, hnsw_config=qm.HnswConfigDiff(m=0)))  # search is exact
         except UnexpectedResponse as error:
             if error.status_code != 409:  # another process was first
                 raise
@@ -129,8 +130,8 @@ class ServerBank:
             if error.code() is not grpc.StatusCode.ALREADY_EXISTS:
                 raise
 
-    def _call(self, action: Callable[[], T], mend: bool = True) -> T:
-        """Run one call; a collection that has vanished is written anew once."""
+    def _call(self, action: Callable[[], T], rewrite: bool = True) -> T:
+        """Run one call. If the collection has disappeared, it is written again once."""
         try:
             return action()
         except ResponseHandlingException as error:
@@ -138,17 +139,17 @@ class ServerBank:
         except (UnexpectedResponse, grpc.RpcError) as error:
             gone = (error.status_code == 404 if isinstance(error, UnexpectedResponse)
                     else error.code() is grpc.StatusCode.NOT_FOUND)
-            if gone and mend:
-                self._call(self._fill, mend=False)
-                return self._call(action, mend=False)
+            if gone and rewrite:
+                self._call(self._fill, rewrite=False)
+                return self._call(action, rewrite=False)
             raise FreshetError(
                 f"Qdrant at {self._location} cannot keep the bank {self.collection}: {error}; check FRESHET_QDRANT_URL "
                 "and FRESHET_QDRANT_API_KEY, or leave FRESHET_QDRANT_URL empty for the engine in this process"
             ) from error
 
 
-def _asked(query: Tensor, n: int, own: Tensor, ask: Callable[[list[Question]], list[list[int]]]) -> Tensor:
-    """Return rows (q, n) of what `ask` finds for queries without their own rows, some at a time; −1 = no more."""
+def _search(query: Tensor, n: int, own: Tensor, ask: Callable[[list[Question]], list[list[int]]]) -> Tensor:
+    """Return the rows (q, n) that `ask` finds in batches of queries, without each query's own row; −1 = no more."""
     rows = torch.full((len(query), n), -1, dtype=torch.int64)
     for at in range(0, len(query), _ASK):
         part = query[at : at + _ASK].float().cpu().tolist(), own[at : at + _ASK].tolist()

@@ -1,4 +1,4 @@
-"""A bank in Qdrant's engine in this process, in plain terms, and the store's process serving several of them."""
+"""A bank in Qdrant's engine in this process, with plain Python types, and the set of banks of the store's process."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ import qdrant_edge as qe
 from cachetools import LRUCache
 
 log = logging.getLogger(__name__)
-PREFIX = "freshet_"  # of the collections that are banks
+PREFIX = "freshet_"  # of the names of collections that are banks
 _VECTOR = "embedding"
-_INDEX_ABOVE_KB = 2_000_000  # of vectors; below it the engine builds no graph
-_KEPT = 4  # banks of a store's process, some 140 MB of disk each: users' of this and the last versions
+_INDEX_ABOVE_KB = 2_000_000  # size of vectors below which the engine builds no graph
+_KEPT = 4  # banks per store process, about 140 MB of disk each: those of the current and the previous version
 
 
 class BankShard:
-    """Vectors by id, searched by cosine, in a folder for temporary files that goes with the object.
+    """Vectors by id, searched by cosine, in a temporary folder that is deleted with the object.
 
     Safe to use from several threads.
 
     Args:
-        name: of the bank.
-        width: of the vectors.
+        name: name of the bank.
+        width: width of the vectors.
     """
 
     def __init__(self, name: str, width: int) -> None:
@@ -44,10 +44,10 @@ class BankShard:
             self._shard.update(qe.UpdateOperation.upsert_points(made))
 
     def nearest(self, queries: Sequence[tuple[list[float], int, Collection[int]]]) -> list[list[tuple[int, float]]]:
-        """Return (id, cosine) of the nearest of each query, best first.
+        """Return the (id, cosine) pairs nearest to each query, best first.
 
         Args:
-            queries: (vector, how many, ids that are left out).
+            queries: (vector, number of neighbours, excluded ids).
         """
         found = self._shard.query_batch(qe.QueryBatchRequest([
             qe.QueryRequest(
@@ -75,20 +75,20 @@ class _Kept(LRUCache[str, BankShard]):
 class BankShards:
     """The banks of the store's process, by collection.
 
-    They last as long as the process, and the longest unused makes room for a new one: who asks for one that is gone is
-    told so and writes it anew (`workers.store.banks.bank.ServerBank`). Calls run in threads: reads of knowledge do not
-    wait.
+    They last as long as the process. If there are too many, the least recently used one is deleted. A client that
+    queries a deleted bank gets an error and writes it again (`workers.store.banks.bank.ServerBank`). Calls run in
+    threads, so that reads of knowledge do not wait.
     """
 
     def __init__(self) -> None:
         self._banks = _Kept(_KEPT)
 
     def has(self, name: str) -> bool:
-        """Return whether there is a collection of this name."""
+        """Return whether the collection exists."""
         return name in self._banks
 
     async def create(self, name: str, asked: dict[str, Any]) -> None:
-        """Make a collection as asked by `PUT /collections/NAME`."""
+        """Answer `PUT /collections/NAME`."""
         width = int(asked["vectors"]["size"])
         made = await asyncio.to_thread(BankShard, name, width)
         if name not in self._banks:  # else made meanwhile

@@ -28,7 +28,7 @@ from workers.kafka.configuration import producer
 from workers.kafka.lag import GroupLag
 from workers.kafka.reader import read_all
 from workers.kafka.topics import create_topics
-from workers.roles.alignment.lessons import Catalogue, groups
+from workers.roles.alignment.training_users import Catalogue, choose_groups
 from workers.roles.alignment.worker import GROUP, Aligner
 from workers.roles.ranking.ranker import Ranker
 from workers.runtime.gather_loop import StoppedError
@@ -38,7 +38,7 @@ CATALOGUE = Catalogue({f"i{row}": row for row in range(N)}, 8)
 
 
 def sample(user: str, seed: int = 0, model_version: str = "m1", **fields: object) -> AlignmentSample:
-    """A user whose newest events are all one item, which knowledge thinks little of."""
+    """A user whose newest events are all of one item, which their knowledge ranks low."""
     rng = np.random.default_rng([seed, *user.encode()])
     history = [f"i{row}" for row in rng.integers(0, N, 6)] + ["i3"] * 5
     return AlignmentSample(
@@ -80,24 +80,24 @@ def aligner(settings: Settings) -> Aligner:
     return made
 
 
-def test_users_are_in_training_or_judge_never_both() -> None:
+def test_no_user_is_both_trained_on_and_held_out() -> None:
     samples = [sample(f"u{user}") for user in range(30)]
     later = [request("u1", [*sample("u1").history, "i3", "i4", "i5", "i6", "i7"], count=99)]
-    made = groups(samples, [*calm(40), *later, request("u2", ["i1"] * 8)], CATALOGUE, 0.33)
+    made = choose_groups(samples, [*calm(40), *later, request("u2", ["i1"] * 8)], CATALOGUE, 0.33)
     parts = (made.contradicted, made.held_contradicted, made.untouched, made.held_untouched)
     assert [len(part) for part in parts] == [20, 10, 20, 10]
     assert made.contradicted.sequences.item.max() < N
-    everyone = groups(samples, later, CATALOGUE, 0.99)  # u1 is held out: only what came after the contradiction counts
+    everyone = choose_groups(samples, later, CATALOGUE, 0.99)  # u1 is held out: only later events count
     of = sorted(s.user_id for s in samples).index("u1")
     rows = slice(*everyone.held_contradicted.sequences.offsets[[of, of + 1]])
     first = int(everyone.held_contradicted.rows[of]) - rows.start
     assert everyone.held_contradicted.sequences.item[rows][first:].tolist() == [4, 5, 6, 7]
 
 
-def test_untouched_users_have_knowledge_and_nothing_against_it() -> None:
+def test_untouched_users_have_knowledge_at_full_trust() -> None:
     wrong = [request("doubted", ["i1"] * 8, trust=0.9), request("without", ["i1"] * 8, knowledge_version=0),
              request("u1", ["i1"] * 8), request("short", ["i1"] * 3)]
-    made = groups([sample(f"u{user}") for user in range(30)], wrong, CATALOGUE, 0.33)
+    made = choose_groups([sample(f"u{user}") for user in range(30)], wrong, CATALOGUE, 0.33)
     assert len(made.untouched) + len(made.held_untouched) == 0
 
 
@@ -111,7 +111,7 @@ def test_hostile_samples_are_bounded_or_refused(aligner: Aligner) -> None:
     assert len(aligner.catalogue().known(huge.history)) <= 8 + 24
 
 
-def test_a_published_adapter_is_in_use_and_a_rollback_ends_that(aligner: Aligner, settings: Settings) -> None:
+def test_a_published_adapter_is_used_until_a_rollback(aligner: Aligner, settings: Settings) -> None:
     plain = aligner.generate([["i1", "i2"]]).vectors
     samples = [sample(f"u{user}") for user in range(24)]
     (out,) = list(aligner(samples))
@@ -134,7 +134,7 @@ def test_a_published_adapter_is_in_use_and_a_rollback_ends_that(aligner: Aligner
     assert ranker.compatible("m1")
 
     aligner.clock = lambda: time.time() + 60
-    (second,) = list(aligner(samples))  # goes on from the first
+    (second,) = list(aligner(samples))  # starts from the first adapter
     assert deployments.attempts()[-1].started_from == update.model_version
     for message in (one.message for one in second):
         aligner.apply(message)
@@ -156,7 +156,7 @@ def test_a_rejected_attempt_says_why_and_changes_nothing(
 ) -> None:
     monkeypatch.setenv("FRESHET_HOME", str(settings.home))
     plain = aligner.generate([["i1", "i2"]]).vectors
-    aligner.requests = list  # nobody to tell what it does to the others
+    aligner.requests = list  # no untouched users to judge the adapter with
     assert list(aligner([sample(f"u{user}") for user in range(24)])) == [[]]
     (attempt,) = Deployments(settings.home).attempts()
     assert not attempt.published
@@ -169,7 +169,7 @@ def test_a_rejected_attempt_says_why_and_changes_nothing(
     assert "held-out untouched users" in shown
 
 
-def test_samples_on_which_training_fails_are_an_attempt_too(
+def test_failed_training_is_recorded_as_an_attempt(
     aligner: Aligner, settings: Settings, monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     aligner._knowledge.experts.gate.data.fill_(float("nan"))
@@ -178,7 +178,7 @@ def test_samples_on_which_training_fails_are_an_attempt_too(
     assert "training failed: training diverged" in attempt.reason
 
 
-def test_an_attempt_that_is_stopped_leaves_no_trace(aligner: Aligner, settings: Settings) -> None:
+def test_a_stopped_attempt_leaves_no_record(aligner: Aligner, settings: Settings) -> None:
     beats = []
 
     def stop() -> None:
@@ -194,7 +194,7 @@ def test_an_attempt_that_is_stopped_leaves_no_trace(aligner: Aligner, settings: 
     np.testing.assert_array_equal(aligner.generate([["i1", "i2"]]).vectors, plain)
 
 
-def test_the_verdict_is_the_pure_functions(aligner: Aligner, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_verdict_decides_whether_an_adapter_is_published(aligner: Aligner, monkeypatch: pytest.MonkeyPatch) -> None:
     import models.aligning.align
 
     asked = []

@@ -54,7 +54,7 @@ def updates(parts: Sequence[Sequence[Output | Rejected]]) -> list[KnowledgeUpdat
     return [one.message for part in parts for one in part if isinstance(one, Output)]
 
 
-def test_knowledge_is_in_the_store_when_it_is_announced(generator: LlmGenerator, store: EdgeStore) -> None:
+def test_knowledge_is_in_the_store_before_it_is_announced(generator: LlmGenerator, store: EdgeStore) -> None:
     process = KnowledgeProcessor(generator, store, 4, clock=lambda: 7.0)
     seen = []
     for part in process([request(f"u{i}", history=[f"i{i}", "i9"]) for i in range(10)]):
@@ -82,7 +82,7 @@ def test_a_newer_request_in_the_batch_supersedes_the_older(generator: LlmGenerat
     assert process.counters["superseded"] == 2
 
 
-def test_the_valuable_come_first(generator: LlmGenerator, store: EdgeStore) -> None:
+def test_requests_with_high_priority_come_first(generator: LlmGenerator, store: EdgeStore) -> None:
     process = KnowledgeProcessor(generator, store, 1)
     asked = [request("low", priority=0.1), request("high", priority=9.0), request("mid", priority=1.0)]
     assert [u.user_id for u in updates(list(process(asked)))] == ["high", "mid", "low"]
@@ -95,14 +95,14 @@ def test_a_redelivered_request_is_announced_again_but_not_generated(generator: L
     assert again.counters["generated"] == 0
 
 
-def test_a_store_that_is_ahead_announces_what_it_holds(generator: LlmGenerator, store: EdgeStore) -> None:
+def test_a_newer_version_in_the_store_is_announced_instead(generator: LlmGenerator, store: EdgeStore) -> None:
     list(KnowledgeProcessor(generator, store, 4)([request("a", 6)]))
     (update,) = updates(list(KnowledgeProcessor(generator, store, 4)([request("a", 2)])))
     assert (update.version, update.count, update.written) == (6, 9, False)
 
 
 class Broken:
-    """The real generator, whose output a user's bad luck spoils."""
+    """The real generator, with one user's output made non-finite."""
 
     def __init__(self, real: LlmGenerator, victims: set[int]) -> None:
         self._real, self._victims = real, victims
@@ -114,7 +114,7 @@ class Broken:
         return replace(made, finite=finite)
 
 
-def test_what_is_not_finite_is_rejected_and_old_knowledge_stays(generator: LlmGenerator, store: EdgeStore) -> None:
+def test_non_finite_knowledge_is_rejected_and_the_old_stays(generator: LlmGenerator, store: EdgeStore) -> None:
     list(KnowledgeProcessor(generator, store, 4)([request("a", 1), request("b", 1)]))
     old = store.read(["a"])["a"]
     bad = request("a", 2, priority=1.0)
@@ -127,7 +127,7 @@ def test_what_is_not_finite_is_rejected_and_old_knowledge_stays(generator: LlmGe
 
 
 class Overtaken(EdgeStore):
-    """Another worker writes between this one's generation and its write."""
+    """A store into which another worker writes between generation and write."""
 
     def upsert(self, points: Sequence[KnowledgePoint]) -> list[bool]:
         super().upsert([replace(point, version=point.version + 5, count=99) for point in points])
@@ -142,13 +142,13 @@ def test_an_overtaken_write_announces_the_newer_version(generator: LlmGenerator,
     store.close()
 
 
-def test_a_store_that_is_away_is_said_so(generator: LlmGenerator) -> None:
+def test_an_unavailable_store_raises(generator: LlmGenerator) -> None:
     store = QdrantStore("http://127.0.0.1:9", DIM, QdrantSettings(timeout_s=1))
     with pytest.raises(StoreUnavailableError):
         list(KnowledgeProcessor(generator, store, 4)([request("a")]))
 
 
-def test_histories_of_unknown_items_or_none_give_knowledge_too(generator: LlmGenerator, store: EdgeStore) -> None:
+def test_empty_histories_and_unknown_items_give_knowledge(generator: LlmGenerator, store: EdgeStore) -> None:
     asked = [request("unknown", history=["new-1", "new-2"]), request("none", history=[]),
              request("mixed", history=["i1", "new", "i2"]), request("plain", history=["i1", "i2"])]
     list(KnowledgeProcessor(generator, store, 4)(asked))
@@ -175,7 +175,7 @@ def test_another_artifact_is_loaded_and_a_missing_one_changes_nothing(generator:
 
 
 @pytest.mark.parametrize("name", ["../../etc", "absent"])
-def test_adapters_outside_or_absent_are_refused(generator: LlmGenerator, name: str) -> None:
+def test_adapters_outside_the_folder_or_missing_are_refused(generator: LlmGenerator, name: str) -> None:
     with pytest.raises(FreshetError, match="adapter"):
         generator.apply(ModelUpdate(model_version="m1-lora", adapter=name, published_at=1.0))
     assert generator.model_version == "m1"

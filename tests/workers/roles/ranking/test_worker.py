@@ -67,7 +67,7 @@ def split(out: Sequence[Sequence[Output]]) -> tuple[dict[str, Recommendation], d
             {m.user_id: m for m in messages if isinstance(m, Judgement)})
 
 
-def test_fused_and_constrained_with_every_field(ranker: Ranker, store: EdgeStore) -> None:
+def test_a_recommendation_has_every_field(ranker: Ranker, store: EdgeStore) -> None:
     store.upsert([point("ann")])
     (rec,) = split(processor(ranker, store)([request(seen=["i20"])]))[0].values()
     assert (rec.source, rec.fallback, rec.reason) == ("fused", None, "event")
@@ -85,7 +85,7 @@ def test_fused_and_constrained_with_every_field(ranker: Ranker, store: EdgeStore
     assert all(score < 0 for score in scores)
 
 
-def test_the_scores_are_those_of_the_trust_region(ranker: Ranker, store: EdgeStore) -> None:
+def test_served_scores_lie_in_the_trust_region(ranker: Ranker, store: EdgeStore) -> None:
     known = point("ann")
     store.upsert([known])
     (rec,) = split(processor(ranker, store)([request()]))[0].values()
@@ -107,7 +107,7 @@ def test_a_wide_radius_serves_the_fused_scores(ranker: Ranker, store: EdgeStore)
 
 
 @pytest.mark.parametrize(("trust", "epsilon"), [(0.0, None), (1.0, 0.0)])
-def test_no_trust_is_the_reference_exactly(
+def test_zero_trust_serves_exactly_the_reference(
     ranker: Ranker, store: EdgeStore, trust: float, epsilon: float | None,
 ) -> None:
     store.upsert([point("ann")])
@@ -119,10 +119,10 @@ def test_no_trust_is_the_reference_exactly(
     assert [item.item_id for item in rec.items] == rec.reference
     assert (rec.source, rec.fallback, rec.lagrange, rec.kl, rec.epsilon) == ("reference", "no_trust", None, 0.0, 0.0)
     assert rec.knowledge_version == 0
-    assert judgements["ann"].margins[0].count == 4  # knowledge goes on being judged
+    assert judgements["ann"].margins[0].count == 4  # knowledge is still judged
 
 
-def test_control_users_are_served_the_reference_exactly_and_judged_like_all(ranker: Ranker, store: EdgeStore) -> None:
+def test_control_users_are_served_exactly_the_reference_and_still_judged(ranker: Ranker, store: EdgeStore) -> None:
     running = ExperimentSettings("first", 0.5)
     users = [f"u{number}" for number in range(20)]
     store.upsert([point(user, seed=number) for number, user in enumerate(users)])
@@ -130,7 +130,7 @@ def test_control_users_are_served_the_reference_exactly_and_judged_like_all(rank
     recs, judgements = split(processor(ranker, store, experiment=running)(asked))
     plain, same = split(processor(ranker, store)(asked))
     behaviour, _ = split(processor(ranker, store)([request(user, knowledge_version=0) for user in users]))
-    assert judgements == same  # margins need no serving: the arms differ in what is served and in nothing else
+    assert judgements == same  # the arms differ only in what is served
     assert {rec.arm for rec in recs.values()} == {"control", "treatment"}
     for user, rec in recs.items():
         assert (rec.experiment, rec.arm) == ("first", arm(user, "first", 0.5))
@@ -153,7 +153,7 @@ def test_trust_scales_the_radius(ranker: Ranker, store: EdgeStore) -> None:
     assert rec.lagrange > full.lagrange
 
 
-def test_without_knowledge_it_says_so(ranker: Ranker, store: EdgeStore) -> None:
+def test_a_user_without_knowledge_gets_the_fallback_no_knowledge(ranker: Ranker, store: EdgeStore) -> None:
     recs, judgements = split(processor(ranker, store)([
         request("never", knowledge_version=0, judged=[judged("i4", 3, 4)]), request("lost", knowledge_version=3)]))
     assert {rec.fallback for rec in recs.values()} == {"no_knowledge"}
@@ -167,13 +167,13 @@ def test_knowledge_of_another_model_is_not_read(ranker: Ranker, store: EdgeStore
     assert judgements == {}
 
 
-def test_an_older_version_than_announced_is_used_and_named(ranker: Ranker, store: EdgeStore) -> None:
+def test_an_older_version_than_announced_is_used_and_reported(ranker: Ranker, store: EdgeStore) -> None:
     store.upsert([point("ann", version=2)])
     (rec,) = split(processor(ranker, store)([request(knowledge_version=3)]))[0].values()
     assert (rec.fallback, rec.knowledge_version) == (None, 2)
 
 
-def test_stored_evidence_is_used_where_the_settings_say_so(ranker: Ranker, store: EdgeStore) -> None:
+def test_stored_evidence_is_used_if_configured(ranker: Ranker, store: EdgeStore) -> None:
     known = replace(point("ann"), items=(7, 9), weights=(0.5, 0.25))
     store.upsert([known])
     work = RankingProcessor(ranker, CachedReader(store), RankingSettings(top=TOP, epsilon=100.0, evidence="stored"))
@@ -185,13 +185,13 @@ def test_stored_evidence_is_used_where_the_settings_say_so(ranker: Ranker, store
     np.testing.assert_allclose([item.score for item in rec.items], best.values, rtol=1e-5)
 
 
-def test_margins_are_those_of_the_model_and_only_of_later_events(ranker: Ranker, store: EdgeStore) -> None:
+def test_margins_come_from_the_model_and_only_for_newer_events(ranker: Ranker, store: EdgeStore) -> None:
     known = point("ann", version=7, count=3)
     store.upsert([known])
     events = [judged("i3", 2, 3), judged("i4", 3, 4), judged("never-seen-item", 4, 5)]
     (judgement,) = split(processor(ranker, store)([request(judged=events, count=5)]))[1].values()
     assert (judgement.knowledge_model_version, judgement.codes) == ("m1", list(known.codes))
-    (margin,) = judgement.margins  # event 3 is in the knowledge already, event 5's item is unknown
+    (margin,) = judgement.margins  # the knowledge includes event 3, and event 5's item is unknown
     batch = RankBatch([[1, 2, 3, 4]], [[]], [UserKnowledge(known.vectors)], [[(3, 4)]], current_evidence=True)
     expected = ranker.model.rank(batch).margins[0][0]
     assert (margin.count, margin.item_id, margin.knowledge_version) == (4, "i4", 7)
@@ -212,7 +212,7 @@ def test_a_superseded_request_is_judged_but_not_answered(ranker: Ranker, store: 
     work = processor(ranker, store)
     recs, judgements = split(work(batch))
     assert set(recs) == {"ann", "bob"}
-    # Answers count 5, which its event caused first.
+    # It answers count 5, whose first request was caused by the event.
     assert (recs["ann"].count, recs["ann"].caused_at, recs["ann"].reason) == (5, 12.0, "event")
     margins = judgements["ann"].margins
     assert [m.count for m in margins] == [3, 4, 5]
@@ -220,7 +220,7 @@ def test_a_superseded_request_is_judged_but_not_answered(ranker: Ranker, store: 
     assert work.counters()["superseded"] == 2
 
 
-def test_an_event_asked_about_twice_is_judged_once(ranker: Ranker, store: EdgeStore) -> None:
+def test_an_event_in_two_requests_is_judged_once(ranker: Ranker, store: EdgeStore) -> None:
     store.upsert([point("ann")])
     asked = request(judged=[judged("i4", 3, 4)])
     assert len(split(processor(ranker, store)([asked, asked]))[1]["ann"].margins) == 1
@@ -235,7 +235,7 @@ def test_unknown_and_empty_histories_are_answered(ranker: Ranker, store: EdgeSto
     assert recs["none"].items == recs["odd"].items
 
 
-def test_who_has_seen_everything_gets_an_empty_answer(ranker: Ranker, store: EdgeStore) -> None:
+def test_a_user_who_has_seen_everything_gets_an_empty_list(ranker: Ranker, store: EdgeStore) -> None:
     store.upsert([point("ann")])
     recs, _ = split(processor(ranker, store)([
         request(seen=ITEMS), request("bob", seen=ITEMS[:-2], history=[ITEMS[0]], knowledge_version=0)]))
@@ -244,7 +244,7 @@ def test_who_has_seen_everything_gets_an_empty_answer(ranker: Ranker, store: Edg
     assert {item.item_id for item in recs["bob"].items} == set(ITEMS[-2:])
 
 
-def test_a_batch_equals_its_requests_one_by_one(ranker: Ranker, store: EdgeStore) -> None:
+def test_a_batch_gives_the_same_answers_as_single_requests(ranker: Ranker, store: EdgeStore) -> None:
     rng = np.random.default_rng(0)
     store.upsert([point(f"u{i}", seed=i) for i in range(0, 20, 2)])
     batch = [
@@ -260,7 +260,7 @@ def test_a_batch_equals_its_requests_one_by_one(ranker: Ranker, store: EdgeStore
         assert (alone.source, alone.fallback) == (both.source, both.fallback)
 
 
-def test_a_store_that_is_away_costs_one_wait_and_no_answers(ranker: Ranker) -> None:
+def test_an_unavailable_store_delays_only_one_batch(ranker: Ranker) -> None:
     away = CachedReader(QdrantStore("http://127.0.0.1:9", DIM, QdrantSettings(timeout_s=1)))
     work = RankingProcessor(ranker, away, RankingSettings(top=TOP))
     started = time.monotonic()
@@ -272,7 +272,7 @@ def test_a_store_that_is_away_costs_one_wait_and_no_answers(ranker: Ranker) -> N
 
 
 class Flaky(EdgeStore):
-    """A store that can be taken away."""
+    """A store that can be made unavailable."""
 
     away = False
     calls = 0
@@ -301,7 +301,7 @@ class TestCachedReader:
         yield store
         store.close()
 
-    def test_asks_again_only_for_something_newer(self, flaky: Flaky) -> None:
+    def test_reads_the_store_again_only_for_a_newer_version(self, flaky: Flaky) -> None:
         reader = CachedReader(flaky)
         flaky.upsert([point("ann", 2)])
         for wanted in (1, 2, 2):
@@ -317,7 +317,7 @@ class TestCachedReader:
         assert len(reader.read({f"u{i}": 1 for i in range(5)}).points) == 5
         assert len(reader._cache) == 3
 
-    def test_serves_what_it_has_while_the_store_is_away_and_recovers(
+    def test_serves_from_the_cache_while_the_store_is_unavailable_and_recovers(
         self, flaky: Flaky, monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         monkeypatch.setattr("workers.store.cache._PROBE_S", (0.02, 0.02))
@@ -330,7 +330,7 @@ class TestCachedReader:
         assert found.unavailable == {"ann", "bob"}
         calls = flaky.calls
         reader.read({"bob": 1})
-        assert flaky.calls == calls  # nobody waits any more
+        assert flaky.calls == calls  # no call waits for the store any more
         flaky.away = False
         flaky.upsert([point("ann", 2)])
         deadline = time.monotonic() + 5
@@ -353,7 +353,7 @@ class TestRanker:
         ranker.apply(ModelUpdate(model_version="m2", published_at=1.0))
         assert (ranker.model_version, ranker.compatible("m2"), ranker.compatible("m1")) == ("m2", True, False)
 
-    def test_knowledge_of_an_adapter_can_be_read(self, tmp_path: Path) -> None:
+    def test_knowledge_of_an_adapter_is_compatible(self, tmp_path: Path) -> None:
         settings = settings_in(tmp_path)
         publish(settings, "m1")
         (tmp_path / "models" / "adapters" / "a1").mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Everything that replays of one model on one data set share: loaded once, played under any number of policies."""
+"""What replays of one model on one data set share: loaded once, then played under any number of policies."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from streams.decisions.policies import PolicyName
 from streams.profile.catalogue import ItemVectors
 from streams.profile.fold import Event
 from streams.profile.state import dumps, loads
-from workers.replay.budget import KNOBS, within
-from workers.replay.generations import KeptGenerator, folder_of
+from workers.replay.budget import KNOBS, meet_budget
+from workers.replay.generations import CachedGenerator, folder_of
 from workers.replay.play import (
     JUDGING,
     PRICED_BLOCK,
@@ -37,9 +37,9 @@ from workers.roles.knowledge.generator import LlmGenerator
 from workers.roles.ranking.ranker import Ranker
 from workers.terminal.stages import Stages
 
-# Seconds without a sign of life after which a stage counts as hung; the language model is unpacked the first time.
+# Seconds without progress after which a stage counts as hung. The language model is unpacked the first time.
 STALL_S = {"data": 300.0, "models": 600.0, "past": 300.0, "budget": 300.0, "language model": 900.0, "replay": 900.0}
-JUDGED_SHARE = 0.25  # of users, on whom the knob of `judge` is turned: five replays of them cost little more than one
+JUDGED_SHARE = 0.25  # share of users for the search of `judge`: five replays of them cost little more than one of all
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +47,9 @@ class ReplayResult:
     """A finished replay.
 
     Args:
-        figures: see `Record.figures`, and what was played; equal in every bit whenever it is repeated.
-        columns: per predicted event.
-        wall_s: what the replay took, without loading.
+        figures: see `ReplayRecord.figures`, and the parameters; a repeated replay gives exactly the same values.
+        columns: one row per predicted event.
+        wall_s: run time without loading, seconds.
     """
 
     figures: dict[str, Any]
@@ -57,19 +57,15 @@ class ReplayResult:
     wall_s: float
 
 
-class Scene:
+class ReplaySession:
     """A fitted model, its data set, and the users' states at the split.
 
-    Args:
-        settings: of the home the model is in.
-        folder: a data set.
-        events: how many of the events after the split are played; 0 = all.
-        stock: users of the past have knowledge when they come back, as an offline run at the split would have left it;
-            the calls of that are counted apart, and no policy pays for it.
-        stages: shows how far things are.
+    Args: settings: settings of the home that has the model. folder: the data set. stages: shows progress. events:
+        number of events after the split to play; 0 = all. stock: past users have knowledge when they return, as an
+        offline run at the split would have left it. These calls are counted separately; no policy pays for them.
 
     Raises:
-        FreshetError: there is no model or no usable data, or nothing after the split.
+        FreshetError: there is no model, no usable data, or no event after the split.
     """
 
     def __init__(
@@ -84,25 +80,25 @@ class Scene:
             self.timeline = timeline(dataset, self.artifact.card.split_time, events)
         self.data_hash = dataset.hash
         if self.artifact.card.data_hash not in ("", dataset.hash):
-            stages.say(f"  note: model {self.artifact.model_version} was fitted on other data than {folder}")
+            stages.say(f"  note: model {self.artifact.model_version} was not fitted on the data in {folder}")
         with stages.stage("models", STALL_S["models"]):
             self._ranker = Ranker.load(settings)
             self._vectors = ItemVectors.load(self.artifact)
             self._calibration = self.artifact.calibration()
-            self.generator = KeptGenerator(
+            self.generator = CachedGenerator(
                 folder_of(settings.home, self.artifact.model_version, settings.llm), self.artifact.model_version,
                 partial(LlmGenerator.load, settings, self.artifact))
         with stages.stage("past", STALL_S["past"]):
             self.restart(self.timeline, stock=stock)
 
     def restart(self, timeline: Timeline, *, stock: bool) -> None:
-        """Play another timeline from now on."""
+        """Replace the timeline."""
         self.timeline, self.stock = timeline, stock
         past = fold_past(self.planner(self.settings.refresh), timeline.past)
         self._past = {user: dumps(state) for user, state in past.items()}
 
     def planner(self, refresh: RefreshSettings) -> Planner:
-        """Return a planner as the streams role makes it, with these settings of refresh."""
+        """Return a planner like the streams role's, with these refresh settings."""
         return Planner(
             self._vectors, self._calibration, replace(self.settings, refresh=refresh), self.artifact.model_version)
 
@@ -114,7 +110,7 @@ class Scene:
         """Play the events (None = all) under a policy and return the finished replay.
 
         Args:
-            evidence: in the place of `settings.ranking.evidence`.
+            evidence: overrides `settings.ranking.evidence`.
         """
         events = self.timeline.future if events is None else events
         states = {user: loads(state) for user, state in self._past.items()}
@@ -131,28 +127,29 @@ class Scene:
         return playing
 
     def rehearse(self, refresh: RefreshSettings) -> tuple[list[KnowledgeRequest], list[KnowledgeRequest]]:
-        """Return what the planner alone asks for on all events, and what the stock takes."""
+        """Return the planner's requests on all events without models, and those of the stock."""
         states = {user: loads(state) for user, state in self._past.items()}
         return rehearse(self.planner(refresh), states, self.timeline.future, stock=self.stock)
 
-    def within(
+    def meet_budget(
         self, refresh: RefreshSettings, budget: float | None, seed: int = 0, evidence: Evidence | None = None,
     ) -> RefreshSettings:
-        """Return the settings with which a policy keeps to a budget of calls per 1,000 events; None = as they are.
+        """Return the settings with which a policy keeps to a budget of calls per 1,000 events; None = unchanged.
 
         Raises:
-            FreshetError: the policy has no budget to keep to.
+            FreshetError: the policy cannot keep to a budget.
         """
         if budget is None:
             return refresh
         if refresh.policy == "freshet":
             if not 0 < budget <= 1000:
-                raise FreshetError(f"a budget is more than 0 and at most 1,000 calls per 1,000 events, not {budget:g}")
+                raise FreshetError(
+                    f"the budget must be more than 0 and at most 1,000 calls per 1,000 events, not {budget:g}")
             return replace(refresh, calls_per_1000=budget)
         events = self.timeline.future
         if refresh.policy not in KNOBS:
             raise FreshetError(
-                f"policy {refresh.policy} asks as often as it asks; --budget is for freshet, {', '.join(KNOBS)}")
+                f"policy {refresh.policy} cannot keep to a budget; --budget is for freshet, {', '.join(KNOBS)}")
         if refresh.policy == "judge":
             events = sample(events, JUDGED_SHARE, seed)
         with self.stages.stage("budget", STALL_S["budget"]) as step:
@@ -169,7 +166,7 @@ class Scene:
                 step(tries, tries + 1, f"{1000 * asked / len(events):.1f} calls per 1,000 events")
                 return 1000 * asked / len(events)
 
-            return within(refresh, budget, calls)[0]
+            return meet_budget(refresh, budget, calls)[0]
 
     def run(
         self, policy: PolicyName, budget: float | None, seed: int, evidence: Evidence | None = None,
@@ -178,13 +175,13 @@ class Scene:
 
         Args:
             budget: calls per 1,000 events; None = as the settings say.
-            seed: of the bootstrap, and of the users on whom `judge` is brought within its budget.
-            evidence: in the place of `settings.ranking.evidence`.
+            seed: of the bootstrap, and of the sample of users for the budget search of `judge`.
+            evidence: overrides `settings.ranking.evidence`.
 
         Raises:
-            FreshetError: the policy has no budget to keep to.
+            FreshetError: the policy cannot keep to a budget.
         """
-        refresh = self.within(replace(self.settings.refresh, policy=policy), budget, seed, evidence)
+        refresh = self.meet_budget(replace(self.settings.refresh, policy=policy), budget, seed, evidence)
         if policy not in JUDGING | {"never"}:
             with self.stages.stage("language model", STALL_S["language model"]) as step:
                 asked, stock = self.rehearse(refresh)
@@ -207,7 +204,7 @@ class Scene:
 
 
 def sample(events: Sequence[Event], share: float, seed: int) -> list[Event]:
-    """Return the events of a share of users: the same ones for the same seed, whatever the order."""
+    """Return the events of a share of the users. The same seed selects the same users, in any order of events."""
     limit = int(share * 2**32)
 
     def chosen(user: str) -> bool:
