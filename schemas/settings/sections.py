@@ -1,6 +1,6 @@
 """The sections of the settings and their fields, with defaults, bounds and meanings.
 
-A field with `repr=False` is a secret: it is not printed, and it may come from a file (`schemas/settings.py`).
+A field with `repr=False` is a secret: it is not printed, and it may come from a file (`schemas/settings/`).
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 
 from schemas.errors import SettingsError
 from schemas.events import describe
-from schemas.sections import (
+from schemas.settings.sections import (
     STRICT,
     AlignmentSettings,
     Evidence,
