@@ -8,7 +8,7 @@ Rows of X may also be words of the items' texts (collective EASE, Jeunen et al.,
 their makers and kinds too, which tells most where an item has few users, and all there is to tell of one that has none.
 
 The evidence is Σ_j 2^(−j/h) B[item_j] over the history, newest first, its largest `SIZE` entries. Ranking gathers it
-anew every time (`ranking.evidence`); what a refresh gathers is stored with the user's vectors and ages with them.
+again every time (`ranking.evidence`); what a refresh gathers is stored with the user's vectors and ages with them.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ class SemanticIds:
         codes: (n, L) int64; every row is another one. The last digit only resolves collisions.
         sizes: L, digits there are at each level.
         about: utilisation of each level (perplexity of its use as a share of its size), share of items that collided,
-            dead codes that were placed anew.
+            dead codes that were placed again.
     """
 
     codes: Tensor
@@ -119,7 +119,7 @@ def quantise(embeddings: Tensor, levels: int = LEVELS, codes: int | None = None,
 
 
 def kmeans(points: Tensor, k: int, rng: torch.Generator) -> tuple[Tensor, Tensor, int]:
-    """Return centres (k, w), the nearest one of each point (n,), and how often an empty centre was placed anew.
+    """Return centres (k, w), the nearest one of each point (n,), and how often an empty centre was placed again.
 
     An empty centre goes to the point that is worst off, so that no code is dead unless points coincide.
     """

@@ -52,7 +52,7 @@ def read(path: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
     if not isinstance(config, LoraConfig):
         raise FreshetError(f"{path} is a {config.peft_type} adapter; only LoRA is supported")
     if not weights or not all(bool(torch.isfinite(weight).all()) for weight in weights.values()):
-        raise FreshetError(f"the LoRA adapter {path} is empty or holds numbers that are not finite; train it anew")
+        raise FreshetError(f"the LoRA adapter {path} is empty or holds numbers that are not finite; train it again")
     return config, weights
 
 

@@ -82,7 +82,7 @@ class LanguageModel:
         try:
             # AutoTokenizer reads 262,144 pieces several times over: 4.3 s instead of 1.1
             tokenizer = packaged_tokenizer(packaged) if packaged else AutoTokenizer.from_pretrained(source)
-            # a checkpoint in pickle's format is refused, whoever made it
+            # a checkpoint in pickle's format is refused, whatever its source
             causal = AutoModelForCausalLM.from_pretrained(
                 source, dtype=_dtype(device), use_safetensors=True).to(device)
         except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
@@ -95,7 +95,7 @@ class LanguageModel:
             raise FreshetError(
                 f"the language model {name!r} has a loss of {loss:.1f} nats per token on plain English, which is "
                 f"no better than noise (sound: below {WORST_LOSS:.0f}): its weights or tokenizer are broken. Remove "
-                f"{source} to have it made or fetched anew, or set FRESHET_LLM_NAME to another model")
+                f"{source} to have it made or fetched again, or set FRESHET_LLM_NAME to another model")
         return cls(causal, tokenizer, name, max(1, round(settings.depth * model.layers)))
 
     @torch.no_grad()

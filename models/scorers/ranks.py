@@ -60,8 +60,8 @@ def target_ranks(
         rows: (m,) rows of `sequences`.
 
     Returns:
-        Ranks (m,) among items the user has not had before, ties lost, n_items where he had it; log-probabilities (m,)
-        over the whole catalogue, nothing masked.
+        Ranks (m,) among items the user has not had before, ties lost, n_items where the user had it; log-probabilities
+        (m,) over the whole catalogue, nothing masked.
     """
     ranks, logp = np.zeros(len(rows), np.int64), np.zeros(len(rows))
     low = sequences.offsets[np.searchsorted(sequences.offsets, rows, "right") - 1]

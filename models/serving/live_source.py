@@ -1,7 +1,7 @@
 """Sources of knowledge at work: they make the knowledge of users as they come.
 
 In training a source meets moments of users it has rows of. A live user has a name and a history, and may be new: what a
-source knows of users by row is looked up by name, and what it had written about them is written anew.
+source knows of users by row is looked up by name, and texts about them are written again.
 """
 
 from __future__ import annotations

@@ -129,7 +129,7 @@ class RankingModel:
 
     @torch.no_grad()
     def user_hidden(self, histories: Sequence[Sequence[int]]) -> Tensor:
-        """Return what behaviour says of users, (B, d): the hidden state after their whole history of item rows."""
+        """Return the hidden states of users, (B, d): the state after their whole history of item rows."""
         known, _ = known_items(histories, self.max_len)
         tokens, lengths = pad(known, self.max_len)
         return self.reference(tokens, self._reference_side)[torch.arange(len(known)), lengths]
@@ -201,7 +201,7 @@ def _fusion(name: str, fused: FusedScorer) -> Any:
 
 
 def knowledge_config(artifact: Artifact, llm: LanguageModel) -> dict[str, Any]:
-    """Return what an artifact's configuration says of its knowledge, if it was trained with this language model.
+    """Return an artifact's knowledge configuration, if it was trained with this language model.
 
     Raises:
         ArtifactError: it was trained with a language model of another name or width.

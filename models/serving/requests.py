@@ -43,7 +43,8 @@ class RankBatch:
         knowledge: B users' knowledge, None where a user has none.
         judged: B lists of (position, item row): history[:position] came before the item.
         top: items of each user that will be shown, for models that do not score all.
-        current_evidence: gather the evidence of users with knowledge anew, from `histories`, instead of taking theirs.
+        current_evidence: recompute the evidence of users with knowledge from `histories` instead of using the stored
+            one.
     """
 
     histories: Sequence[Sequence[int]]

@@ -110,7 +110,7 @@ def load_live(
 
 @dataclass(frozen=True, slots=True)
 class _Loaded:
-    """What a source is made anew of."""
+    """What a source is restored from."""
 
     artifact: Artifact
     config: dict[str, Any]
@@ -173,7 +173,7 @@ def _written(of: _Loaded) -> LiveSource:
     writer: list[Writer] = []  # a copy of the language model: made when there is something to write
 
     def make(moments: Moments, histories: Sequence[Sequence[int]]) -> Tensor:
-        asked = user_prompts(histories, of.texts)  # of the newest items: what is written anew may as well be new
+        asked = user_prompts(histories, of.texts)  # of the newest items: a new text should be about the newest history
         # as in training, nothing is written of fewer
         rows = [row for row, prompt in enumerate(asked) if prompt and len(histories[row]) >= STEPS[0]]
         states = torch.zeros(len(asked), of.llm.hidden_size)

@@ -74,7 +74,7 @@ SYSTEMS = {system.name: system for system in (
     System("grasp", "descriptions of users and items, their ten nearest, holistic attention",
            backbone="sasrec+text+neighbours", instruction="descriptions", extraction="neighbours",
            adaptor="holistic-attention", fusion="concat-3"),
-    System("freshet", "item texts, evidence of what items say of each other, soft instructions, a trust region",
+    System("freshet", "item texts, evidence from related items, soft instructions, a trust region",
            backbone="sasrec+text+evidence", instruction="parallel-codebooks", extraction="cached-states",
            adaptor="hybrid-experts", fusion="start-attention", objective="primal-dual", serving="trust-region"),
     System("lwgr", "soft instructions from parallel codebooks, attention at the start token, primal–dual bound on harm",
@@ -88,7 +88,7 @@ CONTROLS = {
     "unconstrained": "likelihood alone, nothing that bounds harm: no λ, no share of the reference, no trust region",
     "no-trust-region": "the same models, their scores served as they are",
     "fixed-penalty": "λ = 1 throughout",
-    "no-evidence": "item texts, the reference's share and users' vectors, but nothing of what items say of each other",
+    "no-evidence": "item texts, the reference's share and users' vectors, but no evidence from related items",
     "no-words": "evidence of what users took alone, without the words of items' texts",
     "softmax-attention": "weights of the holistic attention sum to 1",
 }

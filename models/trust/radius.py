@@ -51,7 +51,7 @@ def calibrate_epsilon(
 ) -> tuple[float, Found]:
     """Return the smallest trust radius (nats) with NDCG@10 within 1% of the best that surely harms few enough users.
 
-    A user is harmed where the mean of his `gains` is below −δ; within ε = δ nobody is.
+    A user is harmed where the mean of their `gains` is below −δ; within ε = δ nobody is.
 
     Args:
         harm: harmed users allowed, as a share of those that fused scores harm alone (`ScoredEvents.unbounded`); 1 =

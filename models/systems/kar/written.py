@@ -28,7 +28,7 @@ from models.scorers.backbone import Backbone, ItemSide
 from models.systems.kar.towers import ITEM, SHARED, SPECIFIC, USER, Towers
 from schemas.files import written_whole
 
-# Examples of what is asked for: without any, the packaged base model says of most films that they have "been
+# Examples of what is asked for: without any, the packaged base model writes about most films that they have "been
 # in the news for a long time"; with factors as a list it copies the example's. Read once for all items, so they cost
 # next to nothing. From several trades, since a catalogue may be of any.
 ABOUT_ITEMS = """Things that people choose, and what each is like: kind, style, mood, and whom it suits.
@@ -112,7 +112,7 @@ def written_about(training: Sequences) -> IntArray:
     """Return per user how many of the first training events are written about, (users,).
 
     The largest of `STEPS` within the first half; 0 = nothing is written, and knowledge is zero. Steps that double,
-    since a text about nine events is not worth writing anew for a tenth; so most users' prompts are the same under
+    since a text about nine events is not worth rewriting for a tenth; so most users' prompts are the same under
     every protocol, too: on Beauty 9,176 texts serve both, where prompts of up to 16 events each would be 36,800.
     """
     half = (training.lengths() + 1) // 2

@@ -73,7 +73,7 @@ def test_words_tell_of_items_that_nobody_has_had():
     found = Affinity.fit(planted(), N, texts, words=0.6).evidence(np.array([[9, -1], [29, -1]]))
     dense = torch.zeros(2, N).scatter_add(1, found.items.clamp(min=0), found.weights)
     assert dense[0, 29] > 0.01  # another red one, which no user has had
-    assert dense[1, 20:29].min() > dense[1, :5].max()  # of the unknown item its group's word is told apart
+    assert dense[1, 20:29].min() > dense[1, :5].max()  # the unknown item is recognised by its group's word
     assert set(dense[0].topk(8).indices.tolist()) <= {*range(9), 19, 29}  # what users do still counts most
 
 
