@@ -45,8 +45,8 @@ from schemas.errors import FreshetError
 from schemas.settings import FitSettings, Settings, load
 from workers.data import movielens
 from workers.terminal.stages import Stages, TrainingStages
-from workers.training.evaluate import revision
 from workers.training.language import open_language
+from workers.training.revision import revision
 from workers.training.scorer_cache import ScorerCache
 
 JSON_PATH = ROOT / "benchmarks" / "results" / "bounds.json"

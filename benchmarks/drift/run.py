@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -31,6 +30,7 @@ from streams.calibration.alarms import Watched, rate, watch
 from streams.detection.drift import Detector
 from workers.data import movielens
 from workers.training.fit import FALSE_ALARM_EVERY, PRIOR, SLACK
+from workers.training.revision import revision
 
 ROOT = Path(__file__).resolve().parents[2]
 JSON_PATH, PAGE = ROOT / "benchmarks" / "results" / "drift.json", ROOT / "docs" / "drift.md"
@@ -259,8 +259,7 @@ def main(argv: list[str] | None = None) -> None:
     except FreshetError as error:
         sys.exit(f"benchmarks.drift.run: {error}")
     report: dict[str, Any] = {
-        "revision": subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True,
-                                   check=False).stdout.strip(), "river": river, "seed": args.seed,
+        "revision": revision(), "river": river, "seed": args.seed,
         "datasets": [compare(p, quick=args.quick, least=args.least, seed=args.seed, say=print) for p in everyone]}
     for result in report["datasets"]:
         print(f"\n{result['dataset']} ({result['seconds']} s)\n{table(result)}")

@@ -12,7 +12,6 @@ import argparse
 import dataclasses
 import os
 import platform
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,12 +24,13 @@ from confluent_kafka.admin import AdminClient
 from benchmarks.ingest import brokers, equality, fold, results
 from benchmarks.ingest.events import Record, Workload, generate, produce, write_vectors
 from benchmarks.ingest.measure import Run, RunError, Setting, measure
-from benchmarks.ingest.systems import ROOT, SYSTEMS, IngestSystem, set_up_peers, versions
+from benchmarks.ingest.systems import SYSTEMS, IngestSystem, set_up_peers, versions
 from schemas.errors import FreshetError
 from schemas.settings import KafkaSettings
 from schemas.topics import BEHAVIOUR_EVENTS
 from streams.profile.decoding import BACKFILL_HEADER
 from workers.kafka.topics import create_topics
+from workers.training.revision import revision
 
 SAMPLED_USERS = 200
 
@@ -142,14 +142,6 @@ def compare(args: argparse.Namespace, bootstrap: str, folder: Path, core: int | 
         "versions": installed, "revision": revision(),
         "machine": {"cpus": psutil.cpu_count(), "system": platform.system(), "processor": platform.machine(),
                     "python": platform.python_version()}}
-
-
-def revision() -> str:
-    """Return the short commit id, with a plus if there are uncommitted changes; "" outside a checkout."""
-    def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
-
-    return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
 
 
 def main(argv: list[str] | None = None) -> int:

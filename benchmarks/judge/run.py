@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from benchmarks.judge.pooled import codeword, false_alarms, mixed, race
 from benchmarks.judge.tests import WIDTH, Judges, compare, shares, within
 from benchmarks.pages import fill
 from streams.detection.trust import HELP, first_crossings
+from workers.training.revision import revision
 
 ROOT = Path(__file__).resolve().parents[2]
 JSON_PATH, PAGE = ROOT / "benchmarks" / "results" / "judge.json", ROOT / "docs" / "judge.md"
@@ -158,9 +158,7 @@ def main() -> None:
     started = time.perf_counter()
     result = measure(500, 300, 3) if options.quick else measure(options.users, options.events, 10)
     result["seconds"] = round(time.perf_counter() - started, 1)
-    revision = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True,
-                              check=False)
-    result["revision"] = revision.stdout.strip()
+    result["revision"] = revision()
     print(table(result))
     if not options.quick:
         JSON_PATH.parent.mkdir(exist_ok=True)

@@ -27,7 +27,7 @@ from models.scorers.training import train_reference
 from schemas.errors import FreshetError
 from schemas.settings import FitSettings, Settings, load
 from workers.terminal.stages import Stages, TrainingStages
-from workers.training.evaluate import revision
+from workers.training.revision import revision
 from workers.training.scorer_cache import ScorerCache
 
 PATH = RESULTS / "reference.json"

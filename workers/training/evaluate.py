@@ -25,6 +25,7 @@ from schemas.settings import Settings
 from workers.terminal.stages import Stages, TrainingStages
 from workers.training.code_hash import files_of, hash_of
 from workers.training.language import open_language
+from workers.training.revision import revision
 from workers.training.scorer_cache import ScorerCache
 
 if TYPE_CHECKING:
@@ -216,13 +217,6 @@ def read(path: Path) -> dict[str, Any] | None:
 def code_hash() -> str:
     """Return a hash of the code that results depend on: `models/`."""
     return hash_of(files_of("models"))
-
-
-def revision() -> str:
-    """Return the git revision of the code, or "" outside a repository."""
-    from workers.training.revision import revision as current
-
-    return current()
 
 
 def _write(path: Path, result: dict[str, Any], columns: dict[str, np.ndarray]) -> None:

@@ -34,6 +34,7 @@ from workers.home.lock import run_folder
 from workers.terminal.stages import Stages, TrainingStages
 from workers.training.code_hash import files_of, hash_of
 from workers.training.language import open_language
+from workers.training.revision import revision
 from workers.training.thresholds import by_user
 
 if TYPE_CHECKING:  # these import torch, which a fit that reuses everything does not need
@@ -152,7 +153,7 @@ def _publish(
             model_version=version, created_at=time.time(), data_hash=dataset.hash,
             settings={"fit_key": key, "fit": asdict(settings.fit), "state": asdict(settings.state),
                       "llm": asdict(settings.llm)},
-            metrics=fitted.metrics, revision=_revision(), split_time=float(past.time[-1]), files={}))
+            metrics=fitted.metrics, revision=revision(), split_time=float(past.time[-1]), files={}))
 
 
 def _trained(
@@ -221,9 +222,3 @@ def _rehearsed(dataset: data.Dataset, events: data.Events) -> Sequence[Event]:
         Event(dataset.users[events.user[row]], dataset.items[events.item[row]], float(events.time[row]),
               dataset.types[events.type[row]], f"{row}", row, float(events.time[row]))
         for row in np.flatnonzero(chosen[events.user]).tolist()]
-
-
-def _revision() -> str:
-    from workers.training.revision import revision
-
-    return revision()
