@@ -79,6 +79,8 @@ def produce(bootstrap: str, topic: str, records: list[Record], headers: list[tup
     failed: list[str] = []
     producer = Producer({
         "bootstrap.servers": bootstrap, "partitioner": "murmur2_random", "linger.ms": 50, "acks": "all",
+        # A topic just created may refuse the first requests; their retries must not change the order of events.
+        "enable.idempotence": True,
         "queue.buffering.max.messages": 1_000_000, "batch.size": 200_000})
 
     def report(error: object, _: object) -> None:
