@@ -24,7 +24,7 @@ from models.serving.ranking_model import RankingModel
 from models.serving.saved_source import SavedSource, keep
 from models.systems.context import Context
 from models.systems.table import System
-from models.systems.training import compose, go_on
+from models.systems.training import compose, extend_scorers
 from models.trust.radius import calibrate_epsilon, calibrate_min_history, margins_by_user
 
 
@@ -98,7 +98,7 @@ def _with_knowledge(system: System, context: Context) -> FittedRow:
         seed=fit.seed, progress=lambda at, total: calibrating(at, total, {}))
     epsilon, evidence = calibrate_epsilon(done, fit.harm)
     min_history, more = calibrate_min_history(done, epsilon)
-    model = go_on(model, system, None, context)
+    model = extend_scorers(model, system, None, context)
     ranking = ranking_model(model, system.name, system.fusion)
     kept = keep(source, system, context.settings, context.llm()[0], context.dataset.users)
     ranking.config["knowledge"] = kept.config

@@ -43,10 +43,10 @@ class Objective:
     """Likelihood alone: unconstrained fusion.
 
     Attributes:
-        wants_plain: whether `Losses.plain` is needed.
+        needs_plain: whether `Losses.plain` is needed.
     """
 
-    wants_plain = False
+    needs_plain = False
 
     def start(self, constraint: float) -> None:
         """Take note of C before training (nats)."""
@@ -105,7 +105,7 @@ class PrimalDual(FixedPenalty):
 class Judged(Objective):
     """CoCo's judge. In the first epoch the language model stays as it is, until there is knowledge to judge."""
 
-    wants_plain = True
+    needs_plain = True
 
     def __init__(self, gamma: float = 0.0) -> None:
         self.gamma, self.judging = gamma, False

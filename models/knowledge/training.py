@@ -95,7 +95,7 @@ def train(model: Composed, fold: Fold, plan: TrainingPlan, progress: Progress | 
             if not len(mine):
                 steps.take(None, None, here)
                 continue
-            losses = _losses(model, training, mine, here, plan.objective.wants_plain)
+            losses = _losses(model, training, mine, here, plan.objective.needs_plain)
             loss = plan.objective.loss(losses)
             if model.source is not None:
                 loss = loss + model.source.auxiliary().to(loss.device)

@@ -78,7 +78,7 @@ def _written(writer: Writer, begin: list[int], rows: list[list[int]], tokens: in
         if int(going.sum()) <= 0.75 * pages.rows:  # moving the others' states costs about a step of them
             left, word, place, pages = left[going], word[going], place[going], pages.only(going)
             going = going[going]
-        state = writer.go_on(writer.words[word], place + step, pages)
+        state = writer.step(writer.words[word], place + step, pages)
     ids = torch.where(out >= 0, writer.words[out], -1).tolist()
     last = set(writer.ends.tolist())
     texts = [row[: next((at for at, token in enumerate(row) if token in last or token < 0), tokens)] for row in ids]

@@ -93,8 +93,8 @@ def attend(
     if before := pages.before:
         old, old_value = pages.shared[layer]
         together = grouped.transpose(0, 1).reshape(kinds, -1, size)  # one product for all rows
-        told = (together @ old.transpose(1, 2)).view(kinds, batch, groups * new, before).transpose(0, 1)
-        scores = torch.cat([told, scores], 3)
+        shared_scores = (together @ old.transpose(1, 2)).view(kinds, batch, groups * new, before).transpose(0, 1)
+        scores = torch.cat([shared_scores, scores], 3)
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
     unseen = ~pages.seen(new, sliding_window)[:, None, None]
@@ -102,8 +102,8 @@ def attend(
     weights = torch.softmax(scores, -1, dtype=torch.float32).to(keys.dtype).flatten(2, 3)
     out = weights[..., before:] @ values
     if before:
-        told = weights[..., :before].transpose(0, 1).reshape(kinds, -1, before) @ old_value
-        out = out + told.view(kinds, batch, groups * new, size).transpose(0, 1)
+        shared_out = weights[..., :before].transpose(0, 1).reshape(kinds, -1, before) @ old_value
+        out = out + shared_out.view(kinds, batch, groups * new, size).transpose(0, 1)
     return out.to(query.dtype).view(batch, heads, new, size).transpose(1, 2), None
 
 
@@ -170,7 +170,7 @@ class Writer:
         pages.filled = width
         return pages, torch.cat(hidden)
 
-    def go_on(self, tokens: Tensor, places: Tensor, pages: Pages) -> Tensor:
+    def step(self, tokens: Tensor, places: Tensor, pages: Pages) -> Tensor:
         """Return hidden states (B, H) of one more token each (B,) at their places (B,)."""
         return self._pass(tokens[:, None], places[:, None], pages)[:, 0]
 

@@ -15,7 +15,7 @@ import orjson
 import torch
 from torch import nn
 
-from models.evidence.ease import Affinity
+from models.evidence.ease import Ease
 from models.knowledge.composition import Composed
 from models.scorers.backbone import Backbone
 from models.scorers.fusion import FusedScorer
@@ -82,7 +82,7 @@ def ranking_model(model: Composed, system: str, fusion: str) -> RankingModel:
     Args:
         system, fusion: names of the row and of its fusion, for the artifact's configuration.
     """
-    affinity: Affinity | None = model.affinity if isinstance(model, WithEvidence) else None
+    affinity: Ease | None = model.affinity if isinstance(model, WithEvidence) else None
     return _ranking(model.reference, bake(model.backbone, model.fusion), system, fusion, affinity)
 
 
@@ -92,7 +92,7 @@ def behaviour_model(backbone: Backbone, system: str) -> RankingModel:
 
 
 def _ranking(
-    reference: Backbone, scorer: FusedScorer, system: str, fusion: str, affinity: Affinity | None = None,
+    reference: Backbone, scorer: FusedScorer, system: str, fusion: str, affinity: Ease | None = None,
 ) -> RankingModel:
     block: Any = scorer.blocks[0]
     config = {

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from models.evidence.ease import Affinity
+from models.evidence.ease import Ease
 from models.language.llm import LanguageModel
 from models.scorers.backbone import Backbone, pad
 from models.scorers.fusion import Evidence, FusedScorer
@@ -33,11 +33,11 @@ class RankingModel:
     """Reference and fused scorer of one model version."""
 
     def __init__(
-        self, reference: Backbone, fused: FusedScorer, config: dict[str, Any], affinity: Affinity | None = None,
+        self, reference: Backbone, fused: FusedScorer, config: dict[str, Any], affinity: Ease | None = None,
     ) -> None:
         """Join trained parts; `config` is what `save` writes beside them, without `affinity` there is no evidence."""
         self.reference, self.fused, self.config = reference.eval(), fused.eval(), config
-        self.affinity = affinity or Affinity.none(reference.n_items)
+        self.affinity = affinity or Ease.none(reference.n_items)
         with torch.no_grad():
             self._side, self._reference_side = fused.item_side(), reference.item_side()  # constant once trained
 
@@ -170,7 +170,7 @@ class RankingModel:
             fused.attention = _fusion(config.get("fusion", ATTENTION), fused)
             fused.load_state_dict(weights)
             kept = load_file(artifact.path(AFFINITY))
-            affinity = Affinity(kept["neighbours"].long(), kept["weights"].float(), float(kept["half_life"]))
+            affinity = Ease(kept["neighbours"].long(), kept["weights"].float(), float(kept["half_life"]))
         except (KeyError, TypeError, RuntimeError) as error:
             raise ArtifactError(f"model {artifact.model_version} is not of this release: {error}") from error
         return cls(reference, fused, config, affinity)

@@ -67,7 +67,7 @@ def compose(system: System, control: str | None, context: Context) -> tuple[Comp
     return model, train_jointly(model, context.split.fold, plan, context.during("knowledge"))
 
 
-def go_on(model: Composed, system: System, control: str | None, context: Context) -> Composed:
+def extend_scorers(model: Composed, system: System, control: str | None, context: Context) -> Composed:
     """Let both scorers of what `compose` made go on over the held-out rows, where the protocol says so."""
     model.backbone = context.served(model.backbone, _name(system, control))
     model.reference = context.served(model.reference, "sasrec", shared=True)
@@ -76,7 +76,7 @@ def go_on(model: Composed, system: System, control: str | None, context: Context
 
 def _knowledge(system: System, control: str | None, context: Context) -> Trained:
     model, about = compose(system, control, context)
-    return _trained(go_on(model, system, control, context), context, about)
+    return _trained(extend_scorers(model, system, control, context), context, about)
 
 
 def _freshet(system: System, control: str | None, context: Context) -> Trained:

@@ -15,7 +15,7 @@ from models.calibration.evidence import WORDS, calibrate_evidence
 from models.calibration.scoring import score_events
 from models.compute.pca import condense
 from models.data.fold import Fold
-from models.evidence.ease import Affinity
+from models.evidence.ease import Ease
 from models.knowledge.objectives import Objective, PrimalDual
 from models.knowledge.training import TrainingPlan, train
 from models.language.item_cache import ItemCache
@@ -50,7 +50,7 @@ class FittedFold:
 
     reference: Backbone
     fused: FusedScorer
-    affinity: Affinity
+    affinity: Ease
     knowledge: KnowledgeModel
     scored: ScoredEvents
     epsilon: float
@@ -60,13 +60,13 @@ class FittedFold:
     metrics: dict[str, float]
 
 
-def _anew(_: str, make: Callable[[], Any]) -> Any:
+def _make(_: str, make: Callable[[], Any]) -> Any:
     return make()
 
 
 def fit_fold(
     fold: Fold, texts: Sequence[str], settings: Settings, llm: LanguageModel, cache: ItemCache, *, extends: bool,
-    report: Report | None = None, once: Once = _anew, objective: Objective | None = None, bounded: bool = True,
+    report: Report | None = None, once: Once = _make, objective: Objective | None = None, bounded: bool = True,
     keep: Keep | None = None, words: tuple[float, ...] = WORDS, shuffled: bool = False,
 ) -> FittedFold:
     """Train and calibrate Freshet's composition on a fold.
@@ -78,7 +78,7 @@ def fit_fold(
             (`models.measuring.protocols.Split.extends`).
         report: called with stage (one of `STAGES`), steps done, steps in all and metrics.
         once: gives what was made before under a name, else what a function makes: what other systems on the same fold
-            share (`models.systems.context.Workshop.once`: "sasrec", "sasrec+text", "extended sasrec", …). What is
+            share (`models.systems.context.Context.once`: "sasrec", "sasrec+text", "extended sasrec", …). What is
             shared is not changed.
         objective: that knowledge is trained under; None = LWGR's Lagrangian.
         keep: where trained scorers of behaviour are kept; None = nowhere.
@@ -101,13 +101,13 @@ def fit_fold(
     metrics |= {f"fused_{name}": value for name, value in found.items()}
     began = time.monotonic()
     relating = during("affinity")
-    affinities: list[Affinity] = [] if words else [Affinity.none(fold.n_items)]
+    affinities: list[Ease] = [] if words else [Ease.none(fold.n_items)]
     for at, share in enumerate(words):
         affinities.append(once(
-            f"affinity, words {share:g}", partial(Affinity.fit, fold.training(), fold.n_items, texts, share)))
+            f"affinity, words {share:g}", partial(Ease.fit, fold.training(), fold.n_items, texts, share)))
         relating(at + 1, len(words) + 1, {})
 
-    def with_evidence() -> tuple[FusedScorer, Affinity, dict[str, float]]:
+    def with_evidence() -> tuple[FusedScorer, Ease, dict[str, float]]:
         scorer = copy.deepcopy(trained)
         return scorer, *calibrate_evidence(
             fold.sequences, fold.begin, reference, scorer, affinities, seed=fit.seed, bounded=bounded,
@@ -148,7 +148,7 @@ def fit_fold(
         fused = extended
         if words:
             whole = once(f"extended affinity, words {affinity.words:g}", partial(
-                Affinity.fit, fold.sequences, fold.n_items, texts, affinity.words))
+                Ease.fit, fold.sequences, fold.n_items, texts, affinity.words))
             affinity = replace(whole, half_life=affinity.half_life)
         metrics["extension_seconds"] = time.monotonic() - began
     return FittedFold(

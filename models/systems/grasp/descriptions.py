@@ -23,7 +23,7 @@ from models.language.llm import LanguageModel
 from models.language.state_log import KEY, StateLog
 from schemas.errors import FreshetError
 
-ASKED = "\nIn short, this person likes"  # the fixed instruction: what follows it is a description
+INSTRUCTION = "\nIn short, this person likes"  # the fixed instruction: what follows it is a description
 _FORMAT = 1  # of the file; a change of it makes old ones unused
 _BATCH = 16  # histories per pass, of like length: little padding
 _SAVE_EVERY_S = 5.0  # how much describing an interruption may cost
@@ -44,7 +44,7 @@ class Descriptions:
 
     def __init__(self, llm: LanguageModel, cache: ItemCache, folder: Path | None = None) -> None:
         self._llm, self.cache = llm, cache
-        about = f"{_FORMAT}|{ASKED}|{llm.fingerprint}"
+        about = f"{_FORMAT}|{INSTRUCTION}|{llm.fingerprint}"
         name = hashlib.sha256(about.encode()).hexdigest()[:24]
         self._kept = StateLog(llm.hidden_size, folder / f"{name}.f16" if folder is not None else None)
         self._items: dict[int, bytes] = {}
@@ -105,7 +105,7 @@ class Descriptions:
 @torch.no_grad()
 def describe(llm: LanguageModel, cache: ItemCache, histories: IntArray) -> Tensor:
     """Return what a fixed instruction makes of a batch of histories (B, H), −1 = none: mean last states (B, H')."""
-    ids = torch.tensor(llm.tokenizer(ASKED, add_special_tokens=False).input_ids, device=llm.device)
+    ids = torch.tensor(llm.tokenizer(INSTRUCTION, add_special_tokens=False).input_ids, device=llm.device)
     memory = cache.history(histories)
     positions = memory.next_position[:, None] + torch.arange(len(ids), device=llm.device)
     return llm.run(llm.embed(ids).expand(len(histories), -1, -1), positions, memory).float().mean(1).cpu()

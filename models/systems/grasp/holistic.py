@@ -127,14 +127,14 @@ class HolisticSource(Source):
         rows = np.flatnonzero(self._place >= 0)
         return rows[np.argsort(self._place[rows])]
 
-    def look_among(self, users: Tensor, banks: Banks = exact) -> None:
+    def use_user_bank(self, users: Tensor, banks: Banks = exact) -> None:
         """Take another bank of users (b, w), as it was after training; user row r is row r there, −1 nobody in it."""
         self.users = users
         self._place = np.append(np.arange(len(users)), -1)  # place[−1] is −1
         self._bank = banks("users", users)
-        self.forget()
+        self.clear_neighbours()
 
-    def forget(self) -> None:
+    def clear_neighbours(self) -> None:
         """Drop the neighbours found so far: moments of live users do not come back."""
         self._found = {}
 

@@ -147,7 +147,7 @@ class KnowledgeScorer(Backbone):
         """Return vectors and biases of the catalogue as the backbone does, with items' knowledge."""
         vectors, bias = super().item_side(dropped)
         there = (self.written != 0).any(1, keepdim=True)
-        return vectors + self.experts.every(self.written, ITEM) * there, bias
+        return vectors + self.experts.whole_catalogue(self.written, ITEM) * there, bias
 
 
 class WrittenSource(Source):

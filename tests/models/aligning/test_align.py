@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from models.aligning.align import TRAINING, TRIAL, Groups, align, train
 from models.aligning.cohort import Cohort, FrozenModels, cohort_of, harm, margins, newest
-from models.evidence.ease import Affinity
+from models.evidence.ease import Ease
 from models.knowledge.objectives import masked_loss
 from models.language import adapters
 from models.language.item_cache import ItemCache
@@ -138,7 +138,7 @@ def test_margins_are_those_the_ranking_worker_judges_with(parts: FrozenModels, c
     """
     parts = replace(parts, current_evidence=current)
     rng = np.random.default_rng(0)
-    parts.ranking.affinity = Affinity(
+    parts.ranking.affinity = Ease(
         torch.from_numpy(rng.integers(0, N, (N, 4))), torch.from_numpy(rng.normal(size=(N, 4)).astype(np.float32)))
     parts.ranking.fused.evidence_gain.fill_(0.5)
     parts.ranking.fused.evidence_half_life.fill_(3.0)

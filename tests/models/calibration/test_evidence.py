@@ -6,7 +6,7 @@ import torch
 
 from models.calibration.evidence import HALF_LIVES, calibrate_evidence
 from models.data.sequences import Sequences
-from models.evidence.ease import Affinity
+from models.evidence.ease import Ease
 from models.scorers.backbone import Backbone
 from models.scorers.fusion import FusedScorer
 
@@ -35,7 +35,7 @@ def calibrated(kind, **more):
     past = Sequences(sequences.item[keep], sequences.index[keep], np.arange(0, USERS * (LENGTH - 1) + 1, LENGTH - 1))
     fused = FusedScorer(torch.randn(N, 4), None, N, 8, 1, 2, 10, 0.0).eval()
     reference = Backbone(N, 8, 1, 2, 10, 0.0).eval()
-    affinities = [Affinity.fit(past, N, TEXTS, words) for words in (0.0, 0.6)]
+    affinities = [Ease.fit(past, N, TEXTS, words) for words in (0.0, 0.6)]
     affinity, found = calibrate_evidence(sequences, begin, reference, fused, affinities, **more)
     return affinity, found, fused
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.data.sequences import Sequences
-from models.evidence.ease import HALF_LIFE, STEP, Affinity
+from models.evidence.ease import HALF_LIFE, STEP, Ease
 from models.scorers.fusion import Evidence, FusedScorer
 from workers.store import point
 
@@ -23,7 +23,7 @@ def planted(users=400, seed=0):
     return Sequences(np.concatenate(items), np.arange(sum(lengths)), np.concatenate([[0], np.cumsum(lengths)]))
 
 
-AFFINITY = Affinity.fit(planted(), N)
+AFFINITY = Ease.fit(planted(), N)
 
 
 def test_evidence_is_for_what_goes_with_the_history():
@@ -70,7 +70,7 @@ def test_older_items_weigh_less():
 def test_words_tell_of_items_that_nobody_has_had():
     texts = [f"{'red' if item % 10 == 9 else 'blue'} {'abc'[item // 10]}" for item in range(N)]
     texts[5] = "red only"
-    found = Affinity.fit(planted(), N, texts, words=0.6).evidence(np.array([[9, -1], [29, -1]]))
+    found = Ease.fit(planted(), N, texts, words=0.6).evidence(np.array([[9, -1], [29, -1]]))
     dense = torch.zeros(2, N).scatter_add(1, found.items.clamp(min=0), found.weights)
     assert dense[0, 29] > 0.01  # another red one, which no user has had
     assert dense[1, 20:29].min() > dense[1, :5].max()  # of the unknown item its group's word is told apart
@@ -78,7 +78,7 @@ def test_words_tell_of_items_that_nobody_has_had():
 
 
 def test_texts_that_do_not_count_change_nothing():
-    other = Affinity.fit(planted(), N, ["red"] * N, words=0.0)
+    other = Ease.fit(planted(), N, ["red"] * N, words=0.0)
     assert torch.equal(other.neighbours, AFFINITY.neighbours)
     assert torch.equal(other.weights, AFFINITY.weights)
 

@@ -55,7 +55,7 @@ def test_states_are_those_of_the_model_and_in_eight_bits_near_them(tmp_path):
     for int8, least in ((False, 0.999999), (True, 0.99)):
         writer = Writer(llm, int8)
         pages, hidden = writer.read(rows, begin, 2)
-        more = writer.go_on(torch.tensor([50, 50]), torch.tensor([9, 15]), pages)
+        more = writer.step(torch.tensor([50, 50]), torch.tensor([9, 15]), pages)
         assert more.shape == (2, llm.hidden_size)
         for at, states in enumerate(exact):
             assert torch.cosine_similarity(hidden[at, : len(states)], states, dim=-1).min() > least

@@ -7,7 +7,7 @@ import torch
 
 from models.compute.pca import condense
 from models.data.sequences import Sequences
-from models.evidence.ease import Affinity
+from models.evidence.ease import Ease
 from models.scorers.backbone import Backbone
 from models.scorers.fusion import FusedScorer
 from models.serving.ranking_model import RankingModel
@@ -98,7 +98,7 @@ def test_a_batch_equals_its_rows_one_by_one():
 def with_evidence():
     rng = np.random.default_rng(5)
     sequences = Sequences(rng.integers(0, N, 300), np.arange(300), np.arange(0, 301, 10))
-    model = build(affinity=Affinity.fit(sequences, N))
+    model = build(affinity=Ease.fit(sequences, N))
     model.fused.evidence_gain.fill_(3.0)
     model.fused.evidence_half_life.fill_(2.0)
     return model

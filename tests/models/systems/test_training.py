@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.evidence.ease import Affinity
+from models.evidence.ease import Ease
 from models.knowledge import training
 from models.knowledge.composition import Composed
 from models.knowledge.objectives import FixedPenalty, Objective, PrimalDual
@@ -220,7 +220,7 @@ def test_evidence_is_current_however_old_the_knowledge(context):
     model = composed(context)
     from models.systems.freshet.with_evidence import WithEvidence
 
-    affinity = Affinity.fit(context.split.fold.training(), context.split.fold.n_items)
+    affinity = Ease.fit(context.split.fold.training(), context.split.fold.n_items)
     fused = copy.deepcopy(context.backbone("sasrec+text")[0])
     fused.evidence_gain.fill_(3.0)
     fused.evidence_half_life.fill_(4.0)
