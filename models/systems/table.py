@@ -1,7 +1,7 @@
-"""The table of systems. A system is backbone × instruction × extraction × adaptor × fusion × objective, by names of
-parts; adding one is adding a row and the parts it lacks. Controls are the same rows with something changed: `CONTROLS`.
+"""The table of systems. A system is backbone × instruction × extraction × adaptor × fusion × objective.
 
-`models.systems.training` trains them from the parts in `models.systems.registry`.
+Each row names its parts; a new system is a new row plus any missing parts. A control is a row with one change, see
+`CONTROLS`. `models.systems.training` trains rows from the parts in `models.systems.registry`.
 """
 
 from __future__ import annotations
@@ -16,18 +16,19 @@ class System:
     """A row of the table.
 
     Args:
-        name: what `--system` takes.
-        about: one line for people.
-        backbone: "sasrec" (items are ids), "sasrec+text" (ids and item texts), "sasrec+text+neighbours" (and the mean
-            of each text's nearest), "sasrec+text+evidence" (and `models.evidence.ease`), "sasrec+written" (ids
-            and what the language model writes about items); "semantic-ids" is generative, and
-            takes no knowledge yet.
-        instruction, extraction: what the language model is asked, and what is kept of its answer; together they name
-            the source of knowledge (`models.systems.registry.SOURCES`). "" = no knowledge of users.
-        adaptor: what turns states into vectors of the backbone's width; part of the source.
-        fusion: how vectors change the user's state (`models.systems.registry.FUSIONS`).
-        objective: of the knowledge, or of the backbone where there is none (`models.systems.registry.OBJECTIVES`).
-        serving: "" = fused scores as they are, "trust-region" = within the calibrated radius of the reference.
+        name: the value for `--system`.
+        about: one line of description.
+        backbone: "sasrec" (item ids), "sasrec+text" (ids and item texts), "sasrec+text+neighbours" (plus the mean of
+            each text's nearest texts), "sasrec+text+evidence" (plus `models.evidence.ease`), "sasrec+written" (ids and
+            the language model's texts about items); "semantic-ids" is generative and does not support knowledge yet.
+        instruction, extraction: the instruction to the language model, and the part of its answer that is kept.
+            Together with the adaptor they name the knowledge source (`models.systems.registry.SOURCES`). "" = no user
+            knowledge.
+        adaptor: maps states to vectors of the backbone's width; part of the source.
+        fusion: how the vectors change the user's state (`models.systems.registry.FUSIONS`).
+        objective: training objective of the knowledge, or of the backbone for systems without knowledge
+            (`models.systems.registry.OBJECTIVES`).
+        serving: "" = fused scores, "trust-region" = scores within the calibrated radius of the reference.
     """
 
     name: str
@@ -42,16 +43,16 @@ class System:
 
     @property
     def has_knowledge(self) -> bool:
-        """Whether it reads knowledge of users."""
+        """Whether the system uses user knowledge."""
         return bool(self.instruction)
 
     @property
     def needs_llm(self) -> bool:
-        """Whether it cannot be trained without a language model."""
+        """Whether training needs a language model."""
         return self.has_knowledge or self.backbone != "sasrec"
 
     def controls(self) -> tuple[str, ...]:
-        """Return the names of its controls."""
+        """Return the names of the system's controls."""
         if not self.has_knowledge:
             return ("extra-steps", "text-init") if self.name == "dense" else ()
         region = ("no-trust-region",) if self.serving == "trust-region" else ()
@@ -98,7 +99,7 @@ def system_named(name: str, control: str | None = None) -> System:
     """Return a row by name.
 
     Raises:
-        FreshetError: there is no such system, or it has no such control.
+        FreshetError: the system does not exist, or does not have the control.
     """
     if name not in SYSTEMS:
         raise FreshetError(f"unknown system {name!r}; there are {', '.join(SYSTEMS)}")
