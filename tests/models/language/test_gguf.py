@@ -95,7 +95,7 @@ def test_packaged_gemma_reads_english(gemma: LanguageModel, home: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_packaged_gemma_tells_users_apart(gemma: LanguageModel, tmp_path: Path) -> None:
+def test_packaged_gemma_distinguishes_users(gemma: LanguageModel, tmp_path: Path) -> None:
     """Cached states identify each of a few users among the others' histories read as one text."""
     kinds = ("Children's animated film", "French horror film", "War drama", "Jazz record")
     texts = [f"{kind} {thing}" for kind in kinds
