@@ -140,12 +140,12 @@ class _Steps:
     def take(self, loss: Tensor | None, masked_loss: Tensor | None, here: Place) -> None:
         """Take one step. Masked weights use only `masked_loss` (None = no update); no loss = no share."""
         self._optimizer.zero_grad()
-        apart: tuple[Tensor | None, ...] = (None,) * len(self.masked)
+        masked_gradients: tuple[Tensor | None, ...] = (None,) * len(self.masked)
         if self.masked and masked_loss is not None:
-            apart = torch.autograd.grad(masked_loss, self.masked, retain_graph=True, allow_unused=True)
+            masked_gradients = torch.autograd.grad(masked_loss, self.masked, retain_graph=True, allow_unused=True)
         if loss is not None:
             loss.backward()
-        for weight, gradient in zip(self.masked, apart, strict=True):
+        for weight, gradient in zip(self.masked, masked_gradients, strict=True):
             weight.grad = gradient
         here.sum_gradients(self.weights)
         nn.utils.clip_grad_norm_(self.weights, 1.0)
