@@ -31,7 +31,7 @@ from matplotlib import pyplot as plt
 from benchmarks.quality.run import ROOT, TUNED, made_up
 from models.calibration.evidence import WORDS, calibrate_evidence
 from models.data.dataset import load as load_data
-from models.evidence.ease import Affinity
+from models.evidence.ease import Ease
 from models.measuring.harm import harmed
 from models.measuring.metrics import ndcg
 from models.measuring.outcomes import mean_by_user
@@ -94,12 +94,12 @@ def points(context: Context, split: Split) -> Iterator[dict[str, Any]]:
     texts = context.dataset.texts
     affinity, _ = calibrate_evidence(
         fold.sequences, fold.begin, reference, scorer,
-        [Affinity.fit(fold.training(), fold.n_items, texts, words) for words in WORDS], seed=context.settings.fit.seed)
+        [Ease.fit(fold.training(), fold.n_items, texts, words) for words in WORDS], seed=context.settings.fit.seed)
     reference, fused = context.served(reference, "reference"), context.served(scorer, "with texts")
     assert isinstance(fused, FusedScorer)
     if split.extends:
         affinity = replace(
-            Affinity.fit(fold.sequences, fold.n_items, texts, affinity.words), half_life=affinity.half_life)
+            Ease.fit(fold.sequences, fold.n_items, texts, affinity.words), half_life=affinity.half_life)
     rows, by_behaviour = hidden_before(reference, split.test, split.begin, rows=split.rows())
     hidden = hidden_before(fused, split.test, split.begin, rows=split.rows())[1]
     sides = reference.item_side(), fused.item_side()

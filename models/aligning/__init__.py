@@ -1,6 +1,6 @@
-"""Contradictions teach the language model: a LoRA adapter is trained on them, judged and published or dropped.
+"""Alignment of the language model: a LoRA adapter is trained on contradictions, then judged, and published or dropped.
 
-Which users are trained on is decided in `workers/roles/alignment`.
+`workers/roles/alignment` selects the users for training.
 
 May import: serving, systems.lwgr, knowledge, language, scorers, measuring, data.
 """

@@ -1,10 +1,10 @@
-"""Contradictions teach the language model: LoRA under CoCo's gradient mask (arXiv 2510.14257).
+"""Trains the language model on contradictions: LoRA under CoCo's gradient mask (arXiv 2510.14257).
 
-L = Σ m ℓ⁺ / max(1, Σ m) + β KL(p_before ‖ p_after), m = 1[sg(ℓ⁺ − ℓ⁰) > γ]. An event on which knowledge does no harm
-moves nothing (m = 0). The second term is ours: on users whose knowledge was not contradicted the fused distribution is
-held where it was. Only the adapter is trained; instructions, experts, fusion and item states stay as they are, so that
-an adapter can be put in and taken out of a running system. ℓ⁺ and ℓ⁰ (`models/aligning/cohort.py`) are the fused
-scorer's, with and without the language model's vectors, no dropout.
+L = Σ m ℓ⁺ / max(1, Σ m) + β KL(p_before ‖ p_after), m = 1[sg(ℓ⁺ − ℓ⁰) > γ]. Events without harm from knowledge give no
+gradient (m = 0). The second term is an addition of Freshet: it keeps the fused distribution of users whose knowledge
+was not contradicted. Only the adapter is trained; instructions, experts, fusion and item states stay fixed, so an
+adapter can be loaded into and removed from a running system. ℓ⁺ and ℓ⁰ (`models/aligning/cohort.py`) are losses of the
+fused scorer with and without the language model's vectors, without dropout.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from models.language import adapters
 from schemas.settings import AlignmentSettings
 
 log = logging.getLogger(__name__)
-TRAINING, TRIAL = "aligning", "aligned"  # names in the decoder; served adapters are named lora_…
+TRAINING, TRIAL = "aligning", "aligned"  # adapter names in the decoder; served adapters are named lora_…
 Step = Callable[[int, int, dict[str, float]], None]
 """step(done, total, metrics) after every training step and judged batch."""
 
 
 @dataclass(frozen=True, slots=True)
 class Groups:
-    """Who is trained on and who judges; no user is in both a training and a held-out cohort."""
+    """Training and held-out cohorts. No user is in both."""
 
     contradicted: Cohort
     untouched: Cohort
@@ -44,11 +44,11 @@ class Groups:
 
 @dataclass(frozen=True, slots=True)
 class AlignmentResult:
-    """What came of an attempt.
+    """The result of one alignment run.
 
     Args:
-        metrics: of training: steps, trigger rate at the first and last tenth of the steps, KL, seconds.
-        before, after: of the held-out contradicted users' events.
+        metrics: training metrics: steps, trigger rate in the first and last tenth of the steps, KL, seconds.
+        before, after: margins of the held-out contradicted users' events.
     """
 
     verdict: PublicationDecision
@@ -57,7 +57,7 @@ class AlignmentResult:
     after: Margins
 
     def figures(self) -> dict[str, float]:
-        """Return all numbers of the attempt."""
+        """Return all figures of the run."""
         return self.metrics | self.verdict.figures | harms(self.before, self.after)
 
 
@@ -65,15 +65,15 @@ def align(
     parts: FrozenModels, groups: Groups, settings: AlignmentSettings, folder: Path, clip: float, step: Step,
     seed: int = 0,
 ) -> AlignmentResult:
-    """Train an adapter into `folder`, judge what was written there, and decide. The model in use stays in use.
+    """Train an adapter into `folder`, evaluate the written files, and decide. The adapter in use stays in use.
 
     Args:
-        parts: frozen here.
-        clip: B of the judge, nats.
+        parts: the models; this function freezes them.
+        clip: the judge's B, nats.
 
     Raises:
         ArithmeticError: training diverged.
-        FreshetError: the language model takes no such adapter.
+        FreshetError: the language model does not support the adapter.
     """
     parts.freeze()
     llm, used = parts.llm, parts.llm.adapter
@@ -89,7 +89,7 @@ def align(
     before = [margins(parts, cohort, moved) for cohort in held]
     metrics = train(parts, groups.contradicted, groups.untouched, settings, folder, moved, seed)
     try:
-        llm.load_adapter(folder, TRIAL)  # what will be served, not what is in memory
+        llm.load_adapter(folder, TRIAL)  # judge the files that will be served, not the weights in memory
         llm.use_adapter(TRIAL)
         after = [margins(parts, cohort, moved) for cohort in held]
     finally:
@@ -104,14 +104,14 @@ def train(
     parts: FrozenModels, contradicted: Cohort, untouched: Cohort, settings: AlignmentSettings, folder: Path,
     step: Callable[[dict[str, float]], None], seed: int = 0,
 ) -> dict[str, float]:
-    """Train an adapter that goes on from the one in use, and write it to `folder`.
+    """Train an adapter, starting from the one in use, and write it to `folder`.
 
     Args:
-        parts: frozen already.
+        parts: the models, already frozen.
         step: called after every step with its metrics.
 
     Returns:
-        What the steps were like; nats and shares.
+        Training metrics; nats and shares.
 
     Raises:
         ArithmeticError: the loss is not finite.
@@ -160,7 +160,7 @@ def train(
 
 
 def harms(before: Margins, after: Margins) -> dict[str, float]:
-    """Return how ℓ⁺ − ℓ⁰ is distributed over held-out events before and after: quantiles (nats), share above 0."""
+    """Return quantiles (nats) of ℓ⁺ − ℓ⁰ on held-out events before and after, and the share above 0."""
     out = {}
     for name, values in (("before", before.harm), ("after", after.harm)):
         if len(values) and np.isfinite(values).all():
@@ -190,20 +190,20 @@ def _gradients(
 
 @torch.no_grad()
 def _vectors(parts: FrozenModels, cohort: Cohort) -> Tensor:
-    """Return the knowledge (s, K, d) of every snapshot of a cohort, as it is now."""
+    """Return knowledge (s, K, d) for every snapshot of a cohort, from the current language model."""
     made = [parts.vectors(cohort.moments(parts, chosen)) for chosen in cohort.chunks(parts.batch)]
     return torch.cat(made) if made else torch.zeros(0, *parts.knowledge.experts.shape)
 
 
 class _Rounds:
-    """Rows 0 … n − 1 in random order, every row once before any comes again."""
+    """Draws rows 0 … n − 1 in random order, each once per round."""
 
     def __init__(self, n: int, rng: np.random.Generator) -> None:
         self._n, self._rng = n, rng
         self._waiting: list[int] = []
 
     def take(self, k: int) -> IntArray:
-        """Return the next k rows, n at most."""
+        """Return the next k rows, at most n."""
         k = min(k, self._n)
         while len(self._waiting) < k:
             self._waiting += self._rng.permutation(self._n).tolist()

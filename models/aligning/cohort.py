@@ -1,10 +1,10 @@
-"""Users whose knowledge is judged: a moment at which it is generated, and the events after it, scored both ways.
+"""Users whose knowledge is judged: snapshots at which it is generated, and the events after them, scored both ways.
 
-Negative log-likelihoods, nats over the whole catalogue, of what a user did: ℓ⁺ of the fused scorer, ℓ⁰ of the same
-without the language model's vectors, ℓʳ of the reference. The judge's margin is ℓʳ − ℓ⁺, what all knowledge was worth.
-CoCo's contradiction (arXiv 2510.14257) is ℓ⁺ − ℓ⁰ > γ, the same encoder with and without what the language model said:
-only for that can the language model be blamed. On MovieLens-100K margins have a standard deviation of 0.50 nats, the
-vectors' part in them one of 0.09; the rest is item texts.
+For each event there are three negative log-likelihoods (nats, whole catalogue): ℓ⁺ of the fused scorer, ℓ⁰ of the fused
+scorer without the language model's vectors, and ℓʳ of the reference. The judge's margin ℓʳ − ℓ⁺ is the value of all
+knowledge. CoCo's contradiction (arXiv 2510.14257) is ℓ⁺ − ℓ⁰ > γ: it compares the same scorer with and without the
+vectors, so it measures only what the language model is responsible for. On MovieLens-100K margins have a standard
+deviation of 0.50 nats, and the vectors' part one of 0.09; the rest comes from item texts.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from models.systems.lwgr.knowledge import KnowledgeModel
 
 @dataclass(frozen=True, slots=True)
 class JudgedMoments:
-    """A batch of snapshots with the evidence of their histories, which stands beside the vectors.
+    """A batch of snapshots with the evidence from their histories.
 
     Args:
-        batch: B snapshots, m events after them.
-        evidence: (m, M) for each event, as `FrozenModels.current_evidence` says.
-        age: (m,) events since it was gathered.
+        batch: B snapshots and the m events after them.
+        evidence: (m, M) for each event, current or from the snapshot, see `FrozenModels.current_evidence`.
+        age: (m,) events since the evidence was computed.
     """
 
     batch: SnapshotBatch
@@ -44,13 +44,13 @@ class JudgedMoments:
 
 @dataclass(frozen=True, slots=True)
 class FrozenModels:
-    """The frozen models knowledge is made and judged with.
+    """The frozen models that generate and judge knowledge.
 
     Args:
-        history: H, items the language model reads.
+        history: H, number of items the language model reads.
         batch: users per forward pass.
-        current_evidence: judge each event with the evidence just before it, as ranking does by default; else with the
-            evidence at the snapshot, which ages (`ranking.evidence` = "stored").
+        current_evidence: judge each event with the evidence just before it, as ranking does by default; otherwise with
+            the aging evidence from the snapshot (`ranking.evidence` = "stored").
     """
 
     ranking: RankingModel
@@ -62,17 +62,17 @@ class FrozenModels:
     current_evidence: bool = True
 
     def freeze(self) -> FrozenModels:
-        """Take all gradients and dropout away, and return itself."""
+        """Disable gradients and dropout in all models, and return self."""
         for module in (self.ranking.reference, self.ranking.fused, self.knowledge):
             module.eval().requires_grad_(False)
         return self
 
     def vectors(self, at: JudgedMoments) -> Tensor:
-        """Return the knowledge (B, K, d) of snapshots, by the language model as it is now."""
+        """Return knowledge (B, K, d) for snapshots, from the current language model."""
         return self.knowledge(at.batch.user_hidden, at.batch.histories, self.cache, self.llm)
 
     def logits(self, at: JudgedMoments, vectors: Tensor | None) -> Tensor:
-        """Return fused scores (m, n) of the events after snapshots; None = without the language model's vectors."""
+        """Return fused logits (m, n) for the events after snapshots; None = without the language model's vectors."""
         fused, batch = self.ranking.fused, at.batch
         side = tuple(part.detach() for part in fused.item_side())
         scores = fused.scores(fused.fuse(batch.fused_hidden, vectors)[batch.user, batch.slot], (side[0], side[1]))
@@ -81,12 +81,12 @@ class FrozenModels:
 
 @dataclass(frozen=True, slots=True)
 class Cohort:
-    """Snapshots of users, s of them.
+    """s snapshots of users.
 
     Args:
-        sequences: events of users.
-        rows: (s,) first event after each snapshot; up to `span` events from it on are judged.
-        span: events judged per snapshot.
+        sequences: the users' events.
+        rows: (s,) row of the first event after each snapshot; it and the following events are judged.
+        span: maximum number of judged events per snapshot.
     """
 
     sequences: Sequences
@@ -105,7 +105,7 @@ class Cohort:
         return Cohort(self.sequences, self.rows[chosen], self.span)
 
     def moments(self, parts: FrozenModels, chosen: IntArray) -> JudgedMoments:
-        """Return the snapshots `chosen` as `FrozenModels` takes them."""
+        """Return the snapshots `chosen` as input for `FrozenModels`."""
         ranking, first = parts.ranking, self.rows[chosen]
         windows = after(self.sequences, first, ranking.max_len, self.span)
         batch = batch_of(self.sequences, windows, ranking.reference, ranking.fused, parts.history)
@@ -128,10 +128,10 @@ class Cohort:
 
 @dataclass(frozen=True, slots=True)
 class Margins:
-    """Judged events of a cohort, m of them.
+    """m judged events of a cohort.
 
     Args:
-        snapshot: (m,) which of the cohort's, ascending; of one snapshot oldest first.
+        snapshot: (m,) index of the snapshot in the cohort, ascending; events of one snapshot are in order of time.
         user: (m,) users.
         value: (m,) ℓʳ − ℓ⁺, nats.
         harm: (m,) ℓ⁺ − ℓ⁰, nats.
@@ -144,11 +144,11 @@ class Margins:
 
 
 def cohort_of(histories: Sequence[Sequence[int]], first: Sequence[int], span: int = SPAN) -> Cohort:
-    """Return the cohort of users given by their item rows, oldest first.
+    """Return a cohort from users' histories of item rows, oldest first.
 
     Args:
         histories: at least two items each.
-        first: of each user the place, from 1 on, of the first event to judge; knowledge is made from what is before.
+        first: position (≥ 1) of each user's first judged event; knowledge is made from the events before it.
     """
     lengths = np.array([len(history) for history in histories], dtype=np.int64)
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
@@ -158,12 +158,12 @@ def cohort_of(histories: Sequence[Sequence[int]], first: Sequence[int], span: in
 
 
 def newest(history: Sequence[int], span: int) -> int:
-    """Return where to cut a history so that its newest half, at most `span` events, is judged by the older part."""
+    """Return the position that splits off the newest half of a history, at most `span` events, for judging."""
     return len(history) - max(1, min(span, len(history) // 2))
 
 
 def harm(parts: FrozenModels, cohort: Cohort, at: JudgedMoments, vectors: Tensor) -> tuple[Tensor, Tensor]:
-    """Return ℓ⁺ and ℓ⁰ of the events after snapshots, (m,) each, nats; ℓ⁰ takes no gradient."""
+    """Return ℓ⁺ and ℓ⁰ of the events after snapshots, (m,) each, nats; ℓ⁰ has no gradient."""
     target = cohort.targets(at)
     with torch.no_grad():
         zero = F.cross_entropy(parts.logits(at, None), target, reduction="none")
@@ -172,7 +172,7 @@ def harm(parts: FrozenModels, cohort: Cohort, at: JudgedMoments, vectors: Tensor
 
 @torch.no_grad()
 def margins(parts: FrozenModels, cohort: Cohort, step: Callable[[], None] | None = None) -> Margins:
-    """Return the margins of a cohort with knowledge generated by the language model as it is now.
+    """Return the margins of a cohort, with knowledge generated by the current language model.
 
     Args:
         step: called after every batch.

@@ -1,4 +1,4 @@
-"""Is a trained adapter to be used? Decided on users it was not trained on, contradicted ones and untouched ones."""
+"""Decides whether to publish a trained adapter, on held-out contradicted users and held-out untouched users."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import numpy as np
 from models.data.dataset import FloatArray, IntArray
 from models.measuring.intervals import paired_interval
 
-# Held-out users of each kind. Beside Student's t a bootstrap's interval is a fifth too narrow with 8 users, with 5 more
-# than a third.
+# Minimum of held-out users of each kind. Compared with Student's t, a bootstrap interval is a fifth too narrow with 8
+# users and more than a third too narrow with 5.
 FEWEST = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Paired:
-    """The same m events judged before and after.
+    """The same m events judged before and after training.
 
     Args:
-        user: (m,) users; events of one are not independent.
+        user: (m,) users; events of one user are not independent.
         before, after: (m,) margins, nats.
     """
 
@@ -35,7 +35,7 @@ class Paired:
 
 @dataclass(frozen=True, slots=True)
 class PublicationDecision:
-    """What was decided, why, and on which figures (nats; see `decide_publication`)."""
+    """The decision, its reason, and the figures behind it (nats; see `decide_publication`)."""
 
     publish: bool
     reason: str
@@ -45,14 +45,14 @@ class PublicationDecision:
 def decide_publication(
     contradicted: Paired, untouched: Paired, *, bound: float, clip: float, fewest: int = FEWEST,
 ) -> PublicationDecision:
-    """Publish if held-out contradicted users gain and untouched ones lose no more than `bound`, both at 95%.
+    """Publish if held-out contradicted users gain and untouched users lose at most `bound`, both with 95% confidence.
 
-    The mean margin of contradicted users must rise (lower end of the interval above 0), and the lower end of the
-    untouched users' change must be above −`bound`: few users or noisy ones are a reason to reject, not to publish.
+    The lower end of the contradicted users' change must be above 0, and that of the untouched users' change above
+    −`bound`. Few or noisy users therefore lead to a rejection.
 
     Args:
         bound: nats ≥ 0.
-        clip: B, nats: margins count as the judge counts them, so that no single event decides.
+        clip: the judge's B, nats. Margins are clipped as in the judge, so no single event decides.
     """
     figures = {
         "contradicted_users": float(len(np.unique(contradicted.user))),

@@ -1,6 +1,6 @@
-"""Held-out events scored with and without knowledge, and how much evidence of histories may count.
+"""Scoring of held-out events with and without knowledge, and calibration of the evidence.
 
-Choosing a radius from the scores is in `models/trust`.
+The radius is chosen from these scores in `models/trust`.
 
 May import: evidence, knowledge, scorers, trust, measuring, data.
 """

@@ -1,13 +1,15 @@
-"""How much evidence counts (`models.evidence.ease`), chosen on held-out events that neither scorer has been trained on.
+"""Calibrates the weight of evidence (`models.evidence.ease`) on held-out events that neither scorer was trained on.
 
-The criterion: the highest NDCG@10 that likelihood does not pay for. A large gain ranks best and makes the scorer too
-sure: on MovieLens-100K NDCG@10 rises to .119 with g = 10 while the log-likelihood falls from −5.83 to −5.98, and a
-judge of margins would call that harm. With a temperature below 1 the same ranking is as likely as before.
+The criterion is the highest NDCG@10 that does not lower the likelihood. A large gain ranks best but makes the scorer
+overconfident: on MovieLens-100K with g = 10, NDCG@10 rises to .119 while the log-likelihood falls from −5.83 to −5.98.
+The judge, which compares likelihoods, would count that as harm. A temperature below 1 restores the likelihood and keeps
+the ranking.
 
-Of what is within 2% of the highest, which on 4,000 events is chance, that is taken which ranks best as it will be
-served: within a trust region, of the radius that harms nobody. The region moves a tenth of the probability, and
-evidence that spreads it thin moves the first ten less. MovieLens's later events: g = 4 and g = 10 have .1176 and .1192
-without a bound, .1136 and .1161 within a radius of .13. Taking the likeliest chose g = 4: a fifth of the demo's gain.
+Candidates within 2% of the highest NDCG@10 differ only by chance on 4,000 events. Among them, the one that ranks best
+as served wins: within a trust region whose radius harms nobody. The region moves a tenth of the probability, and
+evidence spread over many items changes the top ten less. On MovieLens's later events, g = 4 and g = 10 have .1176 and
+.1192 without a bound, and .1136 and .1161 within a radius of .13. Choosing by likelihood picked g = 4, which lost a
+fifth of the demo's gain.
 """
 
 from __future__ import annotations
@@ -21,37 +23,44 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the name the field uses
 
-from models.calibration.scoring import drawn
+from models.calibration.scoring import draw_snapshots
 from models.data.dataset import IntArray
 from models.data.sequences import Sequences, tensors
-from models.evidence.ease import Affinity, Evidence
+from models.evidence.ease import Ease, Evidence
 from models.measuring.harm import DELTA
 from models.measuring.metrics import ndcg
 from models.scorers.backbone import Backbone
 from models.scorers.fusion import FusedScorer
 from models.scorers.ranks import seen_pairs
-from models.scorers.snapshots import SPAN, after, before, exchanged
+from models.scorers.snapshots import SPAN, after, before, shuffled_rows
 from models.trust.radius import Found
 from models.trust.region import trust_region
 
-# What words may count in `Affinity.fit`. NDCG@10 on held-out events of Beauty, leave-one-out: .0814 without, .0853 with
-# .4 and .0856 with .8; MovieLens's later events: .1157 without, .1170 with .4, .1133 with 1.6.
+# Candidates for `words` in `Ease.fit`. NDCG@10 on held-out events of Beauty, leave-one-out: .0814 without words, .0853
+# with .4, .0856 with .8; on MovieLens's later events: .1157 without, .1170 with .4, .1133 with 1.6.
 WORDS = (0.0, 0.6)
-# h, items of the history. Beauty with words: .0853 with 3 and 6, .0840 with 20; MovieLens: .1188 with 8, .1214 with 20.
+# h, in items of the history. NDCG@10 on Beauty with words: .0853 with 3 and 6, .0840 with 20; on MovieLens: .1188 with
+# 8, .1214 with 20.
 HALF_LIVES = (6.0, 20.0)
 GAINS = (1.0, 2.0, 4.0, 7.0, 10.0, 15.0, 22.0, 32.0)  # g
 FADES = (5.0, 15.0, 45.0, 1e9)  # half-lives of stored evidence, events
-SHARES = (0.0, 0.3, 0.5)  # r, of the reference in the fused scores
+SHARES = (0.0, 0.3, 0.5)  # r, share of the reference in the fused scores
 TEMPERATURES = (1.0, 0.92, 0.85, 0.78, 0.7)  # τ
-ENOUGH = 0.98  # of the highest NDCG@10
-UNSEEN = -1e4  # logit of what a user has had: −∞ − (−∞) would not be a number
+ENOUGH = 0.98  # share of the highest NDCG@10 that counts as equal
+UNSEEN = -1e4  # logit of items the user already had; with −∞ a difference would be NaN
 
 
 @dataclass(frozen=True, slots=True)
 class _Event:
-    """A batch of m events: logits (m, n) of both scorers, target (m,), rows (m,), the first row after the snapshot
-    (m,) from which stored evidence would be used, and the rows before which histories end that current and stored
-    evidence is of, (m,) each: the same, or others' if they are shuffled.
+    """A batch of m events.
+
+    Args:
+        fused, reference: (m, n) logits of both scorers.
+        target: (m,) item rows.
+        rows: (m,) rows of the events.
+        first: (m,) first row after the snapshot, from which stored evidence would be used.
+        current, stored: (m,) rows before which the history for current and stored evidence ends: `rows` and `first`,
+            or rows of other users if shuffled.
     """
 
     fused: Tensor
@@ -73,23 +82,27 @@ class _Weights:
 
 class _Choice(NamedTuple):
     served: float  # NDCG@10 within the trust region
-    at: int  # of the affinity
+    at: int  # index of the candidate
     weights: _Weights
     nll: float
 
 
 @torch.no_grad()
 def calibrate_evidence(
-    sequences: Sequences, begin: IntArray, reference: Backbone, fused: FusedScorer, affinities: Sequence[Affinity],
+    sequences: Sequences, begin: IntArray, reference: Backbone, fused: FusedScorer, affinities: Sequence[Ease],
     limit: int = 4000, seed: int = 0, bounded: bool = True, shuffled: bool = False,
-) -> tuple[Affinity, Found]:
-    """Choose among affinities what serves the held-out events best, with its half-life h; set gain, the reference's
-    share and temperature of `fused`, and how stored evidence fades; return the affinity and the figures.
+) -> tuple[Ease, Found]:
+    """Choose the item–item weights and the half-life h that rank held-out events best.
+
+    Sets the gain, the reference's share, the temperature and the half-life of stored evidence on `fused`.
 
     Args:
-        affinities: fitted on rows before `begin`, their half-lives not yet chosen; in a tie the first is taken.
-        bounded: False = for fused scores that stand for themselves: no share of the reference, no trust region.
-        shuffled: give every event the evidence of another one's history.
+        affinities: candidates fitted on rows before `begin`, half-lives not yet chosen; the first one wins a tie.
+        bounded: False = the fused scores are served alone, without the reference's share and without a trust region.
+        shuffled: give every event the evidence from another user's history.
+
+    Returns:
+        The chosen weights, and figures on the held-out events.
     """
     events = _events(sequences, begin, reference, fused, limit, seed, shuffled)
     if not events:
@@ -99,7 +112,8 @@ def calibrate_evidence(
     for affinity in candidates:
         current.append([affinity.evidence(before(sequences, event.current, fused.max_len)) for event in events])
     plain = _scored(fused, events, current[0], _Weights(), (1.0,))
-    # One after the other: all of them would take minutes on Beauty. The best gain hardly depends on the share.
+    # A full grid would take minutes on Beauty, so gain and share are searched in turn; the best gain hardly depends on
+    # the share.
     quality = {(at, _Weights(gain)): _scored(fused, events, current[at], _Weights(gain), ())[0]
                for at in range(len(candidates)) for gain in GAINS}
     at, _ = max(quality, key=quality.__getitem__)
@@ -133,8 +147,8 @@ def _events(
     sequences: Sequences, begin: IntArray, reference: Backbone, fused: FusedScorer, limit: int, seed: int,
     shuffled: bool,
 ) -> list[_Event]:
-    rows = drawn(sequences, begin, limit, SPAN, seed)
-    if shuffled:  # snapshots next to each other are of the same user
+    rows = draw_snapshots(sequences, begin, limit, SPAN, seed)
+    if shuffled:  # adjacent snapshots belong to the same user
         rows = np.random.default_rng(seed).permutation(rows)
     sides = fused.item_side(), reference.item_side()
     events = []
@@ -150,19 +164,19 @@ def _events(
         for logits in both:
             own = logits[torch.arange(len(target)), target]
             logits[seen] = UNSEEN
-            logits[torch.arange(len(target)), target] = own  # an item taken twice is no one's success, and rare
+            logits[torch.arange(len(target)), target] = own  # repeated items are rare and count for no scorer
         first = part.first[where.numpy()]
         current, stored = found, first
         if shuffled:
-            current, stored = (exchanged(sequences, part.first, where.numpy(), ends) for ends in (found, first))
+            current, stored = (shuffled_rows(sequences, part.first, where.numpy(), ends) for ends in (found, first))
         events.append(_Event(both[0], both[1], target, found, first, current, stored))
     return events
 
 
 def _fade(
-    sequences: Sequences, fused: FusedScorer, events: list[_Event], affinity: Affinity, weights: _Weights,
+    sequences: Sequences, fused: FusedScorer, events: list[_Event], affinity: Ease, weights: _Weights,
 ) -> float:
-    """Return the half-life (events) with which evidence of the snapshot serves the events after it best."""
+    """Return the half-life (events) of snapshot evidence that ranks the following events best."""
     if weights.gain == 0:
         return weights.half_life
     gathered = [affinity.evidence(before(sequences, event.stored, fused.max_len)) for event in events]
@@ -182,8 +196,11 @@ def _scored(
     fused: FusedScorer, events: list[_Event], evidence: list[Evidence], weights: _Weights,
     temperatures: tuple[float, ...], radius: float | None = None, aged: bool = False,
 ) -> tuple[float, list[float]]:
-    """Return NDCG@10 (within a trust radius, nats; None = without) and, for each temperature, the mean negative
-    log-likelihood (nats) without a radius.
+    """Return NDCG@10 and the mean negative log-likelihood (nats) for each temperature.
+
+    Args:
+        radius: trust radius in nats for the NDCG@10; None = no trust region. The likelihood is always without one.
+        aged: let the evidence age from the snapshot to the event.
     """
     _set(fused, weights)
     quality, nll, count = 0.0, np.zeros(len(temperatures)), 0

@@ -1,9 +1,8 @@
-"""How far to trust knowledge, chosen on the held-out end of the training part; each choice comes with its evidence.
+"""Scores the held-out end of the training part with and without knowledge; the trust calibration reads the scores.
 
-Knowledge is generated for held-out users as it will be in the stream (at the start, then every `SPAN` events), and each
-event is scored by the reference and by the fused scorer from what was known before it. Gain and half-life of evidence
-are chosen with evidence that ages as the vectors do (`ranking.evidence = "stored"`), everything else with current
-evidence, as it is served.
+Knowledge is generated for held-out users as in the stream: at the start, then every `SPAN` events. The reference and
+the fused scorer predict each event from what was known before it. The vectors age between refreshes; the evidence is
+current, as in serving.
 """
 
 from __future__ import annotations
@@ -17,12 +16,12 @@ from torch.nn import functional as F  # noqa: N812 - the name the field uses
 
 from models.data.dataset import FloatArray, IntArray
 from models.data.sequences import Sequences
-from models.evidence.ease import Affinity
+from models.evidence.ease import Ease
 from models.knowledge.sources import Source, moments_at
 from models.scorers.backbone import Backbone
 from models.scorers.fusion import FusedScorer
 from models.scorers.ranks import seen_pairs
-from models.scorers.snapshots import SPAN, after, batch_of, before, exchanged, regular
+from models.scorers.snapshots import SPAN, after, batch_of, before, regular, shuffled_rows
 from models.trust.radius import EPSILONS, ScoredEvents
 from models.trust.region import trust_region
 from schemas.settings import LlmSettings
@@ -32,19 +31,19 @@ from schemas.settings import LlmSettings
 def score_events(
     sequences: Sequences, begin: IntArray, reference: Backbone, fused: FusedScorer, source: Source | None,
     settings: LlmSettings, limit: int = 4000, seed: int = 0, progress: Callable[[int, int], None] | None = None,
-    epsilons: tuple[float, ...] = EPSILONS, span: int = SPAN, affinity: Affinity | None = None,
+    epsilons: tuple[float, ...] = EPSILONS, span: int = SPAN, affinity: Ease | None = None,
     shuffled: bool = False,
 ) -> ScoredEvents:
-    """Score events from row `begin` on of each user, generating knowledge every `span` events.
+    """Score each user's events from row `begin` on, with knowledge generated every `span` events.
 
     Args:
-        source: makes users' knowledge; None = fused scores without it.
-        limit: about so many events; whole snapshots are drawn.
-        affinity: None = without evidence.
-        shuffled: give every event another one's vectors and evidence.
+        source: generates user knowledge; None = fused scores without knowledge.
+        limit: approximate number of events; whole snapshots are sampled.
+        affinity: item–item weights; None = no evidence.
+        shuffled: give every event another user's vectors and evidence.
     """
-    rows = drawn(sequences, begin, limit, span, seed)
-    if shuffled:  # snapshots next to each other are of the same user
+    rows = draw_snapshots(sequences, begin, limit, span, seed)
+    if shuffled:  # adjacent snapshots belong to the same user
         rows = np.random.default_rng(seed).permutation(rows)
     side = fused.item_side()
     parts: list[tuple[np.ndarray, ...]] = []
@@ -59,8 +58,8 @@ def score_events(
         logits = fused.scores(fused.fuse(batch.fused_hidden, vectors)[batch.user, batch.slot], side)
         alone = logits
         if affinity is not None:
-            # Vectors age; evidence is brought up to date at ranking.
-            ends = exchanged(sequences, part.first, batch.user.numpy(), batch.rows) if shuffled else batch.rows
+            # Vectors age; ranking recomputes the evidence.
+            ends = shuffled_rows(sequences, part.first, batch.user.numpy(), batch.rows) if shuffled else batch.rows
             current = affinity.evidence(before(sequences, ends, fused.max_len)), torch.zeros(len(ends))
             alone = fused.weigh(logits, logits, *current)
             logits = fused.weigh(logits, batch.ref_logits, *current)
@@ -80,11 +79,11 @@ def score_events(
     return ScoredEvents(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
-def drawn(sequences: Sequences, begin: IntArray, limit: int, span: int, seed: int) -> IntArray:
-    """Return the first rows of snapshots, about `limit` events of held-out users in all."""
+def draw_snapshots(sequences: Sequences, begin: IntArray, limit: int, span: int, seed: int) -> IntArray:
+    """Return the first rows after sampled snapshots that cover about `limit` held-out events."""
     rows = regular(sequences, begin, span)
     held = sequences.offsets[1:] - begin
-    each = int(np.median(held[held > 0])) if (held > 0).any() else 1  # in leave-one-out a user has one
+    each = int(np.median(held[held > 0])) if (held > 0).any() else 1  # leave-one-out has one per user
     count = -(-limit // max(1, min(span, each)))
     return np.sort(np.random.default_rng(seed).permutation(rows)[:count])
 
@@ -93,8 +92,9 @@ def _within(
     ref: Tensor, fused: Tensor, alone: Tensor, target: Tensor, seen: tuple[Tensor, Tensor],
     epsilons: tuple[float, ...],
 ) -> tuple[IntArray, FloatArray, FloatArray]:
-    """Return rank and gain in log-probability (nats) of targets within each trust radius, (m, len(epsilons)) each, and
-    the gain (m,) that fused scores have `alone`.
+    """Return the targets' ranks and log-probability gains (nats) within each trust radius, (m, len(epsilons)) each.
+
+    The third result is the gain (m,) of the scores `alone`, without a radius.
     """
     each = torch.arange(len(target))
     for logits in (ref, fused, alone):

@@ -1,6 +1,6 @@
-"""Devices, principal components, nearest neighbours: no recommender in it.
+"""Devices, principal components and nearest neighbours; nothing specific to recommenders.
 
-Neighbours in Qdrant are in `workers/store/banks`.
+Neighbour search in Qdrant is in `workers/store/banks`.
 
 May import: data.
 """

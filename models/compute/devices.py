@@ -1,8 +1,8 @@
-"""Where training runs: this process's device, and its share of the work where several processes train together.
+"""Where training runs: the process's device, and its share of each batch in distributed training.
 
 `torchrun --nproc-per-node 4 -m workers.cli fit` (or `accelerate launch`, which sets the same variables) starts one
-process per GPU. All hold the same weights and go through the same batches; each takes every n-th window of a batch, and
-gradients are summed before every step, so that n processes take the step that one would have taken.
+process per GPU. All processes hold the same weights and iterate over the same batches. Each takes every n-th window of
+a batch, and gradients are summed before every step, so n processes take the same step as one.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from schemas.errors import FreshetError
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """One of the processes that train together.
+    """One process of a training run.
 
     Args:
-        device: its own.
-        rank, ranks: which it is, and of how many.
+        device: the process's device.
+        rank, ranks: index of the process and number of processes.
     """
 
     device: torch.device
@@ -42,11 +42,11 @@ class Place:
         return rows[self.rank :: self.ranks]
 
     def autocast(self) -> AbstractContextManager[object]:
-        """Return bfloat16 on a GPU and nothing elsewhere: on a CPU without AMX it is ten times slower than float32."""
+        """Return autocast to bfloat16 on a GPU, else nothing: on CPUs without AMX bfloat16 is ten times slower."""
         return torch.autocast("cuda", torch.bfloat16) if self.device.type == "cuda" else nullcontext()
 
     def sum_gradients(self, weights: Iterable[nn.Parameter]) -> None:
-        """Add up what the processes have found, in place; every process must come here at every step."""
+        """Sum the gradients of all processes, in place. Every process must call this at every step."""
         if self.ranks == 1:
             return
         asked = [weight for weight in weights if weight.requires_grad]
@@ -59,7 +59,7 @@ class Place:
             weight.grad = part.view_as(weight)
 
     def agree(self, figures: dict[str, float]) -> dict[str, float]:
-        """Return the first process's figures in all of them: who stops early must not stop alone."""
+        """Return the first process's figures in every process, so that all stop early at the same epoch."""
         if self.ranks == 1:
             return figures
         values = torch.tensor(list(figures.values()), dtype=torch.float64, device=self.device)
@@ -67,7 +67,7 @@ class Place:
         return dict(zip(figures, values.tolist(), strict=True))
 
     def wait(self) -> None:
-        """Wait until every process is here."""
+        """Wait for all processes."""
         if self.ranks > 1:
             torch.distributed.barrier()
 
@@ -76,13 +76,13 @@ ALONE = Place(torch.device("cpu"))
 
 
 def place(device: str = "auto") -> Place:
-    """Return this process's place, joining the others where a launcher has started several.
+    """Return this process's place, and join the process group if a launcher has started several processes.
 
     Args:
-        device: "auto" = this process's GPU, or the CPU where there is none; or a device by name.
+        device: a device name, or "auto" = this process's GPU, or the CPU without a GPU.
 
     Raises:
-        FreshetError: there is no such device.
+        FreshetError: the device does not exist.
     """
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     own = device_named(device, "FRESHET_FIT_DEVICE")
@@ -95,10 +95,10 @@ def place(device: str = "auto") -> Place:
 
 
 def device_named(name: str, setting: str) -> torch.device:
-    """Return a device by name; "auto" and "cuda" are this process's own GPU, "auto" the CPU where there is none.
+    """Return a device by name. "auto" and "cuda" select this process's GPU; "auto" falls back to the CPU.
 
     Raises:
-        FreshetError: there is no such device; names `setting`.
+        FreshetError: the device does not exist; the message names `setting`.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"

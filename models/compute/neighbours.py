@@ -1,4 +1,4 @@
-"""Banks of embeddings: the vectors most like a query's. Here the exact one; `workers.store.banks.bank` has Qdrant's."""
+"""Banks of embeddings: cosine nearest neighbours. Exact search is here, Qdrant's is in `workers.store.banks.bank`."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-_CHUNK = 2048  # queries at a time: 180 MB of cosines to a bank of 22,000
+_CHUNK = 2048  # queries per block: 180 MB of cosines for a bank of 22,000 vectors
 
 
 class Bank(Protocol):
-    """Vectors (b, w), found by cosine."""
+    """Vectors (b, w), searched by cosine similarity."""
 
     def nearest(self, query: Tensor, n: int, own: Tensor) -> Tensor:
-        """Return rows (q, n) int64 of the vectors most like each of `query` (q, w), best first, −1 = no more.
+        """Return rows (q, n) int64 of the vectors nearest to each of `query` (q, w), best first, −1 = no more.
 
         Args:
-            own: (q,) row that is the query itself and is left out, −1 = none.
+            own: (q,) row of the query itself, which is excluded; −1 = none.
         """
 
 
 Banks = Callable[[str, Tensor], Bank]
-"""Makes a bank from its name ("users", "items") and vectors (b, w)."""
+"""Builds a bank from its name ("users", "items") and vectors (b, w)."""
 
 
 class ExactBank:
-    """A bank in memory: every vector is compared.
+    """A bank in memory that compares the query with every vector.
 
     Args:
         vectors: (b, w).
@@ -51,12 +51,12 @@ class ExactBank:
 
 
 def exact(name: str, vectors: Tensor) -> Bank:
-    """Return an `ExactBank`; this is the `Banks` for those who have no other."""
+    """Return an `ExactBank`; the default `Banks`."""
     return ExactBank(vectors)
 
 
 def mean_of(vectors: Tensor, rows: Tensor) -> Tensor:
-    """Return the mean (q, w) of the rows (q, n) of `vectors` (b, w), −1 = none; zero where there is none at all."""
+    """Return the mean (q, w) of the rows (q, n) of `vectors` (b, w), −1 = none; zero if there are no rows."""
     there = rows >= 0
     if not len(vectors):
         return vectors.new_zeros(len(rows), vectors.shape[1])

@@ -1,7 +1,7 @@
-"""Principal components: states of a language model without the one large direction they share.
+"""Whitened principal components of language model states.
 
-Mean-pooled states share a large direction and a few huge dimensions: cosines between them are all near 1, and a linear
-map over them learns those dimensions first. Whitened, every kept component has unit variance.
+Mean-pooled states share one large direction and a few huge dimensions: all cosines are near 1, and a linear map learns
+those dimensions first. After whitening, every kept component has unit variance.
 """
 
 from __future__ import annotations
@@ -9,15 +9,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-LIMIT = 4.0  # standard deviations: an outlier among short or odd texts would otherwise score far above everything
-ROUNDING = 1e-6  # of the largest variance: with fewer texts than dimensions the rest is rounding
+LIMIT = 4.0  # standard deviations; without it outliers among short or odd texts score far above everything else
+ROUNDING = 1e-6  # of the largest variance; with fewer texts than dimensions, smaller components are rounding errors
 
 
 def whitening_axes(bank: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """Return what whitens states: their mean (H,) and leading principal axes (H, ≤ width), scaled; float64.
+    """Return the mean (H,) and the scaled leading principal axes (H, ≤ width) that whiten states; float64.
 
     Args:
-        bank: (n, H) states; zero rows stand for "nothing there" and do not count.
+        bank: (n, H) states; zero rows mean "no state" and are ignored.
     """
     present = bank[(bank != 0).any(1)].double()
     mean = present.sum(0) / max(1, len(present))
@@ -29,9 +29,9 @@ def whitening_axes(bank: Tensor, width: int) -> tuple[Tensor, Tensor]:
 
 
 def condense(embeddings: Tensor, width: int = 128) -> Tensor:
-    """Return text embeddings (n, H) as their leading principal components (n, ≤ width), float32, within ±4.
+    """Return the leading principal components (n, ≤ width) of text embeddings (n, H), float32, within ±4.
 
-    Zero rows (no text) stay zero and do not count; of fewer than two texts nothing is left.
+    Zero rows (no text) are ignored and stay zero. With fewer than two texts the result is zero.
     """
     present = (embeddings != 0).any(1)
     out = torch.zeros(len(embeddings), min(width, embeddings.shape[1]), dtype=torch.float32)
@@ -42,7 +42,7 @@ def condense(embeddings: Tensor, width: int = 128) -> Tensor:
 
 
 class Whitening(nn.Module):
-    """Projection of states (…, H) on the leading principal components of a bank, each of unit variance there."""
+    """Projects states (…, H) onto the leading principal components of a bank, scaled to unit variance on the bank."""
 
     mean: Tensor
     axes: Tensor
@@ -55,7 +55,7 @@ class Whitening(nn.Module):
 
     @property
     def width(self) -> int:
-        """Components kept."""
+        """Number of components kept."""
         return self.axes.shape[1]
 
     def forward(self, states: Tensor) -> Tensor:

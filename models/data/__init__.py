@@ -1,6 +1,6 @@
-"""Data sets on disk, sequences of users' events, what may be trained on.
+"""Data sets on disk, sequences of users' events, and the training fold.
 
-Downloading is in `workers/data`.
+Downloads are in `workers/data`.
 
 May import: –.
 """

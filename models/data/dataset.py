@@ -1,6 +1,7 @@
-"""A data set as files: `events.csv` (what users did) and `items.jsonl` (the catalogue), read into columns.
+"""Reads a data set into columns: `events.csv` (user events) and `items.jsonl` (the catalogue).
 
-What cannot be used is either an error that names file and column, or skipped and counted: nothing disappears silently.
+Unusable input either raises an error that names file and column, or is skipped and counted. Nothing is dropped
+silently.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ FloatArray = npt.NDArray[np.float64]
 
 EVENT_COLUMNS = ("user_id", "item_id", "timestamp")
 DEFAULT_TYPE = "interaction"
-MAX_ID = 256  # as in schemas.events.Identifier: a longer id would be dead-lettered by the stream
-MAX_TITLE = 160  # characters; the longest of Beauty's titles has 879, its 99% quantile is 150
+MAX_ID = 256  # as in schemas.events.Identifier; the stream sends longer ids to dead-letters
+MAX_TITLE = 160  # characters; on Beauty the 99% quantile of titles is 150 and the longest has 879
 MAX_TEXT = 320
 
-# Control, formatting and direction characters, and markup that a chat template might read as a turn of its own.
+# Control, formatting and direction characters, and markup that a chat template might read as a new turn.
 _UNSAFE = re.compile(
     r"[\x00-\x1f\x7f-\x9f\u00ad\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff\ufff9-\ufffd\ud800-\udfff]"
     r"|</?[|\w][^<>]{0,40}>"
@@ -43,7 +44,7 @@ _SPACES = re.compile(r"\s+")
 
 @dataclass(frozen=True, slots=True)
 class Events:
-    """Columns of n events, oldest first; equal times keep the order of the file.
+    """Columns of n events, oldest first; events with equal times keep the order of the file.
 
     Args:
         user, item: (n,) rows of `Dataset.users`, `Dataset.items`.
@@ -65,13 +66,13 @@ class Events:
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """Events with the names their rows stand for.
+    """Events, and the ids behind their row numbers.
 
     Args:
-        users, items, types: ids by row. Items of the catalogue come first, in its order; then those that only
-            occur in events.
-        texts: cleaned catalogue text of each item, "" where there is none.
-        skipped: what was left out or is lacking, count by reason.
+        users, items, types: ids by row. Items of the catalogue come first, in its order, then items that occur only in
+            events.
+        texts: cleaned catalogue text of each item, "" for items without text.
+        skipped: number of skipped or incomplete records by reason.
         hash: SHA-256 of both files' bytes.
     """
 
@@ -87,11 +88,11 @@ class Dataset:
 def load(folder: Path) -> Dataset:
     """Read `folder`/events.csv and `folder`/items.jsonl.
 
-    Bad rows are skipped and counted; an item that has no (text in the) catalogue stays, and is counted as
-    `items_without_text`. Rows equal in every column are one event, as they are for the stream (same event id).
+    Bad rows are skipped and counted. Items without a catalogue entry or text stay and are counted as
+    `items_without_text`. Rows that are equal in every column are one event, as in the stream (same event id).
 
     Raises:
-        DataError: a file or column is missing, or nothing usable is in it.
+        DataError: a file or column is missing, or a file has no usable row.
     """
     events_path, items_path = folder / "events.csv", folder / "items.jsonl"
     for path in (events_path, items_path):
@@ -127,10 +128,10 @@ def load(folder: Path) -> Dataset:
 
 
 def split(dataset: Dataset, fraction: float) -> tuple[Events, Events]:
-    """Return the first `fraction` of the events in time, and the rest.
+    """Return the first `fraction` of the events by time, and the rest.
 
     Raises:
-        DataError: one of the two would be empty.
+        DataError: one of the two parts would be empty.
     """
     cut = int(len(dataset.events) * fraction)
     if cut in {0, len(dataset.events)}:

@@ -1,4 +1,4 @@
-"""What may be trained on, with the held-out rows that choose epochs."""
+"""The training events, with the held-out rows that choose epochs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Fold:
     """The training part of the timeline by user, with its last share held out.
 
     Args:
-        sequences: all of it.
+        sequences: all events of the training part.
         begin: (users,) first held-out row of each user; rows before it are trained on.
         n_items: size of the catalogue.
     """
@@ -36,17 +36,17 @@ class Fold:
         return cls(sequences, sequences.offsets[:-1] + np.bincount(events.user[:cut], minlength=n_users), n_items)
 
     def training(self) -> Sequences:
-        """Return the rows before `begin` as sequences of their own."""
+        """Return the rows before `begin` as new sequences."""
         lengths = self.begin - self.sequences.offsets[:-1]
         keep = np.arange(len(self.sequences.item)) < np.repeat(self.begin, self.sequences.lengths())
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         return Sequences(self.sequences.item[keep], self.sequences.index[keep], offsets)
 
     def fresh(self) -> Tensor:
-        """Return (n_items,) bool: items that no training row shows."""
+        """Return (n_items,) bool: items without training rows."""
         return fresh_items(self.training(), self.n_items)
 
 
 def fresh_items(sequences: Sequences, n_items: int) -> Tensor:
-    """Return (n_items,) bool: items that no event shows."""
+    """Return (n_items,) bool: items without events."""
     return torch.from_numpy(np.bincount(sequences.item, minlength=n_items) == 0)

@@ -1,4 +1,4 @@
-"""Events by user: what each user did in order, and the windows of it a backbone reads."""
+"""Events grouped by user in order of time, and the windows that a backbone reads."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from models.data.dataset import Events, IntArray
 
 @dataclass(frozen=True, slots=True)
 class Sequences:
-    """Users' events, oldest first, one user after the other.
+    """Events grouped by user, oldest first.
 
     Args:
         item: (n,) item rows.
@@ -56,13 +56,13 @@ class Windows:
 
 
 def windows(sequences: Sequences, max_len: int, stride: int, begin: IntArray | None = None) -> Windows:
-    """Return windows that predict every row from `begin` on exactly once, each from at most `max_len` rows before it.
+    """Return windows that predict every row from `begin` on exactly once, each from at most `max_len` earlier rows.
 
-    A row with more than `max_len` predecessors is predicted from the newest max_len − stride + 1 … max_len of them;
-    stride 1 gives exactly what a serving history of `max_len` items gives, at the price of a window per row.
+    A row with more than `max_len` predecessors is predicted from the newest max_len − stride + 1 … max_len of them.
+    Stride 1 matches serving with a history of `max_len` items exactly, but needs one window per row.
 
     Args:
-        begin: (users,) first row to predict of each user; None = all.
+        begin: (users,) first row to predict for each user; None = all.
     """
     low, high = sequences.offsets[:-1], sequences.offsets[1:]
     begin = low if begin is None else begin
@@ -72,7 +72,7 @@ def windows(sequences: Sequences, max_len: int, stride: int, begin: IntArray | N
     active = begin < high
     low, high, at = low[active], high[active], begin[active]
     while len(at):
-        # As far as the user's first max_len + 1 rows reach in one go, after that `stride` rows at a time.
+        # The first window covers the user's first max_len + 1 rows; later windows advance by `stride` rows.
         until = np.minimum(np.where(at - low <= max_len, np.maximum(low + max_len + 1, at + 1), at + stride), high)
         start.append(np.maximum(low, until - 1 - max_len))
         first.append(at)
@@ -86,13 +86,13 @@ def windows(sequences: Sequences, max_len: int, stride: int, begin: IntArray | N
 
 
 def batches(part: Windows, slots: int, rng: np.random.Generator | None = None) -> list[IntArray]:
-    """Return rows of `part` in batches of about `slots` padded slots, windows of like length together.
+    """Return rows of `part` in batches of about `slots` padded slots, grouping windows of similar length.
 
     Args:
-        rng: shuffles windows of equal length and the batches; None = longest first, always the same.
+        rng: shuffles windows of equal length and the batches; None = longest first, deterministic.
     """
     length = part.stop - part.start
-    # Sorting by a coarse length keeps padding low and batches random.
+    # Sorting by coarse length limits padding and still leaves batches random.
     order = np.argsort(-length, kind="stable") if rng is None else np.lexsort((rng.random(len(part)), -(length // 4)))
     out = []
     at = 0
@@ -106,18 +106,18 @@ def batches(part: Windows, slots: int, rng: np.random.Generator | None = None) -
 
 
 def tensors(sequences: Sequences, part: Windows) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return what a backbone needs for a batch of windows.
+    """Return the backbone's input for a batch of windows.
 
     Returns:
-        tokens (B, T) to read, padded with 0; and of the m predicted rows: row of `tokens`, slot of the hidden state,
-        and row of the `Sequences` (which has the target item), each (m,).
+        Tokens (B, T) to read, padded with 0; and for the m predicted rows: row of `tokens`, slot of the hidden state,
+        and row of the `Sequences` (which holds the target item), each (m,).
     """
     length = part.stop - part.start
     width = int(length.max())
     slot = np.arange(width)
     rows = part.start[:, None] + slot
     inside = slot < length[:, None]
-    read = slot < length[:, None] - 1  # the newest row is a target only
+    read = slot < length[:, None] - 1  # the newest row is only a target
     tokens = np.where(read, sequences.item[np.where(inside, rows, 0)] + 1, 0)[:, : max(1, width - 1)]
     predicted = inside & (rows >= part.first[:, None])
     where, slots = np.nonzero(predicted)

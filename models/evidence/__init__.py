@@ -1,6 +1,6 @@
-"""The item–item closed form (EASE with a fading history) and the similarity of items' words.
+"""EASE item–item weights with a decaying history, and the word similarity of item texts.
 
-How much of it counts is calibrated in `models/calibration`.
+The weight of this evidence in the scores is calibrated in `models/calibration`.
 
 May import: scorers, data.
 """

@@ -1,7 +1,7 @@
-"""The words that items' texts share: makers, product lines, genres, which a language model's mean state blurs.
+"""Word similarity of item texts: makers, product lines and genres, which a language model's mean state blurs.
 
-A word that two titles share says most where few titles have it, hence tf-idf; every text counts the same, hence unit
-length. Words are what Unicode calls so; scripts without spaces share whole phrases only.
+Shared words are weighted by tf-idf, because rare words are more informative. Vectors have unit length, so all texts
+count the same. Words are runs of Unicode word characters; in scripts without spaces only whole phrases can match.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-COMMON = 0.2  # share of texts: a word of more of them tells nothing apart, and its pairs would cost most
+COMMON = 0.2  # share of texts: a more frequent word separates nothing, and its pairs would cost most
 _WORD = re.compile(r"\w+")
 
 
 def weigh_words(texts: Sequence[str]) -> Tensor:
-    """Return the tf-idf weights of texts' words, sparse (n, w); rows have unit length, or are 0 without shared words.
+    """Return tf-idf weights of the words in texts, sparse (n, w), rows of unit length.
 
-    Words of a single text, and those of more than a fifth of them, are left out.
+    Words that occur in one text only or in more than a fifth of the texts are dropped. Rows without remaining words
+    are 0.
     """
     words = [sorted(set(_WORD.findall(text.casefold()))) for text in texts]
     counts = Counter(word for text in words for word in text)
@@ -41,11 +42,11 @@ def weigh_words(texts: Sequence[str]) -> Tensor:
 
 
 def add_similarity(gram: Tensor, weights: Tensor, share: float) -> None:
-    """Add `share` times the cosine of every two texts' words to gram (n, n), in place.
+    """Add `share` times the cosine similarity of each pair of texts to gram (n, n), in place.
 
     Args:
-        weights: (n, w) sparse, of `weigh_words`.
+        weights: (n, w) sparse, from `weigh_words`.
     """
-    for part in torch.arange(len(gram)).split(1024):  # all at once would be another (n, n)
+    for part in torch.arange(len(gram)).split(1024):  # all at once would need another (n, n)
         block = weights.index_select(0, part).to_dense().T.contiguous()
         gram[:, part] += share * torch.sparse.mm(weights, block)

@@ -1,12 +1,12 @@
-"""All models of a version, trained and calibrated in the one order in which each step's evidence is honest.
+"""Trains and calibrates all models of a version. The order ensures that every held-out score is on unseen events.
 
-1. Reference and fused scorer on the training part without its newest tenth, which chooses their epochs.
-2. What items say about each other, from the same part and from texts; the tenth says how much of it and how surely.
-3. Knowledge on those, frozen; the same tenth moves λ and chooses the epoch.
-4. Trust (ε, B, shortest history) on the same tenth, which no scorer has been trained on yet.
-5. Both scorers and the items' affinity take in the tenth as well, where the protocol says so: these are served.
+1. Train reference and fused scorer without the newest tenth of the training part, which chooses their epochs.
+2. Fit the item–item weights to the same part and to item texts; the tenth calibrates the weight of the evidence.
+3. Train knowledge on top of the frozen scorers; the tenth updates λ and chooses the epoch.
+4. Calibrate trust (ε, B, shortest history) on the tenth, which no scorer has been trained on yet.
+5. Train both scorers and the item–item weights on the tenth as well, if the protocol does that. These are served.
 
-`fit` is the product's; `fit_fold` is the order itself, for any fold, and what `models.systems.training` measures.
+`fit` is what the command runs. `fit_fold` implements the order for any fold; `models.systems.training` uses it, too.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from schemas.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """What `fit` made.
+    """The result of `fit`.
 
     Args:
         ranking, knowledge: the models.
-        margins: of held-out events per user, nats: what the judge's clip is chosen on.
-        epsilon, min_history: of `schemas.calibration.Calibration`.
-        evidence: the figures these rest on.
-        metrics: of training: quality on the held-out tenth, epochs, λ, seconds per stage.
+        margins: margins of held-out events by user, nats; the judge's clip is chosen from them.
+        epsilon, min_history: see `schemas.calibration.Calibration`.
+        evidence: the figures behind these thresholds.
+        metrics: training metrics: quality on the held-out tenth, epochs, λ, seconds per stage.
     """
 
     ranking: RankingModel
@@ -48,7 +48,7 @@ class Fitted:
     metrics: dict[str, float]
 
     def save(self, folder: Path, items: Sequence[str], texts: Sequence[str]) -> None:
-        """Write every file of the models into `folder`; ids and texts of the items in row order."""
+        """Write the models' files into `folder`; `items` and `texts` are in row order."""
         self.ranking.save(folder, items, texts, self.knowledge)
 
 
@@ -60,8 +60,8 @@ def fit(
 
     Args:
         cache: item states of `dataset.texts`, built with `llm`.
-        report: called with stage (one of `STAGES`), steps done, steps in all and metrics.
-        keep: where trained scorers of behaviour are kept; None = nowhere.
+        report: called with stage (one of `STAGES`), steps done, total steps and metrics.
+        keep: storage for trained behaviour scorers; None = no storage.
     """
     fold = Fold.of(events, len(dataset.users), len(dataset.items))
     made = fit_fold(fold, dataset.texts, settings, llm, cache, extends=True, report=report, keep=keep)
@@ -81,5 +81,5 @@ def fit(
 
 
 def figures(stage: str, about: Mapping[str, object]) -> dict[str, float]:
-    """Return the numbers among what a stage found, named after it: what a version's card holds."""
+    """Return the numeric results of a stage, prefixed with its name, for a version's card."""
     return {f"{stage}_{name}": float(value) for name, value in about.items() if isinstance(value, (int, float))}

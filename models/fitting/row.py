@@ -1,8 +1,8 @@
-"""Any row of the table of systems, trained and calibrated for serving: what `freshet fit --system` runs.
+"""Trains and calibrates any row of the table of systems for serving: `freshet fit --system`.
 
-The order is `models.fitting.freshet`'s: scorers and knowledge on the training part without its newest tenth, thresholds
-on that tenth, and then both scorers take it in too. A row with knowledge is served within its calibrated trust radius,
-and a row without has no thresholds: there is nothing to trust and nothing to refresh.
+The order is that of `models.fitting.freshet`: scorers and knowledge on the training part without its newest tenth,
+thresholds on that tenth, then further training of both scorers on the tenth. A row with knowledge is served within its
+calibrated trust radius. A row without knowledge has no thresholds, because there is nothing to trust or refresh.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from models.serving.ranking_model import RankingModel
 from models.serving.saved_source import SavedSource, keep
 from models.systems.context import Context
 from models.systems.table import System
-from models.systems.training import compose, go_on
+from models.systems.training import compose, extend_scorers
 from models.trust.radius import calibrate_epsilon, calibrate_min_history, margins_by_user
 
 
 @dataclass(frozen=True, slots=True)
 class FittedRow:
-    """What `fit_row` made.
+    """The result of `fit_row`.
 
     Args:
-        ranking, knowledge: what ranking and knowledge workers load; None = without knowledge of users.
-        margins: of held-out events per user, nats: what the judge's clip is chosen on.
-        epsilon, min_history: of `schemas.calibration.Calibration`.
-        evidence: the figures these rest on.
-        metrics: of training.
-        source: what `knowledge` was kept of.
+        ranking, knowledge: what the ranking and knowledge workers load; knowledge None = no user knowledge.
+        margins: margins of held-out events by user, nats; the judge's clip is chosen from them.
+        epsilon, min_history: see `schemas.calibration.Calibration`.
+        evidence: the figures behind these thresholds.
+        metrics: training metrics.
+        source: the trained source that `knowledge` stores.
     """
 
     ranking: RankingModel | GenerativeRanking
@@ -51,22 +51,22 @@ class FittedRow:
     source: Source | None = None
 
     def save(self, folder: Path, items: Sequence[str], texts: Sequence[str]) -> None:
-        """Write every file of the models into `folder`; ids and texts of the items in row order."""
+        """Write the models' files into `folder`; `items` and `texts` are in row order."""
         self.ranking.save(folder, items, texts)
         if self.knowledge is not None:
             self.knowledge.save(folder)
 
 
 def training_split(fold: Fold) -> Split:
-    """Return a split of which everything is trained on and nothing tested."""
+    """Return a split that uses everything for training and has no test events."""
     return Split("stream_time", fold, fold.sequences, fold.sequences.offsets[1:], extends=True)
 
 
 def fit_row(system: System, context: Context) -> FittedRow:
-    """Train and calibrate a row; Freshet's own is trained by `models.fitting.freshet.fit`.
+    """Train and calibrate a row; for Freshet's own row use `models.fitting.freshet.fit`.
 
     Args:
-        context: on a split as of `training_split`.
+        context: context with a split from `training_split`.
     """
     if system.has_knowledge:
         return _with_knowledge(system, context)
@@ -98,7 +98,7 @@ def _with_knowledge(system: System, context: Context) -> FittedRow:
         seed=fit.seed, progress=lambda at, total: calibrating(at, total, {}))
     epsilon, evidence = calibrate_epsilon(done, fit.harm)
     min_history, more = calibrate_min_history(done, epsilon)
-    model = go_on(model, system, None, context)
+    model = extend_scorers(model, system, None, context)
     ranking = ranking_model(model, system.name, system.fusion)
     kept = keep(source, system, context.settings, context.llm()[0], context.dataset.users)
     ranking.config["knowledge"] = kept.config

@@ -1,6 +1,6 @@
-"""The generative scorer: semantic IDs, beams over their trie, training.
+"""The generative scorer: semantic IDs, beam search over their trie, training.
 
-Serving it is in `models/serving`.
+Serving is in `models/serving`.
 
 May import: scorers, measuring, compute, data.
 """

@@ -1,9 +1,9 @@
-"""A generative recommender over semantic IDs (TIGER-style): a transformer reads items, a small decoder spells the next.
+"""A generative recommender over semantic IDs (TIGER-style): a transformer encodes items, a small decoder generates IDs.
 
-An item is read as the sum of its digits' vectors, so a history of T items is T tokens rather than T·L. The decoder
-starts from the state after the history ([BOS]) and sees the digits so far; its softmax is over the digits that the trie
-allows, so the probabilities of all items sum to 1 and a beam never leaves the catalogue. Items no event has shown are
-reached through digits they share with others.
+An item is encoded as the sum of its digits' vectors, so a history of T items takes T tokens instead of T·L. The decoder
+starts from the state after the history ([BOS]) and reads the digits so far. Its softmax covers only the digits that the
+trie allows, so the probabilities of all items sum to 1 and beams never leave the catalogue. Items without events are
+reachable through digits they share with other items.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from models.scorers.epochs import SequenceScorer
 from models.scorers.ranks import seen_pairs
 
 BEAMS = 64
-EVENTS = 256  # ranked at a time
+EVENTS = 256  # events ranked at a time
 
 
 class Generative(SequenceScorer):
     """Encoder of histories, decoder of digits.
 
     Args:
-        ids: of the catalogue.
-        dim, layers, heads, max_len, dropout: of the encoder; the decoder has one layer.
+        ids: semantic IDs of the catalogue.
+        dim, layers, heads, max_len, dropout: size of the encoder; the decoder has one layer.
 
     Attributes:
-        scale: factor of the logits of all digits; 1 until `temper` sets it.
+        scale: factor of all digits' logits; 1 until `temper` sets it.
     """
 
     codes: Tensor
@@ -72,7 +72,7 @@ class Generative(SequenceScorer):
         return self.norm(x)
 
     def spell(self, hidden: Tensor, word: Tensor) -> Tensor:
-        """Return states (m, l + 1, d) of the decoder after [BOS] (m, d) and the digits so far (m, l)."""
+        """Return decoder states (m, l + 1, d) after [BOS] (m, d) and the digits so far (m, l)."""
         parts = [hidden[:, None]] + [
             self.digits[level](word[:, level])[:, None] * self.dim**0.5 for level in range(word.shape[1])]
         x = torch.cat(parts, 1) + self.places.weight[: word.shape[1] + 1]
@@ -94,17 +94,17 @@ class Generative(SequenceScorer):
 
     @torch.no_grad()
     def scores(self, hidden: Tensor) -> Tensor:
-        """Return log p (m, n) of every item for hidden states (m, d): for small catalogues, a pass per item."""
+        """Return log p (m, n) of every item for hidden states (m, d); slow: one pass per item."""
         every = torch.arange(self.n_items, device=hidden.device)
         return torch.stack([self.log_probability(one.expand(self.n_items, -1), every) for one in hidden])
 
     @torch.no_grad()
     def beam(self, hidden: Tensor, seen: tuple[Tensor, Tensor], width: int = BEAMS) -> tuple[Tensor, Tensor]:
-        """Return the best items (m, ≤ width) and their log p by beam search, −1 and −∞ where there are fewer.
+        """Return the best items (m, ≤ width) and their log p by beam search; missing items are −1 with −∞.
 
         Args:
             hidden: (m, d).
-            seen: (row, item) pairs not to return. A prefix below which a user has had everything is not followed.
+            seen: (row, item) pairs to exclude. Beams do not enter prefixes whose items the user has all seen.
         """
         m, device = len(hidden), hidden.device
         row, item = seen[0].to(device), seen[1].to(device)
@@ -132,7 +132,7 @@ class Generative(SequenceScorer):
             node = after.flatten(1).gather(1, best)
             parent = (best // size)[..., None].expand(-1, -1, word.shape[2])
             word = torch.cat([word.gather(1, parent), (best % size)[..., None]], 2)
-            # Dead beams stay in the batch with score −∞; they stand at a node that exists.
+            # Dead beams stay in the batch with score −∞ and point at a valid node.
             node = torch.where(torch.isinf(score), -1 if level == last else 0, node)
         return node, score
 
@@ -142,10 +142,10 @@ def rank_generative(
     model: Generative, sequences: Sequences, begin: IntArray, progress: Callable[[int, int], None] | None = None,
     width: int = BEAMS, only: IntArray | None = None,
 ) -> Ranks:
-    """Rank the item of every event from row `begin` on of each user among the beams; beyond them it is missed.
+    """Rank the target of each user's events from row `begin` on by beam search; an item outside the beams is missed.
 
     Args:
-        only: rows that are ranked, ascending; None = all.
+        only: rank only these rows, ascending; None = all.
     """
     model.eval()
     part = windows(sequences, model.max_len, 1, begin)

@@ -1,7 +1,7 @@
-"""Semantic IDs: items as short words of digits, near items with equal beginnings (TIGER, arXiv 2305.05065).
+"""Semantic IDs: items as short sequences of digits, where similar items share a prefix (TIGER, arXiv 2305.05065).
 
-Text embeddings are quantised level by level: k-means, then k-means of what is left, and so on; one more digit tells
-items apart that agree in all others. A trie over these words keeps decoding inside the catalogue.
+Text embeddings are quantised level by level: k-means, then k-means of the residuals, and so on. One more digit resolves
+collisions. A trie over the IDs keeps decoding inside the catalogue.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ class SemanticIds:
     """Digits of n items.
 
     Args:
-        codes: (n, L) int64; every row is another one. The last digit only resolves collisions.
-        sizes: L, digits there are at each level.
-        about: utilisation of each level (perplexity of its use as a share of its size), share of items that collided,
-            dead codes that were placed again.
+        codes: (n, L) int64, distinct rows. The last digit only resolves collisions.
+        sizes: L numbers of possible digits, one per level.
+        about: utilisation of each level (perplexity of its codes as a share of its size), share of colliding items,
+            number of dead codes that were reset.
     """
 
     codes: Tensor
@@ -37,10 +37,10 @@ class Trie:
     """The catalogue as a tree of digits.
 
     Attributes:
-        children: per level l a (nodes, sizes[l]) int64 table: the next node, at the last level the item row; −1 = no
-            item goes on that way. Node 0 of level 0 is the root.
-        paths: (n, L) int64, the node of each level at which an item's digit is chosen.
-        leaves: per level (nodes,) int64, items below each node.
+        children: for each level l a (nodes, sizes[l]) int64 table of the next node, or of the item row at the last
+            level; −1 = no item has this prefix. Node 0 of level 0 is the root.
+        paths: (n, L) int64, the node at which each digit of an item is chosen.
+        leaves: for each level (nodes,) int64, number of items below each node.
     """
 
     def __init__(self, ids: SemanticIds) -> None:
@@ -65,7 +65,7 @@ class Trie:
         self.paths = torch.from_numpy(np.stack(paths, 1))
 
     def item(self, word: list[int]) -> int | None:
-        """Return the item row of a word of L digits, None if there is none."""
+        """Return the item row for an ID of L digits, None if no item has it."""
         node = 0
         for level, digit in enumerate(word):
             if not 0 <= digit < self.children[level].shape[1]:
@@ -77,23 +77,23 @@ class Trie:
 
 
 def codes_for(n: int) -> int:
-    """Return the codes per level for n items: 256 from some 10,000 on, fewer where they would stay empty."""
+    """Return the number of codes per level for n items: 256 from about 10,000 items on, fewer for small catalogues."""
     return max(2, min(MOST_CODES, round(n**0.6)))
 
 
 def quantise(embeddings: Tensor, levels: int = LEVELS, codes: int | None = None, seed: int = 0) -> SemanticIds:
     """Return semantic IDs of items.
 
-    In many whitened components all items are about equally far from each other, and k-means ends in one large group
-    beside single points: of 128, on MovieLens-100K, levels 2 and 3 used 2% of their codes and 81% of the items
-    collided; of the leading 32 (as wide as TIGER's latent) it is 64%, 59% and 3%.
+    Use few leading components. With many whitened components all items are about equally far apart, and k-means ends
+    with one large cluster and single points. On MovieLens-100K with 128 components, levels 2 and 3 used 2% of their
+    codes and 81% of the items collided; with the leading 32 (the width of TIGER's latent) it is 64%, 59% and 3%.
 
     Args:
-        embeddings: (n, w) of item texts, of like variance per component; a zero row (no text) gets digits at random, as
-            nothing is known of what it is near to.
-        levels: digits from quantisation; one more resolves collisions.
-        codes: per level; None = by `codes_for`.
-        seed: of the first centres.
+        embeddings: (n, w) embeddings of item texts with similar variance per component. Zero rows (no text) get random
+            digits, because their neighbours are unknown.
+        levels: number of digits from quantisation; one more resolves collisions.
+        codes: codes per level; None = from `codes_for`.
+        seed: seed of the initial centres.
     """
     n = len(embeddings)
     codes = codes or codes_for(n)
@@ -119,9 +119,9 @@ def quantise(embeddings: Tensor, levels: int = LEVELS, codes: int | None = None,
 
 
 def kmeans(points: Tensor, k: int, rng: torch.Generator) -> tuple[Tensor, Tensor, int]:
-    """Return centres (k, w), the nearest one of each point (n,), and how often an empty centre was placed again.
+    """Return centres (k, w), the nearest centre of each point (n,), and how often an empty centre was reset.
 
-    An empty centre goes to the point that is worst off, so that no code is dead unless points coincide.
+    An empty centre moves to the point that is farthest from its centre, so no code is dead unless points coincide.
     """
     centres = _spread(points, k, rng)
     placed = 0
@@ -140,9 +140,9 @@ def kmeans(points: Tensor, k: int, rng: torch.Generator) -> tuple[Tensor, Tensor
 
 
 def _spread(points: Tensor, k: int, rng: torch.Generator) -> Tensor:
-    """Return k first centres, each drawn in proportion to its squared distance from those before (k-means++).
+    """Return k initial centres, each drawn in proportion to its squared distance from the previous ones (k-means++).
 
-    Drawn at random, two of eight planted groups shared a centre and another had two.
+    With uniformly random centres, two of eight planted groups shared a centre and another had two.
     """
     chosen = [int(torch.randint(len(points), (1,), generator=rng))]
     nearest = (points - points[chosen[0]]).square().sum(1)
@@ -154,7 +154,7 @@ def _spread(points: Tensor, k: int, rng: torch.Generator) -> Tensor:
 
 
 def _collisions(word: np.ndarray) -> np.ndarray:
-    """Return (n,) how many earlier items have the same word."""
+    """Return (n,) the number of earlier items with the same digits."""
     if not len(word):
         return np.zeros(0, np.int64)
     _, group = np.unique(word, axis=0, return_inverse=True)

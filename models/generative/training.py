@@ -1,4 +1,4 @@
-"""Training of the generative scorer by the loop of the dense ones (`models.scorers.epochs`)."""
+"""Training of the generative scorer, with the same loop as the dense scorers (`models.scorers.epochs`)."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from models.measuring.metrics import ndcg
 from models.scorers.epochs import SCALES, Progress, best_epoch, further_epochs, set_scale, stride_of
 from schemas.settings import FitSettings
 
-JUDGED, JUDGING = 1000, 16  # held-out events that choose the epoch, and beams for that: 1.5 s, like 64 within .005
-EPOCHS = 2  # times the dense scorer's: on Beauty, leave-one-out, it goes on learning beyond 40
+JUDGED, JUDGING = 1000, 16  # held-out events and beams for choosing the epoch: 1.5 s, within .005 of 64 beams
+EPOCHS = 2  # times the dense scorer's epochs: on Beauty, leave-one-out, it keeps improving beyond 40
 
 
 def train_generative(
     fold: Fold, ids: SemanticIds, settings: FitSettings, max_len: int, progress: Progress | None = None,
 ) -> tuple[Generative, dict[str, float]]:
-    """Return the model with the best NDCG@10 on held-out events, as the dense scorer's is chosen, and its metrics.
+    """Train the model; return the epoch with the best held-out NDCG@10 and its metrics, as for the dense scorers.
 
-    Likelihood turns earlier: in stream time on Beauty at epoch 4, where NDCG@10 is .016; by epoch 24 it is .022.
+    Likelihood peaks earlier: in stream time on Beauty at epoch 4, where NDCG@10 is .016; at epoch 24 it is .022.
 
     The same seed, data and number of threads give the same weights.
     """
@@ -41,7 +41,7 @@ def train_generative(
 
 
 def extend_generative(model: Generative, fold: Fold, settings: FitSettings, progress: Progress | None) -> Generative:
-    """Return a copy that has gone on, over the held-out events too."""
+    """Return a copy after further epochs that include the held-out events."""
     return further_epochs(model, fold.sequences, settings, _window_loss, progress)
 
 
@@ -59,7 +59,7 @@ def _nll(model: Generative, sequences: Sequences, part: Windows) -> Tensor:
 
 @torch.no_grad()
 def temper(model: Generative, fold: Fold) -> float:
-    """Set the scale to what held-out events are likeliest under; return their mean loss (nats)."""
+    """Set the scale to maximise the held-out likelihood; return the mean loss (nats)."""
     losses = []
     for scale in SCALES:
         model.scale.fill_(scale)
@@ -69,7 +69,7 @@ def temper(model: Generative, fold: Fold) -> float:
 
 
 def _validate(model: Generative, fold: Fold) -> dict[str, float]:
-    """Return NDCG@10 of (at most `JUDGED`) held-out events, by a beam, and the mean loss (nats) of all."""
+    """Return NDCG@10 on at most `JUDGED` held-out events, by beam search, and the mean loss (nats) on all of them."""
     begin = fold.begin
     rows = np.flatnonzero(np.arange(len(fold.sequences.item)) >= np.repeat(begin, fold.sequences.lengths()))
     only = np.sort(np.random.default_rng(0).permutation(rows)[:JUDGED])

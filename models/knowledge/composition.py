@@ -1,7 +1,7 @@
-"""A scorer of behaviour joined with a source of users' knowledge; trained in `models.knowledge.training`.
+"""A behaviour scorer combined with a source of user knowledge; trained in `models.knowledge.training`.
 
-Snapshots (`models.scorers.snapshots`) keep it honest: knowledge of a moment is made from what came before it and is
-used for the events after it, in training as in serving. A composition without a source is the control "as many extra
+Snapshots (`models.scorers.snapshots`) prevent leaks from the future: knowledge for a moment is made from earlier events
+and used for later ones, in training as in serving. A composition without a source serves as the control "as many extra
 steps".
 """
 
@@ -22,23 +22,23 @@ from models.scorers.backbone import Backbone, ItemSide
 from models.scorers.ranks import hidden_before, target_ranks
 from models.trust.region import trust_region
 
-BATCH = 16  # moments whose knowledge is generated at a time
+BATCH = 16  # moments per knowledge generation pass
 
 
 class Composed(nn.Module):
     """Backbone, source and fusion.
 
     Args:
-        backbone: the policy's scorer; a copy of the reference, or one that knows item texts.
-        reference: the frozen scorer of behaviour alone that it is measured against.
-        source, fusion: None = none, the composition is its backbone.
-        shuffled: give every moment another one's knowledge; what is left is what knowledge in general gives.
+        backbone: the policy's scorer: a copy of the reference, or a scorer that reads item texts.
+        reference: the frozen behaviour-only scorer that the composition is compared with.
+        source, fusion: None = no knowledge; the composition equals its backbone.
+        shuffled: give every moment the knowledge of another one. Any remaining gain does not depend on the user.
 
     Attributes:
-        hears_reference: whether `finish` changes anything, and needs the reference's scores for it.
+        uses_reference: whether `add_evidence` changes the logits and needs the reference's scores.
     """
 
-    hears_reference = False
+    uses_reference = False
 
     def __init__(
         self, backbone: Backbone, reference: Backbone, source: Source | None, fusion: nn.Module | None,
@@ -50,14 +50,14 @@ class Composed(nn.Module):
         self.reference = reference.eval().requires_grad_(False)
 
     def knowledge(self, moments: Moments) -> Tensor | None:
-        """Return the knowledge (B, K, d) of a batch of moments of different users, None without a source."""
+        """Return knowledge (B, K, d) for a batch of moments of different users; None without a source."""
         if self.source is None:
             return None
         vectors = self.source(moments)
         return vectors.roll(1, 0) if self.shuffled else vectors
 
     def fuse(self, hidden: Tensor, vectors: Tensor | None) -> Tensor:
-        """Return hidden states (m, d) with what knowledge (m, K, d) changes of them; None = nothing."""
+        """Return hidden states (m, d) fused with knowledge (m, K, d); None = no knowledge, states unchanged."""
         if vectors is None or self.fusion is None:
             return hidden
         return hidden + self.fusion(hidden[:, None], vectors)[:, 0]
@@ -71,15 +71,15 @@ class Composed(nn.Module):
         self, sequences: Sequences, begin: IntArray, age: Age, epsilon: float | None = None, least: int = 1,
         progress: Callable[[int, int], None] | None = None, rows: IntArray | None = None,
     ) -> Ranks:
-        """Rank the item of every event from row `begin` on of each user.
+        """Rank the target item of each user's events from row `begin` on.
 
         Args:
-            age: of the knowledge that is used.
-            epsilon: full trust radius, of `models.trust.region`; without knowledge p is p_ref. None = the scores as
-                they are.
-            least: events a user must have had before knowledge is generated.
-            progress: called with moments done and moments in all.
-            rows: only these events, ascending; None = all.
+            age: age of the knowledge at the event.
+            epsilon: full trust radius, see `models.trust.region`; events without knowledge get p_ref. None = the fused
+                scores without a trust region.
+            least: events a user needs before knowledge is generated.
+            progress: called with the number of moments done and the total.
+            rows: rank only these events, ascending; None = all.
         """
         self.eval()
         rows, hidden = hidden_before(self.backbone, sequences, begin, rows=rows)
@@ -87,9 +87,9 @@ class Composed(nn.Module):
         known = own >= sequences.offsets[np.searchsorted(sequences.offsets, own, "right") - 1] + max(1, least)
         used, vectors, which = self._vectors(sequences, np.where(known, own, -1), progress)
         side = self.backbone.item_side()
-        # The reference is asked only where it is heard: for a radius, or by evidence.
-        hears = epsilon is not None or self.hears_reference
-        ref_hidden = hidden_before(self.reference, sequences, begin, rows=rows)[1] if hears else None
+        # Only a trust radius and evidence need the reference's scores.
+        needs_reference = epsilon is not None or self.uses_reference
+        ref_hidden = hidden_before(self.reference, sequences, begin, rows=rows)[1] if needs_reference else None
 
         def scores(part: Tensor) -> Tensor:
             has = which[part] >= 0
@@ -102,7 +102,7 @@ class Composed(nn.Module):
             ref = self.reference.scores(ref_hidden[part])
             if has.any():
                 at = part[has].numpy()
-                logits[has] = self.finish(logits[has], ref[has], sequences, used[at], rows[at] - own[at])
+                logits[has] = self.add_evidence(logits[has], ref[has], sequences, used[at], rows[at] - own[at])
             if epsilon is None:
                 return logits
             ref = ref.log_softmax(-1)
@@ -111,31 +111,33 @@ class Composed(nn.Module):
 
         return Ranks(rows, *target_ranks(scores, self.backbone.n_items, sequences, rows))
 
-    def finish(self, logits: Tensor, reference: Tensor, sequences: Sequences, used: IntArray, age: IntArray) -> Tensor:
-        """Return logits (m, n) with what knowledge adds to them directly: here nothing. See `hears_reference`.
+    def add_evidence(
+        self, logits: Tensor, reference: Tensor, sequences: Sequences, used: IntArray, age: IntArray,
+    ) -> Tensor:
+        """Return logits (m, n) plus what knowledge adds to them directly. This class adds nothing.
 
         Args:
-            reference: (m, n) logits of behaviour alone.
-            used: (m,) the moments (rows) whose knowledge is used.
-            age: (m,) events since it was generated.
+            reference: (m, n) logits from behaviour alone, see `uses_reference`.
+            used: (m,) rows of the moments whose knowledge each event uses.
+            age: (m,) events since that knowledge was generated.
         """
         return logits
 
     def _vectors(
         self, sequences: Sequences, own: IntArray, progress: Callable[[int, int], None] | None,
     ) -> tuple[IntArray, Tensor | None, Tensor]:
-        """Make the knowledge of moments `own` (m,), −1 = none wanted.
+        """Generate knowledge for the moments `own` (m,), −1 = no knowledge wanted.
 
         Returns:
-            The moment whose knowledge each event uses (m,), −1 = none; knowledge (u, K, d) of distinct moments; the row
-            of it that each event uses (m,), −1 = none.
+            The moment whose knowledge each event uses (m,), −1 = none; knowledge (u, K, d) of the distinct moments; the
+            row of it that each event uses (m,), −1 = none.
         """
         which = torch.full((len(own),), -1, dtype=torch.int64)
         has = np.flatnonzero(own >= 0)
         if self.source is None or not len(has):
             return own, None, which
         places, inverse = np.unique(own[has], return_inverse=True)
-        if self.shuffled:  # over all moments: those next to each other are of the same user
+        if self.shuffled:  # across all moments: adjacent moments belong to the same user
             inverse = np.random.default_rng(0).permutation(len(places))[inverse]
         which[torch.from_numpy(has)] = torch.from_numpy(inverse)
         used = np.full(len(own), -1, np.int64)

@@ -1,4 +1,4 @@
-"""Knowledge as it was generated, of any number of users."""
+"""Generated knowledge for any number of users."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Generation:
-    """Knowledge of a batch of users.
+    """Generated knowledge for B users.
 
     Attributes:
         vectors: (B, K, d) float32, each of L2 norm ≤ 1; zero where not finite.
         codes: (B, K) int64, chosen codewords.
-        finite: (B,) bool; False = the model gave NaN or infinity, reject it and keep the old knowledge.
-        items, weights: (B, M) evidence of the histories, see `models.evidence.ease`; M = 0 where there is none.
+        finite: (B,) bool; False = the model returned NaN or infinity: reject the result and keep the old knowledge.
+        items, weights: (B, M) evidence from the histories, see `models.evidence.ease`; M = 0 without evidence.
     """
 
     vectors: np.ndarray
@@ -29,7 +29,7 @@ class Generation:
 
     @classmethod
     def of(cls, vectors: Tensor, codes: Tensor) -> Generation:
-        """Return vectors (B, K, d) and codes (B, S) as knowledge without evidence."""
+        """Wrap vectors (B, K, d) and codes (B, S) as knowledge without evidence."""
         made = vectors.numpy()
         finite = np.asarray(np.isfinite(made).all(axis=(1, 2)))
         none = np.zeros((len(made), 0))
@@ -41,14 +41,14 @@ class Generation:
 def in_passes(
     make: Callable[[slice], Tensor], users: int, batch: int, shape: tuple[int, ...] = (1, 1),
 ) -> Tensor:
-    """Return the knowledge (users, K, d) of any number of users, `batch` at a time, fewer if the GPU is too small.
+    """Return knowledge (users, K, d), in passes of `batch` users, or fewer if GPU memory is too small.
 
     Args:
-        make: knowledge of some of the users.
-        shape: (K, d) where there are no users.
+        make: returns the knowledge for a slice of the users.
+        shape: (K, d) of the result if there are no users.
 
     Raises:
-        torch.OutOfMemoryError: not even one user fits.
+        torch.OutOfMemoryError: one user does not fit.
     """
     parts: list[Tensor] = []
     done = 0

@@ -1,9 +1,9 @@
-"""What a composition is trained to do: likelihood alone, under a bound on harm, or with harm as judge of what learns.
+"""Training objectives of a composition: likelihood alone, likelihood with a bound on harm, or CoCo's harm mask.
 
-LWGR (arXiv 2605.18771): min_θ max_{λ ≥ 0} L_rec + λ (C − ε_C), C = E[max(0, s_ref − s_θ − δ)]. λ follows C on held-out
-events, since C of the training events vanishes by overfitting: λ ← [λ + η (C_val/ε_C − 1)]_+, after every epoch.
-CoCo (arXiv 2510.14257): ℓ⁺ + ℓ⁰ with and without knowledge, and the language model's LoRA moved only by events with
-ℓ⁺ − ℓ⁰ > γ. Its InfoNCE is taken to the limit: the whole catalogue are the negatives.
+LWGR (arXiv 2605.18771): min_θ max_{λ ≥ 0} L_rec + λ (C − ε_C), C = E[max(0, s_ref − s_θ − δ)]. λ is updated with C on
+held-out events, because overfitting drives C on training events to 0: λ ← [λ + η (C_val/ε_C − 1)]_+ after every epoch.
+CoCo (arXiv 2510.14257): ℓ⁺ + ℓ⁰, with and without knowledge; the language model's LoRA is trained only on events with
+ℓ⁺ − ℓ⁰ > γ. CoCo's InfoNCE is used in the limit where the whole catalogue are negatives.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from models.measuring.harm import DELTA
 
-ALLOWED = 0.5  # ε_C as a share of C at the start; without such a scale λ is inert
+ALLOWED = 0.5  # ε_C as a share of the initial C; without this scale λ has no effect
 LEAST_ALLOWED = 1e-3  # nats
 DUAL_RATE = 0.5  # η
 MAX_LAGRANGE = 5.0
@@ -23,11 +23,11 @@ MAX_LAGRANGE = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Losses:
-    """m events of a batch of snapshots.
+    """Losses of m events in a batch of snapshots.
 
     Args:
-        nll, reference: (m,) negative log-likelihood of the composition and of its reference, nats.
-        plain: (m,) negative log-likelihood of the same scorer without knowledge, where the objective wants it.
+        nll, reference: (m,) negative log-likelihoods of the composition and of its reference, nats.
+        plain: (m,) negative log-likelihoods of the same scorer without knowledge, if the objective needs them.
     """
 
     nll: Tensor
@@ -43,32 +43,32 @@ class Objective:
     """Likelihood alone: unconstrained fusion.
 
     Attributes:
-        wants_plain: whether `Losses.plain` is needed.
+        needs_plain: whether `Losses.plain` is needed.
     """
 
-    wants_plain = False
+    needs_plain = False
 
     def start(self, constraint: float) -> None:
-        """Take note of C before training (nats)."""
+        """Receive C before training (nats)."""
 
     def loss(self, losses: Losses) -> Tensor:
         """Return the loss of a batch."""
         return losses.nll.mean()
 
     def masked(self, losses: Losses) -> Tensor | None:
-        """Return the loss that a source's masked weights learn from; None = they stay as they are."""
+        """Return the loss for a source's masked weights; None = do not train them."""
         return None
 
     def after_epoch(self, constraint: float) -> None:
-        """Take note of C on held-out events (nats)."""
+        """Receive C on held-out events (nats)."""
 
     def log(self) -> dict[str, float]:
-        """Return figures of its state."""
+        """Return figures of the objective's state."""
         return {}
 
 
 class FixedPenalty(Objective):
-    """Likelihood plus λ C with λ fixed."""
+    """Likelihood plus λ C with fixed λ."""
 
     def __init__(self, lagrange: float = 1.0) -> None:
         self.lagrange = lagrange
@@ -81,8 +81,10 @@ class FixedPenalty(Objective):
 
 
 class PrimalDual(FixedPenalty):
-    """LWGR's Lagrangian. ε_C is a share of C where the policy starts, or, where it starts at its reference (C = 0),
-    of C after a first epoch without the constraint.
+    """LWGR's Lagrangian.
+
+    ε_C is a share of the initial C. If the policy starts at its reference (C = 0), it is a share of C after a first
+    epoch without the constraint.
     """
 
     allowed = 0.0
@@ -103,9 +105,9 @@ class PrimalDual(FixedPenalty):
 
 
 class Judged(Objective):
-    """CoCo's judge. In the first epoch the language model stays as it is, until there is knowledge to judge."""
+    """CoCo's harm mask. The language model is not trained in the first epoch, before there is knowledge to judge."""
 
-    wants_plain = True
+    needs_plain = True
 
     def __init__(self, gamma: float = 0.0) -> None:
         self.gamma, self.judging = gamma, False
@@ -126,14 +128,14 @@ class Judged(Objective):
         self.judging = True
 
     def log(self) -> dict[str, float]:
-        """Return the share of events that triggered since the last call."""
+        """Return the share of contradicted events since the last call."""
         rate = self._triggered / max(1, self._events)
         self._triggered = self._events = 0
         return {"trigger_rate": rate}
 
 
 def masked_loss(positive: Tensor, zero: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
-    """Return Σ m ℓ⁺ / max(1, Σ m) and m of events (m,), for their ℓ⁺ and ℓ⁰."""
+    """Return Σ m ℓ⁺ / max(1, Σ m) and the mask m for ℓ⁺ and ℓ⁰ of events (m,)."""
     mask = positive.detach() - zero.detach() > gamma
-    # where, not a product: an infinite loss times zero would be NaN
+    # `where` instead of a product: an infinite loss times zero is NaN
     return torch.where(mask, positive, 0.0).sum() / mask.sum().clamp(min=1), mask

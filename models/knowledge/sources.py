@@ -1,4 +1,4 @@
-"""Sources of users' knowledge: what a frozen language model makes of a history, as vectors of the backbone's width."""
+"""Sources of user knowledge: they turn histories into vectors of the backbone's width, with a frozen language model."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from models.data.sequences import Sequences
 from models.scorers.backbone import Backbone
 from models.scorers.snapshots import before
 
-THROUGH_LLM = 192  # moments per epoch where gradients pass through the language model
-FROZEN = 1536  # where they do not
+THROUGH_LLM = 192  # moments per epoch if gradients pass through the language model
+FROZEN = 1536  # moments per epoch if they do not
 
 
 @dataclass(frozen=True, slots=True)
 class Moments:
-    """B moments of users for which knowledge is wanted.
+    """B moments at which to generate a user's knowledge.
 
     Args:
         user: (B,) user rows.
-        hidden: (B, d) the reference's state of the user then.
-        histories: (B, H) newest item rows before, oldest first, −1 = none.
-        length: (B,) events of the user before.
+        hidden: (B, d) the reference's hidden state at the moment.
+        histories: (B, H) newest item rows before the moment, oldest first, −1 = none.
+        length: (B,) number of the user's earlier events.
     """
 
     user: IntArray
@@ -36,11 +36,11 @@ class Moments:
 
 
 class Source(nn.Module, ABC):
-    """Makes users' knowledge; trainable.
+    """A trainable generator of user knowledge.
 
     Attributes:
-        items: H, items of a history it reads.
-        snapshots: moments it is trained on per epoch: what a pass costs decides.
+        items: H, number of items read from a history.
+        snapshots: training moments per epoch; fewer for sources with expensive passes.
     """
 
     items: int
@@ -51,18 +51,18 @@ class Source(nn.Module, ABC):
         """Return knowledge (B, K, d)."""
 
     def attach(self, backbone: Backbone) -> None:
-        """Share parts with the scorer it is trained with, where the system says so."""
+        """Share parts with the scorer that is trained together with the source, if the system does that."""
 
     def auxiliary(self) -> Tensor:
-        """Return a loss of its own on the last batch."""
+        """Return the source's auxiliary loss on the last batch."""
         return torch.zeros(())
 
     def masked(self) -> list[nn.Parameter]:
-        """Return weights that learn only from what an objective masks (`models.knowledge.objectives.Judged`)."""
+        """Return weights that are trained only with the masked loss (`models.knowledge.objectives.Judged`)."""
         return []
 
     def log(self) -> dict[str, float]:
-        """Return figures of its inner state (use of codes, say)."""
+        """Return figures of the source's state, such as code usage."""
         return {}
 
 

@@ -1,6 +1,6 @@
-"""Training a composition: likelihood of the events after a moment, under an objective's bound on harm.
+"""Training of a composition: likelihood of the events after a moment, with the objective's bound on harm.
 
-Backbone, source and fusion are trained together on snapshots; the best epoch on held-out events is kept.
+Backbone, source and fusion are trained together on snapshots, and the best epoch on held-out events is kept.
 """
 
 from __future__ import annotations
@@ -29,27 +29,27 @@ Progress = Callable[[int, int, dict[str, float]], None]
 
 BATCH = 16  # snapshots per step
 LEARNING_RATE = 2e-3
-BACKBONE_RATE = 0.1  # of the learning rate: it is trained already, and snapshots are few
-MASKED_RATE = 0.05  # LoRA learns at 1e-4
+BACKBONE_RATE = 0.1  # of the learning rate: the backbone is already trained, and there are few snapshots
+MASKED_RATE = 0.05  # of the learning rate: LoRA trains at 1e-4
 WEIGHT_DECAY = 0.05
-JUDGED = 192  # snapshots of held-out events that move λ and choose the epoch
+JUDGED = 192  # held-out snapshots that update λ and choose the epoch
 WARMUP = 20  # steps
 DECAY = 0.98  # of the weights' running average
-FEW = 192  # snapshots per epoch where no source says: what a pass through a language model allows
+FEW = 192  # snapshots per epoch without a source; as many as for sources that train through the language model
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingPlan:
-    """How long and how a composition is trained.
+    """Training settings of a composition.
 
     Args:
-        epochs: over `snapshots` moments each.
-        objective: of the loss, with its dual variable.
-        trains_backbone: False = only source and fusion.
-        none_is_an_epoch: keep the start where no epoch is better on held-out events.
-        seed: of draws and dropout.
-        device: where to train (`models.compute.devices.place`).
-        snapshots: per epoch; None = what the source says.
+        epochs: number of epochs, with `snapshots` moments each.
+        objective: the objective, with its dual variable.
+        trains_backbone: False = train only source and fusion.
+        none_is_an_epoch: keep the initial weights if no epoch is better on held-out events.
+        seed: seed of sampling and dropout.
+        device: training device (`models.compute.devices.place`).
+        snapshots: snapshots per epoch; None = the source's value.
     """
 
     epochs: int
@@ -62,10 +62,10 @@ class TrainingPlan:
 
 
 def train(model: Composed, fold: Fold, plan: TrainingPlan, progress: Progress | None = None) -> dict[str, Any]:
-    """Train a composition in place; the best epoch by likelihood of held-out events is kept.
+    """Train a composition in place and keep the epoch with the best held-out likelihood.
 
     Returns:
-        metrics of the kept epoch (nats; C; λ), seconds, steps, and "history": one entry per epoch.
+        Metrics of that epoch (nats; C; λ), seconds, steps, and "history" with one entry per epoch.
     """
     began = time.monotonic()
     torch.manual_seed(plan.seed)
@@ -74,11 +74,11 @@ def train(model: Composed, fold: Fold, plan: TrainingPlan, progress: Progress | 
     here = place(plan.device)
     device = here.device
     if here.ranks > 1:
-        torch.manual_seed(plan.seed + here.rank)  # of dropout
+        torch.manual_seed(plan.seed + here.rank)  # for dropout
     model.to(device)
     model.backbone.requires_grad_(plan.trains_backbone)
     if model.fusion is not None:
-        model.fusion.requires_grad_(True)  # it may be a part of the backbone
+        model.fusion.requires_grad_(True)  # it may be part of the backbone
     steps = _Steps(model)
     judged = _chunks(draw(fold.sequences, JUDGED, rng, fold.begin))
     now = here.agree(judge(model, fold, judged))
@@ -95,7 +95,7 @@ def train(model: Composed, fold: Fold, plan: TrainingPlan, progress: Progress | 
             if not len(mine):
                 steps.take(None, None, here)
                 continue
-            losses = _losses(model, training, mine, here, plan.objective.wants_plain)
+            losses = _losses(model, training, mine, here, plan.objective.needs_plain)
             loss = plan.objective.loss(losses)
             if model.source is not None:
                 loss = loss + model.source.auxiliary().to(loss.device)
@@ -116,7 +116,7 @@ def train(model: Composed, fold: Fold, plan: TrainingPlan, progress: Progress | 
 
 
 class _Steps:
-    """Optimisation of a composition's weights that require a gradient, and their running average."""
+    """The optimiser of a composition's trainable weights, and their running average."""
 
     def __init__(self, model: Composed) -> None:
         self.taken = 0
@@ -126,7 +126,7 @@ class _Steps:
         known = {id(weight) for weight in self.masked}
         self.weights = list(self.masked)
         groups = [{"params": self.masked, "rate": MASKED_RATE}]
-        # fusion may be a part of the backbone: what comes first has it
+        # The fusion may be part of the backbone; the first group that contains a weight owns it.
         for part, rate in ((model.source, 1.0), (model.fusion, 1.0), (model.backbone, BACKBONE_RATE)):
             own = [w for w in part.parameters() if w.requires_grad and id(w) not in known] if part is not None else []
             known |= {id(weight) for weight in own}
@@ -138,14 +138,14 @@ class _Steps:
         self._averaged = [weight.detach().clone() for weight in self.weights]
 
     def take(self, loss: Tensor | None, masked_loss: Tensor | None, here: Place) -> None:
-        """Go one step; masked weights follow `masked_loss` alone, None = they stay. No loss = no share of the batch."""
+        """Take one step. Masked weights use only `masked_loss` (None = no update); no loss = no share."""
         self._optimizer.zero_grad()
-        apart: tuple[Tensor | None, ...] = (None,) * len(self.masked)
+        masked_gradients: tuple[Tensor | None, ...] = (None,) * len(self.masked)
         if self.masked and masked_loss is not None:
-            apart = torch.autograd.grad(masked_loss, self.masked, retain_graph=True, allow_unused=True)
+            masked_gradients = torch.autograd.grad(masked_loss, self.masked, retain_graph=True, allow_unused=True)
         if loss is not None:
             loss.backward()
-        for weight, gradient in zip(self.masked, apart, strict=True):
+        for weight, gradient in zip(self.masked, masked_gradients, strict=True):
             weight.grad = gradient
         here.sum_gradients(self.weights)
         nn.utils.clip_grad_norm_(self.weights, 1.0)
@@ -157,14 +157,14 @@ class _Steps:
         torch._foreach_lerp_(self._averaged, [weight.detach() for weight in self.weights], share)
 
     def average(self) -> list[Tensor]:
-        """Put the running average in the weights' place and return what was there."""
+        """Replace the weights by their running average and return the previous values."""
         raw = [weight.detach().clone() for weight in self.weights]
         self.set(self._averaged)
         return raw
 
     @torch.no_grad()
     def set(self, values: list[Tensor]) -> None:
-        """Give the weights these values."""
+        """Set the weights to these values."""
         for weight, value in zip(self.weights, values, strict=True):
             weight.copy_(value)
 
@@ -174,7 +174,7 @@ def _losses(
 ) -> Losses:
     """Return the losses (m,) of the events after the moments before `rows` (B,)."""
     device = here.device
-    # a window must reach back to the moment: half of what is read is context at least
+    # A window must reach back to the moment, so at least half of it is context.
     span = min(SPAN, max(1, model.reference.max_len // 2))
     part = after(sequences, rows, model.reference.max_len, span)
     tokens, where, slots, predicted = tensors(sequences, part)
@@ -197,7 +197,7 @@ def _losses(
         logits = model.backbone.scores(fused, side)
         without = model.backbone.scores(hidden, side) if plain else None
     fresh = model.backbone.fresh if model.training else torch.zeros_like(model.backbone.fresh)
-    # New items are no negatives while training: that would teach that new items score low.
+    # New items are not used as negatives in training: the model would learn to score them low.
     def nll(scored: Tensor) -> Tensor:
         return F.cross_entropy(scored.float().masked_fill(fresh, -torch.inf), target, reduction="none")
 
@@ -206,15 +206,13 @@ def _losses(
 
 @torch.no_grad()
 def judge(model: Composed, fold: Fold, judged: list[IntArray]) -> dict[str, float]:
-    """Return mean losses (nats) on held-out events: the composition's, the same without knowledge, the reference's,
-    and C.
-    """
+    """Return held-out losses (nats): the composition with and without knowledge, and the reference; and C."""
     model.eval()
     here = Place(next(model.backbone.parameters()).device)
     sums, count = np.zeros(4), 0
     for rows in judged:
         found = _losses(model, fold.sequences, rows, here, plain=True)
-        assert found.plain is not None  # noqa: S101 - asked for
+        assert found.plain is not None  # noqa: S101 - requested above
         parts = (found.nll, found.plain, found.reference, found.shortfall())
         sums += [float(part.sum()) for part in parts]
         count += len(found.nll)
@@ -223,7 +221,7 @@ def judge(model: Composed, fold: Fold, judged: list[IntArray]) -> dict[str, floa
 
 
 def _drawn(sequences: Sequences, n: int, rng: np.random.Generator) -> IntArray:
-    """Return n rows with a history; where there are fewer, all of them as often as it takes."""
+    """Return n rows with a history; if there are fewer, they are repeated."""
     rows = draw(sequences, n, rng)
     return np.resize(rows, n) if len(rows) else rows
 

@@ -1,6 +1,6 @@
-"""Language models: loading, attention over cached states, item memory, adapters, encoding, writing.
+"""Language models: loading, attention over cached states, item memory, adapters, encoding, text generation.
 
-What they are asked is each system's, in `models/systems`.
+The prompts and instructions of each system are in `models/systems`.
 
 May import: compute, data.
 """

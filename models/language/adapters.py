@@ -1,4 +1,4 @@
-"""LoRA adapters (peft) put into a decoder in place: checked before they are let in, swapped while it runs."""
+"""LoRA adapters (peft) in a decoder: validated before loading, and swapped while the decoder is in use."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from schemas.errors import FreshetError
 
 
 def load(decoder: nn.Module, path: Path, name: str) -> None:
-    """Put the adapter stored in `path` into the decoder under `name`, replacing one of that name once it is sound.
+    """Load the adapter in `path` into the decoder as `name`. It replaces an adapter of that name only if it is valid.
 
     Raises:
-        FreshetError: it is damaged or fits another model; the decoder's other adapters are untouched.
+        FreshetError: the adapter is damaged or made for another model; the decoder's adapters stay unchanged.
     """
     config, weights = read(path)
-    trial = f"{name}__trial"  # peft drops what does not fit without a word, so it is tried under another name first
+    trial = f"{name}__trial"  # peft silently drops weights that do not fit, so test under another name first
     try:
         _insert(decoder, config, weights, trial)
         if name in names(decoder):
@@ -40,7 +40,7 @@ def read(path: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
     """Return configuration and weights of a peft folder; pickled weights are refused.
 
     Raises:
-        FreshetError: a file is missing, damaged, not LoRA, or holds numbers that are not finite.
+        FreshetError: a file is missing, damaged, not LoRA, or has non-finite weights.
     """
     try:
         config = PeftConfig.from_pretrained(str(path))
@@ -52,7 +52,7 @@ def read(path: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
     if not isinstance(config, LoraConfig):
         raise FreshetError(f"{path} is a {config.peft_type} adapter; only LoRA is supported")
     if not weights or not all(bool(torch.isfinite(weight).all()) for weight in weights.values()):
-        raise FreshetError(f"the LoRA adapter {path} is empty or holds numbers that are not finite; train it again")
+        raise FreshetError(f"the LoRA adapter {path} is empty or has non-finite weights; train it again")
     return config, weights
 
 
@@ -62,10 +62,10 @@ def names(decoder: nn.Module) -> set[str]:
 
 
 def choose(decoder: nn.Module, name: str | None) -> None:
-    """Make one adapter the active one, frozen; None = none.
+    """Activate one adapter, frozen; None = no adapter.
 
     Raises:
-        FreshetError: there is none of that name.
+        FreshetError: there is no adapter of that name.
     """
     if name is not None and name not in names(decoder):
         raise FreshetError(f"no LoRA adapter named {name!r} was loaded; there are: {sorted(names(decoder))}")
@@ -77,7 +77,7 @@ def choose(decoder: nn.Module, name: str | None) -> None:
 
 
 def enable(decoder: nn.Module, on: bool) -> None:
-    """Let the active adapter act, or not, from the next forward pass on."""
+    """Switch the active adapter on or off, from the next forward pass on."""
     for layer in _tuned(decoder):
         layer._disable_adapters = not on  # enable_adapters() would also flip requires_grad of every weight
 
@@ -88,9 +88,9 @@ def _tuned(decoder: nn.Module) -> list[Any]:
 
 def _insert(decoder: nn.Module, config: LoraConfig, weights: dict[str, Tensor], name: str) -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # peft wonders at a second adapter
+        warnings.simplefilter("ignore")  # peft warns about a second adapter
         inject_adapter_in_model(config, decoder, name)
-    # saved from the causal LM the names start with base_model.model.model., from the bare decoder without the last one
+    # Weight names start with base_model.model.model. if saved from the causal LM; the decoder lacks the last "model."
     cut = {key.removeprefix("base_model.model.").removeprefix("model."): value for key, value in weights.items()}
     result = set_peft_model_state_dict(decoder, cut, adapter_name=name)
     missing = [key for key in result.missing_keys if f".{name}." in key]
@@ -101,17 +101,17 @@ def _insert(decoder: nn.Module, config: LoraConfig, weights: dict[str, Tensor], 
 
 def _delete(decoder: nn.Module, name: str) -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # and at the end of one that was active
+        warnings.simplefilter("ignore")  # peft warns when an active adapter is deleted
         for layer in _tuned(decoder):
             if name in layer.lora_A:
                 layer.delete_adapter(name)
 
 
 def create(decoder: nn.Module, name: str, rank: int) -> None:
-    """Put a new adapter that changes nothing yet into the decoder: LoRA on queries and values, α = 2r (CoCo: 8, 16).
+    """Add a new adapter with no initial effect to the decoder: LoRA on queries and values, α = 2r (CoCo: r 8, α 16).
 
     Raises:
-        FreshetError: the decoder names its layers otherwise.
+        FreshetError: the decoder has no layers q_proj and v_proj.
     """
     config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=["q_proj", "v_proj"], lora_dropout=0.0)
     try:
@@ -125,10 +125,10 @@ def create(decoder: nn.Module, name: str, rank: int) -> None:
 
 
 def copy(decoder: nn.Module, source: str, name: str) -> None:
-    """Give adapter `name`, made by `create`, the weights of adapter `source`.
+    """Copy the weights of adapter `source` into adapter `name`, made by `create`.
 
     Raises:
-        FreshetError: they do not act on the same layers with the same rank.
+        FreshetError: the adapters differ in layers or rank.
     """
     for layer in _tuned(decoder):
         if (source in layer.lora_A) != (name in layer.lora_A) or (
@@ -139,25 +139,25 @@ def copy(decoder: nn.Module, source: str, name: str) -> None:
         if name in layer.lora_A:
             with torch.no_grad():
                 layer.lora_A[name].weight.copy_(layer.lora_A[source].weight)
-                # an adapter from elsewhere may have another α
+                # an external adapter may have another α
                 layer.lora_B[name].weight.copy_(
                     layer.lora_B[source].weight * (layer.scaling[source] / layer.scaling[name]))
 
 
 def trainable(decoder: nn.Module, name: str) -> list[nn.Parameter]:
-    """Return the weights of an adapter, in float32 and with gradients; everything else in the decoder has none."""
+    """Return the weights of an adapter, in float32 and with gradients; all other weights of the decoder are frozen."""
     decoder.requires_grad_(False)
     weights = []
     for layer in _tuned(decoder):
         if name in layer.lora_A:
             for part in (layer.lora_A[name], layer.lora_B[name]):
-                part.float()  # steps of 1e-4 get lost in bfloat16's 8 bits
+                part.float()  # bfloat16's 8 bits lose steps of 1e-4
                 weights.append(part.weight.requires_grad_(True))
     return weights
 
 
 def save(decoder: nn.Module, name: str, folder: Path) -> None:
-    """Write an adapter as a peft folder that `load` reads."""
+    """Write an adapter as a peft folder for `load`."""
     weights: dict[str, Tensor] = {}
     rank = 0
     for path, layer in decoder.named_modules():
@@ -174,5 +174,5 @@ def save(decoder: nn.Module, name: str, folder: Path) -> None:
 
 
 def remove(decoder: nn.Module, name: str) -> None:
-    """Take an adapter out of the decoder, if it is there."""
+    """Remove an adapter from the decoder, if it exists."""
     _delete(decoder, name)

@@ -1,8 +1,8 @@
-"""Attention of a few new tokens over states computed earlier, in any transformers decoder with attention plug-ins.
+"""Attention of a few new tokens over stored states, for any transformers decoder with pluggable attention.
 
-transformers' own route (a `Cache` that joins old and new keys, then SDPA) copies the whole history in every layer and
-back-propagates into it. Here old and new keys are scored apart and meet only in the softmax, so the history is read in
-place, takes no gradient, and may be padded, moved or shared by the batch.
+transformers' own way (a `Cache` that joins old and new keys, then SDPA) copies the whole history in every layer and
+back-propagates into it. Here old and new keys are scored separately and joined only in the softmax. The history is read
+in place, gets no gradient, and may be padded, moved or shared by the batch.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ NAME = "freshet"
 
 
 class Memory(Protocol):
-    """States that come before the tokens of a forward pass.
+    """States that precede the tokens of a forward pass.
 
     Attributes:
         mask: (B or 1, P) bool, False = padding.
-        positions: (B or 1, P) int64, place of each state in the sequence.
-        new: (B, T) bool, which of the new tokens are not padding; None = all.
+        positions: (B or 1, P) int64, position of each state in the sequence.
+        new: (B, T) bool, False = padding among the new tokens; None = no padding.
         record: if a list, every layer appends its new keys and values (B, heads, T, D), keys rotated.
     """
 
@@ -72,7 +72,7 @@ def attend(
     batch, heads, new, size = query.shape
     groups = heads // key.shape[1]
     scale = scaling if scaling is not None else size**-0.5
-    # heads that share keys are laid side by side as further queries, so that keys are never repeated
+    # Heads that share keys become additional queries, so keys are never repeated.
     grouped = (query * scale).reshape(batch, key.shape[1], groups * new, size)
     if memory.record is not None:
         memory.record.append((key, value))
@@ -98,19 +98,20 @@ def attend(
 
 
 def own_mask(new: int, present: Tensor | None, window: int | None, device: torch.device) -> Tensor:
-    """Return (1 or B, T, T): which new token (row) may see which (column)."""
+    """Return (1 or B, T, T) bool: whether a new token (row) may attend to another (column)."""
     steps = torch.arange(new, device=device)
     back = steps[:, None] - steps[None, :]
     allowed = (back >= 0)[None]
     if window is not None and window < new:
         allowed = allowed & (back < window)[None]
-    if present is not None:  # a padded token still sees itself: a row of nothing but −∞ would turn to NaN
+    if present is not None:  # a padded token still attends to itself: a row of only −∞ would give NaN
         allowed = allowed & (present[:, None, :] | (back == 0)[None])
     return allowed
 
 
 def past_mask(memory: Memory, new: int, window: int | None) -> Tensor:
-    """Return (B or 1, T, P): which new token may see which earlier state; the new ones follow the last state."""
+    """Return (B or 1, T, P) bool: whether a new token may attend to a stored state. New tokens follow the last state.
+    """
     allowed = memory.mask[:, None, :].expand(-1, new, -1)
     if window is None or memory.mask.shape[1] + new <= window:
         return allowed
@@ -120,10 +121,10 @@ def past_mask(memory: Memory, new: int, window: int | None) -> Tensor:
 
 
 def register() -> None:
-    """Make `attend` known to transformers as attention implementation "freshet"; harmless when repeated."""
+    """Register `attend` with transformers as attention implementation "freshet"; repeated calls are harmless."""
     AttentionInterface.register(NAME, attend)
     AttentionMaskInterface.register(NAME, no_mask)
 
 
 def no_mask(*_: Any, **__: Any) -> None:
-    """Build no mask: `attend` makes its own from the memory."""
+    """Return no mask: `attend` builds its own from the memory."""

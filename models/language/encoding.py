@@ -1,4 +1,4 @@
-"""Item texts to states: the tokens kept of a text, and one pass of the base model after the shared prefix."""
+"""Encodes item texts: tokenisation, and one pass of the base model after the shared prefix."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PREFIX = "Things that one person chose, the oldest first:\n"
 
 
 class PrefixMemory(Blank):
-    """The shared prefix as a `Memory` of every item that is encoded after it."""
+    """The shared prefix as a `Memory` for the items encoded after it."""
 
     def __init__(self, llm: LanguageModel, states: Tensor) -> None:
         super().__init__(llm.device, record=[])
@@ -29,7 +29,7 @@ class PrefixMemory(Blank):
 
 
 def item_ids(llm: LanguageModel, texts: list[str], item_tokens: int) -> list[list[int]]:
-    """Return the token ids of each item's line, `- text`, at most `item_tokens`, never none."""
+    """Return the token ids of each item's line `- text`: at least one and at most `item_tokens`."""
     mark = list(llm.tokenizer("- ", add_special_tokens=False).input_ids)[:1]
     end = list(llm.tokenizer("\n", add_special_tokens=False).input_ids)[:1]
     room = max(1, item_tokens - len(mark) - len(end))
@@ -43,14 +43,15 @@ def encode(llm: LanguageModel, tokens: list[list[int]], prefix: Tensor) -> tuple
     """Encode items after the prefix.
 
     Args:
-        llm: the model; its adapter does not act.
-        tokens: ids of each item, not empty.
+        llm: the model; its adapter is inactive.
+        tokens: non-empty ids for each item.
         prefix: (P, all layers, 2, key heads, D) states of the prefix, from `encode_prefix`.
 
     Returns:
-        per item its states (T, L, 2, key heads, D) float16 on the CPU, and mean last hidden states (n, H) float32. The
-        latter are the whole model's: as item vectors those of the middle are worth a tenth as much (NDCG@10 on held-out
-        events of MovieLens-100K: .1044 without texts, .1048 with layer 9 of Gemma 3 270M, .1087 with its last).
+        For each item its states (T, L, 2, key heads, D) float16 on the CPU, and mean last hidden states (n, H) float32.
+        The latter come from the last layer of the whole model; a middle layer has a tenth of the benefit (NDCG@10 on
+        held-out events of MovieLens-100K: .1044 without texts, .1048 with layer 9 of Gemma 3 270M, .1087 with its last
+        layer).
     """
     width = max(len(ids) for ids in tokens)
     ids = torch.zeros(len(tokens), width, dtype=torch.int64)
@@ -65,7 +66,7 @@ def encode(llm: LanguageModel, tokens: list[list[int]], prefix: Tensor) -> tuple
         hidden = llm.run(llm.embed(ids.to(llm.device)), positions, memory).float()
     means = (hidden * present[..., None]).sum(dim=1) / present.sum(dim=1, keepdim=True)
     states = _stack((memory.record or [])[: llm.layers])
-    if not bool(torch.isfinite(states[present]).all()):  # float16 ends at 65,504
+    if not bool(torch.isfinite(states[present]).all()):  # the maximum of float16 is 65,504
         raise FreshetError(f"states of {llm.model_id!r} do not fit float16; use another model")
     cpu = states.cpu()
     return [cpu[row, : len(item)] for row, item in enumerate(tokens)], means.cpu().numpy()

@@ -1,4 +1,4 @@
-"""Text from the language model: greedy, in batches, answers on disk as soon as they come."""
+"""Text generation with the language model: greedy, in batches; answers are saved to disk as they arrive."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from models.language.llm import LanguageModel
 from models.language.writer import WORDS, Writer, quick
 
 ANSWER_TOKENS = 24
-FORMAT = 2  # of what is written; the next number voids all texts
-LEAST_TOKENS = 4  # a base model likes to end at once
-BATCH = 256  # answers at a time, and at most
-BATCH_TOKENS = 16_384  # of prompts and answers: 300 MB of states, and on a slow CPU something is kept every minute
-PROMPT_TOKENS = 256  # of a prompt's own; what all have in common is read once and not counted
+FORMAT = 2  # version of the texts; another number invalidates all stored texts
+LEAST_TOKENS = 4  # minimum length: base models tend to stop immediately
+BATCH = 256  # maximum of answers per batch
+BATCH_TOKENS = 16_384  # prompt and answer tokens per batch: 300 MB of states, and a slow CPU saves every minute
+PROMPT_TOKENS = 256  # maximum per prompt, without the prefix that all prompts share
 
 
 def answer(writer: Writer, prompts: Sequence[str], tokens: int = ANSWER_TOKENS) -> list[str]:
-    """Return what the language model goes on to write after each prompt, greedily, without special tokens.
+    """Return the language model's greedy continuation of each prompt, without special tokens.
 
-    No three tokens come twice in an answer: Gemma 3 270M else writes "It is a very funny movie." again and again.
+    An answer never repeats three tokens; otherwise Gemma 3 270M repeats "It is a very funny movie." endlessly.
 
     Args:
-        writer: of the language model.
-        prompts: what they all begin with is read once; of the rest the last `PROMPT_TOKENS`.
-        tokens: at most; the end of a line or of a sentence is an answer's end: what Gemma 3 270M says after its first
-            sentence says less ("It is a bit of a mess, but it is fun to watch").
+        writer: writer of the language model.
+        prompts: a common prefix is read once; of the rest, the last `PROMPT_TOKENS` tokens are used.
+        tokens: maximum length of an answer. It also ends with a line or sentence, because Gemma 3 270M's later
+            sentences are less informative ("It is a bit of a mess, but it is fun to watch").
     """
     if not prompts:
         return []
@@ -41,14 +41,14 @@ def answer(writer: Writer, prompts: Sequence[str], tokens: int = ANSWER_TOKENS) 
 
 
 def token_rows(llm: LanguageModel, prompts: Sequence[str]) -> list[list[int]]:
-    """Return the ids of each prompt with the model's start token, where it has one."""
+    """Return the ids of each prompt, with the model's start token if it has one."""
     start = [llm.tokenizer.bos_token_id] if llm.tokenizer.bos_token_id is not None else []
     return [start + list(row) for row in llm.tokenizer(list(prompts), add_special_tokens=False).input_ids]
 
 
 def common(rows: list[list[int]]) -> list[int]:
-    """Return what all rows begin with; of none it is everything."""
-    first, last = min(rows), max(rows)  # in lexical order, what these two share all share
+    """Return the common prefix of all rows, leaving at least one token in each."""
+    first, last = min(rows), max(rows)  # in lexical order, a prefix shared by these two is shared by all
     end = min(len(first), len(last)) - 1
     return first[: next((at for at in range(end) if first[at] != last[at]), max(0, end))]
 
@@ -60,9 +60,9 @@ def _written(writer: Writer, begin: list[int], rows: list[list[int]], tokens: in
     state = hidden[torch.arange(len(rows), device=hidden.device), lengths - 1]
     place, ends = len(begin) + lengths, torch.isin(writer.words, writer.ends)
     stop, digit = writer.words == writer.stop, torch.isin(writer.words, writer.digits)
-    left = torch.arange(len(rows), device=hidden.device)  # rows that are read on
-    going = torch.ones(len(rows), dtype=torch.bool, device=hidden.device)  # of them, those not at their end
-    out = torch.full((len(rows), tokens), -1, device=hidden.device)  # places in `words`
+    left = torch.arange(len(rows), device=hidden.device)  # rows still in the batch
+    going = torch.ones(len(rows), dtype=torch.bool, device=hidden.device)  # those without an end yet
+    out = torch.full((len(rows), tokens), -1, device=hidden.device)  # indices into `words`
     for step in range(tokens):
         scores = writer.scores(state)
         if step < LEAST_TOKENS:
@@ -72,13 +72,13 @@ def _written(writer: Writer, begin: list[int], rows: list[list[int]], tokens: in
         out[left, step] = torch.where(going, word, -1)
         going = going & ~ends[word]
         if step:
-            going = going & ~(stop[word] & ~digit[out[left, step - 1]])  # "1.5" goes on
+            going = going & ~(stop[word] & ~digit[out[left, step - 1]])  # no end inside "1.5"
         if step + 1 == tokens or not bool(going.any()):
             break
-        if int(going.sum()) <= 0.75 * pages.rows:  # moving the others' states costs about a step of them
+        if int(going.sum()) <= 0.75 * pages.rows:  # compacting the states costs about one step
             left, word, place, pages = left[going], word[going], place[going], pages.only(going)
             going = going[going]
-        state = writer.go_on(writer.words[word], place + step, pages)
+        state = writer.step(writer.words[word], place + step, pages)
     ids = torch.where(out >= 0, writer.words[out], -1).tolist()
     last = set(writer.ends.tolist())
     texts = [row[: next((at for at, token in enumerate(row) if token in last or token < 0), tokens)] for row in ids]
@@ -86,7 +86,7 @@ def _written(writer: Writer, begin: list[int], rows: list[list[int]], tokens: in
 
 
 def repeated(written: Tensor) -> tuple[Tensor, Tensor]:
-    """Return rows and words that would repeat three words of what is written (B, T)."""
+    """Return rows and words that would repeat a sequence of three words in the text so far (B, T)."""
     if written.shape[1] < 3:
         empty = torch.zeros(0, dtype=torch.int64, device=written.device)
         return empty, empty
@@ -99,11 +99,11 @@ def generated(
     llm: LanguageModel, prompts: list[str], folder: Path, progress: Callable[[int, int], None] | None = None,
     tokens: int = ANSWER_TOKENS,
 ) -> list[str]:
-    """Return cleaned answers to prompts; those that are on disk are read, the others written as they come.
+    """Return cleaned answers to prompts. Stored answers are read from disk; new ones are saved as they arrive.
 
     Args:
-        folder: one file per language model and manner of writing.
-        progress: called with prompts answered and prompts in all.
+        folder: folder with one file per language model and generation settings.
+        progress: called with the number of prompts answered and the total.
     """
     path = folder / f"{hashlib.sha256(manner(llm, tokens).encode()).hexdigest()[:16]}.jsonl"
     folder.mkdir(parents=True, exist_ok=True)
@@ -114,7 +114,7 @@ def generated(
         rows = token_rows(llm, [wanted[key] for key in missing])
         begin = common(rows)
         own = {key: row[len(begin) :][-PROMPT_TOKENS:] for key, row in zip(missing, rows, strict=True)}
-        missing.sort(key=lambda key: (len(own[key]), key))  # prompts of one length share a batch: no padding
+        missing.sort(key=lambda key: (len(own[key]), key))  # prompts of equal length share a batch, without padding
         writer = Writer(llm)
         with path.open("ab") as file:
             at = 0
@@ -133,7 +133,7 @@ def generated(
 
 
 def manner(llm: LanguageModel, tokens: int) -> str:
-    """Return what, beside the prompt, a text depends on."""
+    """Return everything except the prompt that determines a text."""
     precision = "int8" if quick(llm.device) else str(llm.dtype)
     return f"{FORMAT}|{llm.fingerprint}|{precision}|{WORDS}|{tokens}|{PROMPT_TOKENS}|{LEAST_TOKENS}"
 

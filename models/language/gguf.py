@@ -1,9 +1,9 @@
-"""Gemma 3 from a GGUF file: weights and tokenizer written once as a Hugging Face folder.
+"""Converts Gemma 3 from a GGUF file into a Hugging Face folder with weights and tokenizer.
 
-transformers' own GGUF path (seen with 5.17.0) builds Gemma 3's tokenizer without usable BPE merges: text falls apart
-into single letters and the loss on plain English is 8.3 nats per token instead of 3.3. Here the merges are rebuilt
-from the vocabulary: a piece's score orders it, and every split of a piece into two pieces of the vocabulary is a merge.
-Afterwards a load is an ordinary, quick `from_pretrained` of the folder.
+transformers' own GGUF loader (tested with 5.17.0) builds Gemma 3's tokenizer without usable BPE merges: text is split
+into single letters, and the loss on plain English is 8.3 nats per token instead of 3.3. Here the merges are rebuilt
+from the vocabulary: every split of a piece into two pieces of the vocabulary is a merge, ordered by the piece's score.
+After the conversion, the folder loads quickly with an ordinary `from_pretrained`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from schemas.errors import FreshetError
 from schemas.files import written_whole
 
 _SPECIAL = {"bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>", "pad_token": "<pad>"}
-_CONTROL = 3  # GGUF token type of <bos>, <start_of_turn> and their like
+_CONTROL = 3  # GGUF token type of <bos>, <start_of_turn> and other control tokens
 _LAYER_NAMES = {
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
@@ -82,7 +82,7 @@ def convert(path: Path, folder: Path) -> None:
     """Write the Gemma 3 GGUF file `path` as a Hugging Face model folder, weights in float16.
 
     Raises:
-        FreshetError: it is no Gemma 3 text model.
+        FreshetError: the file is not a Gemma 3 text model.
     """
     reader = gguf.GGUFReader(path)
     meta = {name: field.contents() for name, field in reader.fields.items()}
@@ -126,17 +126,17 @@ def config(meta: dict[str, Any], vocabulary: int) -> dict[str, Any]:
         "num_attention_heads": meta["gemma3.attention.head_count"],
         "num_key_value_heads": meta["gemma3.attention.head_count_kv"],
         "head_dim": head,
-        "query_pre_attn_scalar": head,  # true of 270M to 12B
+        "query_pre_attn_scalar": head,  # correct for 270M to 12B
         "max_position_embeddings": meta["gemma3.context_length"],
         "rms_norm_eps": meta["gemma3.attention.layer_norm_rms_epsilon"],
         "rope_theta": meta["gemma3.rope.freq_base"],
-        "rope_local_base_freq": 10_000.0,  # of the sliding-window layers; GGUF leaves it out
+        "rope_local_base_freq": 10_000.0,  # of the sliding-window layers; missing in GGUF
         "sliding_window": meta["gemma3.attention.sliding_window"],
         "bos_token_id": meta["tokenizer.ggml.bos_token_id"],
         "eos_token_id": meta["tokenizer.ggml.eos_token_id"],
         "pad_token_id": meta["tokenizer.ggml.padding_token_id"],
         "tie_word_embeddings": True,
-        "transformers_version": version("transformers"),  # without it transformers warns of another model's regex
+        "transformers_version": version("transformers"),  # otherwise transformers warns about another model's regex
     }
 
 
@@ -145,12 +145,12 @@ def bpe_tokenizer(pieces: list[str], scores: list[float], types: list[int]) -> T
 
     Args:
         pieces: the vocabulary in id order.
-        scores: of each piece; the higher, the earlier it is merged.
+        scores: score of each piece; higher scores are merged earlier.
         types: GGUF token types; control tokens (3) are special.
     """
     vocabulary = {piece: index for index, piece in enumerate(pieces)}
     merges = []
-    # a control token is never the result of merges: "<eos>" in a text stays text
+    # Merges never produce a control token, so "<eos>" in a text stays plain text.
     plain = [piece for piece, kind in zip(pieces, types, strict=True) if kind != _CONTROL]
     for piece in sorted(plain, key=lambda piece: (-scores[vocabulary[piece]], vocabulary[piece])):
         splits = [(piece[:at], piece[at:]) for at in range(1, len(piece))]

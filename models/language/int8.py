@@ -1,9 +1,9 @@
-"""Linear layers in 8-bit integers on a CPU, and copies of a module with them: several times as quick.
+"""8-bit integer linear layers for CPUs, and copies of a module that use them: several times faster than float32.
 
-Weights have one scale per output, inputs one per row, found as they come: what a row gives does not depend on the rows
-beside it. Matrix products are `torch._int_mm` (oneDNN), which takes VNNI instructions: on one core of an EPYC with
-them 380 GFLOP/s at 128 rows, against 80 in float32, 190 in bfloat16 and 320 of `quantize_dynamic`, which PyTorch is
-about to drop and whose one scale per batch lets the largest row decide the others' precision.
+Weights have one scale per output, inputs one dynamic scale per row, so a row's result does not depend on other rows.
+Matrix products use `torch._int_mm` (oneDNN) with VNNI instructions: 380 GFLOP/s at 128 rows on one EPYC core, compared
+with 80 in float32, 190 in bfloat16 and 320 with `quantize_dynamic`. PyTorch is about to remove the latter, and its
+single scale per batch lets the largest row limit the precision of the others.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ LARGEST = 127
 
 
 def quick(device: torch.device) -> bool:
-    """Return whether 8-bit products are quick there: on CPUs with VNNI."""
+    """Return whether 8-bit products are fast on the device: on CPUs with VNNI."""
     return device.type == "cpu" and bool(torch.cpu._is_vnni_supported())
 
 
 class Rounding:
-    """Rows rounded to 8 bits; layers that share it round an input they all read (queries, keys, values) once."""
+    """Rounds rows to 8 bits. Layers that share an instance round a common input (queries, keys, values) once."""
 
     def __init__(self) -> None:
         self._of: Tensor | None = None
@@ -45,19 +45,19 @@ class Int8Linear(nn.Module):
     Args:
         weight: (out, in).
         bias: (out,) or None.
-        rounding: of inputs; None = its own.
+        rounding: rounding of inputs; None = a new one.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None, rounding: Rounding | None = None) -> None:
         super().__init__()
         weight = weight.detach().float()
         self.scale = weight.abs().amax(1).clamp(min=1e-12) / LARGEST
-        self.weight = (weight / self.scale[:, None]).round().to(torch.int8).t().contiguous()  # no buffer: never saved
+        self.weight = (weight / self.scale[:, None]).round().to(torch.int8).t().contiguous()  # no buffer: not saved
         self.bias = None if bias is None else bias.detach().float()
         self.rounding = rounding or Rounding()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return (…, out) float32 of x (…, in)."""
+        """Return (…, out) float32 for x (…, in)."""
         rows, scale = self.rounding(x)
         out = torch._int_mm(rows, self.weight).float().mul_(scale).mul_(self.scale)
         if self.bias is not None:
@@ -66,9 +66,9 @@ class Int8Linear(nn.Module):
 
 
 def base_copy(module: nn.Module, int8: bool) -> Any:
-    """Return a copy of a module without LoRA adapters that shares its weights; linear layers are `Int8Linear` if asked.
+    """Return a copy of a module without LoRA adapters that shares its weights; `int8` = use `Int8Linear` layers.
 
-    What the copy is told (its attention implementation, its layers) does not reach the original.
+    Changes to the copy (its attention implementation, its layers) do not affect the original.
     """
     rounding = Rounding()
     memo: dict[int, Any] = {id(weight): weight for weight in (*module.parameters(), *module.buffers())}

@@ -1,11 +1,11 @@
-"""States of item texts, encoded once and reused by every user who has the item.
+"""States of item texts, encoded once and reused for every user who has the item.
 
-Each item's text is encoded alone, after a short prefix all items share; the keys and values of every layer go to one
-memory-mapped float16 file, a row per token. A user's history is then put together by reading rows: keys are rotated
-(RoPE) from where they were encoded to where they stand in the history, so that order and distance are real. What this
-gives up against encoding the history as one text is that items do not see each other. Measured with Gemma 3 270M on 60
-Beauty users, untrained instructions, against the whole history as one text: centred cosine 0.67 and 60 of 60 users
-identified; with keys left where they were encoded 0.48 and 53 of 60.
+Each item's text is encoded separately, after a short prefix shared by all items. The keys and values of every layer go
+to one memory-mapped float16 file, one row per token. A user's history is assembled by reading rows: keys are rotated
+(RoPE) from the encoded position to their position in the history, so order and distance are correct. Unlike in one
+encoded text, items do not attend to each other. Measured with Gemma 3 270M on 60 Beauty users, untrained instructions,
+compared with the history as one text: centred cosine 0.67 and 60 of 60 users identified; without rotating the keys,
+0.48 and 53 of 60.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from schemas.errors import FreshetError
 from schemas.files import sync, write_whole
 
 _FORMAT = 2  # of the files; a change of it or of the prompt's wording makes old caches unused
-_TOKENS_PER_BATCH = 1024  # of encoding: beyond it a CPU gains nothing and memory grows
+_TOKENS_PER_BATCH = 1024  # when encoding; larger batches need more memory and are no faster on a CPU
 _SAVE_EVERY_S = 5.0  # how much encoding an interruption may cost
 
 
 class ItemCache:
-    """Keys, values and mean states of a catalogue's texts, row r being item r.
+    """Keys, values and mean states of a catalogue's texts; row r belongs to item r.
 
     Attributes:
         embeddings: (n, H) float32, mean of each item's last hidden states; not centred.
         offsets: (n,) int64, first token row of each item.
-        lengths: (n,) int64, its tokens.
-        prefix_tokens: tokens of the shared prefix, which are the first rows.
+        lengths: (n,) int64, number of tokens of each item.
+        prefix_tokens: number of tokens of the shared prefix, which are the first rows.
     """
 
     def __init__(
@@ -91,10 +91,10 @@ class ItemCache:
 
     @classmethod
     def open(cls, llm: LanguageModel, texts: list[str], folder: Path, item_tokens: int = 24) -> ItemCache:
-        """Open a cache that was built before.
+        """Open an existing cache.
 
         Raises:
-            FreshetError: there is none of this model and these texts.
+            FreshetError: there is no cache for this model and these texts.
         """
         target = folder / cache_key(llm, item_ids(llm, texts, item_tokens))
         if not (target / "index.json").is_file():
@@ -115,11 +115,11 @@ class ItemCache:
         states = torch.from_numpy(np.memmap(path, dtype=np.float16, mode="c", shape=shape))
         embeddings = np.fromfile(target / "embeddings.f32", dtype=np.float32).reshape(len(lengths), -1)
         if llm.device.type == "cuda" and 4 * states.nbytes < torch.cuda.mem_get_info(llm.device)[0]:
-            states = states.to(llm.device)  # a quarter of what is free: gathering there beats the bus
+            states = states.to(llm.device)  # at most a quarter of free memory: faster gathering
         return cls(llm, states, embeddings, lengths, item_tokens)
 
     def add(self, texts: list[str]) -> list[int]:
-        """Encode items that came after the build and return their rows; kept in memory, not in the file."""
+        """Encode items added after the build and return their rows; they stay in memory and are not saved."""
         if not texts:
             return []
         first = len(self)
@@ -144,7 +144,7 @@ class ItemCache:
             histories: (B, ≤H) item rows, oldest first, −1 = none.
 
         Raises:
-            FreshetError: a row is beyond the catalogue.
+            FreshetError: a row is outside the catalogue.
         """
         plain = histories.cpu() if isinstance(histories, Tensor) else histories
         rows = np.asarray(plain, dtype=np.int64).reshape(len(histories), -1 if len(histories) else 0)
@@ -165,7 +165,7 @@ class ItemCache:
 
 
 def cache_key(llm: LanguageModel, tokens: list[list[int]]) -> str:
-    """Return the name of the cache of these token ids and this model."""
+    """Return the cache's folder name for these token ids and this model."""
     digest = hashlib.sha256(f"{_FORMAT}|{PREFIX}|{llm.fingerprint}|".encode())
     for ids in tokens:
         digest.update(np.asarray([len(ids), *ids], dtype=np.int32).tobytes())
@@ -193,7 +193,7 @@ def _encode_all(
         scratch / "embeddings.f32", dtype=np.float32, mode="r+" if done else "w+",
         shape=(len(tokens), llm.hidden_size))
     states[: len(prefix)] = prefix[:, : llm.layers].numpy()
-    order = np.argsort(lengths, kind="stable")  # items of one length share a batch: hardly any padding
+    order = np.argsort(lengths, kind="stable")  # items of similar length share a batch, to limit padding
     saved = time.monotonic()
     progress(done, len(tokens))
     while done < len(tokens):

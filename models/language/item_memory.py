@@ -1,4 +1,4 @@
-"""Stored states of items put together as a user's history: which rows are read, and how far their keys move."""
+"""Assembles stored item states into a user's history: which rows to read, and how far to rotate their keys."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class HistoryMemory:
     """Prefix and items of a batch of users as a `Memory` (`models/language/attention.py`).
 
     Attributes:
-        next_position: (B,) int64, place of the first token after the history.
+        next_position: (B,) int64, position of the first token after the history.
     """
 
     new: Tensor | None = None
@@ -29,7 +29,7 @@ class HistoryMemory:
         self._rotations: dict[str, tuple[Tensor, Tensor] | None] = {}
 
     def layer(self, index: int) -> tuple[Tensor, Tensor]:
-        """Return keys, rotated to their places, and values, both (B, key heads, P, D)."""
+        """Return keys, rotated to their positions, and values, both (B, key heads, P, D)."""
         key, value = self._states[:, :, index].to(self._llm.dtype).permute(2, 0, 3, 1, 4)
         kinds = getattr(self._llm.decoder.config, "layer_types", None)
         kind = kinds[index] if kinds else ""
@@ -42,16 +42,16 @@ class HistoryMemory:
 def layout(
     rows: np.ndarray, offsets: np.ndarray, lengths: np.ndarray, prefix: int,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return where each state of a batch of histories is read from and how far it moves.
+    """Return the token row of each state in a batch of histories, and the distance it moves.
 
     Args:
-        rows: (B, H) item rows, −1 = none, at any place.
+        rows: (B, H) item rows; −1 = none, anywhere in a row.
         offsets: (n,) first token row of each item.
         lengths: (n,) tokens of each item.
-        prefix: tokens of the prefix, token rows 0 … prefix − 1.
+        prefix: number of prefix tokens, which are token rows 0 … prefix − 1.
 
     Returns:
-        token rows (B, P) int64, shifts (B, P) int64 from the place of encoding, mask (B, P) bool; padding is last.
+        Token rows (B, P) int64, shifts (B, P) int64 from the encoded position, mask (B, P) bool; padding is last.
     """
     sizes = np.where(rows >= 0, lengths[rows], 0) if len(lengths) else np.zeros_like(rows)
     totals = sizes.sum(axis=1)
@@ -62,7 +62,7 @@ def layout(
     mask = np.arange(width) < prefix + totals[:, None]
     users, slots = np.nonzero(sizes)
     counts = sizes[users, slots]
-    starts = (np.cumsum(sizes, axis=1) - sizes)[users, slots]  # places after the prefix
+    starts = (np.cumsum(sizes, axis=1) - sizes)[users, slots]  # positions after the prefix
     within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
     place = prefix + np.repeat(starts, counts) + within
     user = np.repeat(users, counts)
@@ -72,11 +72,11 @@ def layout(
 
 
 def rotate(key: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Return keys (B, heads, P, D) turned by the angles (B, P, R ≤ D), halves paired as transformers does."""
+    """Return keys (B, heads, P, D) rotated by the angles (B, P, R ≤ D), with halves paired as in transformers."""
     size = cos.shape[-1]
     half = size // 2
     cos, sin = cos[:, None], sin[:, None]
-    out = torch.empty_like(key)  # filled in place: of the time of a generation this is a tenth, by torch.cat a fifth
+    out = torch.empty_like(key)  # in place: a tenth of a generation's time; torch.cat takes a fifth
     left, right = key[..., :half], key[..., half:size]
     torch.mul(left, cos[..., :half], out=out[..., :half]).addcmul_(right, sin[..., :half], value=-1)
     torch.mul(right, cos[..., half:], out=out[..., half:size]).addcmul_(left, sin[..., half:])

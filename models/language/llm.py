@@ -25,11 +25,11 @@ from schemas.errors import FreshetError
 from schemas.settings import LlmSettings
 
 PACKAGED = "gemma-3-270m"
-# Gemma 3 270M: 3.0 nats per token; with the broken tokenizer (models/language/gguf.py) 8.3; at random ln(vocabulary),
-# 10 to 12.
+# Loss of Gemma 3 270M: 3.0 nats per token; 8.3 with a broken tokenizer (models/language/gguf.py); random guessing has
+# ln(vocabulary), 10 to 12.
 PROBE = "I went to the shop on Saturday to buy bread, but it had closed early because of the holiday."
 WORST_LOSS = 6.0
-_INCIDENTAL = {"_name_or_path", "dtype", "torch_dtype", "transformers_version", "architectures"}  # no part of a model
+_INCIDENTAL = {"_name_or_path", "dtype", "torch_dtype", "transformers_version", "architectures"}  # not hashed
 
 
 class LanguageModel:
@@ -37,11 +37,11 @@ class LanguageModel:
 
     Attributes:
         model_id: name of the model.
-        fingerprint: hash of its configuration and a sample of its weights; caches depend on it.
-        hidden_size: H, width of its hidden states.
-        layers: L, decoder layers in use.
-        device: where it runs.
-        embedding_norm: mean L2 norm of its input vectors; soft instructions are scaled to it.
+        fingerprint: hash of the configuration and a sample of the weights; caches depend on it.
+        hidden_size: H, width of the hidden states.
+        layers: L, number of decoder layers in use.
+        device: device of the model.
+        embedding_norm: mean L2 norm of the input vectors; soft instructions are scaled to it.
         adapter: name of the LoRA adapter in use, None = none.
     """
 
@@ -69,10 +69,10 @@ class LanguageModel:
 
     @classmethod
     def load(cls, settings: LlmSettings, cache_dir: Path) -> LanguageModel:
-        """Load the model named by the settings; the packaged one is unpacked into `cache_dir` the first time.
+        """Load the model named in the settings; the packaged model is unpacked into `cache_dir` on first use.
 
         Raises:
-            FreshetError: it is not there, cannot be read, or fails on plain English; the text says what to do.
+            FreshetError: the model is missing, unreadable, or fails on plain English; the message has the remedy.
         """
         logging.disable_progress_bar()
         device = device_named(settings.device, "FRESHET_LLM_DEVICE")
@@ -80,9 +80,9 @@ class LanguageModel:
         packaged = packaged_gemma(cache_dir / f"{PACKAGED}-converted-1") if name == PACKAGED else None
         source = str(packaged or name)
         try:
-            # AutoTokenizer reads 262,144 pieces several times over: 4.3 s instead of 1.1
+            # AutoTokenizer parses the 262,144 pieces several times: 4.3 s instead of 1.1
             tokenizer = packaged_tokenizer(packaged) if packaged else AutoTokenizer.from_pretrained(source)
-            # a checkpoint in pickle's format is refused, whatever its source
+            # pickle checkpoints are always refused
             causal = AutoModelForCausalLM.from_pretrained(
                 source, dtype=_dtype(device), use_safetensors=True).to(device)
         except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
@@ -100,16 +100,16 @@ class LanguageModel:
 
     @torch.no_grad()
     def loss(self, text: str) -> float:
-        """Return the whole model's mean negative log-likelihood of a text, nats per token, without its first."""
+        """Return the whole model's mean negative log-likelihood of a text without its first token, nats per token."""
         ids = torch.tensor([self.tokenizer(text).input_ids], device=self.device)
-        with self.whole():  # the head reads the last layer: half a model has no language
+        with self.whole():  # the output head needs the last layer
             logits = self.causal(input_ids=ids, use_cache=False).logits[0, :-1].float()
         return float(nn.functional.cross_entropy(logits, ids[0, 1:]))
 
     def tokenize(self, texts: list[str], limit: int) -> list[list[int]]:
         """Return the token ids of each text, at most `limit`, without special tokens.
 
-        Text is data: control characters become spaces and the names of special tokens (`<end_of_turn>`) stay text.
+        Control characters become spaces, and names of special tokens (`<end_of_turn>`) are treated as plain text.
         """
         if not texts:
             return []
@@ -140,21 +140,21 @@ class LanguageModel:
 
         Args:
             inputs: (B, T, H) input vectors; gradients flow to them.
-            positions: (B, T) their places in the sequence.
-            memory: what comes before.
-            adapted: let the LoRA adapter in use act (instructions do; texts to be stored do not).
+            positions: (B, T) positions in the sequence.
+            memory: the states before the new tokens.
+            adapted: use the active LoRA adapter; True for instructions, False for texts to be stored.
         """
         if self.adapter is not None:
             adapters.enable(self.decoder, adapted)
-        inputs = inputs.to(self.dtype).contiguous()  # a strided view would turn every linear layer into B small ones
+        inputs = inputs.to(self.dtype).contiguous()  # with a strided view each linear layer runs as B small ones
         out = self.decoder(
             inputs_embeds=inputs, position_ids=positions, use_cache=False, memory=memory)
         return out.last_hidden_state
 
     def rotation(self, shift: Tensor, layer: int) -> tuple[Tensor, Tensor] | None:
-        """Return cos and sin (…, rotated size) that move a layer's keys by `shift` (B, P) places.
+        """Return cos and sin (…, rotated size) that move a layer's keys by `shift` (B, P) positions.
 
-        None if the model has no rotary positions, or scales them (then they cannot be moved by a rotation).
+        None if the model has no rotary positions or scales them, so that a rotation cannot move keys.
         """
         rotary = getattr(self.decoder, "rotary_emb", None)
         if rotary is None:
@@ -168,21 +168,21 @@ class LanguageModel:
         return rotary(sample, shift, kind)
 
     def load_adapter(self, path: Path, name: str) -> None:
-        """Read a LoRA adapter (a peft folder with safetensors) under a name; what is in use stays in use.
+        """Load a LoRA adapter (a peft folder with safetensors) as `name`; the active adapter stays active.
 
         Raises:
-            FreshetError: it is damaged or made for another model; the model is as before.
+            FreshetError: the adapter is damaged or made for another model; the model stays unchanged.
         """
         try:
             adapters.load(self.decoder, path, name)
-        finally:  # peft makes the newest adapter the active one
+        finally:  # peft activates the newest adapter
             adapters.choose(self.decoder, self.adapter)
 
     def use_adapter(self, name: str | None) -> None:
-        """Let a loaded adapter act from the next forward pass on; None = the base model.
+        """Use a loaded adapter from the next forward pass on; None = the base model.
 
-        It acts on instruction positions only. Stored item states are the base model's, so that a new adapter does not
-        void the cache of the whole catalogue; LoRA is trained under the same condition.
+        The adapter applies to instruction positions only. Stored item states come from the base model, so a new adapter
+        does not invalidate the catalogue's cache. LoRA is trained under the same condition.
 
         Raises:
             FreshetError: no adapter of this name was loaded.
@@ -195,7 +195,7 @@ class LanguageModel:
         digest = hashlib.sha256(json.dumps([self.layers, about], sort_keys=True, default=str).encode())
         for name, weight in self.decoder.named_parameters():
             if "norm" in name or "layers.0.self_attn.q_proj" in name:
-                # in bfloat16 everywhere: states made on a GPU serve a CPU too, both are kept in float16
+                # bfloat16 on every device: states from a GPU are valid on a CPU, too; both are stored in float16
                 digest.update(name.encode() + weight.to(torch.bfloat16).float().cpu().numpy().tobytes())
         return digest.hexdigest()
 
@@ -207,7 +207,7 @@ def plain(text: str) -> str:
 
 
 def _dtype(device: torch.device) -> torch.dtype:
-    """Return bfloat16 on a GPU, float32 on a CPU: without AVX-512 BF16 or AMX bfloat16 is ten times slower there."""
+    """Return bfloat16 for a GPU, float32 for a CPU: bfloat16 without AVX-512 BF16 or AMX is ten times slower."""
     return torch.bfloat16 if device.type == "cuda" else torch.float32
 
 

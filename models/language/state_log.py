@@ -1,8 +1,8 @@
-"""Vectors of a language model under keys, in memory and in a file that several processes append to.
+"""Language model states by key, in memory and in a file that several processes append to.
 
-A record is key, values (float16) and a checksum, all of one size. Complete records are never changed, so that reading
-needs no lock; appending takes one, and first reads what others appended, so that no key is written twice. What a crash
-tore off or a disk damaged fails its checksum and counts as not there.
+A record has fixed size: key, values (float16) and a checksum. Complete records never change, so reading needs no lock.
+Appending takes a lock and first reads what others appended, so no key is written twice. Records that are cut off by a
+crash or damaged on disk fail their checksum and are ignored.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from filelock import FileLock
 
 from schemas.errors import FreshetError
 
-KEY = 16  # bytes of a key: of random keys 2⁶⁴ until two are likely the same
+KEY = 16  # bytes per key: random keys collide after about 2⁶⁴
 
 
 class StateLog:
     """States by key.
 
     Args:
-        width: values of a state.
-        path: of the file; None = in memory only.
+        width: number of values per state.
+        path: the file; None = in memory only.
     """
 
     def __init__(self, width: int, path: Path | None) -> None:
         self._record = np.dtype([("key", f"V{KEY}"), ("values", np.float16, (width,)), ("check", "<u4")])
         self._path = path
         self._values: dict[bytes, np.ndarray] = {}
-        self._known = 0  # bytes of the file that were read
+        self._known = 0  # bytes of the file read so far
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
             self.refresh()
@@ -39,12 +39,12 @@ class StateLog:
         return key in self._values
 
     def read(self, keys: list[bytes]) -> np.ndarray:
-        """Return the values (n, width) float16 of keys that are there."""
+        """Return the values (n, width) float16 of existing keys."""
         none = np.zeros((0, *self._record["values"].shape), np.float16)
         return np.stack([self._values[key] for key in keys]) if keys else none
 
     def refresh(self) -> bool:
-        """Read what was appended since; return whether there was anything."""
+        """Read new records; return whether there were any."""
         if self._path is None or not self._path.is_file():
             return False
         n = (self._path.stat().st_size - self._known) // self._record.itemsize
@@ -57,7 +57,7 @@ class StateLog:
         return True
 
     def add(self, made: dict[bytes, np.ndarray]) -> None:
-        """Keep values by key.
+        """Store values by key.
 
         Raises:
             FreshetError: the file cannot be written.
@@ -79,6 +79,6 @@ class StateLog:
                 records[row] = (key, values, zlib.crc32(key + values.tobytes()))
             records = records[[key not in self._values for key in made]]
             with path.open("ab") as file:
-                file.truncate(self._known)  # what a process that died left of a record
+                file.truncate(self._known)  # remove a partial record of a crashed process
                 file.write(records.tobytes())
             self._known += records.nbytes

@@ -1,7 +1,7 @@
-"""A language model as it writes: what prompts begin with read once, states kept in place, fewer words to choose from.
+"""Fast text generation: a shared prefix is read once, states are updated in place, and the vocabulary is reduced.
 
-The decoder is a copy with 8-bit linear layers where the CPU is quick with them (`models.language.int8`), all layers
-deep. Its attention reads the states of the common beginning, one for all rows, beside each row's own.
+The decoder is a full-depth copy, with 8-bit linear layers on CPUs that are fast with them (`models.language.int8`). Its
+attention reads the prefix states, stored once for all rows, together with each row's own states.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from models.language.int8 import Int8Linear, base_copy, quick
 from models.language.llm import LanguageModel
 
 NAME = "freshet-writing"
-NEVER = torch.iinfo(torch.int64).max  # place of what is no token: after all others, so nothing may see it
+NEVER = torch.iinfo(torch.int64).max  # position of empty columns: after all tokens, so none attends to them
 WORDS = 30_000
-READ = 512  # tokens in one pass of reading
+READ = 512  # tokens per reading pass
 
 
 class Pages:
-    """Keys and values of what was read: of the common beginning, and of each of B rows.
+    """Keys and values of the shared prefix and of B rows.
 
     Args:
-        shared: per layer keys and values (key heads, S, D) of the beginning; none = no beginning.
-        places: (B, room) place of each token in its text, `NEVER` where there is none.
-        layers: per layer keys and values (B, key heads, room, D).
-        filled: columns in use.
+        shared: for each layer keys and values (key heads, S, D) of the prefix; empty = no prefix.
+        places: (B, room) position of each token in its text, `NEVER` for empty columns.
+        layers: for each layer keys and values (B, key heads, room, D).
+        filled: number of columns in use.
     """
 
     def __init__(
@@ -45,22 +45,22 @@ class Pages:
 
     @property
     def before(self) -> int:
-        """S, tokens of the beginning."""
+        """S, tokens of the prefix."""
         return self.shared[0][0].shape[1] if self.shared else 0
 
     def only(self, rows: Tensor | slice) -> Pages:
-        """Return the pages of some rows; of a slice they are the same storage."""
+        """Return the pages of some rows; a slice shares the storage."""
         return Pages(
             self.shared, self.places[rows], [(keys[rows], values[rows]) for keys, values in self.layers], self.filled)
 
     def open(self, places: Tensor) -> None:
-        """Make columns for new tokens at `places` (B, T)."""
+        """Add columns for new tokens at the positions `places` (B, T)."""
         self.places[:, self.filled : self.filled + places.shape[1]] = places
         self.filled += places.shape[1]
         self._seen = {}
 
     def seen(self, new: int, window: int | None) -> Tensor:
-        """Return (B, T, S + room): what each of the T newest tokens may see."""
+        """Return (B, T, S + room) bool: what each of the T newest tokens may attend to."""
         if (new, window) not in self._seen:
             places = self.places
             at = places[:, self.filled - new : self.filled, None]
@@ -78,7 +78,7 @@ def attend(
 ) -> tuple[Tensor, None]:
     """Return the attention output (B, T, heads, D) of new tokens over the pages and, causally, over each other.
 
-    As `models.language.attention.attend`, whose arguments these are; keys and values go into the pages.
+    The arguments are those of `models.language.attention.attend`; keys and values are stored in the pages.
     """
     assert pages is not None  # noqa: S101 - only the writer calls its copy of the decoder
     batch, heads, new, size = query.shape
@@ -89,12 +89,12 @@ def attend(
     grouped = (query * scale).to(keys.dtype).reshape(batch, kinds, groups * new, size)
     keys[:, :, pages.filled - new : pages.filled] = key
     values[:, :, pages.filled - new : pages.filled] = value
-    scores = grouped @ keys.transpose(2, 3)  # of empty columns too: to cut them off is to copy all others
+    scores = grouped @ keys.transpose(2, 3)  # includes empty columns; cutting them off would copy all others
     if before := pages.before:
         old, old_value = pages.shared[layer]
         together = grouped.transpose(0, 1).reshape(kinds, -1, size)  # one product for all rows
-        told = (together @ old.transpose(1, 2)).view(kinds, batch, groups * new, before).transpose(0, 1)
-        scores = torch.cat([told, scores], 3)
+        shared_scores = (together @ old.transpose(1, 2)).view(kinds, batch, groups * new, before).transpose(0, 1)
+        scores = torch.cat([shared_scores, scores], 3)
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
     unseen = ~pages.seen(new, sliding_window)[:, None, None]
@@ -102,23 +102,23 @@ def attend(
     weights = torch.softmax(scores, -1, dtype=torch.float32).to(keys.dtype).flatten(2, 3)
     out = weights[..., before:] @ values
     if before:
-        told = weights[..., :before].transpose(0, 1).reshape(kinds, -1, before) @ old_value
-        out = out + told.view(kinds, batch, groups * new, size).transpose(0, 1)
+        shared_out = weights[..., :before].transpose(0, 1).reshape(kinds, -1, before) @ old_value
+        out = out + shared_out.view(kinds, batch, groups * new, size).transpose(0, 1)
     return out.to(query.dtype).view(batch, heads, new, size).transpose(1, 2), None
 
 
 class Writer:
-    """A copy of a language model made for writing.
+    """A copy of a language model for text generation.
 
     Attributes:
         words: (V',) ids it may write: plain English pieces (`plain_words`) and the ends.
-        ends: ids that end an answer: a line's end, and the model's own.
-        stop: id of the full stop, −1 where there is none.
+        ends: ids that end an answer: the line end and the model's own end tokens.
+        stop: id of the full stop, −1 = none.
         digits: ids of the digits.
 
     Args:
-        llm: the model; what is done here does not change it.
-        int8: whether linear layers are 8-bit; None = where that is quick.
+        llm: the model; it is not modified.
+        int8: whether to use 8-bit linear layers; None = if that is fast.
     """
 
     def __init__(self, llm: LanguageModel, int8: bool | None = None) -> None:
@@ -140,15 +140,15 @@ class Writer:
         self._begun: tuple[list[int], list[tuple[Tensor, Tensor]]] = ([], [])
 
     def read(self, rows: list[list[int]], begin: list[int], room: int = 0) -> tuple[Pages, Tensor]:
-        """Read token rows that come after a common beginning.
+        """Read token rows that follow a common prefix.
 
         Args:
-            rows: B rows of ids, none empty.
-            begin: ids of the beginning, kept until another one comes.
-            room: columns to leave for what is written after them.
+            rows: B non-empty rows of ids.
+            begin: ids of the prefix; its states are kept until the prefix changes.
+            room: free columns to reserve for generated tokens.
 
         Returns:
-            the pages, and hidden states (B, T, H), to the right of a row's end meaningless.
+            The pages, and hidden states (B, T, H), undefined after a row's end.
         """
         if begin != self._begun[0]:
             self._begun = (begin, [])
@@ -170,12 +170,12 @@ class Writer:
         pages.filled = width
         return pages, torch.cat(hidden)
 
-    def go_on(self, tokens: Tensor, places: Tensor, pages: Pages) -> Tensor:
-        """Return hidden states (B, H) of one more token each (B,) at their places (B,)."""
+    def step(self, tokens: Tensor, places: Tensor, pages: Pages) -> Tensor:
+        """Read one more token per row (B,) at positions `places` (B,); return hidden states (B, H)."""
         return self._pass(tokens[:, None], places[:, None], pages)[:, 0]
 
     def scores(self, hidden: Tensor) -> Tensor:
-        """Return the logits (B, V') of the words after hidden states (B, H)."""
+        """Return logits (B, V') of the next words for hidden states (B, H)."""
         return self._words(hidden).float()
 
     def _pages(self, shared: list[tuple[Tensor, Tensor]], rows: int, room: int) -> Pages:
@@ -197,9 +197,9 @@ class Writer:
 
 
 def plain_words(tokenizer: Any, size: int) -> list[int]:
-    """Return ids below `size` of the pieces of plain English: printable ASCII, single characters or among the first.
+    """Return ids below `size` of plain English pieces: printable ASCII, either single characters or early pieces.
 
-    Byte-pair vocabularies are in the order of their merges, so the first pieces are the most common ones.
+    Byte-pair vocabularies are in merge order, so the first pieces are the most common ones.
     """
     pieces = tokenizer.convert_ids_to_tokens(list(range(min(size, len(tokenizer)))))
     special = set(tokenizer.all_special_ids)
@@ -212,5 +212,5 @@ def plain_words(tokenizer: Any, size: int) -> list[int]:
 
 
 def _ids(llm: LanguageModel, text: str) -> list[int]:
-    """Return the last token of a text, if it has any."""
+    """Return a list with the last token of a text, empty without tokens."""
     return list(llm.tokenizer(text, add_special_tokens=False).input_ids)[-1:]

@@ -1,6 +1,6 @@
-"""Protocols, outcomes, metrics, intervals, harm, and the effect of an experiment; numpy only.
+"""Evaluation protocols, outcomes, metrics, intervals, harm, and the uplift of an experiment; numpy only.
 
-Scores come from `models/scorers`.
+The scores come from `models/scorers`.
 
 May import: data.
 """

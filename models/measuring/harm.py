@@ -1,4 +1,4 @@
-"""Harm: which users a scorer makes worse than behaviour alone would have."""
+"""Harm: the users for whom a scorer is worse than behaviour alone."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ ROUNDING = 1e-4  # nats
 
 
 def harmed(loss: FloatArray) -> np.ndarray:
-    """Return (m,) bool: whether log-likelihoods fell behind the reference's by more than δ, given by how much (m,)."""
+    """Return (m,) bool: whether the loss (m,) in log-likelihood against the reference (nats) is more than δ."""
     return np.asarray(loss > DELTA + ROUNDING)

@@ -1,7 +1,7 @@
-"""Bootstrap over users: the interval of a mean difference per event.
+"""Bootstrap over users: the confidence interval of a mean difference per event.
 
-A user's events depend on each other, so users are drawn with replacement, not events. The mean is over events, as in
-the metrics themselves: users with more events weigh more.
+Events of one user are dependent, so users are drawn with replacement, not events. The mean is over events, as in the
+metrics: users with more events weigh more.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def resampled(user: npt.ArrayLike, draws: int = 2000, seed: int = 0) -> tuple[In
         user: (m,) the user of each event, by number or name.
 
     Returns:
-        The place of each event's user among all users (m,), and the times each user is drawn (draws, users).
+        The index of each event's user among all users (m,), and how often each draw has each user (draws, users).
     """
     _, place = np.unique(np.asarray(user), return_inverse=True)
     if not len(place):
@@ -31,11 +31,11 @@ def resampled(user: npt.ArrayLike, draws: int = 2000, seed: int = 0) -> tuple[In
 def paired_interval(
     user: npt.ArrayLike, gain: FloatArray, *, draws: int = 2000, seed: int = 0, level: float = 0.95,
 ) -> tuple[float, float, float]:
-    """Return the mean gain per event and its interval (percentiles); (0, 0, 0) without events.
+    """Return the mean gain per event and its percentile interval; (0, 0, 0) without events.
 
     Args:
         user: (m,) the user of each event.
-        gain: (m,) a scorer's figure minus the other's on the same event.
+        gain: (m,) difference between two scorers' figures on the same event.
     """
     if not len(gain):
         return 0.0, 0.0, 0.0

@@ -1,7 +1,7 @@
-"""Stream-time quality: each event is predicted from what was known before it, over the whole catalogue, seen items out.
+"""Ranking metrics: each event is predicted from earlier events, over the whole catalogue without seen items.
 
-Recall@k is 1 where the item the user took is among the first k, NDCG@k is 1/log₂(rank + 2) there (one relevant item,
-so the ideal is 1). An item taken a second time counts as a miss of every scorer: seen items are not recommended.
+Recall@k is 1 if the target item is among the first k. NDCG@k is 1/log₂(rank + 2) in that case (with one relevant item
+the ideal DCG is 1). A repeated item counts as a miss for every scorer, because seen items are not recommended.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from models.data.dataset import FloatArray, IntArray
 
 
 def recall(ranks: IntArray, k: int = 10) -> FloatArray:
-    """Return (m,) 1.0 where the rank (0 = first) is below k."""
+    """Return (m,) 1.0 where the rank (0 = first) is below k, else 0."""
     return (ranks < k).astype(np.float64)
 
 

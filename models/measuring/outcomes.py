@@ -1,4 +1,4 @@
-"""What a run under a protocol gives: every event's rank, and the figures of it."""
+"""The outcome of a run under a protocol: every event's rank, and summary figures."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from models.measuring.metrics import ndcg, recall
 from models.measuring.protocols import Split
 
 CUTS = (5, 10)
-SEEN = (0, 1, 5, 20)  # lower ends of the buckets of how often an item was seen
-LENGTHS = (0, 1, 5, 20, 50)  # the same of a user's events
+SEEN = (0, 1, 5, 20)  # lower ends of the buckets of the target item's training events
+LENGTHS = (0, 1, 5, 20, 50)  # lower ends of the buckets of the user's earlier events
 
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """What one scorer made of m events.
+    """One scorer's ranks and log-probabilities on m events.
 
     Args:
         rows: (m,) rows of the test sequences.
-        rank: (m,) of the item taken, 0 = first, among items the user has not had; the catalogue's size = missed.
-        logp: (m,) its log-probability over the whole catalogue, nats.
+        rank: (m,) rank of the target among items the user has not had, 0 = first; the catalogue's size = missed.
+        logp: (m,) log-probability of the target over the whole catalogue, nats.
     """
 
     rows: IntArray
@@ -34,16 +34,16 @@ class Ranks:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A system's ranks, with its own reference's where it has one (rows are the same)."""
+    """A system's ranks, and those of its reference on the same rows if it has one."""
 
     ranks: Ranks
     reference: Ranks | None = None
 
     def harmed(self, task: Split) -> tuple[float, float] | None:
-        """Return the shares of users and of events with s_ref − s_θ > δ, None without a reference.
+        """Return the shares of users and of events with s_ref − s_θ > δ; None without a reference.
 
         Args:
-            task: whose events were ranked. A user's s is the mean over their events; leave-one-out has one.
+            task: the split whose events were ranked. A user's s is the mean over their events (one in leave-one-out).
         """
         if self.reference is None:
             return None
@@ -62,7 +62,7 @@ def summary(outcome: Outcome, task: Split) -> dict[str, float | None]:
 
 
 def breakdown(outcome: Outcome, task: Split) -> dict[str, dict[str, dict[str, float | None]]]:
-    """Return figures by how often the target item had been seen in training, and by the user's events so far."""
+    """Return figures by the number of training events of the target item, and by the number of earlier user events."""
     rows = outcome.ranks.rows
     seen = np.bincount(task.fold.sequences.item, minlength=task.fold.n_items)[task.test.item[rows]]
     length = rows - task.test.offsets[task.user(rows)]
@@ -70,7 +70,7 @@ def breakdown(outcome: Outcome, task: Split) -> dict[str, dict[str, dict[str, fl
 
 
 def mean_by_user(user: IntArray, values: FloatArray) -> FloatArray:
-    """Return the mean value of each user, by number: (u,) of values (m,) of users (m,)."""
+    """Return the mean value of each user (u,), in order of user number, from values (m,) of users (m,)."""
     _, place = np.unique(user, return_inverse=True)
     return np.bincount(place, values) / np.bincount(place)
 

@@ -1,10 +1,10 @@
-"""How systems are compared: what is trained on, what is predicted, and the figures of it.
+"""Evaluation protocols: which events are used for training, which are predicted.
 
-*leave-one-out* (the papers'): each user's last event is the test, the one before chooses epochs, the rest is trained
-on; users with fewer than three events are only trained on. *stream time* (what counts in production): fitted on the
-first share of the timeline, of which the newest tenth chooses epochs and is then trained on as well; every later event
-is predicted from what was known before it. Both rank the whole catalogue without what the user has had
-(`models.measuring.metrics`), and keep the rank of every event, so that two systems can be compared event by event.
+*leave-one-out* (used in the papers): each user's last event is the test, the one before it chooses epochs, and the rest
+is for training. Users with fewer than three events are used for training only. *stream time* (as in production): models
+are fitted on the first share of the timeline. Its newest tenth chooses epochs and is then trained on as well. Every
+later event is predicted from earlier events. Both protocols rank the whole catalogue without items the user has had
+(`models.measuring.metrics`) and keep every event's rank, so two systems can be compared event by event.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ FEWEST = 3  # events of a user in leave-one-out: one each for training, validati
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """A data set as one protocol sees it.
+    """The split of a data set under one protocol.
 
     Args:
-        protocol: its name.
-        fold: what may be trained on, with the held-out rows that choose epochs. No test event is in it.
+        protocol: name of the protocol.
+        fold: training events, including the held-out rows that choose epochs; contains no test event.
         test: all events by user.
-        begin: (users,) first row of `test` to predict of each user; the user's later rows are predicted too.
-        extends: whether scorers go on over the held-out rows once the epochs are known.
-        limit: predicted events at most, drawn the same way for every system and seed; None = all.
+        begin: (users,) first predicted row of `test` for each user; the user's later rows are predicted too.
+        extends: whether scorers are trained further on the held-out rows once the epochs are chosen.
+        limit: maximum number of predicted events, sampled in the same way for every system and seed; None = all.
     """
 
     protocol: str
@@ -42,7 +42,7 @@ class Split:
     limit: int | None = None
 
     def user(self, rows: IntArray) -> IntArray:
-        """Return the user (m,) of rows (m,) of `test`."""
+        """Return the users (m,) of rows (m,) of `test`."""
         return np.searchsorted(self.test.offsets, rows, "right") - 1
 
     def rows(self) -> IntArray:
@@ -75,7 +75,7 @@ def leave_one_out(dataset: Dataset) -> Split:
 
 
 def stream_time(dataset: Dataset, fraction: float = 0.8) -> Split:
-    """Fit on the first `fraction` of the timeline, predict all that comes later.
+    """Fit on the first `fraction` of the timeline and predict all later events.
 
     Raises:
         DataError: one of the two parts would be empty.
@@ -94,11 +94,11 @@ def protocol(name: str, dataset: Dataset, fraction: float = 0.8, limit: int | No
     """Return the split of a protocol by name.
 
     Args:
-        fraction: of the timeline that is fitted on, in stream time.
-        limit: predicted events at most.
+        fraction: share of the timeline to fit on, in stream time.
+        limit: maximum number of predicted events.
 
     Raises:
-        DataError: there is no such protocol, or the data is too small for it.
+        DataError: the protocol does not exist, or the data set is too small for it.
     """
     if name not in PROTOCOLS:
         raise DataError(f"unknown protocol {name!r}; there are {', '.join(PROTOCOLS)}")
@@ -108,10 +108,10 @@ def protocol(name: str, dataset: Dataset, fraction: float = 0.8, limit: int | No
 
 @dataclass(frozen=True, slots=True)
 class Age:
-    """How old a user's knowledge is when an event is predicted.
+    """The age of a user's knowledge when an event is predicted.
 
     Args:
-        behind: events of the user it does not know yet, the predicted one aside; None = frozen at the split.
+        behind: number of the user's earlier events that the knowledge does not include; None = frozen at the split.
     """
 
     behind: int | None = 0
@@ -127,9 +127,10 @@ AGES = (FRESH, Age(1), Age(4), Age(16), FROZEN)
 
 
 def moments(sequences: Sequences, begin: IntArray, rows: IntArray, age: Age) -> IntArray:
-    """Return, for each predicted row (m,), the row before which its user's knowledge was generated (m,).
+    """Return for each predicted row (m,) the moment (m,) at which the user's knowledge was generated.
 
-    Knowledge of moment r has read the user's rows before r. Where a moment is the user's first row there is none.
+    A moment is a row r: knowledge for moment r is made from the user's rows before r. At the user's first row there is
+    no knowledge.
     """
     user = np.searchsorted(sequences.offsets, rows, "right") - 1
     if age.behind is None:

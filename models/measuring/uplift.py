@@ -1,8 +1,8 @@
-"""Uplift of an online experiment, with a confidence sequence: an interval that may be looked at at any time.
+"""Uplift of an online experiment, with a confidence sequence: an interval that is valid at any time.
 
-*What is compared.* Each user i has one reward Y_i ∈ [0, 1]: the mean over their events. Events of one user depend on
-each other and share one coin, the arm A_i, so the user is the unit, and events never count as so many observations.
-Users stand in the order in which they entered, and i = 1 … n are the first n of them, nobody left out.
+*What is compared.* Each user i has one reward Y_i ∈ [0, 1]: the mean over their events. Events of one user are
+dependent and share one assignment, the arm A_i, so the unit is the user, and events are not independent observations.
+Users are in order of entry, and i = 1 … n are the first n of them, without exclusions.
 
 *Why it holds.* A_i (1 = treatment, with known probability p) is a hash of the user's id: independent of everything that
 happened to earlier users and of what user i would do under either arm. With m_i a baseline made of earlier users only,
@@ -14,16 +14,16 @@ of one bounded sequence. For a hypothesised uplift δ and a fixed bet λ > 0, Π
 non-negative martingale that starts at 1. If the average of τ_1 … τ_n is ≤ δ, the product of the denominators is ≤ 1
 (geometric mean ≤ arithmetic mean), so the wealth K = average over λ of Π (1 + λ(φ_i − δ)) stays below a martingale, and
 P(K is ever ≥ 2/α while that average is ≤ δ) ≤ α/2 (Ville). The lower end of the interval is the largest δ rejected by
-that; the upper end is the same with bets against. The two together err with probability at most α, at any horizon,
-however often one looks, for any distribution, with any number of users. Where the uplift changes over time this holds
-for each δ by itself, e.g. for "no uplift", δ = 0. Betting: Waudby-Smith and Ramdas, "Estimating means of bounded random
-variables by betting", JRSS-B 2024; here with a fixed mixture of bets, as in the judge (`streams/detection/trust.py`).
+that; the upper end is the same with bets against. The two together err with probability at most α, at any horizon, for
+any number of looks, any distribution and any number of users. If the uplift changes over time, this holds for each δ
+separately, e.g. for "no uplift", δ = 0. Betting: Waudby-Smith and Ramdas, "Estimating means of bounded random variables
+by betting", JRSS-B 2024; here with a fixed mixture of bets, as in the judge (`streams/detection/trust.py`).
 
-*What it does not cover*: users who change the outcomes of users who entered before them.
+*What it does not cover*: users who affect the outcomes of users who entered before them.
 
 *Why not an asymptotic sequence* (Waudby-Smith et al., "Time-uniform central limit theory and asymptotic confidence
 sequences", 2024), which is narrower with few users: at 10% control and with sparse, skewed rewards it was wrong in 13%
-of 2,000 simulated experiments at α = 5%, also when the first 300 users were waited for, and this one in 2%.
+of 2,000 simulated experiments at α = 5%, even when it started after 300 users. This one was wrong in 2%.
 `python -m benchmarks.experiment.run` repeats both.
 """
 
@@ -37,17 +37,18 @@ from numpy.typing import NDArray
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
 
-# Bets and their shares of the stake halve together: the largest one gets half. The eighth is the best where 10⁷ users
-# are needed. With equal shares the interval is a fifth wider at 1,000 users and no narrower up to 20,000.
+# Each bet and its share of the stake are half of the previous ones; the largest bet gets half of the stake. The eighth
+# bet is the best one if 10⁷ users are needed. With equal shares the interval is a fifth wider at 1,000 users and no
+# narrower up to 20,000.
 BETS = 8
 _LOG_STAKES = np.log(0.5 ** np.arange(1, BETS + 1) / (1 - 0.5**BETS))
-# The largest bet leaves at least this share of the wealth whatever happens.
+# The largest bet always keeps at least this share of the wealth.
 _KEEP = 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class Uplift:
-    """What is known after the first `users` users. Treatment − control; None while an arm has nobody.
+    """The estimate after the first `users` users: treatment − control; None while an arm is empty.
 
     Args:
         low, high: ends of the confidence sequence, within [−1, 1].
@@ -61,11 +62,11 @@ class Uplift:
 
 
 def pseudo_outcomes(rewards: FloatArray, control: BoolArray, share: float) -> FloatArray:
-    """Return φ (n,): each user's unbiased estimate of the uplift, from reward, arm and earlier users' rewards.
+    """Return φ (n,): each user's unbiased estimate of the uplift, from their reward, arm and earlier users' rewards.
 
     Args:
         rewards: (n,) in [0, 1], in order of entry.
-        control: (n,) who was control.
+        control: (n,) bool, True = control.
         share: probability of control, in (0, 1).
 
     Raises:
@@ -87,7 +88,7 @@ def confidence(
 
     Args:
         rewards, control, share: see `pseudo_outcomes`.
-        alpha: the whole sequence leaves the true uplift out with at most this probability.
+        alpha: maximum probability that the sequence ever excludes the true uplift.
         at: (k,) numbers of users; None = all of them.
     """
     phi = pseudo_outcomes(rewards, control, share)
@@ -104,7 +105,7 @@ def confidence(
 
 
 def log_wealth(phi: FloatArray, delta: float, share: float, side: int) -> FloatArray:
-    """Return log K (n,) after each user of betting that the uplift is above (`side` 1) or below (−1) `delta`."""
+    """Return log K (n,) after each user, betting that the uplift is above (`side` 1) or below (−1) `delta`."""
     wealth = np.zeros((BETS, len(phi)))
     for row, bet in enumerate(_bets(share, side)):
         np.cumsum(np.log1p(side * bet * (phi - delta)), out=wealth[row])
@@ -112,17 +113,16 @@ def log_wealth(phi: FloatArray, delta: float, share: float, side: int) -> FloatA
 
 
 def users_needed(phi: FloatArray, share: float, effect: float, alpha: float = 0.05) -> float:
-    """Return about how many users it takes until the interval excludes 0 if the uplift is `effect` (≠ 0).
+    """Return roughly how many users are needed until the interval excludes 0 if the uplift is `effect` (≠ 0).
 
-    The best bet's mean growth of log-wealth, were the users seen so far shifted to that uplift, against what it takes
-    from its stake to 2/α.
-    Infinite where no bet grows, e.g. before there are users.
+    Shifts the users so far to that uplift and divides the log-wealth needed, from a bet's stake to 2/α, by the bet's
+    mean growth; the best bet counts. Infinite if no bet grows, e.g. without users.
     """
     side = 1 if effect > 0 else -1
     if not len(phi):
         return float("inf")
     bets = _bets(share, side)
-    # A shift may leave the range in which a bet keeps its wealth; there it is cut off, against the bettor.
+    # A shift may leave the range in which a bet keeps its wealth; it is clipped to that range.
     shifted = np.maximum(side * (phi - phi.mean() + effect), -(1 - _KEEP) / bets[0])
     growth = np.array([np.log1p(bet * shifted).mean() for bet in bets])
     wins = growth > 0
@@ -130,10 +130,10 @@ def users_needed(phi: FloatArray, share: float, effect: float, alpha: float = 0.
 
 
 def _baseline_cap(share: float) -> float:
-    """Return the largest baseline m: with it a user of the smaller arm without a reward weighs at most 1/max(p, 1 − p).
+    """Return the largest baseline m; it limits the weight of an unrewarded user of the smaller arm to 1/max(p, 1 − p).
 
-    So one side of φ is short, and bets against that side may be bold: at 10% control and 1,000 users the
-    upper half of the interval is 1.2 times that of a fixed-sample interval instead of 4 times.
+    This shortens one side of φ and allows larger bets against it: at 10% control and 1,000 users the upper half of the
+    interval is 1.2 times that of a fixed-sample interval instead of 4 times.
     """
     return min(share, 1 - share) / max(share, 1 - share)
 
@@ -141,13 +141,13 @@ def _baseline_cap(share: float) -> float:
 def _bets(share: float, side: int) -> FloatArray:
     """Return the bets (BETS,), largest first: 1 + side · λ(φ − δ) ≥ 0.1 for every possible φ and δ ∈ [−1, 1]."""
     cap = _baseline_cap(share)
-    # The worst for a bet on more: −φ is largest for control at Y = 1, m = 0 or for treatment at Y = 0, m = cap.
+    # Worst case of a bet on a larger uplift: −φ is largest for control at Y = 1, m = 0 or treatment at Y = 0, m = cap.
     worst = max(1 / share, cap / (1 - share)) if side > 0 else max(1 / (1 - share), cap / share)
     return np.asarray((1 - _KEEP) / (worst + 1) * 0.5 ** np.arange(BETS), dtype=np.float64)
 
 
 def _end(phi: FloatArray, share: float, alpha: float, side: int) -> float:
-    """Return one end of the interval: the δ at which the wealth, monotone in δ, is 1/α. Within 1e-6, outwards."""
+    """Return one end of the interval: the δ where the wealth, monotone in δ, is 1/α; rounded outwards by ≤ 1e-6."""
     bets = side * _bets(share, side)[:, None]
     rejected, kept = -1.0 * side, 1.0 * side
     if not _crosses(phi, bets, rejected, alpha):

@@ -1,4 +1,4 @@
-"""Dense scorers of a catalogue from a history: backbone, fused scorer, training, snapshots, ranks.
+"""Dense scorers, which score the whole catalogue for a history: backbone, fused scorer, training, snapshots, ranks.
 
 Semantic IDs are in `models/generative`.
 

@@ -1,11 +1,11 @@
 """The behaviour-only scorer: a causal transformer over item ids (SASRec, Kang and McAuley 2018, pre-norm).
 
-A learned start token stands before the history, so that `hidden[:, t]` is what is known after t items, t = 0 included:
-one forward pass scores every event of a history, the first one too.
+A learned start token precedes the history, so `hidden[:, t]` is the state after t items, including t = 0: one forward
+pass scores every event of a history, the first one too.
 
-Items that no event of the training part shows (`fresh`; Beauty: 3% of the catalogue, 18% of later events) share one
-learned vector. It is learned by dropping the vectors of some known items in every step (`dropped`), which stand in for
-new ones; that also regularises: stream-time NDCG@10 on MovieLens-100K .095 with it, .092 without (three seeds).
+Items without training events (`fresh`; on Beauty 3% of the catalogue and 18% of later events) share one learned vector.
+Each training step drops the vectors of some known items (`dropped`), which then act as new items and train the shared
+vector. Dropping also regularises: stream-time NDCG@10 on MovieLens-100K is .095 with it and .092 without (three seeds).
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
 
     def forward(self, x: Tensor, at: Tensor | None = None) -> Tensor:
-        """Return (B, S, d) for (B, S, d), position s attending to 0..s; or only positions `at` (B, q), as (B, q, d)."""
+        """Return (B, S, d) for x (B, S, d), position s attending to 0..s; or (B, q, d) for positions `at` (B, q)."""
         d = x.shape[2]
         y = self.norm_attention(x)
         if at is None:
             q, k, v = (self._split(part) for part in self.qkv(y).chunk(3, -1))
-            # No dropout on attention weights: with it torch leaves its fused CPU kernel (3 times slower at S = 51).
+            # No dropout on attention weights: it would disable torch's fused CPU kernel (3 times slower at S = 51).
             mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         else:
             weight, bias = self.qkv.weight, self.qkv.bias
@@ -48,7 +48,7 @@ class Block(nn.Module):
         return x + F.dropout(self.mlp(self.norm_mlp(x)), self.dropout, self.training)
 
     def _split(self, x: Tensor) -> Tensor:
-        """Return (B, heads, S, d / heads) of (B, S, d)."""
+        """Return (B, heads, S, d / heads) for x (B, S, d)."""
         return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
 
 
@@ -58,15 +58,15 @@ def _pick(x: Tensor, at: Tensor) -> Tensor:
 
 
 class Backbone(SequenceScorer):
-    """Causal transformer whose item embedding is its output layer too.
+    """Causal transformer whose item embedding is also its output layer.
 
     Args:
         n_items: size of the catalogue.
         dim: d, width.
-        layers, heads: of the transformer; `heads` divides `dim`.
-        max_len: T, items of a history it can read.
+        layers, heads: size of the transformer; `heads` divides `dim`.
+        max_len: T, maximum number of items read from a history.
         dropout: on embeddings and residual branches.
-        fresh: (n_items,) bool, items no training event shows; None = none.
+        fresh: (n_items,) bool, items without training events; None = there are none.
     """
 
     fresh: Tensor
@@ -88,7 +88,7 @@ class Backbone(SequenceScorer):
         self.bias = nn.Parameter(torch.zeros(n_items))
         self.fresh_vector = nn.Parameter(torch.zeros(dim))
         self.fresh_bias = nn.Parameter(torch.zeros(()))
-        # New items are sought more (Beauty: 7 times more) or less than the average item that stands in for them.
+        # New items are more popular (on Beauty 7 times) or less popular than the dropped items that represent them.
         self.register_buffer("fresh_shift", torch.zeros(()))
         # One over the softmax's temperature, set on held-out events (`models.scorers.training.temper`).
         self.register_buffer("scale", torch.ones(()))
@@ -104,9 +104,9 @@ class Backbone(SequenceScorer):
 
         Args:
             history: (B, T) int64 tokens (item row + 1), oldest first, padded on the right with 0, T ≤ max_len.
-                Padding needs no mask: it comes after everything that is read.
-            side: what `item_side` returned, where it is used more than once.
-            at: (B, q) slots asked for; the last layer is left out elsewhere (of two layers that saves 40%).
+                Padding needs no mask, because it follows all items.
+            side: result of `item_side`, to reuse it between calls.
+            at: (B, q) slots to return; the last layer skips all others, which saves 40% with two layers.
 
         Returns:
             (B, T + 1, d), or (B, q, d); slot t has read history[:, :t].
@@ -122,10 +122,10 @@ class Backbone(SequenceScorer):
         return self.norm(last(x, at))
 
     def item_side(self, dropped: Tensor | None = None) -> ItemSide:
-        """Return vectors (n_items, d) and biases (n_items,) of the catalogue, the same for reading and scoring.
+        """Return vectors (n_items, d) and biases (n_items,) of the catalogue, for reading and for scoring.
 
         Args:
-            dropped: (n_items,) bool, items to be treated as if no event had ever shown them.
+            dropped: (n_items,) bool, items to treat as new, as if they had no events.
         """
         fresh = self.fresh if dropped is None else self.fresh | dropped
         bias = torch.where(fresh, self.fresh_bias, self.bias) + self.fresh * self.fresh_shift
@@ -138,7 +138,7 @@ class Backbone(SequenceScorer):
 
 
 def pad(histories: list[list[int]], max_len: int) -> tuple[Tensor, Tensor]:
-    """Return tokens (B, T) and lengths (B,) of the newest `max_len` items of each history of item rows."""
+    """Return tokens (B, T) and lengths (B,) for the newest `max_len` items of each history of item rows."""
     kept = [history[-max_len:] for history in histories]
     lengths = torch.tensor([len(history) for history in kept], dtype=torch.int64)
     tokens = torch.zeros(len(kept), max(1, int(lengths.max()) if kept else 1), dtype=torch.int64)

@@ -1,11 +1,11 @@
-"""The loop that trains a scorer of sequences: the best epoch on held-out events, and further epochs over all of them.
+"""The training loop of sequence scorers: the best epoch on held-out events, then further epochs over all events.
 
-Weights are averaged exponentially (EMA) at a constant learning rate, which does what a decaying schedule does without
-knowing beforehand how long training will last. MovieLens-100K, CPU seconds of one core: EMA is best after 9 epochs
-(26 s, stream-time NDCG@10 .098); linear decay over 25 epochs (54 s) reaches .097.
+Weights are averaged exponentially (EMA) at a constant learning rate. This replaces a decaying schedule and needs no
+training length in advance. MovieLens-100K, CPU seconds of one core: EMA is best after 9 epochs (26 s, stream-time
+NDCG@10 .098); linear decay over 25 epochs (54 s) reaches .097.
 
-Once the number of epochs is known the held-out events are too valuable to leave out: without the newest tenth of the
-training part NDCG@10 falls from .098 to .090. `further_epochs` goes on over all of them.
+Once the number of epochs is chosen, the held-out events are used for training as well: without the newest tenth of the
+training part NDCG@10 falls from .098 to .090. `further_epochs` trains on all of them.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ Progress = Callable[[int, int, dict[str, float]], None]
 
 LEARNING_RATE = 2e-3
 WEIGHT_DECAY = 0.01
-SLOTS = 1500  # padded positions per step, at most; 3,000 needs half as many epochs again for the same quality
-STEPS = 40  # per epoch, at least: small data sets get smaller steps, down to `FEWEST_SLOTS`
+SLOTS = 1500  # maximum of padded positions per step; 3,000 needs 1.5 times the epochs for the same quality
+STEPS = 40  # minimum per epoch: small data sets get smaller steps, down to `FEWEST_SLOTS`
 FEWEST_SLOTS = 64
-STRIDE = 0.8  # of the window length: a fifth of each later window of a long history is context only
-PATIENCE = 2  # epochs in which neither NDCG@10 nor likelihood on them got better; NDCG@10 alone is noisy
+STRIDE = 0.8  # of the window length: a fifth of each later window of a long history is only context
+PATIENCE = 2  # epochs without a better held-out NDCG@10 or likelihood; NDCG@10 alone is noisy
 WARMUP = 100  # steps
-FEWEST = 300  # steps before patience counts: until then small data sets have hardly left their random start
-EXTENSION = 3  # epochs over the held-out events too
-SCALES = (1.15, 1.0, 0.92, 0.85, 0.78, 0.71, 0.64, 0.57, 0.5)  # of logits, tried on held-out events
+FEWEST = 300  # steps before patience counts: small data sets make little progress before that
+EXTENSION = 3  # epochs that include the held-out events
+SCALES = (1.15, 1.0, 0.92, 0.85, 0.78, 0.71, 0.64, 0.57, 0.5)  # candidates for the scale of logits
 
 
 class SequenceScorer(nn.Module):
-    """A scorer of a user's next item that this loop can train.
+    """A next-item scorer that this loop can train.
 
     Attributes:
-        max_len: items of a history it reads.
-        scale: () factor of its logits: 1 while it is trained, then what held-out events are likeliest under.
+        max_len: maximum number of items read from a history.
+        scale: () factor of the logits: 1 in training, then the value with the highest held-out likelihood.
     """
 
     max_len: int
@@ -52,12 +52,11 @@ class SequenceScorer(nn.Module):
 
 Scorer = TypeVar("Scorer", bound=SequenceScorer)
 BatchLoss = Callable[[Scorer, Sequences, Windows], tuple[Tensor, int]]
-"""loss(model, sequences, windows) → the mean negative log-likelihood (nats) of the events in the windows, their
-number."""
+"""loss(model, sequences, windows) → mean negative log-likelihood (nats) of the windows' events, number of events."""
 
 
 def stride_of(model: SequenceScorer) -> int:
-    """Return the items between two windows of a long history."""
+    """Return the distance, in items, between the windows of a long history."""
     return max(1, int(model.max_len * STRIDE))
 
 
@@ -65,25 +64,25 @@ def best_epoch(
     model: Scorer, fold: Fold, settings: FitSettings, epochs: int, loss: BatchLoss[Scorer],
     validate: Callable[[Scorer], dict[str, float]], progress: Progress | None = None,
 ) -> tuple[Scorer, dict[str, float]]:
-    """Return the averaged weights, on the CPU, of the epoch with the best NDCG@10 on held-out events, and its metrics.
+    """Train and return the averaged weights (on the CPU) of the epoch with the best held-out NDCG@10, and its metrics.
 
-    It stops early once neither NDCG@10 nor likelihood has improved for `PATIENCE` epochs.
+    Training stops early if neither NDCG@10 nor likelihood improves for `PATIENCE` epochs.
 
     Args:
-        model: as it starts; it is trained in place and moved to `settings.device`.
-        validate: gives "ndcg_at_10" and "nll" (nats) on the held-out events.
-        progress: called after every epoch with epochs done, epochs at most, and metrics.
+        model: the initial model; it is trained in place and moved to `settings.device`.
+        validate: returns "ndcg_at_10" and "nll" (nats) on the held-out events.
+        progress: called after every epoch with epochs done, maximum of epochs, and metrics.
     """
     rng = np.random.default_rng(settings.seed)
     here = place(settings.device)
     if here.ranks > 1:
-        torch.manual_seed(settings.seed + here.rank)  # weights are drawn already; dropout is each process's own
+        torch.manual_seed(settings.seed + here.rank)  # weights exist already; dropout differs by process
     model.to(here.device)
     averaged = copy.deepcopy(model)
     optimizer = _optimizer(model)
     train = fold.training()
     best, weights = {"ndcg_at_10": -1.0}, copy.deepcopy(averaged.state_dict())
-    lowest, improved, steps = float("inf"), 0, 0  # likelihood, and the last epoch that improved either
+    lowest, improved, steps = float("inf"), 0, 0  # best loss, and the last epoch that improved either metric
     for epoch in range(epochs):
         mean, steps = run_epoch(model, averaged, optimizer, train, rng, steps, here, loss)
         judged = averaged if here.device.type == "cpu" else copy.deepcopy(averaged).cpu()
@@ -104,7 +103,7 @@ def further_epochs(
     model: Scorer, sequences: Sequences, settings: FitSettings, loss: BatchLoss[Scorer],
     progress: Progress | None = None, prepare: Callable[[Scorer], None] = lambda _: None,
 ) -> Scorer:
-    """Return a copy of a trained scorer after `EXTENSION` more epochs over `sequences`, frozen.
+    """Return a frozen copy of a trained scorer, trained for `EXTENSION` more epochs over `sequences`.
 
     Args:
         prepare: called with the copy before training.
@@ -114,7 +113,7 @@ def further_epochs(
     torch.manual_seed(settings.seed + (here.rank if here.ranks > 1 else 0))
     model = copy.deepcopy(model).requires_grad_(True)
     scale = float(model.scale)
-    model.scale.fill_(1.0)  # trained as before; with the scale in the loss the vectors would grow to undo it
+    model.scale.fill_(1.0)  # train without it; otherwise the vectors would grow to compensate
     prepare(model)
     model.to(here.device)
     averaged = copy.deepcopy(model)
@@ -131,7 +130,7 @@ def run_epoch(
     model: Scorer, averaged: Scorer, optimizer: torch.optim.Optimizer, train: Sequences, rng: np.random.Generator,
     steps: int, here: Place, loss: BatchLoss[Scorer],
 ) -> tuple[float, int]:
-    """Train for one epoch; return the mean loss (nats; of this process's share) and the number of steps so far."""
+    """Train for one epoch; return the mean loss of this process's share (nats) and the number of steps so far."""
     part = windows(train, model.max_len, stride_of(model))
     slots = min(SLOTS, max(FEWEST_SLOTS, int((part.stop - part.start).sum()) // STEPS))
     total, seen = 0.0, 0
@@ -143,7 +142,7 @@ def run_epoch(
             with here.autocast():
                 mean, events = loss(model, train, part[mine])
             total, seen = total + mean.item() * events, seen + events
-            # of all events of the batch: shares differ in size, and the processes' gradients are summed
+            # Weighted by the share of the batch's events: shares differ in size, and gradients are summed.
             weighted = mean * (events / int((part.stop - part.first)[batch].sum()))
         steps = descend(weighted, model, averaged, optimizer, steps, here)
     return total / max(1, seen), steps
@@ -153,11 +152,11 @@ def descend(
     loss: Tensor | None, model: nn.Module, averaged: nn.Module, optimizer: torch.optim.Optimizer, steps: int,
     here: Place = ALONE,
 ) -> int:
-    """Take one step down `loss`, with warm-up, and move the averaged weights; return the number of steps so far.
+    """Take one gradient step, with warm-up, and update the averaged weights; return the number of steps so far.
 
     Args:
-        loss: None where this process has no share of the batch.
-        here: the process; gradients of all are summed.
+        loss: None = this process has no share of the batch.
+        here: this process; gradients are summed over all processes.
     """
     optimizer.zero_grad()
     if loss is not None:
@@ -174,19 +173,20 @@ def descend(
 
 @torch.no_grad()
 def average(averaged: nn.Module, model: nn.Module, step: int, decay: float = 0.995) -> None:
-    """Move averaged weights towards the model's; early on, when there is little to average, faster."""
+    """Move the averaged weights towards the model's, faster in the first steps."""
     share = 1 - min(decay, step / (10 + step))
     torch._foreach_lerp_(list(averaged.parameters()), list(model.parameters()), share)
 
 
 def set_scale(model: SequenceScorer, losses: Sequence[float]) -> float:
-    """Multiply a scorer's scale by the entry of `SCALES` with the least loss on held-out events; return that loss.
+    """Multiply a scorer's scale by the entry of `SCALES` with the lowest held-out loss; return that loss.
 
-    NDCG@10, which chooses the epoch, goes on rising long after likelihood has turned (Beauty, leave-one-out: epoch 12
-    and 5, loss 8.27 → 8.49): unscaled, the scorer is too sure, and every margin against it looks better than it is.
+    NDCG@10, which chooses the epoch, keeps rising long after likelihood starts to fall (Beauty, leave-one-out: best at
+    epochs 12 and 5, loss 8.27 → 8.49). Without scaling the scorer is overconfident, and margins against it look too
+    good.
 
     Args:
-        losses: nats, one for each of `SCALES`.
+        losses: held-out loss (nats) for each of `SCALES`.
     """
     best = min(range(len(SCALES)), key=losses.__getitem__)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Ranks of what users took: each event is predicted from what was known before it, seen items left out."""
+"""Ranks of target items: each event is predicted from earlier events, and seen items are excluded."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from models.data.sequences import Sequences, Windows, batches, tensors, windows
 from models.scorers.backbone import Backbone
 
 SLOTS = 20_000  # padded positions per forward pass: 20,000 × 64 floats in each of a few buffers
-ELEMENTS = 4_000_000  # scores held at a time
+ELEMENTS = 4_000_000  # scores in memory at a time
 
 
 @torch.no_grad()
 def hidden_before(
     backbone: Backbone, sequences: Sequences, begin: IntArray, stride: int = 1, rows: IntArray | None = None,
 ) -> tuple[IntArray, Tensor]:
-    """Return what the backbone knows before each event of a user from row `begin` on.
+    """Return the backbone's hidden state before each event from row `begin` on.
 
     Args:
         begin: (users,) first row of each user.
         stride: see `models.data.sequences.windows`; 1 = exactly as in serving.
-        rows: only these of them, ascending; None = all.
+        rows: restrict to these rows, ascending; None = all.
 
     Returns:
         Rows of `sequences`, ascending (m,), and hidden states (m, d).
@@ -56,12 +56,12 @@ def target_ranks(
     """Return rank and log-probability of the item of each event.
 
     Args:
-        scores: gives logits (c, n_items) of events rows[part] for `part` (c,) int64.
+        scores: returns logits (c, n_items) of events rows[part] for `part` (c,) int64.
         rows: (m,) rows of `sequences`.
 
     Returns:
-        Ranks (m,) among items the user has not had before, ties lost, n_items where the user had it; log-probabilities
-        (m,) over the whole catalogue, nothing masked.
+        Ranks (m,) among items the user has not had before; ties count against the target, and a repeated item gets
+        n_items. Log-probabilities (m,) over the whole catalogue, without masking.
     """
     ranks, logp = np.zeros(len(rows), np.int64), np.zeros(len(rows))
     low = sequences.offsets[np.searchsorted(sequences.offsets, rows, "right") - 1]
@@ -80,7 +80,7 @@ def target_ranks(
 
 
 def seen_pairs(sequences: Sequences, low: IntArray, high: IntArray) -> tuple[Tensor, Tensor]:
-    """Return (row of the chunk, item) of everything in sequences rows low:high."""
+    """Return pairs (row of the chunk, item) for all items in sequences rows low:high."""
     counts = high - low
     user = np.repeat(np.arange(len(low)), counts)
     offset = np.arange(len(user)) - np.repeat(np.cumsum(counts) - counts, counts)

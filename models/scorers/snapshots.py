@@ -1,7 +1,7 @@
-"""Training and judging users' knowledge: moments at which it is generated, and the events that follow.
+"""Snapshots for training and judging user knowledge: a moment at which it is generated, and the events after it.
 
-Generating costs a pass through the language model, scoring an event almost nothing; so each snapshot (a user at some
-moment) serves the `SPAN` events after it, at every one of their positions, as it will when the system runs.
+Generating knowledge costs a pass through the language model, while scoring an event costs almost nothing. Each snapshot
+(a user at one moment) therefore serves the `SPAN` events after it, as in the running system.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from models.data.sequences import Sequences, Windows, tensors
 from models.scorers.backbone import Backbone
 from models.scorers.fusion import FusedScorer
 
-SPAN = 24  # events a snapshot's knowledge is used for; the demo's users are refreshed about as often
+SPAN = 24  # events that use a snapshot's knowledge; the demo refreshes users about as often
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +25,12 @@ class SnapshotBatch:
     """Snapshots of B users and the m events after them.
 
     Args:
-        user_hidden: (B, d) the reference's state at the snapshot.
+        user_hidden: (B, d) the reference's hidden state at the snapshot.
         histories: (B, H) newest item rows at the snapshot, oldest first, −1 = none.
-        fused_hidden: (B, S, d) of the fused scorer without knowledge.
-        user, slot: (m,) where each event's hidden state is.
+        fused_hidden: (B, S, d) hidden states of the fused scorer without knowledge.
+        user, slot: (m,) index of each event's hidden state in `fused_hidden`.
         rows: (m,) rows of the sequences.
-        ref_logits: (m, n) of the reference.
+        ref_logits: (m, n) logits of the reference.
     """
 
     user_hidden: Tensor
@@ -43,7 +43,7 @@ class SnapshotBatch:
 
 
 def draw(sequences: Sequences, n: int, rng: np.random.Generator, begin: IntArray | None = None) -> IntArray:
-    """Return n different rows (or all there are) that have a history, each the first event after a snapshot.
+    """Sample n distinct rows with a history (or all such rows), each the first event after a snapshot.
 
     Args:
         begin: (users,) first row allowed; None = any.
@@ -55,14 +55,14 @@ def draw(sequences: Sequences, n: int, rng: np.random.Generator, begin: IntArray
 
 
 def regular(sequences: Sequences, begin: IntArray, span: int = SPAN) -> IntArray:
-    """Return the rows at which every user from `begin` on is refreshed every `span` events, none without a history."""
+    """Return rows with a history at which users are refreshed: from `begin` on, every `span` events."""
     low, high = sequences.offsets[:-1], sequences.offsets[1:]
     spans = [np.arange(max(a + 1, b), c, span) for a, b, c in zip(low, begin, high, strict=True)]
     return np.concatenate(spans) if spans else np.zeros(0, np.int64)
 
 
 def after(sequences: Sequences, rows: IntArray, max_len: int, span: int = SPAN) -> Windows:
-    """Return the windows that predict up to `span` events of the same user from each of `rows` on."""
+    """Return windows that predict up to `span` events of the same user, starting at each of `rows`."""
     user = np.searchsorted(sequences.offsets, rows, "right") - 1
     stop = np.minimum(rows + span, sequences.offsets[user + 1])
     return Windows(np.maximum(sequences.offsets[user], stop - 1 - max_len), rows, stop)
@@ -72,11 +72,11 @@ def after(sequences: Sequences, rows: IntArray, max_len: int, span: int = SPAN) 
 def batch_of(
     sequences: Sequences, part: Windows, reference: Backbone, fused: FusedScorer, history: int,
 ) -> SnapshotBatch:
-    """Return everything about a batch of snapshots that does not depend on knowledge.
+    """Compute everything in a batch of snapshots that does not depend on knowledge.
 
     Args:
-        part: from `after`.
-        history: H, items the language model reads.
+        part: windows from `after`.
+        history: H, number of items the language model reads.
     """
     tokens, where, slots, rows = tensors(sequences, part)
     ref_hidden = reference(tokens)
@@ -89,21 +89,22 @@ def batch_of(
 
 
 def before(sequences: Sequences, rows: IntArray, n: int) -> IntArray:
-    """Return the user's newest n items before each of `rows` (B,), as (B, n) oldest first, −1 = none."""
+    """Return the user's newest n items before each of `rows` (B,), (B, n), oldest first, −1 = none."""
     low = sequences.offsets[np.searchsorted(sequences.offsets, rows, "right") - 1]
     places = rows[:, None] - np.arange(n, 0, -1)
     return np.where(places >= low[:, None], sequences.item[np.maximum(places, 0)], -1)
 
 
-def exchanged(sequences: Sequences, first: IntArray, user: IntArray, rows: IntArray) -> IntArray:
-    """Return, for events (m,) after snapshots, rows as far behind the snapshot that precedes theirs in the batch.
+def shuffled_rows(sequences: Sequences, first: IntArray, user: IntArray, rows: IntArray) -> IntArray:
+    """Return rows (m,) that replace events' own rows, for the control with other users' histories.
 
-    A history that ends there is another user's, if the snapshots are in a random order.
+    Each event gets the row at the same distance from the previous snapshot of the batch. If snapshots are in random
+    order, the history before that row belongs to another user.
 
     Args:
         first: (B,) rows of the snapshots.
-        user: (m,) each event's snapshot.
-        rows: (m,) of the events.
+        user: (m,) index of each event's snapshot.
+        rows: (m,) rows of the events.
     """
     other = np.roll(first, 1)[user]
     newest = sequences.offsets[np.searchsorted(sequences.offsets, other, "right")] - 1

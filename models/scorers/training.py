@@ -1,6 +1,6 @@
-"""Training the two dense scorers, reference and fused: full-catalogue softmax at every position.
+"""Training of the two dense scorers, reference and fused: full-catalogue softmax at every position.
 
-The loop is in `models.scorers.epochs`; here is what a step loses, how epochs are judged, and what new items need.
+This module has the loss, the validation and the handling of new items; the loop is in `models.scorers.epochs`.
 """
 
 from __future__ import annotations
@@ -28,34 +28,34 @@ from schemas.settings import FitSettings
 
 DenseScorer = TypeVar("DenseScorer", bound=Backbone)
 
-FULL = 4096  # items up to which every one is a negative in every step
-NEGATIVES = 2048  # drawn per step above that, beside the step's own targets
+FULL = 4096  # catalogues up to this size use every item as a negative
+NEGATIVES = 2048  # sampled negatives per step in larger catalogues, in addition to the step's targets
 CHUNK = 2**26  # scores computed at a time, 128 MB in half precision
-DROPPED = 0.05  # share of items whose own vectors a step drops
-JUDGED = 8000  # held-out events that choose the epoch: ranking all 22,363 of Beauty's costs as much as training on it
+DROPPED = 0.05  # share of items whose vectors are dropped in a step
+JUDGED = 8000  # held-out events for choosing the epoch; ranking all 22,363 of Beauty costs as much as an epoch
 
 
 class Keep(Protocol):
-    """Gives a scorer trained before from the same start in the same way, else what `train` makes."""
+    """Returns a stored scorer that was trained in the same way from the same start, else calls `train`."""
 
     def __call__(
         self, stage: str, start: DenseScorer, fold: Fold, settings: FitSettings,
         train: Callable[[], tuple[DenseScorer, dict[str, float]]],
     ) -> tuple[DenseScorer, dict[str, float]]:
-        """Return a trained scorer of `start`'s kind and its metrics; `start` may be changed."""
+        """Return a trained scorer of the same class as `start` and its metrics; `start` may be modified."""
 
 
 def train_reference(
     fold: Fold, settings: FitSettings, max_len: int, progress: Progress | None = None, keep: Keep | None = None,
 ) -> tuple[Backbone, dict[str, float]]:
-    """Return the reference with the best validation NDCG@10, and its metrics on the held-out events.
+    """Train the reference; return the epoch with the best validation NDCG@10 and its metrics on the held-out events.
 
     The same seed, data and number of threads give the same weights.
 
     Args:
-        max_len: items of a history it reads.
-        progress: called after every epoch with epochs done, epochs at most, and metrics.
-        keep: where trained scorers are kept; None = nowhere.
+        max_len: maximum number of items read from a history.
+        progress: called after every epoch with epochs done, maximum of epochs, and metrics.
+        keep: storage for trained scorers; None = no storage.
     """
     torch.manual_seed(settings.seed)
     model = Backbone(
@@ -67,7 +67,7 @@ def train_fused(
     fold: Fold, text: Tensor, settings: FitSettings, max_len: int, progress: Progress | None = None,
     keep: Keep | None = None,
 ) -> tuple[FusedScorer, dict[str, float]]:
-    """Return the fused scorer with item texts but before any user's knowledge; otherwise as `train_reference`.
+    """Train the fused scorer with item texts but without user knowledge; otherwise like `train_reference`.
 
     Args:
         text: (n_items, x) from `models.compute.pca.condense`.
@@ -81,7 +81,7 @@ def train_fused(
 def extend(
     model: DenseScorer, fold: Fold, settings: FitSettings, progress: Progress | None = None, keep: Keep | None = None,
 ) -> DenseScorer:
-    """Return a copy of a trained scorer that has gone on, over the held-out events too."""
+    """Return a copy of a trained scorer after further epochs that include the held-out events."""
     if keep is not None:
         return keep("extended", copy.deepcopy(model), fold, settings, lambda: (
             extend(model, fold, settings, progress), {}))[0]
@@ -97,7 +97,7 @@ def extend(
 def train_scorer(
     model: DenseScorer, fold: Fold, settings: FitSettings, progress: Progress | None, keep: Keep | None = None,
 ) -> tuple[DenseScorer, dict[str, float]]:
-    """Return a scorer trained from where it stands, at its best epoch, with metrics; see `train_reference`."""
+    """Train a scorer from its current weights; return its best epoch and metrics. See `train_reference`."""
     if keep is not None:
         return keep("trained", model, fold, settings, lambda: train_scorer(model, fold, settings, progress))
     began = time.monotonic()
@@ -106,14 +106,14 @@ def train_scorer(
         lambda judged: validate(judged, fold), progress)
     trained.fresh_shift.add_(fresh_shift(trained, fold))
     best |= {"nll": temper(trained, fold), "scale": float(trained.scale)}
-    trained.fresh_shift.add_(fresh_shift(trained, fold))  # the scale has moved their share
+    trained.fresh_shift.add_(fresh_shift(trained, fold))  # `temper` changed the share of new items
     return trained.eval().requires_grad_(False), best | {"seconds": time.monotonic() - began}
 
 
 def _loss(
     sequences: Sequences, n_items: int,
 ) -> Callable[[Backbone, Sequences, Windows], tuple[Tensor, int]]:
-    """Return the loss of windows of these sequences; how often their items occur decides the negatives' weights."""
+    """Return a loss over windows of these sequences; item frequencies determine the weights of sampled negatives."""
     return partial(_window_loss, counts=torch.from_numpy(np.bincount(sequences.item, minlength=n_items)))
 
 
@@ -127,12 +127,12 @@ def _window_loss(model: Backbone, train: Sequences, part: Windows, *, counts: Te
 
 
 def _softmax_loss(model: Backbone, hidden: Tensor, target: Tensor, side: ItemSide, counts: Tensor) -> Tensor:
-    """Return the mean negative log-likelihood of targets (m,) given hidden states (m, d).
+    """Return the mean negative log-likelihood (nats) of targets (m,) given hidden states (m, d).
 
-    In large catalogues the partition function is estimated from a step's targets and `NEGATIVES` other items, each
-    weighted by one over its probability of being there (importance sampling): Beauty's 12,101 items take 8 CPU seconds
-    an epoch instead of 40. On a GPU every item is scored, in chunks. Fresh items are no negatives: that would teach
-    that new items, and the texts of just these, score low.
+    In large catalogues the partition function is estimated from the step's targets and `NEGATIVES` other items, each
+    weighted by the inverse of its inclusion probability (importance sampling): an epoch over Beauty's 12,101 items
+    takes 8 CPU seconds instead of 40. On a GPU every item is scored, in chunks. Fresh items are not used as negatives,
+    because the model would learn to score new items, and the texts of these ones, low.
 
     Args:
         counts: (n_items,) training events of each item.
@@ -145,19 +145,19 @@ def _softmax_loss(model: Backbone, hidden: Tensor, target: Tensor, side: ItemSid
     absent = (1 - counts[pool] / counts.sum()).pow(len(target)) * (1 - 1 / n) ** NEGATIVES
     weight = -torch.log1p(-absent)
     own = column[: len(target)]
-    # Weights and mask go in with the bias, and the target's own correction in place: a fifth of an epoch on Beauty.
+    # Adding weights and mask to the bias, and correcting the target in place, saves a fifth of an epoch on Beauty.
     bias = (side[1][pool] + weight).masked_fill(model.fresh[pool], -torch.inf)
     logits = F.linear(hidden, side[0][pool], bias)
     each = torch.arange(len(target))
-    logits = logits.index_put_((each, own), -weight[own], accumulate=True)  # the target is there for certain
+    logits = logits.index_put_((each, own), -weight[own], accumulate=True)  # targets are always included
     return F.cross_entropy(logits, own)
 
 
 @torch.no_grad()
 def fresh_shift(model: Backbone, fold: Fold) -> float:
-    """Return what to add to the shift of new items so that their expected share of held-out events is the true one.
+    """Return the bias change that makes the expected share of new items in held-out events equal the actual share.
 
-    0 where fewer than 20 held-out events are on new items.
+    0 if fewer than 20 held-out events are on new items.
     """
     rows, hidden = hidden_before(model, fold.sequences, fold.begin, stride_of(model))
     taken = int(model.fresh.numpy()[fold.sequences.item[rows]].sum())
@@ -179,10 +179,10 @@ def fresh_shift(model: Backbone, fold: Fold) -> float:
 
 @torch.no_grad()
 def temper(model: Backbone, fold: Fold, limit: int = 6000) -> float:
-    """Set the scale of a scorer's logits to what held-out events are likeliest under; return their mean loss (nats).
+    """Set the scale of a scorer's logits to maximise the held-out likelihood; return the mean loss (nats).
 
     Args:
-        limit: of held-out events that are scored.
+        limit: maximum number of held-out events to score.
     """
     rows, hidden = hidden_before(model, fold.sequences, fold.begin, stride_of(model))
     if not len(rows):
@@ -200,7 +200,7 @@ def temper(model: Backbone, fold: Fold, limit: int = 6000) -> float:
 
 @torch.no_grad()
 def validate(model: Backbone, fold: Fold) -> dict[str, float]:
-    """Return quality on (at most `JUDGED`) held-out rows, without users' knowledge, in windows as in training."""
+    """Return metrics on at most `JUDGED` held-out rows, without user knowledge, in windows as in training."""
     side = model.item_side()
     rows, hidden = hidden_before(model, fold.sequences, fold.begin, stride_of(model))
     if len(rows) > JUDGED:

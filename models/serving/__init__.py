@@ -1,6 +1,6 @@
-"""What the workers load and ask: ranking models, requests, and sources of knowledge as they are saved and run.
+"""What the workers load and call: ranking models, requests, and knowledge sources in saved and running form.
 
-No training; topics and the store are in `workers/roles`.
+There is no training here; topics and the store are in `workers/roles`.
 
 May import: systems, systems.freshet, systems.coco, systems.grasp, systems.kar, systems.lwgr, evidence, knowledge,
 generative, language, scorers, compute, data.

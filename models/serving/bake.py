@@ -1,9 +1,8 @@
-"""Trained systems in the form the ranking worker serves: `models.serving.ranking_model.RankingModel`, or what has its
-calls.
+"""Converts trained systems into the form that the ranking worker serves (`models.serving.ranking_model.RankingModel`).
 
-Once trained, what a scorer knows of items (ids, texts, neighbours, what was written about them) is one vector and one
-bias per item, so every system's scorer is baked into the same plain form and needs none of its parts to rank. What is
-left of the system at ranking is its fusion; what makes users' vectors belongs to the knowledge worker.
+After training, everything a scorer has learned about an item (id, text, neighbours, written texts) reduces to one
+vector and one bias. Every system's scorer is therefore baked into the same plain form and ranks without its other
+parts. Only the fusion stays specific to the system; the source of user vectors belongs to the knowledge worker.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import orjson
 import torch
 from torch import nn
 
-from models.evidence.ease import Affinity
+from models.evidence.ease import Ease
 from models.knowledge.composition import Composed
 from models.scorers.backbone import Backbone
 from models.scorers.fusion import FusedScorer
@@ -27,7 +26,7 @@ from schemas.artifacts import Artifact
 
 
 class Ranking(Protocol):
-    """What the ranking worker asks of a model."""
+    """The interface that the ranking worker needs from a model."""
 
     @property
     def n_items(self) -> int:
@@ -35,21 +34,21 @@ class Ranking(Protocol):
 
     @property
     def max_len(self) -> int:
-        """Items of a history that are read, the newest ones."""
+        """Maximum number of items read from a history, the newest ones."""
 
     @property
     def dim(self) -> int:
-        """Width of the knowledge vectors it reads."""
+        """Width of the knowledge vectors."""
 
     def rank(self, batch: RankBatch) -> RankResult:
         """Score a batch of requests."""
 
 
 def load_ranking(artifact: Artifact) -> Ranking:
-    """Return the ranking model of an artifact, of whichever system it is.
+    """Return the ranking model of an artifact of any system.
 
     Raises:
-        ArtifactError: its files do not fit together.
+        ArtifactError: the files are inconsistent.
     """
     config = orjson.loads(artifact.path(CONFIG).read_bytes())
     return GenerativeRanking.load(artifact) if "generative" in config else RankingModel.load(artifact)
@@ -57,7 +56,7 @@ def load_ranking(artifact: Artifact) -> Ranking:
 
 @torch.no_grad()
 def bake(backbone: Backbone, fusion: nn.Module | None = None) -> FusedScorer:
-    """Return a scorer without texts that scores as `backbone` does, with `fusion` in the place of its attention."""
+    """Return a scorer without texts that gives the same scores as `backbone`, with `fusion` as its attention."""
     vectors, bias = backbone.item_side()
     block: Any = backbone.blocks[0]
     scorer = FusedScorer(
@@ -68,8 +67,8 @@ def bake(backbone: Backbone, fusion: nn.Module | None = None) -> FusedScorer:
     scorer.load_state_dict(scorer.state_dict() | kept)
     scorer.items.copy_(vectors)
     scorer.bias.copy_(bias)
-    for name, value in backbone.named_buffers(recurse=False):  # how scores are scaled and evidence is weighed
-        if value.ndim == 0 and name != "fresh_shift":  # texts and new items are in the vectors already
+    for name, value in backbone.named_buffers(recurse=False):  # scale of scores, weights of evidence
+        if value.ndim == 0 and name != "fresh_shift":  # the vectors already include texts and new items
             getattr(scorer, name).copy_(value)
     if fusion is not None:
         scorer.attention = copy.deepcopy(fusion)  # type: ignore[assignment]
@@ -77,22 +76,22 @@ def bake(backbone: Backbone, fusion: nn.Module | None = None) -> FusedScorer:
 
 
 def ranking_model(model: Composed, system: str, fusion: str) -> RankingModel:
-    """Return what the ranking worker serves of a trained composition.
+    """Return the ranking model of a trained composition.
 
     Args:
-        system, fusion: names of the row and of its fusion, for the artifact's configuration.
+        system, fusion: names of the system and its fusion, for the artifact's configuration.
     """
-    affinity: Affinity | None = model.affinity if isinstance(model, WithEvidence) else None
+    affinity: Ease | None = model.affinity if isinstance(model, WithEvidence) else None
     return _ranking(model.reference, bake(model.backbone, model.fusion), system, fusion, affinity)
 
 
 def behaviour_model(backbone: Backbone, system: str) -> RankingModel:
-    """Return what the ranking worker serves of a system without knowledge of users: its scorer alone."""
+    """Return the ranking model of a system without user knowledge: its scorer alone."""
     return _ranking(backbone, bake(backbone), system, "")
 
 
 def _ranking(
-    reference: Backbone, scorer: FusedScorer, system: str, fusion: str, affinity: Affinity | None = None,
+    reference: Backbone, scorer: FusedScorer, system: str, fusion: str, affinity: Ease | None = None,
 ) -> RankingModel:
     block: Any = scorer.blocks[0]
     config = {

@@ -1,8 +1,7 @@
-"""A generative recommender in the form the ranking worker serves: next items by beams within the catalogue's trie.
+"""A generative recommender for the ranking worker: next items by beam search within the catalogue's trie.
 
-It has no reference and no knowledge of users: what is asked for is spelled, and what no beam reached is not
-recommended. A user with few unseen items may therefore be shown fewer than asked for, never an item twice or one
-outside of the catalogue.
+It has no reference and uses no knowledge. Only items reached by a beam are recommended, so a user with few unseen items
+may get fewer than requested, but never an item twice or one outside the catalogue.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ GENERATIVE = "generative.safetensors"
 
 
 class GenerativeRanking:
-    """A trained `Generative` behind the call that `models.serving.ranking_model.RankingModel` has."""
+    """A trained `Generative` with the interface of `models.serving.ranking_model.RankingModel`."""
 
     def __init__(self, model: Generative) -> None:
         self.model = model.eval().requires_grad_(False)
@@ -40,19 +39,19 @@ class GenerativeRanking:
 
     @property
     def max_len(self) -> int:
-        """Items of a history that are read, the newest ones."""
+        """Maximum number of items read from a history, the newest ones."""
         return self.model.max_len
 
     @property
     def dim(self) -> int:
-        """Width of its hidden states; it reads no knowledge."""
+        """Width of the hidden states; the model reads no knowledge."""
         return self.model.dim
 
     @torch.inference_mode()
     def rank(self, batch: RankBatch) -> RankResult:
-        """Spell the next items of a batch of requests; log-probabilities are over the catalogue, seen items included.
+        """Generate the next items for a batch of requests. Log-probabilities are over the catalogue with seen items.
 
-        Knowledge is not read, and nothing is judged.
+        Knowledge is ignored, and no events are judged.
         """
         histories, _ = known_items(batch.histories, self.max_len)
         margins: list[list[float | None]] = [[None] * len(judged) for judged in batch.judged]
@@ -67,10 +66,10 @@ class GenerativeRanking:
         return RankResult(logp, logp.clone(), margins)
 
     def save(self, folder: Path, items: Sequence[str], texts: Sequence[str]) -> None:
-        """Write every file of the model (not the artifact's card and calibration) into `folder`.
+        """Write the model's files (without the artifact's card and calibration) into `folder`.
 
         Args:
-            items, texts: ids and catalogue texts of the items in row order.
+            items, texts: ids and catalogue texts of the items, in row order.
         """
         model = self.model
         save_file({name: value.contiguous() for name, value in model.state_dict().items()}, folder / GENERATIVE)
@@ -85,7 +84,7 @@ class GenerativeRanking:
         """Return the generative model of an artifact.
 
         Raises:
-            ArtifactError: its files do not fit together.
+            ArtifactError: the files are inconsistent.
         """
         try:
             config = dict(orjson.loads(artifact.path(CONFIG).read_bytes())["generative"])

@@ -1,7 +1,7 @@
-"""Sources of knowledge at work: they make the knowledge of users as they come.
+"""Knowledge sources in serving: they generate knowledge for live users.
 
-In training a source meets moments of users it has rows of. A live user has a name and a history, and may be new: what a
-source knows of users by row is looked up by name, and texts about them are written again.
+In training, a source gets moments of users that have rows. A live user has a name and a history, and may be new. Data
+that a source stores by row is looked up by name, and texts about users are rewritten from the live history.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from models.systems.lwgr.knowledge import KnowledgeModel
 
 @dataclass(frozen=True)
 class LiveSource:
-    """A trained source that makes the knowledge of users as they come.
+    """A trained source that generates knowledge for live users.
 
     Args:
-        make: knowledge (B, K, d) of moments, given the histories of item rows they are of as well.
-        items: H, newest items of a history that moments hold.
-        codes: chosen codewords (B, S) of users' states (B, d); S = 0 for sources without.
-        users: rows of the users it was trained on, where it looks at them.
-        knowledge: the model of soft instructions, where that is what it is.
+        make: returns knowledge (B, K, d) for moments and their histories of item rows.
+        items: H, number of newest history items in a moment.
+        codes: returns the codewords (B, S) for user states (B, d); S = 0 for sources without codewords.
+        users: row by name for the users it was trained on, if the source needs it.
+        knowledge: the soft instruction model, for sources of that kind.
     """
 
     make: Callable[[Moments, Sequence[Sequence[int]]], Tensor]
@@ -41,15 +41,15 @@ class LiveSource:
     def generate(
         self, hidden: Tensor, histories: Sequence[Sequence[int]], users: Sequence[str] = (), batch: int = 16,
     ) -> Generation:
-        """Return the knowledge of any number of users, `batch` at a time, fewer if the GPU's memory is too small.
+        """Return knowledge for any number of users, in passes of `batch` users, or fewer if GPU memory is too small.
 
         Args:
-            hidden: (B, d) the reference's states of them.
-            histories: of item rows, oldest first.
-            users: their names; () = not known.
+            hidden: (B, d) the reference's hidden states of the users.
+            histories: the users' item rows, oldest first.
+            users: names of the users; () = unknown.
 
         Raises:
-            torch.OutOfMemoryError: not even one user fits.
+            torch.OutOfMemoryError: one user does not fit.
         """
         row = np.array([self.users.get(user, -1) for user in users] or [-1] * len(histories), np.int64)
         newest = padded(histories, self.items)
@@ -62,7 +62,7 @@ class LiveSource:
 
 
 def padded(histories: Sequence[Sequence[int]], width: int) -> IntArray:
-    """Return the newest `width` items of each history (B, width), oldest first, −1 = none."""
+    """Return the newest `width` items of each history, (B, width), oldest first, −1 = none."""
     out = np.full((len(histories), width), -1, np.int64)
     for row, items in zip(out, histories, strict=True):
         newest = items[-width:]

@@ -1,4 +1,4 @@
-"""A fitted ranking model as a whole: what is saved, how it is loaded, and the batch call the ranking worker makes."""
+"""The fitted ranking model: saving, loading, and the batch call of the ranking worker."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from models.evidence.ease import Affinity
+from models.evidence.ease import Ease
 from models.language.llm import LanguageModel
 from models.scorers.backbone import Backbone, pad
 from models.scorers.fusion import Evidence, FusedScorer
@@ -33,11 +33,11 @@ class RankingModel:
     """Reference and fused scorer of one model version."""
 
     def __init__(
-        self, reference: Backbone, fused: FusedScorer, config: dict[str, Any], affinity: Affinity | None = None,
+        self, reference: Backbone, fused: FusedScorer, config: dict[str, Any], affinity: Ease | None = None,
     ) -> None:
-        """Join trained parts; `config` is what `save` writes beside them, without `affinity` there is no evidence."""
+        """Combine trained parts; `save` writes `config` with them. Without `affinity` there is no evidence."""
         self.reference, self.fused, self.config = reference.eval(), fused.eval(), config
-        self.affinity = affinity or Affinity.none(reference.n_items)
+        self.affinity = affinity or Ease.none(reference.n_items)
         with torch.no_grad():
             self._side, self._reference_side = fused.item_side(), reference.item_side()  # constant once trained
 
@@ -48,17 +48,17 @@ class RankingModel:
 
     @property
     def max_len(self) -> int:
-        """Items of a history that are read, the newest ones."""
+        """Maximum number of items read from a history, the newest ones."""
         return self.reference.max_len
 
     @property
     def dim(self) -> int:
-        """Width of the knowledge vectors it reads."""
+        """Width of the knowledge vectors."""
         return self.reference.dim
 
     @torch.inference_mode()
     def rank(self, batch: RankBatch) -> RankResult:
-        """Score a batch of requests both ways."""
+        """Score a batch of requests with and without knowledge."""
         histories, positions = known_items(batch.histories, self.max_len)
         tokens, lengths = pad(histories, self.max_len)
         places, at = self._places(batch, positions, lengths)
@@ -84,14 +84,14 @@ class RankingModel:
         return RankResult(ref_logp, fused_logp, self._margins(batch, places, hidden, fused, tokens, at, gather))
 
     def _current_evidence(self, tokens: Tensor, slots: Tensor, *_: Tensor) -> tuple[Evidence, Tensor]:
-        """Return the evidence of the first `slots` (m,) of histories' tokens (m, T), and its age: none."""
+        """Return the evidence from the first `slots` (m,) tokens of histories (m, T), and its age, which is 0."""
         inside = torch.arange(tokens.shape[1]) < slots[:, None]
         return self.affinity.evidence(torch.where(inside, tokens - 1, -1)), torch.zeros_like(slots)
 
     def _places(
         self, batch: RankBatch, positions: list[dict[int, int]], lengths: Tensor,
     ) -> tuple[list[tuple[int, int, int, int]], Tensor]:
-        """Return what to judge, as (row, index in its list, column of slots, item), and the slots needed (B, q).
+        """Return the events to judge as (row, index in its list, column of slots, item), and the needed slots (B, q).
 
         Column 0 is the slot after the whole history.
         """
@@ -129,7 +129,7 @@ class RankingModel:
 
     @torch.no_grad()
     def user_hidden(self, histories: Sequence[Sequence[int]]) -> Tensor:
-        """Return the hidden states of users, (B, d): the state after their whole history of item rows."""
+        """Return the reference's hidden state (B, d) after each history of item rows."""
         known, _ = known_items(histories, self.max_len)
         tokens, lengths = pad(known, self.max_len)
         return self.reference(tokens, self._reference_side)[torch.arange(len(known)), lengths]
@@ -137,11 +137,11 @@ class RankingModel:
     def save(
         self, folder: Path, items: Sequence[str], texts: Sequence[str], knowledge: nn.Module | None = None,
     ) -> None:
-        """Write every file of the model (not the artifact's card and calibration) into `folder`.
+        """Write the model's files (without the artifact's card and calibration) into `folder`.
 
         Args:
-            items, texts: ids and catalogue texts of the items in row order.
-            knowledge: the `KnowledgeModel` trained with it.
+            items, texts: ids and catalogue texts of the items, in row order.
+            knowledge: the `KnowledgeModel` trained with this model.
         """
         save_file(_state(self.reference), folder / REFERENCE)
         save_file(_state(self.fused), folder / FUSION)
@@ -158,7 +158,7 @@ class RankingModel:
         """Return the ranking model of an artifact.
 
         Raises:
-            ArtifactError: its files do not fit together.
+            ArtifactError: the files are inconsistent.
         """
         config = orjson.loads(artifact.path(CONFIG).read_bytes())
         try:
@@ -170,7 +170,7 @@ class RankingModel:
             fused.attention = _fusion(config.get("fusion", ATTENTION), fused)
             fused.load_state_dict(weights)
             kept = load_file(artifact.path(AFFINITY))
-            affinity = Affinity(kept["neighbours"].long(), kept["weights"].float(), float(kept["half_life"]))
+            affinity = Ease(kept["neighbours"].long(), kept["weights"].float(), float(kept["half_life"]))
         except (KeyError, TypeError, RuntimeError) as error:
             raise ArtifactError(f"model {artifact.model_version} is not of this release: {error}") from error
         return cls(reference, fused, config, affinity)
@@ -179,10 +179,10 @@ class RankingModel:
 def write_catalogue(
     folder: Path, items: Sequence[str], texts: Sequence[str], vectors: Tensor, config: dict[str, Any],
 ) -> None:
-    """Write what every model version has: its items, their texts and vectors (n, w), and its configuration.
+    """Write the files of every model version: items, their texts and vectors (n, w), and the configuration.
 
-    The vectors are what users' interests are averages of. They are centred: item vectors share a direction, and cosines
-    between averages of them would all be near 1.
+    User interests are averages of the vectors. The vectors are centred, because item vectors share a direction, and
+    cosines between uncentred averages would all be near 1.
     """
     unit = nn.functional.normalize(vectors - vectors.mean(0), dim=1)
     save_file({"items": unit.detach().float().contiguous()}, folder / INTEREST)
@@ -192,8 +192,7 @@ def write_catalogue(
 
 
 def _fusion(name: str, fused: FusedScorer) -> Any:
-    """Return an untrained fusion by name (`models.systems.registry.FUSIONS`); "" = none, and what is there changes
-    nothing."""
+    """Return an untrained fusion by name (`models.systems.registry.FUSIONS`); "" = no fusion, keep the attention."""
     if name in ("", ATTENTION):
         return fused.attention
     block: Any = fused.blocks[0]
@@ -201,10 +200,10 @@ def _fusion(name: str, fused: FusedScorer) -> Any:
 
 
 def knowledge_config(artifact: Artifact, llm: LanguageModel) -> dict[str, Any]:
-    """Return an artifact's knowledge configuration, if it was trained with this language model.
+    """Return the knowledge section of an artifact's configuration, after checking its language model.
 
     Raises:
-        ArtifactError: it was trained with a language model of another name or width.
+        ArtifactError: the knowledge was trained with a language model of another name or width.
     """
     config = dict(orjson.loads(artifact.path(CONFIG).read_bytes()).get("knowledge", {}))
     if config.get("hidden") != llm.hidden_size or config.get("llm") != llm.model_id:
@@ -215,10 +214,10 @@ def knowledge_config(artifact: Artifact, llm: LanguageModel) -> dict[str, Any]:
 
 
 def load_knowledge(artifact: Artifact, llm: LanguageModel) -> KnowledgeModel:
-    """Return the model of soft instructions of an artifact, for the language model it was trained with.
+    """Return the soft instruction model of an artifact.
 
     Raises:
-        ArtifactError: it was trained with a language model of another name or width.
+        ArtifactError: the model was trained with a language model of another name or width.
     """
     config = knowledge_config(artifact, llm)
     model = KnowledgeModel(config["dim"], config["hidden"], config["instructions"], config["codes"])

@@ -1,4 +1,4 @@
-"""What ranking is asked and what it answers: batches of users' histories, knowledge and events to judge."""
+"""Ranking requests and results: batches of histories, knowledge and events to judge."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from torch import Tensor
 
 from models.scorers.fusion import Evidence
 
-# Evidence (m, M) and how many events old it is (m,), of: histories' tokens (m, T); how many of these had come (m,);
-# their rows in the batch (m,); events of the history that came after those (m,).
+# Returns evidence (m, M) and its age in events (m,). Arguments: tokens of histories (m, T); how many of them to use
+# (m,); their rows in the batch (m,); number of later events in the history (m,).
 Gather = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Evidence, Tensor]]
 _NO_ITEMS, _NO_WEIGHTS = np.zeros(0, np.int64), np.zeros(0, np.float32)
 
 
 @dataclass(frozen=True, slots=True)
 class UserKnowledge:
-    """What is known of one user, and how old it is.
+    """One user's knowledge and its age.
 
     Args:
         vectors: (K, d).
-        items, weights: (M,) evidence, as item rows; see `models.evidence.ease`.
-        behind: events of the user since, at the end of the history it is used with.
+        items, weights: (M,) evidence: item rows and weights, see `models.evidence.ease`.
+        behind: number of user events since the knowledge was generated, at the end of the history.
     """
 
     vectors: np.ndarray | Tensor
@@ -35,16 +35,16 @@ class UserKnowledge:
 
 @dataclass(frozen=True, slots=True)
 class RankBatch:
-    """Requests of B users, as item rows; −1 is an item the model does not know.
+    """Requests of B users, as item rows; −1 is an item unknown to the model.
 
     Args:
         histories: B lists, oldest first.
-        seen: B lists of further items not to recommend.
-        knowledge: B users' knowledge, None where a user has none.
+        seen: B lists of further items to exclude.
+        knowledge: the knowledge of B users; None = the user has none.
         judged: B lists of (position, item row): history[:position] came before the item.
-        top: items of each user that will be shown, for models that do not score all.
-        current_evidence: recompute the evidence of users with knowledge from `histories` instead of using the stored
-            one.
+        top: number of items to show per user, for models that do not score the whole catalogue.
+        current_evidence: for users with knowledge, recompute the evidence from `histories` instead of using the stored
+            evidence.
     """
 
     histories: Sequence[Sequence[int]]
@@ -57,14 +57,14 @@ class RankBatch:
 
 @dataclass(frozen=True, slots=True)
 class RankResult:
-    """What to rank by, and what knowledge was worth.
+    """Scores for ranking, and margins of judged events.
 
     Args:
-        ref_logp: (B, n) float32 log-probabilities of the next item by behaviour alone; −inf = seen, or, of a generative
-            model, not among the beams.
-        fused_logp: (B, n) the same with knowledge; equal to `ref_logp` where a user has none.
-        margins: B lists, per judged event log p_fused − log p_ref over the whole catalogue (nats), None where the item
-            is unknown, the position is no longer in the history read, or the user has no knowledge.
+        ref_logp: (B, n) float32 log-probabilities of the next item by behaviour alone; −inf = seen or, for a generative
+            model, outside the beams.
+        fused_logp: (B, n) the same with knowledge; equal to `ref_logp` for users without knowledge.
+        margins: B lists with log p_fused − log p_ref (nats, whole catalogue) for each judged event. None = the item is
+            unknown, the position precedes the history that is read, or the user has no knowledge.
     """
 
     ref_logp: Tensor
@@ -73,7 +73,7 @@ class RankResult:
 
 
 def stored_evidence(batch: RankBatch) -> Gather:
-    """Return what gives the evidence that came with users' knowledge."""
+    """Return a `Gather` that uses the evidence stored with the users' knowledge."""
     width = max((len(known.items) for known in batch.knowledge if known), default=0)
     items = np.full((len(batch.knowledge), width), -1, np.int64)
     weights = np.zeros((len(batch.knowledge), width), np.float32)
@@ -87,7 +87,7 @@ def stored_evidence(batch: RankBatch) -> Gather:
 
 
 def known_items(histories: Sequence[Sequence[int]], max_len: int) -> tuple[list[list[int]], list[dict[int, int]]]:
-    """Return histories without unknown items, newest `max_len`, and where each position of the original now is."""
+    """Return the newest `max_len` known items of each history, and the new index of each original position."""
     out, positions = [], []
     for history in histories:
         known: list[int] = []
@@ -104,7 +104,7 @@ def known_items(histories: Sequence[Sequence[int]], max_len: int) -> tuple[list[
 
 
 def seen_items(histories: Sequence[Sequence[int]], seen: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """Return (row of the batch, item row) of what is not to be recommended, each pair once."""
+    """Return pairs (row of the batch, item row) of the items to exclude, without duplicates."""
     lists = [{item for item in (*a, *b) if item >= 0} for a, b in zip(histories, seen, strict=True)]
     rows = np.repeat(np.arange(len(lists)), [len(items) for items in lists])
     return torch.from_numpy(rows), torch.tensor([item for items in lists for item in items], dtype=torch.int64)

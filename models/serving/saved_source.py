@@ -1,4 +1,4 @@
-"""Sources of knowledge on disk: what an artifact keeps of a trained one, and how it is put to work again."""
+"""Knowledge sources on disk: what an artifact stores of a trained source, and how to load it for serving."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ from schemas.errors import ArtifactError
 from schemas.settings import Settings
 
 USERS = "users.json"
-# What sources are by `System.instruction`, and the buffers of each that are not part of its state but cannot be made
-# again: principal components come with another sign on another machine.
+# Source kinds by `System.instruction`. Each lists the buffers that are outside its state dict but cannot be recomputed:
+# another machine may flip the sign of a principal component.
 CODEBOOKS, PROMPTS, WRITTEN, DESCRIPTIONS = (
     "parallel-codebooks", "prompt-codebook", "factorised-prompts", "descriptions")
 _BUFFERS = {CODEBOOKS: (), PROMPTS: ("texts",), WRITTEN: (), DESCRIPTIONS: ("item", "similar", "users")}
@@ -44,12 +44,13 @@ _BUFFERS = {CODEBOOKS: (), PROMPTS: ("texts",), WRITTEN: (), DESCRIPTIONS: ("ite
 
 @dataclass(frozen=True, slots=True)
 class SavedSource:
-    """A trained source as an artifact holds it.
+    """A trained source as stored in an artifact.
 
     Args:
-        config: what it takes to make an untrained one of the same shape; "knowledge" in the model's configuration.
-        tensors: its weights and buffers.
-        users: names of the users it has rows of, in their order.
+        config: what is needed to build an untrained source of the same shape; stored as "knowledge" in the model's
+            configuration.
+        tensors: weights and buffers.
+        users: names of the users the source has rows for, in row order.
     """
 
     config: dict[str, Any]
@@ -68,10 +69,10 @@ class SavedSource:
 def keep(
     source: Source, system: System, settings: Settings, llm: LanguageModel, users: Sequence[str],
 ) -> SavedSource:
-    """Return a trained source of a system's row as an artifact holds it.
+    """Return the stored form of a trained source.
 
     Args:
-        users: names of the users in order of their rows.
+        users: user names in row order.
     """
     config = {
         "source": system.instruction, "dim": settings.fit.dim, "hidden": llm.hidden_size,
@@ -88,14 +89,15 @@ def keep(
 def load_live(
     artifact: Artifact, llm: LanguageModel, cache: ItemCache, texts: Sequence[str], banks: Banks = exact,
 ) -> LiveSource:
-    """Return the source of an artifact's knowledge, for the language model it was trained with.
+    """Load an artifact's knowledge source, with the language model it was trained with.
 
     Args:
-        texts: of the catalogue, which `cache` holds the states of.
-        banks: makes the banks that neighbours are looked up in.
+        texts: item texts of the catalogue, whose states `cache` holds.
+        banks: builds the banks for neighbour search.
 
     Raises:
-        ArtifactError: it was trained with a language model of another name or width, or its files do not fit together.
+        ArtifactError: the source was trained with a language model of another name or width, or its files are
+            inconsistent.
     """
     config = knowledge_config(artifact, llm)
     name = config.get("source", CODEBOOKS)
@@ -110,7 +112,7 @@ def load_live(
 
 @dataclass(frozen=True, slots=True)
 class _Loaded:
-    """What a source is restored from."""
+    """Everything needed to rebuild a source."""
 
     artifact: Artifact
     config: dict[str, Any]
@@ -121,7 +123,7 @@ class _Loaded:
     banks: Banks
 
     def fill(self, source: Source) -> None:
-        """Give an untrained source what was kept of the trained one."""
+        """Copy the stored weights and buffers into an untrained source."""
         tensors = dict(self.tensors)
         for name in _BUFFERS[self.config["source"]]:
             setattr(source, name, tensors.pop(name))
@@ -129,56 +131,57 @@ class _Loaded:
         source.eval().requires_grad_(False)
 
 
-def _codebooks(of: _Loaded) -> LiveSource:
-    model = load_knowledge(of.artifact, of.llm)
-    source = CodebookSource(model, of.cache, of.llm, of.config["history"]).requires_grad_(False).eval()
+def _codebooks(saved: _Loaded) -> LiveSource:
+    model = load_knowledge(saved.artifact, saved.llm)
+    source = CodebookSource(model, saved.cache, saved.llm, saved.config["history"]).requires_grad_(False).eval()
     return LiveSource(lambda moments, _: source(moments), source.items, model.codes, knowledge=model)
 
 
-def _prompts(of: _Loaded) -> LiveSource:
-    config = of.config
+def _prompts(saved: _Loaded) -> LiveSource:
+    config = saved.config
     source = PromptSource(
-        config["dim"], config["instructions"], config["codes"], of.cache, of.llm, config["history"])
-    of.fill(source)
+        config["dim"], config["instructions"], config["codes"], saved.cache, saved.llm, config["history"])
+    saved.fill(source)
     return LiveSource(lambda moments, _: source(moments), source.items, source.book.codes)
 
 
-class _NotKept(Descriptions):
-    """Descriptions of live histories, which do not come back."""
+class _UncachedDescriptions(Descriptions):
+    """Descriptions of live histories. They are not stored because the same history rarely comes again."""
 
     def __call__(self, histories: IntArray, progress: Callable[[int, int], None] | None = None) -> Tensor:
         """Return descriptions (B, H')."""
         return Descriptions(self._llm, self.cache)(histories, progress)
 
 
-def _descriptions(of: _Loaded) -> LiveSource:
+def _descriptions(saved: _Loaded) -> LiveSource:
     nobody = Sequences(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(1, np.int64))
-    source = HolisticSource(nobody, _NotKept(of.llm, of.cache), of.config["history"], of.config["dim"],
-                            similar=of.tensors["similar"])
-    of.fill(source)
-    source.look_among(source.users, of.banks)
-    users = orjson.loads(of.artifact.path(USERS).read_bytes())
+    source = HolisticSource(
+        nobody, _UncachedDescriptions(saved.llm, saved.cache), saved.config["history"], saved.config["dim"],
+        similar=saved.tensors["similar"])
+    saved.fill(source)
+    source.use_user_bank(source.users, saved.banks)
+    users = orjson.loads(saved.artifact.path(USERS).read_bytes())
 
     def make(moments: Moments, _: Sequence[Sequence[int]]) -> Tensor:
-        source.forget()
+        source.clear_neighbours()
         return source(moments)
 
     return LiveSource(make, source.items, users={user: row for row, user in enumerate(users)})
 
 
-def _written(of: _Loaded) -> LiveSource:
-    source = WrittenSource(torch.zeros(0, of.config["hidden"]), np.zeros(0, np.int64))
-    source.experts = Towers(2, of.tensors["experts.gate"].shape[1], of.config["dim"], SHARED, SPECIFIC)
-    of.fill(source)
-    writer: list[Writer] = []  # a copy of the language model: made when there is something to write
+def _written(saved: _Loaded) -> LiveSource:
+    source = WrittenSource(torch.zeros(0, saved.config["hidden"]), np.zeros(0, np.int64))
+    source.experts = Towers(2, saved.tensors["experts.gate"].shape[1], saved.config["dim"], SHARED, SPECIFIC)
+    saved.fill(source)
+    writer: list[Writer] = []  # a copy of the language model, made on first use
 
     def make(moments: Moments, histories: Sequence[Sequence[int]]) -> Tensor:
-        asked = user_prompts(histories, of.texts)  # of the newest items: a new text should be about the newest history
-        # as in training, nothing is written of fewer
+        asked = user_prompts(histories, saved.texts)  # about the newest items
+        # As in training, shorter histories get no text.
         rows = [row for row, prompt in enumerate(asked) if prompt and len(histories[row]) >= STEPS[0]]
-        states = torch.zeros(len(asked), of.llm.hidden_size)
+        states = torch.zeros(len(asked), saved.llm.hidden_size)
         if rows:
-            writer[:] = writer or [Writer(of.llm)]
+            writer[:] = writer or [Writer(saved.llm)]
             said = answer(writer[0], [asked[row] for row in rows])
             states[rows] = encode_texts(writer[0], [clean(text) for text in said])
         return source.about(states)

@@ -1,6 +1,6 @@
-"""The table of systems, the registry of their parts, and the recipe that trains a row; each paper's system is a folder.
+"""The table of systems, the registry of their parts, and the training of a row. Each paper's system has a folder.
 
-Parts that several systems share are in `knowledge`.
+Parts shared by several systems are in `knowledge`.
 
 May import: systems.freshet, systems.coco, systems.grasp, systems.kar, systems.lwgr, calibration, knowledge,
 generative, language, scorers, measuring, compute, data.

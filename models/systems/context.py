@@ -1,6 +1,6 @@
-"""What the systems of one protocol and seed share: data, scorers of behaviour, language model, the reference's ranks.
+"""What systems share under one protocol and seed: data, behaviour scorers, language model, the reference's ranks.
 
-Each is made when first asked for, once: seven rows do not train seven references.
+Everything is created on first use and reused: seven rows do not train seven references.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class Trained:
     """A trained system.
 
     Args:
-        rank: gives an `Outcome` on the test rows for an age of knowledge.
-        about: metrics of training; "history" has one entry per epoch of knowledge.
-        model: of systems with knowledge; `models.serving.ranking_model` makes it servable.
+        rank: returns an `Outcome` on the test rows for an age of knowledge.
+        about: training metrics; "history" has one entry per epoch of knowledge training.
+        model: the composition, for systems with knowledge; `models.serving.bake` prepares it for serving.
     """
 
     rank: Callable[[Age], Outcome]
@@ -47,12 +47,12 @@ class Trained:
 
 @dataclass
 class Context:
-    """Data, settings and what systems of one protocol and seed share, made when first asked for.
+    """Data, settings and shared parts for one protocol and seed, created on first use.
 
     Args:
         language: opens language model and item cache; called at most once.
-        report: called with stage, steps done, steps in all and metrics.
-        banks: makes the banks of embeddings that nearest others are looked up in.
+        report: called with stage, steps done, total steps and metrics.
+        banks: builds the banks of embeddings for neighbour search.
     """
 
     dataset: Dataset
@@ -65,14 +65,14 @@ class Context:
     _made: dict[str, Any] = field(default_factory=dict)
 
     def once(self, name: str, make: Callable[[], Any]) -> Any:
-        """Return what `make` made the first time it was asked for by this name."""
+        """Return the result of `make`, computed on the first call for this name."""
         if name not in self._made:
             self._made[name] = make()
         return self._made[name]
 
     @property
     def max_len(self) -> int:
-        """Items of a history that backbones read."""
+        """Maximum number of items that backbones read from a history."""
         return self.settings.state.history
 
     def llm(self) -> tuple[LanguageModel, ItemCache]:
@@ -82,16 +82,16 @@ class Context:
     def texts(self) -> torch.Tensor:
         """Return condensed item texts (n_items, ≤ 128)."""
         embeddings = self.llm()[1].embeddings
-        # half precision is what an artifact holds
+        # artifacts store half precision
         return self.once("texts", lambda: condense(torch.from_numpy(embeddings)).half().float())
 
     def semantic_ids(self) -> SemanticIds:
-        """Return semantic IDs of the catalogue, of as many components of its texts as the settings say."""
+        """Return semantic IDs of the catalogue, made from the number of text components in the settings."""
         fit = self.settings.fit
         return quantise(self.texts()[:, : fit.id_components], seed=fit.seed)
 
     def during(self, stage: str) -> Callable[[int, int, dict[str, float]], None]:
-        """Return what reports the progress of a stage."""
+        """Return a callback that reports the progress of a stage."""
         return lambda done, total, metrics: self.report(stage, done, total, metrics)
 
     def backbone(self, kind: str) -> tuple[Backbone, dict[str, float]]:
@@ -120,17 +120,17 @@ class Context:
         return training.train_scorer(model, fold, fit, self.during("scorer with written texts"), self.keep)
 
     def written(self, prompts: list[str], stage: str) -> torch.Tensor:
-        """Return states (n, H) of what the language model writes after prompts; texts and states are kept on disk."""
+        """Return states (n, H) of the language model's answers to prompts; texts and states are cached on disk."""
         writing = self.during(stage)
         return knowledge_states(
             self.llm()[0], prompts, self.settings.home / "cache" / "written",
             lambda done, total: writing(done, total, {}))
 
     def served(self, model: Backbone, name: str, shared: bool = False) -> Backbone:
-        """Return a scorer as it is tested: gone on over the held-out rows where the protocol says so.
+        """Return the scorer for the test: trained further on the held-out rows if the protocol does that.
 
         Args:
-            shared: others will ask for the same one by this name.
+            shared: keep the result under this name for other systems.
         """
         if not self.split.extends:
             return model
@@ -142,12 +142,12 @@ class Context:
         return self.once(f"extended {name}", extended) if shared else extended()
 
     def reference_ranks(self) -> Ranks:
-        """Return what behaviour alone makes of the test."""
+        """Return the ranks of the test events by behaviour alone."""
         return self.once("reference ranks", lambda: self.rank(
             self.served(self.backbone("sasrec")[0], "sasrec", shared=True)))
 
     def rank(self, model: Backbone) -> Ranks:
-        """Return what a scorer without knowledge makes of the test."""
+        """Return the ranks of the test events by a scorer without knowledge."""
         rows, hidden = hidden_before(model, self.split.test, self.split.begin, rows=self.split.rows())
         side = model.item_side()
         return Ranks(rows, *target_ranks(

@@ -1,4 +1,4 @@
-"""The parts that rows of `models.systems.table.SYSTEMS` name: sources of knowledge, fusions, objectives."""
+"""The parts named in rows of `models.systems.table.SYSTEMS`: knowledge sources, fusions, objectives."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 
 def parallel_codebooks(context: Context) -> Source:
-    """Return K parallel codebooks whose instructions the language model reads after the cached history."""
+    """Return the source with K parallel codebooks, whose instructions follow the cached history (LWGR)."""
     llm, cache = context.llm()
     torch.manual_seed(context.settings.fit.seed)
     return CodebookSource(KnowledgeModel.create(context.settings.fit, llm), cache, llm, context.settings.llm.history)
 
 
 def descriptions(context: Context, softmax: bool = False) -> Source:
-    """Return descriptions of users with their neighbours, by holistic attention."""
+    """Return the source with descriptions of users and their neighbours, through holistic attention (GRASP)."""
     folder, step = context.settings.home / "cache" / "descriptions", context.during("descriptions of users")
     described = context.once("descriptions", lambda: Descriptions(*context.llm(), folder))
     similar = context.once("similar items", lambda: similar_items(context.llm()[1].embeddings, context.banks))
@@ -42,7 +42,7 @@ def descriptions(context: Context, softmax: bool = False) -> Source:
 
 
 def prompts(context: Context) -> Source:
-    """Return soft prompts from one codebook whose answers are read by cross-attention."""
+    """Return the source with soft prompts from one codebook, whose answers are read by cross-attention (CoCo)."""
     llm, cache = context.llm()
     fit = context.settings.fit
     torch.manual_seed(fit.seed)
@@ -50,7 +50,7 @@ def prompts(context: Context) -> Source:
 
 
 def written(context: Context) -> Source:
-    """Return texts about users, written from the first half of their training events, through the user tower."""
+    """Return the source with texts about users, written from the first half of their training events (KAR)."""
     training = context.split.fold.training()
     about = written_about(training)
     histories = [training.item[low : low + n].tolist() for low, n in zip(training.offsets[:-1], about, strict=True)]

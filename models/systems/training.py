@@ -1,8 +1,8 @@
-"""How each row of `models.systems.table` and its controls are trained.
+"""Trains the rows of `models.systems.table` and their controls.
 
-Backbone and, where there is knowledge, the frozen reference it is measured against come first; knowledge is then
-trained on top (`models.knowledge.training`). As `freshet fit` does, scorers go on over the held-out rows at the end
-where the protocol says so, and what was trained on top stays.
+The backbone comes first, together with the frozen reference if the row has knowledge. Knowledge is then trained on top
+(`models.knowledge.training`). At the end, as in `freshet fit`, the scorers are trained further on the held-out rows if
+the protocol does that, while the knowledge parts stay fixed.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from models.systems.lwgr.source import CodebookSource
 from models.systems.registry import FUSIONS, OBJECTIVES, SOURCES
 from models.systems.table import System
 
-EVIDENCE: dict[str, tuple[float, ...]] = {"no-evidence": (), "no-words": (0.0,)}  # what words may count there
+EVIDENCE: dict[str, tuple[float, ...]] = {"no-evidence": (), "no-words": (0.0,)}  # candidates for `words`
 UNBOUNDED = ("unconstrained", "no-trust-region")
 
 
@@ -55,7 +55,7 @@ def train(system: System, control: str | None, context: Context) -> Trained:
 
 
 def compose(system: System, control: str | None, context: Context) -> tuple[Composed, dict[str, Any]]:
-    """Train a row with knowledge, and return it as no held-out row has been trained on yet, with its metrics."""
+    """Train a row with knowledge, without training on held-out rows; return it with its metrics."""
     reference = context.backbone("sasrec")[0]
     backbone = copy.deepcopy(context.backbone(system.backbone)[0])
     adaptor = control if control == "softmax-attention" else system.adaptor
@@ -67,8 +67,8 @@ def compose(system: System, control: str | None, context: Context) -> tuple[Comp
     return model, train_jointly(model, context.split.fold, plan, context.during("knowledge"))
 
 
-def go_on(model: Composed, system: System, control: str | None, context: Context) -> Composed:
-    """Let both scorers of what `compose` made go on over the held-out rows, where the protocol says so."""
+def extend_scorers(model: Composed, system: System, control: str | None, context: Context) -> Composed:
+    """Train both scorers of a composition further on the held-out rows, if the protocol does that."""
     model.backbone = context.served(model.backbone, _name(system, control))
     model.reference = context.served(model.reference, "sasrec", shared=True)
     return model
@@ -76,11 +76,11 @@ def go_on(model: Composed, system: System, control: str | None, context: Context
 
 def _knowledge(system: System, control: str | None, context: Context) -> Trained:
     model, about = compose(system, control, context)
-    return _trained(go_on(model, system, control, context), context, about)
+    return _trained(extend_scorers(model, system, control, context), context, about)
 
 
 def _freshet(system: System, control: str | None, context: Context) -> Trained:
-    """Train as `freshet fit` does, on the protocol's fold."""
+    """Train like `freshet fit`, on the protocol's fold."""
     llm, cache = context.llm()
     shuffled = control == "shuffled-knowledge"
     made = fit_fold(
@@ -148,7 +148,7 @@ def _extra_steps(context: Context) -> Trained:
 
 
 def _text_init(context: Context) -> tuple[Backbone, dict[str, float]]:
-    """Train a plain backbone whose item vectors start at their texts' leading components, of the usual size."""
+    """Train a plain backbone whose item vectors start at the leading components of the item texts, in usual scale."""
     fit, fold = context.settings.fit, context.split.fold
     torch.manual_seed(fit.seed)
     model = Backbone(fold.n_items, fit.dim, fit.layers, fit.heads, context.max_len, fit.dropout, fold.fresh())

@@ -1,6 +1,6 @@
-"""How far knowledge may move what behaviour alone would recommend: the trust region and its radius.
+"""The trust region and its radius: how far knowledge may move the recommendations from behaviour alone.
 
-A user's trust over time is in `streams/detection/trust.py`.
+How a user's trust changes over time is in `streams/detection/trust.py`.
 
 May import: measuring, data.
 """

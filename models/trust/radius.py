@@ -1,4 +1,4 @@
-"""How far to trust knowledge, chosen on held-out events scored both ways; each choice comes with its evidence."""
+"""Chooses the trust radius and the shortest history, from held-out events scored with and without knowledge."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from models.data.dataset import FloatArray, IntArray
 from models.measuring.harm import harmed
 from models.measuring.metrics import ndcg
 
-EPSILONS = (0.0, 0.05, 0.1, 0.13, 0.16, 0.2, 0.25, 0.3, 0.4, 20.0)  # of `models.trust.region`; the last bounds nothing
-LENGTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24)  # events before an event: lower ends of buckets
+EPSILONS = (0.0, 0.05, 0.1, 0.13, 0.16, 0.2, 0.25, 0.3, 0.4, 20.0)  # see `models.trust.region`; the last is no bound
+LENGTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24)  # lower ends of buckets of the history length
 Found = dict[str, float]
 
 
 @dataclass(frozen=True, slots=True)
 class ScoredEvents:
-    """Events scored both ways, m of them.
+    """m events scored with and without knowledge.
 
     Args:
         user: (m,) user rows.
-        length: (m,) events the user had before.
+        length: (m,) number of the user's earlier events.
         age: (m,) events since the knowledge was generated.
         margin: (m,) log p_fused − log p_ref, nats, over the whole catalogue.
-        ranks: (m, len(EPSILONS)) rank of the item among unseen ones within each trust radius; column 0 is the
-            reference's.
-        gains: (m, len(EPSILONS)) log p − log p_ref of the item within each trust radius, nats, unseen items only.
-        unbounded: (m,) the same of the fused scores alone, without the reference's share and without a radius.
+        ranks: (m, len(EPSILONS)) rank of the item among unseen items within each trust radius; column 0 is the
+            reference.
+        gains: (m, len(EPSILONS)) log p − log p_ref of the item within each trust radius, nats, over unseen items.
+        unbounded: (m,) the same gain for the fused scores alone, without the reference's share and without a radius.
     """
 
     user: IntArray
@@ -40,7 +40,7 @@ class ScoredEvents:
 
 
 def margins_by_user(done: ScoredEvents) -> list[FloatArray]:
-    """Return the margins (nats) of each user's events, in their order: what the judge's clip is chosen on."""
+    """Return the margins (nats) of each user's events, in order. The judge's clip is chosen from them."""
     order = np.argsort(done.user, kind="stable")
     ends = np.flatnonzero(np.diff(done.user[order])) + 1
     return [part for part in np.split(done.margin[order], ends) if len(part)]
@@ -49,18 +49,19 @@ def margins_by_user(done: ScoredEvents) -> list[FloatArray]:
 def calibrate_epsilon(
     done: ScoredEvents, harm: float = 1.0, epsilons: tuple[float, ...] = EPSILONS,
 ) -> tuple[float, Found]:
-    """Return the smallest trust radius (nats) with NDCG@10 within 1% of the best that surely harms few enough users.
+    """Return the smallest trust radius (nats) whose NDCG@10 is within 1% of the best allowed radius.
 
-    A user is harmed where the mean of their `gains` is below −δ; within ε = δ nobody is.
+    A radius is allowed if it harms few enough users, with two standard errors to spare. A user is harmed if the mean of
+    their `gains` is below −δ; within ε = δ nobody is.
 
     Args:
-        harm: harmed users allowed, as a share of those that fused scores harm alone (`ScoredEvents.unbounded`); 1 =
-            all.
+        harm: allowed number of harmed users, as a share of those harmed by the fused scores alone
+            (`ScoredEvents.unbounded`); 1 = no limit.
     """
     quality = [float(ndcg(done.ranks[:, column]).mean()) if len(done.ranks) else 0.0 for column in range(len(epsilons))]
     *shares, unbounded = _harmed(done)
     users = max(1, len(np.unique(done.user)))
-    # Two standard errors: 90 held-out users of MovieLens-100K, 9% of them harmed, stood for 18% of the later ones.
+    # Two standard errors: on MovieLens-100K 9% of the 90 held-out users were harmed, but 18% of the later users.
     surely = [share + 2 * (share * (1 - share) / users) ** 0.5 for share in shares]
     allowed = [column for column, share in enumerate(surely)
                if harm >= 1 or share <= harm * unbounded or epsilons[column] == 0]
@@ -72,7 +73,7 @@ def calibrate_epsilon(
 
 
 def _harmed(done: ScoredEvents) -> list[float]:
-    """Return the share of users harmed within each radius, and by fused scores alone."""
+    """Return the share of users harmed within each radius, and by the fused scores alone."""
     columns = [*done.gains.T, done.unbounded]
     if not len(done.user):
         return [0.0] * len(columns)
@@ -83,10 +84,10 @@ def _harmed(done: ScoredEvents) -> list[float]:
 def calibrate_min_history(
     done: ScoredEvents, epsilon: float, epsilons: tuple[float, ...] = EPSILONS,
 ) -> tuple[int, Found]:
-    """Return the shortest history from which on knowledge does no harm that noise would not explain.
+    """Return the shortest history length from which on knowledge shows no significant harm.
 
-    That is: in no bucket of longer histories is the mean NDCG@10 gain below zero by two standard errors. Buckets of
-    fewer than 30 events are passed over.
+    In no bucket of longer histories is the mean NDCG@10 gain more than two standard errors below zero. Buckets with
+    fewer than 30 events are ignored.
     """
     gain = ndcg(done.ranks[:, epsilons.index(epsilon)]) - ndcg(done.ranks[:, 0])
     evidence: Found = {}

@@ -1,19 +1,19 @@
-"""The trust region: how far knowledge may move what behaviour alone would recommend.
+"""The trust region: how far knowledge may move the recommendations from behaviour alone.
 
-For each user the best for the fused model's belief, max_p E_fused[log p], subject to log p(i) ≥ log p_ref(i) − ℓ for
-every item i but a set S. It is LWGR's margin constraint, max{0, s_ref − s_θ − δ} = 0, not on average and in training,
-but for each user and when serving. With multipliers for the bounds and μ for Σp = 1 the conditions of optimality give
+For each user, maximise E_fused[log p] over p, subject to log p(i) ≥ log p_ref(i) − ℓ for every item i outside a set S.
+This is LWGR's margin constraint, max{0, s_ref − s_θ − δ} = 0, enforced for each user at serving time instead of on
+average during training. With multipliers for the bounds and μ for Σp = 1, the optimality conditions give
 
     p(i) = max(e^−ℓ p_ref(i), p_fused(i) / μ) outside S,   p(i) = p_fused(i) / μ in S,   μ ≥ 1.
 
-Σp falls with μ, so μ is unique: found by Newton's method on 1/μ, in which Σp is convex and piecewise linear.
+Σp falls with μ, so μ is unique. It is found by Newton's method on 1/μ, in which Σp is convex and piecewise linear.
 
-S are the items that p_fused believes in least against p_ref, up to a probability h that the next event is one of them,
-as the mean of both models sees it: giving those up frees most for the probability of doing harm.
+S contains the items with the lowest p_fused relative to p_ref, up to a total probability h under the mean of both
+models. Dropping their bound frees the most probability for a given chance of harm.
 
-The radius ε orders these bounds: up to δ it is ℓ, and no event can lose more than ε nats; beyond, ℓ stays δ and h is
-ε − δ, the chance of harm. ε = 0 is the reference, ε ≥ 1 + δ the fused model. Other shapes of the bound, the ball in
-KL(p ‖ p_ref) among them, have less of the gain for the same harm (`python -m benchmarks.bounds.run`).
+One radius ε controls both bounds. Up to δ it is ℓ, and no event can lose more than ε nats. Beyond δ, ℓ stays δ and h is
+ε − δ, the chance of harm. ε = 0 gives the reference, ε ≥ 1 + δ the fused model. Other bounds, such as a ball in
+KL(p ‖ p_ref), keep less of the gain for the same harm (`python -m benchmarks.bounds.run`).
 """
 
 from __future__ import annotations
@@ -23,31 +23,31 @@ from torch import Tensor
 
 from models.measuring.harm import DELTA
 
-AT_ONCE = 200_000  # scores: 1.6 MB of float64 per tensor stay in a core's cache
-MAX_STEPS = 100  # 3 to 8 are needed: a step passes at least one of the items that p_fused raises
-ROUNDING_OF_RADIUS = 1e-6  # a radius of δ in single precision is no chance to lose more
+AT_ONCE = 200_000  # scores per block: 1.6 MB of float64 per tensor fit in a core's cache
+MAX_STEPS = 100  # 3 to 8 are needed: each step passes at least one of the items that p_fused raises
+ROUNDING_OF_RADIUS = 1e-6  # a radius of δ in single precision must not open a chance of harm
 BINS, ROUNDS = 1024, 3  # of histograms of log p_ref − log p_fused: S begins within 2⁻²⁸ of its range
-LEAST = -1e30  # nats, in the place of −∞ where 0 · ∞ would not be 0
+LEAST = -1e30  # nats; replaces −∞ where 0 · ∞ would give NaN
 
 
 def trust_region(ref_logp: Tensor, fused_logp: Tensor, epsilon: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the best distribution within a radius of the reference, for a batch of users.
 
     Args:
-        ref_logp: (B, n) log p_ref; −inf masks an item. A row with every item masked comes back as it is.
-        fused_logp: (B, n) log p_fused, finite where not masked; a constant per row changes nothing.
+        ref_logp: (B, n) log p_ref; −inf masks an item. A fully masked row is returned unchanged.
+        fused_logp: (B, n) log p_fused, finite where not masked; a constant per row has no effect.
         epsilon: (B,) ≥ 0.
 
     Returns:
-        log p (B, n), 1/μ (B,) in [0, 1] and KL(p ‖ p_ref) (B,) in nats, float64. 1/μ is 1 where p_fused itself keeps
-        the bound, and 0 where ε is 0 and log p is `ref_logp` itself. Masked items stay at −inf.
+        log p (B, n), 1/μ (B,) in [0, 1] and KL(p ‖ p_ref) (B,) in nats, float64. 1/μ is 1 where p_fused satisfies the
+        bound, and 0 where ε is 0 and log p equals `ref_logp`. Masked items stay at −inf.
     """
     radius = epsilon.double()
     return bounded(ref_logp, fused_logp, radius.clamp(max=DELTA), (radius - DELTA).clamp(min=0.0))
 
 
 def bounded(ref_logp: Tensor, fused_logp: Tensor, loss: Tensor, chance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return `trust_region`'s results for ℓ and h given apart.
+    """Return the results of `trust_region` for separate ℓ and h.
 
     Args:
         loss: (B,) ℓ ≥ 0, nats.
@@ -72,21 +72,21 @@ def _bounded(ref_logp: Tensor, fused_logp: Tensor, loss: Tensor, chance: Tensor)
     fused = fused_logp.double()
     if masked.any():
         fused = fused.masked_fill(masked, -torch.inf)
-    # Products instead of `where` from here on, which takes seven times as long; n is large.
+    # Products from here on: `where` takes seven times as long, and n is large.
     ref, fused = given.log_softmax(-1), fused.log_softmax(-1)
     bound = loss.double()[:, None]
     floor, prob = (ref - bound).exp_(), fused.exp()
     if (chance > ROUNDING_OF_RADIUS).any():
         belief = (floor * bound.exp()).add_(prob).div_(2)
-        doubt = ref.clamp(min=LEAST).sub_(fused.clamp(min=LEAST))  # of a masked item 0, which is between the others'
-        floor.mul_(~_given_up(doubt, belief, chance.double()))
+        doubt = ref.clamp(min=LEAST).sub_(fused.clamp(min=LEAST))  # 0 for a masked item, within the others' range
+        floor.mul_(~_unbounded_items(doubt, belief, chance.double()))
     share = torch.ones_like(given[:, 0])  # 1/μ
     scaled, above = torch.empty_like(prob), torch.empty_like(prob)
     for _ in range(MAX_STEPS):
         torch.mul(prob, share[:, None], out=scaled)
         slope = torch.linalg.vecdot(prob, torch.gt(scaled, floor, out=above))
         next_ = share + (1 - torch.maximum(scaled, floor).sum(-1)) / slope
-        next_ = torch.minimum(next_.nan_to_num(nan=0.0).clamp(min=0.0), share)  # no item is above its floor: −∞, or 0/0
+        next_ = torch.minimum(next_.nan_to_num(nan=0.0).clamp(min=0.0), share)  # −∞ or 0/0: no item is above its floor
         done = bool((next_ >= share * (1 - 1e-13)).all())
         share = next_
         if done:
@@ -99,11 +99,11 @@ def _bounded(ref_logp: Tensor, fused_logp: Tensor, loss: Tensor, chance: Tensor)
     return logp, share, kl
 
 
-def _given_up(doubt: Tensor, belief: Tensor, chance: Tensor) -> Tensor:
-    """Return S (B, n) bool: the items of the largest `doubt` whose `belief` is at most `chance` (B,) together.
+def _unbounded_items(doubt: Tensor, belief: Tensor, chance: Tensor) -> Tensor:
+    """Return S (B, n) bool: the items with the largest `doubt` whose `belief` sums to at most `chance` (B,).
 
-    Where S begins is read from a histogram of the doubts, the next one spans the bin in question and half of either
-    neighbour (an item may round to there).
+    A histogram of the doubts locates the lower end of S. Each further histogram covers the bin in question and half of
+    either neighbour, since an item may round into them.
 
     Args:
         doubt: (B, n) log p_ref − log p_fused.
@@ -118,6 +118,6 @@ def _given_up(doubt: Tensor, belief: Tensor, chance: Tensor) -> Tensor:
         place = (doubt - low).div_(step).add_(1.0).clamp_(0.0, BINS + 1.0).long()  # 0 and BINS + 1: below and above
         histogram = belief.new_zeros(len(doubt), BINS + 2).scatter_add_(1, place, belief)
         beyond = histogram.flip(1).cumsum(1).flip(1)
-        begin = (beyond > most).sum(-1, keepdim=True) - 1  # the bin that is one too many
+        begin = (beyond > most).sum(-1, keepdim=True) - 1  # the bin that exceeds the limit
         low, width = low + (begin - 1.5) * step, 2 * step
     return place > begin

@@ -1,4 +1,4 @@
-"""Small data in which the order of events says what comes next."""
+"""A small data set in which the order of events predicts the next one."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from models.data.dataset import Dataset, Events
 
 
 def chains(users=60, items=30, each=16, seed=0):
-    """Return users who walk through the catalogue in steps of 1 or 2, one of ten steps at random."""
+    """Return users who step through the catalogue by 1 or 2 items; one in ten steps is random."""
     rng = np.random.default_rng(seed)
     rows = []
     for user in range(users):

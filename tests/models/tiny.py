@@ -16,14 +16,14 @@ from models.language.llm import LanguageModel
 from schemas.settings import LlmSettings
 
 KINDS = ("llama", "qwen3", "gemma2", "gemma3")
-WINDOW = 6  # of the sliding layers: short enough that histories of the tests outgrow it
+WINDOW = 6  # sliding window, shorter than the tests' histories
 UNKNOWN = "<unk>"
 SPECIAL = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>"}
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 .,:;-!?'()<>/_\n"
 
 
 def save(folder: Path, kind: str = "llama", seed: int = 0, vocabulary: int = 120) -> Path:
-    """Write a random model and a letter tokenizer; at 120 pieces its loss, ln 120 = 4.8, passes as sane."""
+    """Write a random model and a letter tokenizer; with 120 pieces its loss, ln 120 = 4.8, passes the check."""
     torch.manual_seed(seed)
     shape = {
         "vocab_size": vocabulary, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3,
@@ -46,6 +46,6 @@ def save(folder: Path, kind: str = "llama", seed: int = 0, vocabulary: int = 120
 
 
 def load(folder: Path, kind: str = "llama", seed: int = 0, depth: float = 1.0) -> LanguageModel:
-    """Return such a model, loaded as a user's would be."""
+    """Return such a model, loaded like a user's model."""
     torch.set_num_threads(1)
     return LanguageModel.load(LlmSettings(name=str(save(folder, kind, seed)), device="cpu", depth=depth), folder)

@@ -10,7 +10,7 @@ import torch
 
 from models.compute.pca import condense
 from models.data.sequences import Sequences
-from models.evidence.ease import Affinity
+from models.evidence.ease import Ease
 from models.language.llm import LanguageModel
 from models.scorers.backbone import Backbone
 from models.scorers.fusion import FusedScorer
@@ -52,7 +52,7 @@ def ranking_model(seed: int = 0) -> RankingModel:
     fused.evidence_half_life.fill_(5.0)
     rng = np.random.default_rng(seed)
     past = Sequences(rng.integers(0, N, 400), np.arange(400), np.arange(0, 401, 10))
-    return RankingModel(reference, fused, {"backbone": shape}, Affinity.fit(past, N))
+    return RankingModel(reference, fused, {"backbone": shape}, Ease.fit(past, N))
 
 
 def publish(settings: Settings, version: str, seed: int = 0, created_at: float = 0.0) -> Artifact:

@@ -1,4 +1,4 @@
-"""CoCo (arXiv 2510.14257): a learned soft-prompt codebook, prompt-as-query attention, gated fusion.
+"""CoCo (arXiv 2510.14257): a learned codebook of soft prompts, a LoRA adapter, gated fusion.
 
 Its contradictions and LoRA step are in `models/aligning`.
 

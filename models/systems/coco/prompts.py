@@ -1,9 +1,9 @@
-"""CoCo's knowledge: soft prompts chosen from one codebook, asking the language model and reading its answer.
+"""CoCo's knowledge: soft prompts from one codebook, and cross-attention over the language model's states.
 
-arXiv 2510.14257 as reconstructed: slot s takes the codeword nearest to f_s(u), straight through, with
-L_vq = ‖sg[f] − E_j‖² + β‖f − sg[E_j]‖²; the language model reads the prompts after the cached history; knowledge is the
-mean over prompts of CrossAttn(Q = prompt, K/V = language model's states of the prompts and of the history's items). The
-language model's LoRA learns only from events on which knowledge was harmful (`models.knowledge.objectives.Judged`).
+Reconstructed from arXiv 2510.14257. Slot s takes the codeword nearest to f_s(u), with a straight-through gradient and
+L_vq = ‖sg[f] − E_j‖² + β‖f − sg[E_j]‖². The language model reads the prompts after the cached history. Knowledge is the
+mean over prompts of CrossAttn(Q = prompt, K/V = language model states of the prompts and of the history's items). The
+language model's LoRA is trained only on events where knowledge did harm (`models.knowledge.objectives.Judged`).
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from models.language import adapters
 from models.language.item_cache import ItemCache
 from models.language.llm import LanguageModel
 
-BETA = 0.25  # commitment
+BETA = 0.25  # weight of the commitment loss
 RANK = 8
 ADAPTER = "prompted"
 RESTART_EVERY = 25  # steps
-DEAD = 0.1  # of a fair share of use
+DEAD = 0.1  # codewords used less than this share of an equal share are dead
 
 
 class Codebook(nn.Module):
-    """One codebook for all slots of prompts.
+    """One codebook for all prompt slots.
 
     Attributes:
-        usage: (m,) running share of choices per codeword.
+        usage: (m,) running share of uses per codeword.
     """
 
     usage: Tensor
@@ -47,7 +47,7 @@ class Codebook(nn.Module):
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
     def forward(self, user: Tensor) -> tuple[Tensor, Tensor]:
-        """Return codewords (B, S, d) of users (B, d), straight through, and L_vq."""
+        """Return codewords (B, S, d) for users (B, d), with a straight-through gradient, and L_vq."""
         wanted = torch.einsum("bd,sde->bse", F.layer_norm(user, user.shape[-1:]), self.project)
         flat = wanted.flatten(0, 1)
         chosen = self._nearest(flat.detach())
@@ -68,7 +68,7 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def _count(self, chosen: Tensor, wanted: Tensor) -> None:
-        """Keep the use of codewords; dead ones start again where users are."""
+        """Update the usage of codewords; dead ones restart at projections of users."""
         share = torch.bincount(chosen, minlength=len(self.words)) / max(1, len(chosen))
         self.usage.lerp_(share, 0.02)
         self.steps += 1
@@ -81,7 +81,7 @@ class Codebook(nn.Module):
 
 
 class Adapter(nn.Module):
-    """A LoRA adapter's weights as a module that is trained and kept, but stays where the language model is."""
+    """A LoRA adapter's weights as a module that is trained and saved but stays on the language model's device."""
 
     def __init__(self, weights: list[nn.Parameter]) -> None:
         super().__init__()
@@ -92,14 +92,15 @@ class Adapter(nn.Module):
 
 
 class PromptSource(Source):
-    """Knowledge as one vector per user.
+    """CoCo's source: one knowledge vector per user.
 
     Args:
         dim: d.
         slots: S, prompts per user.
         codes: m, codewords.
-        cache, llm: of the item texts; a LoRA adapter of this source's own is put into the model, in use only here.
-        items: H, items of a history it reads.
+        cache, llm: states of the item texts, and the language model. The source adds its own LoRA adapter to the
+            model, which is active only in this source.
+        items: H, number of items read from a history.
     """
 
     texts: Tensor
@@ -110,7 +111,7 @@ class PromptSource(Source):
         super().__init__()
         self.items, self.snapshots = items, THROUGH_LLM
         self._language = (llm, cache)
-        adapters.remove(llm.decoder, ADAPTER)  # an earlier source's
+        adapters.remove(llm.decoder, ADAPTER)  # left over from an earlier source
         adapters.create(llm.decoder, ADAPTER, RANK)
         self.adapter = Adapter(adapters.trainable(llm.decoder, ADAPTER))
         adapters.choose(llm.decoder, llm.adapter)
@@ -146,18 +147,18 @@ class PromptSource(Source):
         return self._vq
 
     def masked(self) -> list[nn.Parameter]:
-        """Return the LoRA weights: only contradicted events move them."""
+        """Return the LoRA weights, which are trained on contradicted events only."""
         return list(self.adapter.weights)
 
     def log(self) -> dict[str, float]:
-        """Return the perplexity of codewords' use as a share of the codebook's size, and the size of LoRA's change."""
+        """Return the perplexity of codeword usage as a share of the codebook's size, and LoRA's norm."""
         share = self.book.usage / self.book.usage.sum()
         size = sum(float(weight.detach().square().sum()) for weight in self.adapter.weights[1::2]) ** 0.5
         return {"code_use": float(torch.exp(torch.special.entr(share).sum()) / len(share)), "lora_norm": size}
 
     @contextmanager
     def _in_use(self, llm: LanguageModel) -> Iterator[None]:
-        """Let this source's adapter act inside the block; choosing one freezes the decoder, hence the flags."""
+        """Activate this source's adapter inside the block. Choosing it freezes the decoder, so flags are restored."""
         used, learns = llm.adapter, [weight.requires_grad for weight in self.adapter.weights]
         llm.use_adapter(ADAPTER)
         self._learn(learns)
@@ -183,6 +184,6 @@ class GatedFusion(nn.Module):
         nn.init.zeros_(self.out.weight)
 
     def forward(self, hidden: Tensor, knowledge: Tensor) -> Tensor:
-        """Return the change (B, T, d) of hidden (B, T, d) for knowledge (B, 1, d)."""
+        """Return the update (B, T, d) of hidden (B, T, d) for knowledge (B, 1, d)."""
         both = torch.cat([self.norm(hidden), knowledge.expand(-1, hidden.shape[1], -1)], -1)
         return torch.sigmoid(self.gate(both)) * self.out(F.gelu(self.inner(both)))

@@ -1,6 +1,6 @@
-"""Freshet's own composition: a scorer with item texts, evidence of histories and LWGR's knowledge of users.
+"""Freshet's composition: a scorer with item texts, evidence from histories, and LWGR's user knowledge.
 
-Serving it is in `models/serving`.
+Serving is in `models/serving`.
 
 May import: systems.lwgr, calibration, evidence, knowledge, language, scorers, trust, compute, data.
 """

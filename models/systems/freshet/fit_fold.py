@@ -1,4 +1,4 @@
-"""Freshet's own composition, trained and calibrated on a fold."""
+"""Trains and calibrates Freshet's composition on a fold."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from models.calibration.evidence import WORDS, calibrate_evidence
 from models.calibration.scoring import score_events
 from models.compute.pca import condense
 from models.data.fold import Fold
-from models.evidence.ease import Affinity
+from models.evidence.ease import Ease
 from models.knowledge.objectives import Objective, PrimalDual
 from models.knowledge.training import TrainingPlan, train
 from models.language.item_cache import ItemCache
@@ -36,21 +36,21 @@ STAGES = ("reference", "fused", "affinity", "knowledge", "calibration", "extensi
 
 @dataclass(frozen=True, slots=True)
 class FittedFold:
-    """What `fit_fold` made: Freshet's own composition, calibrated.
+    """The result of `fit_fold`: Freshet's composition, calibrated.
 
     Args:
-        reference, fused, affinity: as they are served.
-        knowledge: the knowledge model, trained on the fused scorer's `attention`.
-        scored: the held-out events the thresholds rest on.
-        epsilon, min_history: of `schemas.calibration.Calibration`.
-        evidence: the figures these rest on.
-        about: what training the knowledge gave, see `models.knowledge.training.train`.
-        metrics: of the other stages: quality on the held-out tenth, epochs, seconds.
+        reference, fused, affinity: the models to serve.
+        knowledge: the knowledge model, trained together with the fused scorer's `attention`.
+        scored: the held-out events used for calibration.
+        epsilon, min_history: see `schemas.calibration.Calibration`.
+        evidence: the figures behind these thresholds.
+        about: metrics of knowledge training, see `models.knowledge.training.train`.
+        metrics: metrics of the other stages: quality on the held-out tenth, epochs, seconds.
     """
 
     reference: Backbone
     fused: FusedScorer
-    affinity: Affinity
+    affinity: Ease
     knowledge: KnowledgeModel
     scored: ScoredEvents
     epsilon: float
@@ -60,30 +60,30 @@ class FittedFold:
     metrics: dict[str, float]
 
 
-def _anew(_: str, make: Callable[[], Any]) -> Any:
+def _make(_: str, make: Callable[[], Any]) -> Any:
     return make()
 
 
 def fit_fold(
     fold: Fold, texts: Sequence[str], settings: Settings, llm: LanguageModel, cache: ItemCache, *, extends: bool,
-    report: Report | None = None, once: Once = _anew, objective: Objective | None = None, bounded: bool = True,
+    report: Report | None = None, once: Once = _make, objective: Objective | None = None, bounded: bool = True,
     keep: Keep | None = None, words: tuple[float, ...] = WORDS, shuffled: bool = False,
 ) -> FittedFold:
     """Train and calibrate Freshet's composition on a fold.
 
     Args:
-        texts: of the catalogue's items.
-        cache: their states, built with `llm`.
-        extends: whether scorers go on over the fold's held-out rows at the end
+        texts: item texts of the catalogue.
+        cache: states of the item texts, built with `llm`.
+        extends: whether scorers are finally trained further on the fold's held-out rows
             (`models.measuring.protocols.Split.extends`).
-        report: called with stage (one of `STAGES`), steps done, steps in all and metrics.
-        once: gives what was made before under a name, else what a function makes: what other systems on the same fold
-            share (`models.systems.context.Workshop.once`: "sasrec", "sasrec+text", "extended sasrec", …). What is
-            shared is not changed.
-        objective: that knowledge is trained under; None = LWGR's Lagrangian.
-        keep: where trained scorers of behaviour are kept; None = nowhere.
-        words: what texts may count in the evidence, one of which is chosen; () = no evidence.
-        bounded: False = the fused scorer stands for itself: the reference has no share in it.
+        report: called with stage (one of `STAGES`), steps done, total steps and metrics.
+        once: returns the stored object for a name, or calls a function to make it. It shares parts between systems on
+            the same fold (`models.systems.context.Context.once`: "sasrec", "sasrec+text", "extended sasrec", …).
+            Shared parts are not modified.
+        objective: objective of knowledge training; None = LWGR's Lagrangian.
+        keep: storage for trained behaviour scorers; None = no storage.
+        words: candidates for the weight of texts in the evidence; () = no evidence.
+        bounded: False = the fused scorer is served alone, without the reference's share.
         shuffled: calibrate with another user's knowledge: a control (`models.systems.table.CONTROLS`).
     """
 
@@ -94,20 +94,20 @@ def fit_fold(
     metrics: dict[str, float] = {}
     reference, found = once("sasrec", lambda: train_reference(fold, fit, max_len, during("reference"), keep))
     metrics |= {f"reference_{name}": value for name, value in found.items()}
-    # Half precision is what the artifact holds; training with it keeps loaded and fitted models equal.
+    # The artifact stores half precision; training with it keeps fitted and loaded models equal.
     trained, found = once("sasrec+text", lambda: train_fused(
         fold, condense(torch.from_numpy(cache.embeddings[: fold.n_items])).half().float(), fit, max_len,
         during("fused"), keep))
     metrics |= {f"fused_{name}": value for name, value in found.items()}
     began = time.monotonic()
     relating = during("affinity")
-    affinities: list[Affinity] = [] if words else [Affinity.none(fold.n_items)]
+    affinities: list[Ease] = [] if words else [Ease.none(fold.n_items)]
     for at, share in enumerate(words):
         affinities.append(once(
-            f"affinity, words {share:g}", partial(Affinity.fit, fold.training(), fold.n_items, texts, share)))
+            f"affinity, words {share:g}", partial(Ease.fit, fold.training(), fold.n_items, texts, share)))
         relating(at + 1, len(words) + 1, {})
 
-    def with_evidence() -> tuple[FusedScorer, Affinity, dict[str, float]]:
+    def with_evidence() -> tuple[FusedScorer, Ease, dict[str, float]]:
         scorer = copy.deepcopy(trained)
         return scorer, *calibrate_evidence(
             fold.sequences, fold.begin, reference, scorer, affinities, seed=fit.seed, bounded=bounded,
@@ -144,11 +144,11 @@ def fit_fold(
         extended = once(f"extended {name}", lambda: extend(
             calibrated, fold, fit, lambda at, total, now: going_on(at + total, 2 * total, now), keep))
         extended = copy.deepcopy(extended)
-        extended.attention = fused.attention  # users' vectors take no part in the extension
+        extended.attention = fused.attention  # the extension does not involve user vectors
         fused = extended
         if words:
             whole = once(f"extended affinity, words {affinity.words:g}", partial(
-                Affinity.fit, fold.sequences, fold.n_items, texts, affinity.words))
+                Ease.fit, fold.sequences, fold.n_items, texts, affinity.words))
             affinity = replace(whole, half_life=affinity.half_life)
         metrics["extension_seconds"] = time.monotonic() - began
     return FittedFold(

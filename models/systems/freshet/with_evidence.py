@@ -1,5 +1,4 @@
-"""A composition whose users' knowledge includes the evidence of their history (`models.evidence.ease`): Freshet's
-own."""
+"""Freshet's composition: user knowledge includes the evidence from the history (`models.evidence.ease`)."""
 
 from __future__ import annotations
 
@@ -9,7 +8,7 @@ from torch import Tensor, nn
 
 from models.data.dataset import IntArray
 from models.data.sequences import Sequences
-from models.evidence.ease import Affinity
+from models.evidence.ease import Ease
 from models.knowledge.composition import Composed
 from models.knowledge.sources import Source
 from models.scorers.backbone import Backbone
@@ -18,23 +17,27 @@ from models.scorers.snapshots import before
 
 
 class WithEvidence(Composed):
-    """A `Composed` on a scorer with texts, which weighs the evidence of the history, current however old vectors are.
+    """A `Composed` whose text-aware scorer also adds evidence from the history.
+
+    The evidence is always current, however old the knowledge vectors are.
 
     Args:
-        affinity: what items say about each other.
+        affinity: fitted item–item weights.
     """
 
-    hears_reference = True
+    uses_reference = True
 
     def __init__(
         self, backbone: FusedScorer, reference: Backbone, source: Source | None, fusion: nn.Module | None,
-        shuffled: bool, affinity: Affinity,
+        shuffled: bool, affinity: Ease,
     ) -> None:
         super().__init__(backbone, reference, source, fusion, shuffled)
         self.affinity = affinity
 
-    def finish(self, logits: Tensor, reference: Tensor, sequences: Sequences, used: IntArray, age: IntArray) -> Tensor:
-        """Return logits (m, n) with the evidence there is `age` (m,) events after moments `used` (m,)."""
+    def add_evidence(
+        self, logits: Tensor, reference: Tensor, sequences: Sequences, used: IntArray, age: IntArray,
+    ) -> Tensor:
+        """Return logits (m, n) plus the current evidence, `age` (m,) events after the moments `used` (m,)."""
         if not isinstance(self.backbone, FusedScorer):
             return logits
         newest = sequences.offsets[np.searchsorted(sequences.offsets, used, "right")] - 1  # another user's if shuffled

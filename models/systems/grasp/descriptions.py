@@ -1,9 +1,9 @@
-"""Descriptions of histories, made once: what the frozen language model answers to a fixed instruction, kept on disk.
+"""Descriptions of histories: states of the frozen language model after a fixed instruction, cached on disk.
 
-A description depends on the language model and on the texts of the history alone, while the same moments come back in
-every control and seed, and at the test in every run. Each is kept under a hash of just that, so any number of runs
-shares them. Measured (Gemma 3 270M, 2,000 moments of MovieLens-100K, 12 items each, one thread of a busy machine): 61 s
-to make them, 0.03 s to open the file and read them; 1.3 kB each.
+A description depends only on the language model and the texts of the history, and the same moments recur in every
+control, seed and run. Each description is stored under a hash of its inputs, so all runs share them. Measured with
+Gemma 3 270M on 2,000 moments of MovieLens-100K with 12 items each, one thread of a busy machine: 61 s to make them,
+0.03 s to open the file and read them; 1.3 kB each.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from models.language.llm import LanguageModel
 from models.language.state_log import KEY, StateLog
 from schemas.errors import FreshetError
 
-ASKED = "\nIn short, this person likes"  # the fixed instruction: what follows it is a description
-_FORMAT = 1  # of the file; a change of it makes old ones unused
-_BATCH = 16  # histories per pass, of like length: little padding
-_SAVE_EVERY_S = 5.0  # how much describing an interruption may cost
+INSTRUCTION = "\nIn short, this person likes"  # the fixed instruction; a description follows it
+_FORMAT = 1  # file format; another number ignores old files
+_BATCH = 16  # histories per pass, of similar length to limit padding
+_SAVE_EVERY_S = 5.0  # seconds of work that an interruption may lose
 
 
 class Descriptions:
@@ -34,26 +34,26 @@ class Descriptions:
 
     Args:
         llm, cache: the language model and the states of the item texts.
-        folder: where they are kept, a file per language model; None = in memory only.
+        folder: folder with one file per language model; None = in memory only.
 
     Attributes:
-        cache: as given.
+        cache: the states of the item texts.
 
     Processes may share a folder: each reads what the others have written, and appends under a lock.
     """
 
     def __init__(self, llm: LanguageModel, cache: ItemCache, folder: Path | None = None) -> None:
         self._llm, self.cache = llm, cache
-        about = f"{_FORMAT}|{ASKED}|{llm.fingerprint}"
+        about = f"{_FORMAT}|{INSTRUCTION}|{llm.fingerprint}"
         name = hashlib.sha256(about.encode()).hexdigest()[:24]
         self._kept = StateLog(llm.hidden_size, folder / f"{name}.f16" if folder is not None else None)
         self._items: dict[int, bytes] = {}
 
     def __call__(self, histories: IntArray, progress: Callable[[int, int], None] | None = None) -> Tensor:
-        """Return descriptions (B, H') float32, of float16 precision, of histories (B, H) of item rows, −1 = none.
+        """Return descriptions (B, H') of histories (B, H) of item rows, −1 = none; float32 with float16 precision.
 
         Args:
-            progress: called with histories described and histories in all, of those that were not there.
+            progress: called with the number of new descriptions done and the total to make.
 
         Raises:
             FreshetError: a state does not fit float16, or the folder cannot be written.
@@ -95,8 +95,8 @@ class Descriptions:
         return digest.digest()
 
     def _item(self, row: int) -> bytes:
-        # An item is known by the mean state of its text, not by its row: rows change with the catalogue, and items that
-        # came after the build have no other name.
+        # Items are identified by the mean state of their text. Rows change with the catalogue, and items added after
+        # the build have no other stable name.
         if row not in self._items:
             self._items[row] = hashlib.blake2b(self.cache.embeddings[row].tobytes(), digest_size=KEY).digest()
         return self._items[row]
@@ -104,8 +104,8 @@ class Descriptions:
 
 @torch.no_grad()
 def describe(llm: LanguageModel, cache: ItemCache, histories: IntArray) -> Tensor:
-    """Return what a fixed instruction makes of a batch of histories (B, H), −1 = none: mean last states (B, H')."""
-    ids = torch.tensor(llm.tokenizer(ASKED, add_special_tokens=False).input_ids, device=llm.device)
+    """Return mean last states (B, H') of the fixed instruction after each history (B, H), −1 = none."""
+    ids = torch.tensor(llm.tokenizer(INSTRUCTION, add_special_tokens=False).input_ids, device=llm.device)
     memory = cache.history(histories)
     positions = memory.next_position[:, None] + torch.arange(len(ids), device=llm.device)
     return llm.run(llm.embed(ids).expand(len(histories), -1, -1), positions, memory).float().mean(1).cpu()

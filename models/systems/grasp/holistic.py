@@ -1,9 +1,9 @@
 """GRASP's knowledge: descriptions of users and items, their nearest neighbours, and holistic attention over both.
 
-arXiv 2511.20177 as reconstructed: Att(q, X) = Σ_t mask_t σ(qW_Q·x_tW_K/√d + b) x_tW_V with b starting at −log l, since
-sums of sigmoids grow with the length l; a_self = Att(u, X), a_sim = Att(ū, X̄), a_glob = Att([u; ū], [X; X̄]), where bars
-are means over the ten nearest others. The description of a moment is made from the history before it, and the bank of
-users from training events alone, so that nothing looks ahead; nobody is their own neighbour.
+Reconstructed from arXiv 2511.20177: Att(q, X) = Σ_t mask_t σ(qW_Q·x_tW_K/√d + b) x_tW_V, where b starts at −log l
+because sums of sigmoids grow with the length l; a_self = Att(u, X), a_sim = Att(ū, X̄), a_glob = Att([u; ū], [X; X̄]).
+Bars are means over the ten nearest neighbours. The description of a moment uses only the history before it, and the
+user bank uses only training events, so nothing leaks from the future. Users are not their own neighbours.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ class HolisticAttention(nn.Module):
     """One query over a set, weighted by sigmoids (or, for the ablation, by softmax).
 
     Args:
-        query, keys: widths.
-        dim: d, of the result.
-        length: l, items a set usually has.
-        softmax: weights that sum to 1.
+        query, keys: widths of query and keys.
+        dim: d, width of the result.
+        length: l, typical number of items in a set.
+        softmax: use weights that sum to 1.
     """
 
     def __init__(self, query: int, keys: int, dim: int, length: int, softmax: bool = False) -> None:
@@ -43,7 +43,7 @@ class HolisticAttention(nn.Module):
         self.bias = nn.Parameter(torch.tensor(-math.log(max(1, length))))
 
     def forward(self, query: Tensor, keys: Tensor, mask: Tensor) -> Tensor:
-        """Return (B, d) for a query (B, q) over keys (B, H, k), mask (B, H) False = not there."""
+        """Return (B, d) for a query (B, q) over keys (B, H, k); mask (B, H) is False for missing keys."""
         like = torch.einsum("bd,bhd->bh", self.query(query), self.key(keys)) * self.bias.new_tensor(
             self.query.out_features).rsqrt()
         if self.softmax:
@@ -54,17 +54,17 @@ class HolisticAttention(nn.Module):
 
 
 class HolisticSource(Source):
-    """Three vectors of a user: own, similar, and both together.
+    """GRASP's source: three vectors per user: self, similar and global.
 
     Args:
-        training: sequences that users' descriptions are made from; no later event is known.
+        training: sequences for the users' descriptions in the bank; later events are not used.
         described: makes descriptions of histories.
-        items: H, items of a history that are described and attended to.
+        items: H, number of items of a history to describe and attend to.
         dim: d.
         softmax: the ablation.
-        progress: called with users described and users in all.
-        banks: makes the banks that neighbours are looked up in.
-        similar: (n_items, w) from `similar_items`; None = made here.
+        progress: called with the number of users described and the total.
+        banks: builds the banks for neighbour search.
+        similar: (n_items, w) from `similar_items`; None = computed here.
     """
 
     item: Tensor
@@ -91,10 +91,10 @@ class HolisticSource(Source):
         states = described(histories[known], progress)
         self.whiten = Whitening(states)
         self.register_buffer("users", self.whiten(states), persistent=False)
-        # Users without a training event are not in the bank, and nobody's neighbour.
+        # Users without training events are not in the bank.
         self._place = np.where(known, np.cumsum(known) - 1, -1)
         self._bank = banks("users", self.users)
-        self._found: dict[tuple[int, bytes], Tensor] = {}  # neighbours by moment: epochs come back to it
+        self._found: dict[tuple[int, bytes], Tensor] = {}  # neighbours by moment, reused by later epochs
         x, u = whiten.width, self.whiten.width
         self.own = HolisticAttention(u, x, dim, items, softmax)
         self.others = HolisticAttention(u, x, dim, items, softmax)
@@ -113,7 +113,7 @@ class HolisticSource(Source):
             self.both(torch.cat([user, alike], -1), torch.cat([x, near], -1), mask)], 1)
 
     def _nearest(self, moments: Moments, described: Tensor) -> Tensor:
-        """Return the rows (B, ≤10) of the users' bank nearest to the users of moments, as described (B, w)."""
+        """Return bank rows (B, ≤10) of the users nearest to the users of moments, by their descriptions (B, w)."""
         place = self._place[moments.user]
         keys = [(own, history.tobytes()) for own, history in zip(place.tolist(), moments.histories, strict=True)]
         missing = [row for row, key in enumerate(keys) if key not in self._found]
@@ -123,24 +123,24 @@ class HolisticSource(Source):
         return torch.stack([self._found[key] for key in keys])
 
     def members(self) -> IntArray:
-        """Return the rows of the users in the bank, in its order."""
+        """Return the rows of the users in the bank, in bank order."""
         rows = np.flatnonzero(self._place >= 0)
         return rows[np.argsort(self._place[rows])]
 
-    def look_among(self, users: Tensor, banks: Banks = exact) -> None:
-        """Take another bank of users (b, w), as it was after training; user row r is row r there, −1 nobody in it."""
+    def use_user_bank(self, users: Tensor, banks: Banks = exact) -> None:
+        """Use a stored user bank (b, w). User row r is bank row r; user row −1 is not in the bank."""
         self.users = users
         self._place = np.append(np.arange(len(users)), -1)  # place[−1] is −1
         self._bank = banks("users", users)
-        self.forget()
+        self.clear_neighbours()
 
-    def forget(self) -> None:
-        """Drop the neighbours found so far: moments of live users do not come back."""
+    def clear_neighbours(self) -> None:
+        """Clear the cached neighbours; moments of live users do not recur."""
         self._found = {}
 
 
 class ConcatFusion(nn.Module):
-    """h ← h + W MLP([h; a_1 … a_K]), W = 0 at the start: training begins at the scorer without knowledge."""
+    """h ← h + W MLP([h; a_1 … a_K]) with W = 0 at the start, so training begins at the scorer without knowledge."""
 
     def __init__(self, dim: int, vectors: int) -> None:
         super().__init__()
@@ -150,13 +150,13 @@ class ConcatFusion(nn.Module):
         nn.init.zeros_(self.out.weight)
 
     def forward(self, hidden: Tensor, knowledge: Tensor) -> Tensor:
-        """Return the change (B, T, d) of hidden (B, T, d) for knowledge (B, K, d)."""
+        """Return the update (B, T, d) of hidden (B, T, d) for knowledge (B, K, d)."""
         known = knowledge.flatten(1)[:, None].expand(-1, hidden.shape[1], -1)
         return self.out(nn.functional.gelu(self.inner(torch.cat([self.norm(hidden), known], -1))))
 
 
 def texts_with_neighbours(embeddings: np.ndarray, banks: Banks = exact) -> Tensor:
-    """Return item texts beside the mean of their nearest others', (n, 2 × ≤128), for a scorer with texts."""
+    """Return condensed item texts joined with the mean of their nearest texts, (n, 2 × ≤128), for a text scorer."""
     whiten = Whitening(torch.from_numpy(embeddings))
     item = whiten(torch.from_numpy(embeddings))
     item[~torch.from_numpy((embeddings != 0).any(1))] = 0.0
@@ -164,7 +164,7 @@ def texts_with_neighbours(embeddings: np.ndarray, banks: Banks = exact) -> Tenso
 
 
 def similar_items(embeddings: np.ndarray, banks: Banks = exact) -> Tensor:
-    """Return the mean (n, w) of each item's nearest others, by whitened text."""
+    """Return the mean (n, w) of each item's nearest items, by whitened text."""
     vectors = torch.from_numpy(embeddings)
     return _mean_of_others(Whitening(vectors)(vectors), banks)
 

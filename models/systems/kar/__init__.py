@@ -1,6 +1,6 @@
-"""KAR: texts a language model writes about users and items, encoded, through towers of hybrid experts.
+"""KAR: a language model's texts about users and items, encoded, through towers of hybrid experts.
 
-The click models of its own task are in `benchmarks/ctr`.
+The click models of KAR's own task are in `benchmarks/ctr`.
 
 May import: knowledge, language, scorers, compute, data.
 """

@@ -1,9 +1,9 @@
-"""KAR: what a language model writes about items and about users, encoded, through experts that both share.
+"""KAR: a language model's texts about items and users, encoded, through hybrid experts.
 
-arXiv 2306.10933 and its code: factorised prompts ask for the factors a choice may rest on; answers are encoded by their
-mean states; a hybrid-expert adaptor (2 shared experts, 5 for each tower, a gate per tower) makes vectors of them. The
-user's text is written once, from the first half of the training events, and never used for an event of that half: KAR
-stores knowledge beforehand, nothing is refreshed.
+After arXiv 2306.10933 and its code: factorised prompts ask for the factors behind a choice. Answers are encoded as mean
+states, and a hybrid-expert adaptor (2 shared experts, 5 per tower, a gate per tower) maps them to vectors. A user's
+text is written once, from the first half of the training events, and never used for events of that half. KAR computes
+knowledge in advance and does not refresh it.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from models.scorers.backbone import Backbone, ItemSide
 from models.systems.kar.towers import ITEM, SHARED, SPECIFIC, USER, Towers
 from schemas.files import written_whole
 
-# Examples of what is asked for: without any, the packaged base model writes about most films that they have "been
-# in the news for a long time"; with factors as a list it copies the example's. Read once for all items, so they cost
-# next to nothing. From several trades, since a catalogue may be of any.
+# Few-shot examples. Without any, the packaged base model writes about most films that they have "been in the news for
+# a long time"; with a list of factors it copies the example's. The examples are read once for all items, so they cost
+# next to nothing. They come from several domains, because the catalogue's domain is unknown.
 ABOUT_ITEMS = """Things that people choose, and what each is like: kind, style, mood, and whom it suits.
 
 The Great Escape. Action, War, 1963
@@ -46,24 +46,25 @@ The Secret Garden. Novel, Children, 1911
 It is a slow country-house story about grief and growing, quiet and hopeful, for young readers and nostalgic adults.
 
 """
-# Events of a user that are written about (KAR: 15 books, 30 films). Not two: on Beauty, where half of the users have at
-# most four, that would be 16,000 more texts about two products each, which items' texts are already about.
+# Numbers of a user's events to write about (KAR: 15 books, 30 films). Two is not among them: on Beauty, where half of
+# the users have at most four events, it would add 16,000 texts about two products each, which the item texts cover.
 STEPS = (4, 8, 16)
-TEXT_TOKENS = 64  # of an answer that are encoded
-ENCODED = 256  # answers at a time
+TEXT_TOKENS = 64  # tokens of an answer to encode
+ENCODED = 256  # answers per batch
 
 Step = Callable[[int, int], None]
 
 
 def item_prompts(texts: Sequence[str]) -> list[str]:
-    """Return the prompt of each item; "" has none and gets none."""
+    """Return a prompt for each item text; an empty text gets an empty prompt."""
     return [f"{ABOUT_ITEMS}{text[:160]}\nIt is" if text else "" for text in texts]
 
 
 def user_prompts(histories: Sequence[Sequence[int]], texts: Sequence[str]) -> list[str]:
-    """Return the prompt of each user's history of item rows, oldest first, the last 16; without any text it is "".
+    """Return a prompt for the last 16 items of each user's history of item rows, oldest first; "" if none has a text.
 
-    No examples here: with some, Gemma 3 270M gives 22 different answers to 64 users of Beauty, 60 without.
+    The prompts have no examples: with examples Gemma 3 270M gives 22 different answers to 64 users of Beauty, without
+    examples 60.
     """
     out = []
     for history in histories:
@@ -73,7 +74,7 @@ def user_prompts(histories: Sequence[Sequence[int]], texts: Sequence[str]) -> li
 
 
 def knowledge_states(llm: LanguageModel, prompts: list[str], folder: Path, step: Step | None = None) -> Tensor:
-    """Return the mean states (n, H) of the answers to prompts; zero where there is no prompt or no answer."""
+    """Return the mean states (n, H) of the answers to prompts; zero if prompt or answer is empty."""
     rows = [row for row, prompt in enumerate(prompts) if prompt]
     answers = generated(llm, [prompts[row] for row in rows], folder, step)
     said = [(row, text) for row, text in zip(rows, answers, strict=True) if text]
@@ -94,7 +95,7 @@ def knowledge_states(llm: LanguageModel, prompts: list[str], folder: Path, step:
 
 @torch.no_grad()
 def encode_texts(writer: Writer, texts: list[str]) -> Tensor:
-    """Return the mean last states (n, H) of texts, each read alone after the prefix that item texts are read after."""
+    """Return the mean last states (n, H) of texts, each read separately after the prefix of item texts."""
     ids = writer.llm.tokenize(texts, TEXT_TOKENS)
     begin = token_rows(writer.llm, [PREFIX])[0]
     out = torch.zeros(len(texts), writer.llm.hidden_size)
@@ -109,11 +110,11 @@ def encode_texts(writer: Writer, texts: list[str]) -> Tensor:
 
 
 def written_about(training: Sequences) -> IntArray:
-    """Return per user how many of the first training events are written about, (users,).
+    """Return how many of each user's first training events to write about, (users,).
 
-    The largest of `STEPS` within the first half; 0 = nothing is written, and knowledge is zero. Steps that double,
-    since a text about nine events is not worth rewriting for a tenth; so most users' prompts are the same under
-    every protocol, too: on Beauty 9,176 texts serve both, where prompts of up to 16 events each would be 36,800.
+    This is the largest of `STEPS` within the first half; 0 = no text, and knowledge is zero. The steps double, because
+    a tenth event is not worth rewriting a text about nine. Most prompts are then the same under every protocol: on
+    Beauty 9,176 texts serve both protocols, while prompts of every length up to 16 would need 36,800.
     """
     half = (training.lengths() + 1) // 2
     steps = np.array([0, *STEPS])
@@ -121,12 +122,12 @@ def written_about(training: Sequences) -> IntArray:
 
 
 class KnowledgeScorer(Backbone):
-    """A backbone whose items carry what the language model wrote about them.
+    """A backbone whose item vectors include the language model's texts about the items.
 
     Args:
-        written: (n_items, w) whitened states of items' texts, zero rows where there is none.
-        fresh: (n_items,) bool, items no training event shows.
-        n_items, dim, layers, heads, max_len, dropout: of the backbone.
+        written: (n_items, w) whitened states of the texts, zero rows for items without text.
+        fresh: (n_items,) bool, items without training events.
+        n_items, dim, layers, heads, max_len, dropout: see `Backbone`.
     """
 
     written: Tensor
@@ -138,23 +139,23 @@ class KnowledgeScorer(Backbone):
         super().__init__(n_items, dim, layers, heads, max_len, dropout, fresh)
         self.register_buffer("written", written, persistent=False)
         self.experts = Towers(2, written.shape[1], dim, SHARED, SPECIFIC)
-        with torch.no_grad():  # vectors of items start at 0.02 per component: knowledge as large, not 50 times
+        with torch.no_grad():  # item vectors start at 0.02 per component; knowledge would be 50 times larger
             self.experts.shared_out.mul_(0.02)
             self.experts.own_out.mul_(0.02)
 
     def item_side(self, dropped: Tensor | None = None) -> ItemSide:
-        """Return vectors and biases of the catalogue as the backbone does, with items' knowledge."""
+        """Return vectors and biases of the catalogue, including item knowledge; see `Backbone.item_side`."""
         vectors, bias = super().item_side(dropped)
         there = (self.written != 0).any(1, keepdim=True)
-        return vectors + self.experts.every(self.written, ITEM) * there, bias
+        return vectors + self.experts.whole_catalogue(self.written, ITEM) * there, bias
 
 
 class WrittenSource(Source):
-    """What was written about each user, through the user tower.
+    """KAR's source: the text about each user, through the user tower.
 
     Args:
-        states: (users, H) of the texts, zero rows where there is none.
-        written: (users,) events of each that the text is about, the user's first.
+        states: (users, H) states of the texts, zero rows for users without text.
+        written: (users,) number of each user's first events that the text is about.
     """
 
     bank: Tensor
@@ -173,13 +174,12 @@ class WrittenSource(Source):
             self.experts = backbone.experts
 
     def forward(self, moments: Moments) -> Tensor:
-        """Return knowledge (B, 1, d); zero where a text is about events not before the moment."""
+        """Return knowledge (B, 1, d); zero if the text covers events after the moment."""
         known = torch.from_numpy(moments.length >= self._written[moments.user]).to(self.bank.device)
         return self._vectors(self.bank[torch.from_numpy(moments.user).to(self.bank.device)], known)
 
     def about(self, states: Tensor) -> Tensor:
-        """Return knowledge (B, 1, d) of texts written just now, by their states (B, H); zero rows where there is none.
-        """
+        """Return knowledge (B, 1, d) for new texts, given their states (B, H); zero rows = no text."""
         return self._vectors(self._whitened(states), (states != 0).any(1))
 
     def _whitened(self, states: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
 """Personal soft instructions: K parallel codebooks with index back-propagation (LWGR, arXiv 2605.18771).
 
 u_k = f_k(h); α_k^j = sim(u_k, C_k[j]); p_k = softmax(α_k/τ); e_k = onehot(argmax α_k) − sg[p_k] + p_k; z_k = e_kᵀ C_k;
-t_k = W_k z_k. Through p_k every codeword of a codebook takes part in every gradient, so few die; those that
-do start again at projections of the batch. Similarity is the cosine: with unit vectors the nearest codeword in
-‖u_k − C_k[j]‖² and the most similar one are the same, and τ means the same whatever the width.
+t_k = W_k z_k. Through p_k every codeword of a codebook receives gradients, so few die; dead ones restart at projections
+of users in the batch. Similarity is the cosine: with unit vectors, the nearest codeword in ‖u_k − C_k[j]‖² is also the
+most similar one, and τ does not depend on the width.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-_RESTART_EVERY = 50  # training steps between looks for dead codes
-_DEAD = 0.02  # a code used less than this share of its fair share (1/m) is dead
-_MEMORY = 0.98  # of the running use of codes: some 50 batches
+_RESTART_EVERY = 50  # training steps between checks for dead codes
+_DEAD = 0.02  # a code used less than this share of an equal share (1/m) is dead
+_MEMORY = 0.98  # decay of the running usage: about 50 batches
 
 
 class Instructions(nn.Module):
@@ -38,7 +38,7 @@ class Instructions(nn.Module):
             hidden: H, width of the language model.
             instructions: K.
             codes: m, codewords per codebook.
-            norm: L2 norm every token gets, that of the language model's own input vectors.
+            norm: L2 norm of every token; use the norm of the language model's input vectors.
             code_dim: width of a codeword.
             temperature: τ of the softmax over a codebook.
         """
@@ -54,11 +54,11 @@ class Instructions(nn.Module):
 
     @torch.no_grad()
     def start_at(self, vectors: Tensor) -> None:
-        """Let instruction k start near the language model's own input vector `vectors[k]` (K, H)."""
+        """Initialise instruction k near the input vector `vectors[k]` of the language model, (K, H)."""
         self.offset.copy_(nn.functional.normalize(vectors.float(), dim=-1))
 
     def similarity(self, user_hidden: Tensor) -> Tensor:
-        """Return the cosine (K, B, m) of users' projections (from (B, d)) and codewords."""
+        """Return cosines (K, B, m) between projections of users (B, d) and codewords."""
         return self._unit(user_hidden) @ nn.functional.normalize(self.codebooks, dim=-1).transpose(1, 2)
 
     def codes(self, user_hidden: Tensor) -> Tensor:
@@ -66,7 +66,7 @@ class Instructions(nn.Module):
         return self.similarity(user_hidden).argmax(dim=-1).transpose(0, 1)
 
     def forward(self, user_hidden: Tensor) -> Tensor:
-        """Return the instruction tokens (B, K, H) of users (B, d), each of the language model's input norm."""
+        """Return instruction tokens (B, K, H) for users (B, d), scaled to the language model's input norm."""
         units = self._unit(user_hidden)
         if self.training:
             self._restart(units.detach())
@@ -82,18 +82,18 @@ class Instructions(nn.Module):
         return (nn.functional.normalize(tokens, dim=-1) * self.norm).transpose(0, 1)
 
     def utilisation(self) -> Tensor:
-        """Return (K,) in (0, 1]: the perplexity of each codebook's use, as a share of its size."""
+        """Return (K,) in (0, 1]: the perplexity of each codebook's usage, as a share of its size."""
         share = self.usage / self.usage.sum(dim=-1, keepdim=True)
         return torch.exp(torch.special.entr(share).sum(dim=-1)) / share.shape[-1]
 
     def _unit(self, user_hidden: Tensor) -> Tensor:
-        """Return users' projections (K, B, code width), each of length 1."""
+        """Return projections (K, B, code width) of users (B, d), of unit length."""
         projected = torch.einsum("bd,kdc->kbc", user_hidden.to(self.project.dtype), self.project)
         return nn.functional.normalize(projected, dim=-1)
 
     @torch.no_grad()
     def _restart(self, units: Tensor) -> None:
-        """Put dead codewords on projections of users of this batch, from time to time."""
+        """Every `_RESTART_EVERY` steps, move dead codewords to projections of users in this batch."""
         self.steps += 1
         if int(self.steps) % _RESTART_EVERY:
             return

@@ -1,7 +1,7 @@
-"""A user's knowledge: K soft instructions read the history through the frozen language model (LWGR, arXiv 2605.18771).
+"""User knowledge: K soft instructions follow the history in the frozen language model (LWGR, arXiv 2605.18771).
 
-The instructions stand after the history, so the history's states do not depend on them and are read from the item
-cache: a generation costs K tokens, and in training gradients pass through K tokens only.
+The history's states do not depend on the instructions after it, so they come from the item cache. A generation costs K
+tokens, and training gradients pass through K tokens only.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from models.language.llm import LanguageModel
 from models.systems.lwgr.instructions import Instructions
 from schemas.settings import FitSettings
 
-# Where instructions start: what KAR asks its language model about an item, and what comes next.
+# Initial instructions: the factors KAR asks about, and the next choice.
 _SEEDS = (" genre", " style", " maker", " purpose", " next", " mood", " period", " price", " quality", " theme")
 
 
 class KnowledgeModel(nn.Module):
-    """Instructions, frozen language model (not part of the module), hybrid experts."""
+    """Instructions and hybrid experts around a frozen language model, which is not part of the module."""
 
     def __init__(self, dim: int, hidden: int, instructions: int = 5, codes: int = 64, norm: float = 1.0) -> None:
         """Make a random model.
 
         Args:
             dim: d, width of the user's hidden state and of the knowledge vectors.
-            hidden: H of the language model.
+            hidden: H, width of the language model.
             instructions: K.
             codes: m, codewords per codebook.
             norm: L2 norm of the language model's input vectors.
@@ -40,7 +40,7 @@ class KnowledgeModel(nn.Module):
 
     @classmethod
     def create(cls, settings: FitSettings, llm: LanguageModel) -> KnowledgeModel:
-        """Return a model for this language model, its instructions near the words for what to look at."""
+        """Return an untrained model for this language model, with instructions initialised near descriptive words."""
         model = cls(settings.dim, llm.hidden_size, settings.instructions, settings.codes, llm.embedding_norm)
         words = [_SEEDS[k % len(_SEEDS)] for k in range(settings.instructions)]
         ids = [llm.tokenizer(word, add_special_tokens=False).input_ids[-1] for word in words]
@@ -50,20 +50,20 @@ class KnowledgeModel(nn.Module):
     def forward(
         self, user_hidden: Tensor, histories: Tensor | np.ndarray, cache: ItemCache, llm: LanguageModel,
     ) -> Tensor:
-        """Return the knowledge (B, K, d) of users, each vector of L2 norm below 1.
+        """Return knowledge (B, K, d) for users, each vector of L2 norm below 1.
 
         Args:
             user_hidden: (B, d) from the backbone.
-            histories: (B, ≤H) item rows, oldest first, −1 = none; a user may have none at all.
-            cache: states of the catalogue.
-            llm: the frozen language model the cache was built with.
+            histories: (B, ≤H) item rows, oldest first, −1 = none; a history may be empty.
+            cache: states of the catalogue's items.
+            llm: the frozen language model that the cache was built with.
         """
         tokens = self.instructions(user_hidden)
         memory = cache.history(histories)
         positions = memory.next_position[:, None] + torch.arange(tokens.shape[1], device=llm.device)
         states = llm.run(tokens.to(llm.device), positions, memory, adapted=True)
         vectors = self.experts(states.to(user_hidden.device))
-        # v/√(1+‖v‖²): below 1 for every v and smooth, unlike clipping, which has no gradient along v
+        # v/√(1+‖v‖²) is below 1 for every v and smooth; clipping would have no gradient along v
         return vectors * torch.rsqrt(1 + vectors.square().sum(dim=-1, keepdim=True))
 
     def codes(self, user_hidden: Tensor) -> Tensor:
@@ -75,10 +75,10 @@ class KnowledgeModel(nn.Module):
         self, user_hidden: Tensor, histories: Tensor | np.ndarray, cache: ItemCache, llm: LanguageModel,
         batch: int = 16,
     ) -> Generation:
-        """Return the knowledge of any number of users, `batch` at a time, fewer if the GPU's memory is too small.
+        """Return knowledge for any number of users, in passes of `batch` users, or fewer if GPU memory is too small.
 
         Raises:
-            torch.OutOfMemoryError: not even one user fits.
+            torch.OutOfMemoryError: one user does not fit.
         """
         training = self.training
         self.eval()

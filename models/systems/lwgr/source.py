@@ -1,4 +1,4 @@
-"""LWGR's source of users' knowledge: soft instructions from parallel codebooks, read by the frozen language model."""
+"""LWGR's knowledge source: soft instructions from parallel codebooks, read by the frozen language model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class CodebookSource(Source):
     def __init__(self, knowledge: KnowledgeModel, cache: ItemCache, llm: LanguageModel, items: int) -> None:
         super().__init__()
         self.knowledge, self.items, self.snapshots = knowledge, items, THROUGH_LLM
-        self._language = (llm, cache)  # a tuple: no part of the module, neither trained nor saved
+        self._language = (llm, cache)  # a tuple, so torch neither trains nor saves them
 
     def forward(self, moments: Moments) -> Tensor:
         """Return knowledge (B, K, d)."""
@@ -24,6 +24,6 @@ class CodebookSource(Source):
         return self.knowledge(moments.hidden.float(), moments.histories, cache, llm)
 
     def log(self) -> dict[str, float]:
-        """Return the use of codes: perplexity as a share of a codebook's size, mean and least over codebooks."""
+        """Return code usage: perplexity as a share of the codebook's size, mean and minimum over codebooks."""
         used = self.knowledge.instructions.utilisation()
         return {"code_use": float(used.mean()), "code_use_least": float(used.min())}

@@ -1,4 +1,4 @@
-"""LoRA on contradictions, on a language model made on the spot."""
+"""LoRA training on contradictions, with a tiny random language model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from models.aligning.align import TRAINING, TRIAL, Groups, align, train
 from models.aligning.cohort import Cohort, FrozenModels, cohort_of, harm, margins, newest
-from models.evidence.ease import Affinity
+from models.evidence.ease import Ease
 from models.knowledge.objectives import masked_loss
 from models.language import adapters
 from models.language.item_cache import ItemCache
@@ -56,7 +56,7 @@ def parts(tmp_path: Path) -> FrozenModels:
 
 
 def gradients(parts: FrozenModels, group: Cohort, gamma: float) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """Gradients of the masked loss on a new adapter whose effect is not zero."""
+    """Gradients of the masked loss for a new adapter with nonzero effect."""
     decoder = parts.llm.decoder
     torch.manual_seed(1)
     adapters.create(decoder, TRAINING, 2)
@@ -77,7 +77,7 @@ def gradients(parts: FrozenModels, group: Cohort, gamma: float) -> tuple[list[to
     return grads, mask
 
 
-def test_events_that_are_not_contradicted_give_no_gradient(parts: FrozenModels) -> None:
+def test_events_without_contradiction_give_no_gradient(parts: FrozenModels) -> None:
     group = cohort(6, 0)
     none, mask = gradients(parts, group, gamma=1e6)
     assert not mask.any()
@@ -87,7 +87,7 @@ def test_events_that_are_not_contradicted_give_no_gradient(parts: FrozenModels) 
     assert all(grad.any() for grad in every)
 
 
-def test_gradient_is_that_of_contradicted_events_alone(parts: FrozenModels) -> None:
+def test_gradient_comes_from_contradicted_events_only(parts: FrozenModels) -> None:
     group = cohort(6, 0, span=1)  # one event per user
     mixed, mask = gradients(parts, group, gamma=0.0)
     assert 0 < int(mask.sum()) < len(mask)
@@ -97,7 +97,7 @@ def test_gradient_is_that_of_contradicted_events_alone(parts: FrozenModels) -> N
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6)
 
 
-def test_an_infinite_loss_outside_the_mask_spoils_nothing() -> None:
+def test_an_infinite_loss_outside_the_mask_is_ignored() -> None:
     positive = torch.tensor([1.0, float("inf")], requires_grad=True)
     loss, mask = masked_loss(positive, torch.tensor([0.5, float("inf")]), 0.0)
     loss.backward()
@@ -112,7 +112,7 @@ def state(parts: FrozenModels) -> dict[str, torch.Tensor]:
             for key, value in module.state_dict().items() if "lora_" not in key}
 
 
-def test_training_heals_contradictions_and_moves_nothing_but_the_adapter(parts: FrozenModels, tmp_path: Path) -> None:
+def test_training_reduces_contradictions_and_changes_only_the_adapter(parts: FrozenModels, tmp_path: Path) -> None:
     wrong, right = cohort(24, 1), cohort(8, 2)
     before, was = state(parts), margins(parts, wrong).value
     reported: list[dict[str, float]] = []
@@ -133,12 +133,11 @@ def test_training_heals_contradictions_and_moves_nothing_but_the_adapter(parts: 
 
 
 @pytest.mark.parametrize("current", [True, False])
-def test_margins_are_those_the_ranking_worker_judges_with(parts: FrozenModels, current: bool) -> None:
-    """With evidence, current or ageing; of histories no longer than the backbone reads: windows and histories are one.
-    """
+def test_margins_equal_those_of_the_ranking_worker(parts: FrozenModels, current: bool) -> None:
+    """With current or aging evidence, for histories that fit into one backbone window."""
     parts = replace(parts, current_evidence=current)
     rng = np.random.default_rng(0)
-    parts.ranking.affinity = Affinity(
+    parts.ranking.affinity = Ease(
         torch.from_numpy(rng.integers(0, N, (N, 4))), torch.from_numpy(rng.normal(size=(N, 4)).astype(np.float32)))
     parts.ranking.fused.evidence_gain.fill_(0.5)
     parts.ranking.fused.evidence_half_life.fill_(3.0)
@@ -161,7 +160,7 @@ def test_margins_are_those_the_ranking_worker_judges_with(parts: FrozenModels, c
             assert value == pytest.approx(done.value[done.user == user][at - cut], abs=1e-4)
 
 
-def test_restraint_holds_untouched_users_where_they_were(parts: FrozenModels, tmp_path: Path) -> None:
+def test_the_kl_term_keeps_predictions_of_untouched_users(parts: FrozenModels, tmp_path: Path) -> None:
     wrong, right = cohort(24, 1), cohort(24, 2)
     was, moved = margins(parts, right).value, {}
     for weight in (0.0, 100.0):
@@ -174,14 +173,14 @@ def test_restraint_holds_untouched_users_where_they_were(parts: FrozenModels, tm
 
 
 def groups(seed: int = 1) -> Groups:
-    """Two thirds of 36 contradicted and as many untouched users teach, the others judge."""
+    """36 contradicted and 36 untouched users: two thirds are for training, the others are held out."""
     wrong, right = cohort(36, seed), cohort(36, seed + 1)
     (wrong, judged), (right, calm) = ((part[:24], part[24:]) for part in (wrong, right))
     assert not set(wrong.users.tolist()) & set(judged.users.tolist())
     return Groups(wrong, right, judged, calm)
 
 
-def test_what_is_judged_is_what_was_written(parts: FrozenModels, tmp_path: Path) -> None:
+def test_the_written_adapter_is_the_one_judged(parts: FrozenModels, tmp_path: Path) -> None:
     steps: list[tuple[int, int]] = []
     made = align(parts, groups(), SETTINGS, tmp_path / "a", 2.0, lambda done, of, _: steps.append((done, of)))
     assert steps[-1][0] == steps[-1][1] == len(steps)
@@ -196,9 +195,9 @@ def test_what_is_judged_is_what_was_written(parts: FrozenModels, tmp_path: Path)
 
 
 def test_an_adapter_that_harms_untouched_users_is_rejected(parts: FrozenModels, tmp_path: Path) -> None:
-    """All contradicted users take one item, all others another one: what the former gain the latter lose."""
+    """All contradicted users take one item and all others another, so one gains what the other loses."""
     wrong, right = cohort(24, 3, low=2, high=3), cohort(24, 4, low=3, high=4)
-    made = Groups(wrong, right[:0], wrong, right)  # judged by whom it was trained on: a sure gain
+    made = Groups(wrong, right[:0], wrong, right)  # judged on the training users: a certain gain
     for bound, publish in ((10.0, True), (0.01, False)):
         settings = replace(SETTINGS, bound=bound, gamma=-1e6)
         out = align(parts, made, settings, tmp_path / f"{bound}", 2.0, lambda *_: None).verdict
@@ -208,7 +207,7 @@ def test_an_adapter_that_harms_untouched_users_is_rejected(parts: FrozenModels, 
     assert "may fall by more than 0.01" in out.reason
 
 
-def test_goes_on_from_the_adapter_in_use(parts: FrozenModels, tmp_path: Path) -> None:
+def test_training_starts_from_the_adapter_in_use(parts: FrozenModels, tmp_path: Path) -> None:
     wrong, right = cohort(16, 1), cohort(8, 2)
     train(parts, wrong, right, SETTINGS, tmp_path / "a", lambda _: None)
     parts.llm.load_adapter(tmp_path / "a", "lora_a")
@@ -226,7 +225,7 @@ def test_goes_on_from_the_adapter_in_use(parts: FrozenModels, tmp_path: Path) ->
     assert adapters.names(parts.llm.decoder) == {"lora_a", "b"}
 
 
-def test_a_diverging_run_leaves_all_as_it_was(parts: FrozenModels, tmp_path: Path) -> None:
+def test_a_diverging_run_changes_nothing(parts: FrozenModels, tmp_path: Path) -> None:
     was = vectors(parts)
     gate = parts.knowledge.experts.gate
     sound = gate.detach().clone()

@@ -18,7 +18,7 @@ def decide(contradicted: Paired, untouched: Paired, bound: float = 0.05) -> tupl
     return verdict.publish, verdict.reason
 
 
-def test_a_sure_gain_that_costs_nobody_is_published() -> None:
+def test_a_significant_gain_without_loss_is_published() -> None:
     assert decide(paired(0.2), paired(0.0, seed=1))[0]
 
 
@@ -26,13 +26,13 @@ def test_a_sure_gain_that_costs_nobody_is_published() -> None:
     (paired(0.0, noise=1.0), paired(0.0), "no sure gain"),
     (paired(-0.2), paired(0.0), "no sure gain"),
     (paired(0.2), paired(-0.2), "may fall by more than"),
-    (paired(0.2), paired(0.0, users=10, noise=1.0), "may fall by more than"),  # too noisy to tell
+    (paired(0.2), paired(0.0, users=10, noise=1.0), "may fall by more than"),  # too noisy to decide
     (paired(0.2, users=FEWEST - 1), paired(0.0), "held-out contradicted users"),
     (paired(0.2), paired(0.0, users=0), "only 0 held-out untouched users"),
     (paired(float("nan")), paired(0.0), "not finite"),
     (paired(0.2), paired(float("inf")), "not finite"),
 ])
-def test_everything_else_is_rejected_with_the_reason(contradicted: Paired, untouched: Paired, why: str) -> None:
+def test_other_outcomes_are_rejected_with_a_reason(contradicted: Paired, untouched: Paired, why: str) -> None:
     publish, reason = decide(contradicted, untouched)
     assert not publish
     assert why in reason
@@ -46,15 +46,15 @@ def test_one_event_does_not_decide() -> None:
 
 
 def test_rejects_useless_adapters_nineteen_times_in_twenty() -> None:
-    """No true change, 40 users: published at most as often as a two-sided 95% interval allows, with its noise."""
+    """40 users without a true change: published at most as often as a two-sided 95% interval allows, up to chance."""
     published = sum(decide(paired(0.0, users=40, noise=0.5, seed=seed), paired(0.0, noise=0.01))[0]
                     for seed in range(200))
-    assert published <= 14  # 2.5% are 5; more than 14 of 200 have a probability of 1e-4
+    assert published <= 14  # 5 are expected (2.5%); more than 14 of 200 have a probability of 1e-4
 
 
 def test_interval_is_over_users_not_events() -> None:
     user = np.repeat(np.arange(10), 100)
     gain = np.repeat(np.random.default_rng(0).normal(size=10), 100)
     _, low, high = paired_interval(user, gain)
-    assert high - low > 0.6  # a standard error of 0.32; of 1,000 independent events it would be 0.03
+    assert high - low > 0.6  # the standard error is 0.32; with 1,000 independent events it would be 0.03
     assert paired_interval(user[:0], gain[:0]) == (0.0, 0.0, 0.0)

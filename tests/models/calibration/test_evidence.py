@@ -1,4 +1,4 @@
-"""What counts as evidence is chosen by what held-out events say: words where they tell, nothing where nothing helps."""
+"""Calibration of evidence on held-out events: words if they help, no evidence if nothing helps."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import torch
 
 from models.calibration.evidence import HALF_LIVES, calibrate_evidence
 from models.data.sequences import Sequences
-from models.evidence.ease import Affinity
+from models.evidence.ease import Ease
 from models.scorers.backbone import Backbone
 from models.scorers.fusion import FusedScorer
 
@@ -16,7 +16,7 @@ TEXTS = [f"make {item % 12}x of something" for item in range(N)]
 
 
 def worlds(kind, seed=0):
-    """Users who stay with one make ("makes"), or take anything ("chance"); items 36 to 47 come only at the end."""
+    """Users who stay with one make ("makes") or choose at random ("chance"); items 36 to 47 appear only at the end."""
     rng = np.random.default_rng(seed)
     items = []
     for user in range(USERS):
@@ -35,12 +35,12 @@ def calibrated(kind, **more):
     past = Sequences(sequences.item[keep], sequences.index[keep], np.arange(0, USERS * (LENGTH - 1) + 1, LENGTH - 1))
     fused = FusedScorer(torch.randn(N, 4), None, N, 8, 1, 2, 10, 0.0).eval()
     reference = Backbone(N, 8, 1, 2, 10, 0.0).eval()
-    affinities = [Affinity.fit(past, N, TEXTS, words) for words in (0.0, 0.6)]
+    affinities = [Ease.fit(past, N, TEXTS, words) for words in (0.0, 0.6)]
     affinity, found = calibrate_evidence(sequences, begin, reference, fused, affinities, **more)
     return affinity, found, fused
 
 
-def test_words_are_chosen_where_they_tell():
+def test_words_are_chosen_if_they_help():
     affinity, found, fused = calibrated("makes")
     assert affinity.words == found["evidence_words"] == 0.6
     assert affinity.half_life in HALF_LIVES
@@ -49,20 +49,20 @@ def test_words_are_chosen_where_they_tell():
     assert found["evidence_nll"] < found["evidence_nll_without"]
 
 
-def test_nothing_is_chosen_that_likelihood_pays_for():
+def test_no_gain_is_chosen_that_lowers_the_likelihood():
     _, found, fused = calibrated("chance")
     assert found["evidence_nll"] <= found["evidence_nll_without"]
     assert float(fused.temperature) == pytest.approx(found["evidence_temperature"])
-    assert found["evidence_gain"] <= 2.0  # beyond that, chance would be taken for taste
+    assert found["evidence_gain"] <= 2.0  # more would fit noise
 
 
-def test_without_a_bound_the_reference_is_not_heard():
+def test_without_a_bound_the_reference_is_not_used():
     _, _, fused = calibrated("makes", bounded=False)
     assert float(fused.reference_share) == 0
 
 
-def test_anothers_evidence_is_not_believed():
-    """The placebo is calibrated as a placebo: what tells nothing is given no weight."""
+def test_evidence_of_other_users_gets_no_weight():
+    """The shuffled control is calibrated on shuffled evidence, which carries no information."""
     _, found, _ = calibrated("makes", shuffled=True)
     _, own, _ = calibrated("makes")
     assert found["evidence_gain"] <= 2.0
@@ -75,8 +75,8 @@ def test_without_events_nothing_changes():
     assert float(fused.evidence_gain) == 0
 
 
-def test_of_what_ranks_alike_the_best_within_the_trust_region_is_taken(monkeypatch):
-    """Spread thin or not, evidence ranks alike without a bound; within one, the gain decides."""
+def test_of_equal_candidates_the_best_within_the_trust_region_wins(monkeypatch):
+    """Without a bound, concentrated and spread evidence rank equally; within a bound, the gain decides."""
     from models.calibration import evidence
 
     seen = {}

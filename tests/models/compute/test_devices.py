@@ -25,7 +25,7 @@ def test_shares_are_a_partition():
     assert len(Place(torch.device("cpu"), 3, 4).share(rows[:2])) == 0
 
 
-def test_a_device_that_is_not_there_is_named():
+def test_a_missing_device_is_named_in_the_error():
     assert place("cpu") == ALONE
     with pytest.raises(FreshetError, match="FRESHET_FIT_DEVICE='gpu' is no device"):
         device_named("gpu", "FRESHET_FIT_DEVICE")
@@ -37,8 +37,8 @@ def test_a_device_that_is_not_there_is_named():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 3])
-def test_processes_train_as_one(tmp_path, processes):
-    """Weights after three epochs are those of one process, in every process."""
+def test_several_processes_train_the_same_weights_as_one(tmp_path, processes):
+    """After three epochs every process has the weights of a single-process run."""
     subprocess.run([sys.executable, "-m", SCRIPT, str(tmp_path)], check=True, timeout=300)
     subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node",

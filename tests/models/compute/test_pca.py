@@ -3,7 +3,7 @@ import torch
 from models.compute.pca import Whitening, condense
 
 
-def test_condensed_texts_are_white_and_lack_of_text_is_zero():
+def test_condensed_texts_are_white_and_missing_texts_are_zero():
     raw = torch.randn(500, 32) * torch.logspace(0, 2, 32) + 5
     raw[3] = 0
     out = condense(raw, 8)
@@ -14,7 +14,7 @@ def test_condensed_texts_are_white_and_lack_of_text_is_zero():
     assert (condense(torch.zeros(4, 32), 8) == 0).all()
 
 
-def test_a_projection_of_new_states_is_that_of_the_bank():
+def test_new_states_are_projected_like_the_bank():
     torch.manual_seed(0)
     bank = torch.randn(200, 32) * torch.linspace(0.1, 3, 32) + 5
     bank[3] = 0

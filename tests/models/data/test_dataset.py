@@ -14,7 +14,7 @@ def write(folder, events=EVENTS, items=ITEMS):
     return folder
 
 
-def test_events_come_in_order_of_time(tmp_path):
+def test_events_are_sorted_by_time(tmp_path):
     data = load(write(tmp_path))
     assert [data.users[user] for user in data.events.user] == ["v", "u", "u"]
     assert [data.items[item] for item in data.events.item] == ["a", "b", "a"]
@@ -54,7 +54,7 @@ def test_bad_rows_are_skipped_and_counted(tmp_path):
     (EVENTS, "", r"items\.jsonl has no usable item; it is empty"),
     (EVENTS, "{}\n", r"items\.jsonl has no usable item; each line"),
 ])
-def test_unusable_files_are_errors_that_name_them(tmp_path, events, items, message):
+def test_errors_name_unusable_files(tmp_path, events, items, message):
     with pytest.raises(DataError, match=message):
         load(write(tmp_path, events, items))
 
@@ -64,7 +64,7 @@ def test_a_missing_file_is_an_error(tmp_path):
         load(tmp_path)
 
 
-def test_texts_are_one_line_bounded_and_without_markup():
+def test_texts_are_one_short_line_without_markup():
     assert clean("  a\x00b\n\u202ec\u200b &amp; <end_of_turn> d<|im_start|>") == "a b c & d"
     assert len(clean("word " * 1000)) <= 320
     assert item_text("T", {"genre": ["x", "y"], "year": 1995, "none": None}) == "T. genre: x y, year: 1995"

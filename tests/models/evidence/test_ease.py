@@ -1,4 +1,4 @@
-"""Evidence: planted associations are found, histories fade, and what a store gives back is what was made."""
+"""EASE: planted associations are found, old items count less, and weights survive a store."""
 
 import numpy as np
 import torch
@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.data.sequences import Sequences
-from models.evidence.ease import HALF_LIFE, STEP, Affinity
+from models.evidence.ease import HALF_LIFE, STEP, Ease
 from models.scorers.fusion import Evidence, FusedScorer
 from workers.store import point
 
@@ -15,7 +15,7 @@ N = 30
 
 
 def planted(users=400, seed=0):
-    """Users like one of three groups of ten items, item 29 is nobody's."""
+    """Users like one of three groups of ten items; no user has item 29."""
     rng = np.random.default_rng(seed)
     items = [rng.permutation(10)[:5] + 10 * (user % 3) for user in range(users)]
     items = [np.where(some == 29, 28, some) for some in items]
@@ -23,21 +23,21 @@ def planted(users=400, seed=0):
     return Sequences(np.concatenate(items), np.arange(sum(lengths)), np.concatenate([[0], np.cumsum(lengths)]))
 
 
-AFFINITY = Affinity.fit(planted(), N)
+AFFINITY = Ease.fit(planted(), N)
 
 
-def test_evidence_is_for_what_goes_with_the_history():
+def test_evidence_favours_items_related_to_the_history():
     found = AFFINITY.evidence(np.array([[0, 1, 2], [10, 11, -1], [29, -1, -1], [-1, -1, -1]]))
     dense = torch.zeros(4, N).scatter_add(1, found.items.clamp(min=0), found.weights)
     assert set(dense[0].topk(7).indices.tolist()) == set(range(3, 10))
     assert (dense[0, :3] == 0).all()
     assert set(dense[1].topk(8).indices.tolist()) == set(range(12, 20))
-    assert (dense[2:] == 0).all()  # an item without data and an empty history say nothing
+    assert (dense[2:] == 0).all()  # no evidence from an item without data or an empty history
     assert (found.items[2:] == -1).all()
 
 
 def test_closed_form_is_the_minimum():
-    """No other matrix with a zero diagonal does better on ‖X − XB‖² + λ‖B‖² (gradient zero off the diagonal)."""
+    """No other zero-diagonal matrix has a lower ‖X − XB‖² + λ‖B‖² (the gradient is zero off the diagonal)."""
     sequences = planted()
     x = torch.zeros(400, N, dtype=torch.float64)
     x[torch.from_numpy(np.repeat(np.arange(400), 5)), torch.from_numpy(sequences.item)] = 1
@@ -47,12 +47,12 @@ def test_closed_form_is_the_minimum():
     ridge = 2 * counts[counts > 0].mean()
     gradient = x.T @ (x @ weights - x) + ridge * weights
     gradient.fill_diagonal_(0)
-    assert gradient[counts > 0][:, counts > 0].abs().max() < 0.1  # against 60 at B = 0; half precision is the rest
+    assert gradient[counts > 0][:, counts > 0].abs().max() < 0.1  # 60 at B = 0; the rest is half precision
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.lists(st.integers(-1, N - 1), min_size=4, max_size=4), min_size=1, max_size=5))
-def test_padding_and_company_change_nothing(histories):
+def test_padding_and_other_histories_have_no_effect(histories):
     padded = np.array([[*row, -1, -1] for row in histories])
     together = AFFINITY.evidence(padded)
     for row, history in enumerate(histories):
@@ -67,29 +67,29 @@ def test_older_items_weigh_less():
     assert abs(mass[1] / mass[0] - 2 ** (-1 / HALF_LIFE)) < 0.02
 
 
-def test_words_tell_of_items_that_nobody_has_had():
+def test_words_give_evidence_for_items_without_users():
     texts = [f"{'red' if item % 10 == 9 else 'blue'} {'abc'[item // 10]}" for item in range(N)]
     texts[5] = "red only"
-    found = Affinity.fit(planted(), N, texts, words=0.6).evidence(np.array([[9, -1], [29, -1]]))
+    found = Ease.fit(planted(), N, texts, words=0.6).evidence(np.array([[9, -1], [29, -1]]))
     dense = torch.zeros(2, N).scatter_add(1, found.items.clamp(min=0), found.weights)
-    assert dense[0, 29] > 0.01  # another red one, which no user has had
-    assert dense[1, 20:29].min() > dense[1, :5].max()  # the unknown item is recognised by its group's word
-    assert set(dense[0].topk(8).indices.tolist()) <= {*range(9), 19, 29}  # what users do still counts most
+    assert dense[0, 29] > 0.01  # another red item, without users
+    assert dense[1, 20:29].min() > dense[1, :5].max()  # the new item is closest to its group
+    assert set(dense[0].topk(8).indices.tolist()) <= {*range(9), 19, 29}  # user behaviour still counts most
 
 
-def test_texts_that_do_not_count_change_nothing():
-    other = Affinity.fit(planted(), N, ["red"] * N, words=0.0)
+def test_texts_with_weight_zero_have_no_effect():
+    other = Ease.fit(planted(), N, ["red"] * N, words=0.0)
     assert torch.equal(other.neighbours, AFFINITY.neighbours)
     assert torch.equal(other.weights, AFFINITY.weights)
 
 
-def test_weights_survive_the_store():
+def test_weights_survive_a_store():
     assert point.STEP == STEP
     weights = AFFINITY.evidence(np.array([[0, 1, 12]])).weights[0]
     assert torch.equal((weights / STEP).round() * STEP, weights)
 
 
-def test_evidence_raises_its_items_and_fades():
+def test_evidence_raises_its_items_and_decays():
     torch.manual_seed(0)
     fused = FusedScorer(torch.randn(N, 4), None, N, 8, 1, 2, 6, 0.0)
     logits, none = torch.randn(2, N), torch.zeros(2, 0)

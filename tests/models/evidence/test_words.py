@@ -1,4 +1,4 @@
-"""Words: rare ones tell most, common and single ones nothing, and similarity is the cosine of both texts' words."""
+"""Word similarity: rare words count most, common and unique words do not count, and similarity is a cosine."""
 
 import torch
 from hypothesis import given, settings
@@ -16,16 +16,16 @@ def similarity(texts, share=1.0):
     return gram
 
 
-def test_texts_are_alike_by_the_words_they_share():
+def test_texts_are_similar_by_shared_words():
     found = similarity(TEXTS)
-    assert abs(float(found[0, 1]) - 1) < 1e-6  # red and blue occur once, and what is left is the same
-    assert abs(float(found[3, 4]) - 1) < 1e-6  # case and accents are Unicode's
+    assert abs(float(found[0, 1]) - 1) < 1e-6  # red and blue occur once and are dropped; the rest is equal
+    assert abs(float(found[3, 4]) - 1) < 1e-6  # case folding follows Unicode
     assert float(found[0, 3]) == 0
     assert (found[2] == 0).all()
     assert (found[5:] == 0).all()  # "thing" is in more than a fifth of the texts, numbers in one each
 
 
-def test_rare_words_tell_more():
+def test_rare_words_count_more():
     texts = ["a b", "a c"] + ["b c"] * 3 + ["x"] * 20
     found = similarity(texts)
     assert found[0, 1] > found[0, 2] > 0
@@ -46,7 +46,7 @@ def test_similarity_is_a_cosine(texts):
     assert torch.allclose(similarity(texts, 2.5), 2.5 * found, atol=1e-5)
 
 
-def test_texts_are_read_in_parts():
+def test_texts_are_processed_in_blocks():
     torch.manual_seed(0)
     texts = [f"{int(a)} {int(b)}" for a, b in torch.randint(300, (1500, 2))]
     weights = weigh_words(texts).to_dense()

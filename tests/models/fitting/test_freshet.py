@@ -36,7 +36,7 @@ USERS, ITEMS = 30, 24
 
 
 def chains(seed=0, each=14):
-    """Users who walk through the catalogue in steps of 1 or 2: easy to learn from behaviour."""
+    """Users who step through the catalogue by 1 or 2 items: easy to learn from behaviour."""
     rng = np.random.default_rng(seed)
     rows = []
     for user in range(USERS):
@@ -76,7 +76,7 @@ def fitted(data, llm, tmp_path_factory):
     return result, cache, calls
 
 
-def test_reference_learns_and_is_the_same_for_a_seed(data):
+def test_reference_learns_and_is_reproducible(data):
     fold = Fold.of(data.events, USERS, ITEMS)
     first, found = train_reference(fold, SETTINGS.fit, 8)
     second, _ = train_reference(fold, SETTINGS.fit, 8)
@@ -97,12 +97,12 @@ def test_a_fold_trains_on_the_past_only(data):
     assert sorted(held.tolist()) == list(range(cut, len(data.events)))
 
 
-def test_new_items_are_no_negatives_and_get_a_score_by_text(data):
+def test_new_items_are_not_negatives_and_are_scored_by_text(data):
     events = data.events[data.events.item != 3]
     fold = Fold.of(events, USERS, ITEMS)
     model, _ = train_fused(fold, torch.randn(ITEMS, 4), SETTINGS.fit, 8)
     assert bool(model.fresh[3])
-    assert model.bias[3] == 0  # never touched
+    assert model.bias[3] == 0  # never trained
 
 
 def test_sampled_negatives_estimate_the_full_softmax(monkeypatch):
@@ -118,10 +118,10 @@ def test_sampled_negatives_estimate_the_full_softmax(monkeypatch):
     assert np.mean(sampled) == pytest.approx(full.item(), rel=0.02)
 
 
-def test_the_share_of_new_items_is_that_of_the_held_out_events():
+def test_the_share_of_new_items_matches_the_held_out_events():
     rng = np.random.default_rng(0)
     item = rng.integers(0, 20, 1000)
-    item[900:] = np.where(rng.random(100) < 0.4, rng.integers(20, ITEMS, 100), item[900:])  # new, and sought
+    item[900:] = np.where(rng.random(100) < 0.4, rng.integers(20, ITEMS, 100), item[900:])  # new and popular items
     events = Events(rng.integers(0, USERS, 1000), item, np.arange(1000.0), np.zeros(1000, np.int64))
     fold = Fold.of(events, USERS, ITEMS)
     model, _ = train_reference(fold, replace(SETTINGS.fit, epochs=2), 8)
@@ -133,7 +133,7 @@ def test_the_share_of_new_items_is_that_of_the_held_out_events():
     assert training.fresh_shift(model, few) == 0
 
 
-def test_ranks_exclude_what_was_seen(data):
+def test_ranks_exclude_seen_items(data):
     sequences = Sequences.of(data.events, USERS)
     rows = np.arange(len(sequences.item))
     popular = torch.arange(ITEMS, 0, -1.0)
@@ -147,7 +147,7 @@ def test_ranks_exclude_what_was_seen(data):
         assert logp[row] == pytest.approx(float(popular.log_softmax(0)[item]), abs=1e-5)
 
 
-def test_hidden_states_are_those_of_serving(data):
+def test_hidden_states_equal_those_in_serving(data):
     fold = Fold.of(data.events, USERS, ITEMS)
     model, _ = train_reference(fold, replace(SETTINGS.fit, epochs=1), 8)
     sequences = fold.sequences
@@ -191,7 +191,7 @@ def test_snapshots_read_the_past_and_predict_the_future(data):
     assert set(starts - np.repeat(begin, 3)) == {0, 4, 8}
 
 
-def test_a_fit_goes_through_all_stages_and_reports_them(fitted, data):
+def test_a_fit_runs_and_reports_all_stages(fitted, data):
     result, _, calls = fitted
     assert tuple(dict.fromkeys(call[0] for call in calls)) == STAGES
     for stage in STAGES:
@@ -204,7 +204,7 @@ def test_a_fit_goes_through_all_stages_and_reports_them(fitted, data):
     assert all(np.isfinite(value) for value in (*result.metrics.values(), *result.evidence.values()))
 
 
-def test_a_fitted_version_is_served_as_it_was_fitted(fitted, data, llm, tmp_path):
+def test_serving_gives_the_fitted_scores(fitted, data, llm, tmp_path):
     result, cache, _ = fitted
     registry = Registry(tmp_path)
     with registry.publish("v1") as folder:
@@ -226,11 +226,11 @@ def test_a_fitted_version_is_served_as_it_was_fitted(fitted, data, llm, tmp_path
     llm.model_id = name
 
 
-def test_knowledge_that_only_harms_is_not_used(data, llm, fitted, monkeypatch):
+def test_harmful_knowledge_is_not_used(data, llm, fitted, monkeypatch):
     _, cache, _ = fitted
     monkeypatch.setattr("models.systems.lwgr.source.THROUGH_LLM", 16)
     monkeypatch.setattr("models.knowledge.training.JUDGED", 16)
-    monkeypatch.setattr("models.knowledge.training.LEARNING_RATE", 30.0)  # wrecks whatever it touches
+    monkeypatch.setattr("models.knowledge.training.LEARNING_RATE", 30.0)  # ruins everything it trains
     fold = Fold.of(data.events, USERS, ITEMS)
     fit_settings = replace(SETTINGS.fit, epochs=3, knowledge_epochs=1)
     reference, _ = train_reference(fold, fit_settings, 8)
@@ -256,7 +256,7 @@ def test_calibration_on_known_figures():
     assert calibrate_min_history(done, EPSILONS[3])[0] == 6
 
 
-def test_a_scorer_is_no_surer_than_held_out_events_bear_out(data):
+def test_the_scale_fits_the_held_out_events(data):
     fold = Fold.of(data.events, USERS, ITEMS)
     scorer, found = train_reference(fold, replace(SETTINGS.fit, epochs=3), 8)
     before = training.validate(scorer, fold)
@@ -270,33 +270,33 @@ def test_a_scorer_is_no_surer_than_held_out_events_bear_out(data):
     assert float(extend(scorer, fold, SETTINGS.fit).scale) == float(scorer.scale)
 
 
-def test_the_radius_is_the_best_that_harms_few_enough_users():
-    """A thousand users of two events; the wider the radius the better the ranks and the more users are harmed."""
+def test_the_radius_is_the_best_with_few_enough_harmed_users():
+    """A thousand users with two events each; a wider radius improves ranks and harms more users."""
     user = np.repeat(np.arange(1000), 2)
     ranks = np.repeat(np.maximum(0, 6 - np.arange(len(EPSILONS)))[None], 2000, 0)
     gains = np.full((2000, len(EPSILONS)), 0.3)
     for column in range(1, len(EPSILONS)):
         worse = user < 100 * min(column, 5)  # a hundred users more with every radius, five hundred at most
         gains[worse, column] = np.where(np.arange(2000) % 2, 0.2, -0.9)[worse]  # on average −0.35
-    gains[1998, 1:] = -0.2  # one bad event of a user whose other is good: no harm
+    gains[1998, 1:] = -0.2  # the user's other event is good, so no harm on average
     done = ScoredEvents(user, user, user, gains[:, -1], ranks, gains, gains[:, -1])
-    assert calibrate_epsilon(done, harm=1.0)[0] == EPSILONS[6]  # no better further out
+    assert calibrate_epsilon(done, harm=1.0)[0] == EPSILONS[6]  # larger radii are no better
     radius, found = calibrate_epsilon(done, harm=0.5)
     assert radius == EPSILONS[2]  # two of five
-    assert calibrate_epsilon(done, harm=0.41)[0] == EPSILONS[1]  # two of five, but not surely
+    assert calibrate_epsilon(done, harm=0.41)[0] == EPSILONS[1]  # two of five, but not significantly
     assert found[f"harmed_epsilon_{EPSILONS[-1]:g}"] == found["harmed_unbounded"] == 0.5
     assert found[f"harmed_epsilon_{EPSILONS[2]:g}"] == 0.2
     assert calibrate_epsilon(done, harm=0.0)[0] == 0.0
 
 
-def test_margins_are_told_apart_by_user_in_their_order():
+def test_margins_are_grouped_by_user_in_order():
     user = np.array([1, 0, 1, 2, 0])
     done = ScoredEvents(user, user, user, np.array([1.0, 2.0, 3.0, 4.0, 5.0]), np.zeros((5, len(EPSILONS)), np.int64),
                   np.zeros((5, len(EPSILONS))), np.zeros(5))
     assert [part.tolist() for part in margins_by_user(done)] == [[2.0, 5.0], [1.0, 3.0], [4.0]]
 
 
-def test_a_replay_without_radius_is_the_reference(data):
+def test_radius_zero_ranks_like_the_reference(data):
     fold = Fold.of(data.events, USERS, ITEMS)
     small = replace(SETTINGS.fit, epochs=2)
     reference, _ = train_reference(fold, small, 8)

@@ -1,4 +1,4 @@
-"""Every row of the table fitted, written as an artifact, read back, and served as it was fitted."""
+"""Every row of the table is fitted, saved as an artifact, loaded, and served with the same scores."""
 
 from dataclasses import replace
 
@@ -32,7 +32,7 @@ torch.set_num_threads(1)
 SETTINGS = replace(
     Settings(), state=StateSettings(history=8), llm=LlmSettings(batch=8, history=4, item_tokens=8, device="cpu"),
     fit=FitSettings(dim=16, layers=1, dropout=0.1, epochs=2, knowledge_epochs=1, instructions=3, codes=4, seed=1))
-ROWS = [name for name in SYSTEMS if name != "freshet"]  # that one: tests/models/fitting/test_freshet.py
+ROWS = [name for name in SYSTEMS if name != "freshet"]  # covered by tests/models/fitting/test_freshet.py
 WITH_KNOWLEDGE = [name for name in ROWS if SYSTEMS[name].has_knowledge]
 
 
@@ -63,7 +63,7 @@ def context(data, language, tmp_path_factory):
 
 
 def fitted(name, context):
-    """A fitted row whose knowledge matters, however little a small one has learned."""
+    """A fitted row whose knowledge has an effect, even if a small model learned little."""
     row = fit_row(SYSTEMS[name], context)
     torch.manual_seed(0)
     if row.source is not None:
@@ -94,12 +94,12 @@ def requests(histories, vectors):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ROWS)
-def test_a_row_is_served_as_it_was_fitted(name, context, data, language, tmp_path):
+def test_serving_gives_the_fitted_scores(name, context, data, language, tmp_path):
     row = fitted(name, context)
     assert (row.knowledge is not None) == SYSTEMS[name].has_knowledge
     train = context.split.fold.sequences
     lows = train.offsets[:6]
-    lengths = np.maximum(written_about(context.split.fold.training())[:6], 2)  # what KAR has written about them
+    lengths = np.maximum(written_about(context.split.fold.training())[:6], 2)  # KAR has texts about these
     histories = [train.item[low : low + n].tolist() for low, n in zip(lows, lengths, strict=True)]
     vectors = None
     if row.source is not None:
@@ -124,7 +124,7 @@ def test_a_row_is_served_as_it_was_fitted(name, context, data, language, tmp_pat
     made = live.generate(model.user_hidden(histories), histories, data.users[:6], batch=4)
     assert made.finite.all()
     same = np.isclose(made.vectors, vectors, rtol=1e-3, atol=1e-4).all(axis=(1, 2))
-    # What is written depends on rounding where two words are as likely, and so on who is written about beside one.
+    # If two words are equally likely, rounding decides the text, and rounding depends on the batch.
     assert same.mean() >= (0.6 if name == "kar" else 1.0)
     assert made.codes.shape == (6, {"lwgr": 3, "coco": 3}.get(name, 0))
     assert np.isfinite([*row.evidence.values(), *row.metrics.values()]).all()
@@ -133,7 +133,7 @@ def test_a_row_is_served_as_it_was_fitted(name, context, data, language, tmp_pat
 
 
 @pytest.mark.slow
-def test_users_who_come_later_have_knowledge_and_known_ones_are_not_their_own_neighbours(
+def test_new_users_get_knowledge_and_known_users_are_not_their_own_neighbours(
     context, data, language, tmp_path,
 ):
     row = fitted("grasp", context)
@@ -147,25 +147,25 @@ def test_users_who_come_later_have_knowledge_and_known_ones_are_not_their_own_ne
     known = live.generate(hidden, whole, data.users[:4])
     new = live.generate(hidden, whole, ["somebody"] * 4)
     np.testing.assert_array_equal(new.vectors, live.generate(hidden, whole).vectors)
-    # with the same history a stranger finds who he is like: the user himself
+    # a new user with the same history has the known user as a neighbour
     assert not np.allclose(known.vectors[:, 1], new.vectors[:, 1], atol=1e-5)
     np.testing.assert_allclose(known.vectors[:, 0], new.vectors[:, 0], rtol=1e-4, atol=1e-5)
     assert live.generate(hidden[:0], [], []).vectors.shape[0] == 0
 
 
 @pytest.mark.slow
-def test_what_was_written_is_written_anew_for_a_longer_history(context, data, language, tmp_path):
+def test_texts_are_rewritten_for_a_longer_history(context, data, language, tmp_path):
     row = fitted("kar", context)
     live = load_live(publish(row, data, tmp_path), *language, data.texts)
     short, longer = [[1, 2, 3, 4]], [[1, 2, 3, 4, 5, 6, 8, 9]]
     one, other = (live.generate(row.ranking.user_hidden(items), items) for items in (short, longer))
     assert not np.allclose(one.vectors, other.vectors)
-    for nothing in ([[0, 7, 14, 21, 28]], [[1]]):  # items without a text, and too few
+    for nothing in ([[0, 7, 14, 21, 28]], [[1]]):  # items without text, and a history that is too short
         assert (live.generate(row.ranking.user_hidden(nothing), nothing).vectors == 0).all()
 
 
 @pytest.mark.slow
-def test_knowledge_of_an_unknown_kind_is_refused(context, data, language, tmp_path):
+def test_knowledge_of_an_unknown_kind_is_rejected(context, data, language, tmp_path):
     row = fitted("lwgr", context)
     artifact = publish(row, data, tmp_path, {"source": "tea-leaves"})
     with pytest.raises(ArtifactError, match="tea-leaves"):
@@ -173,7 +173,7 @@ def test_knowledge_of_an_unknown_kind_is_refused(context, data, language, tmp_pa
 
 
 @pytest.mark.slow
-def test_beams_offer_only_what_is_there_and_unseen(context, data):
+def test_beams_return_only_unseen_items_of_the_catalogue(context, data):
     ranking = fitted("generative", context).ranking
     everything = list(range(len(data.items)))
     batch = RankBatch(

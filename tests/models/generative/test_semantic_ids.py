@@ -12,7 +12,7 @@ from models.generative.semantic_ids import SemanticIds, Trie, codes_for, kmeans,
 @settings(max_examples=25, deadline=None)
 @given(n=st.integers(1, 60), distinct=st.integers(1, 60), blank=st.integers(0, 3), codes=st.integers(2, 9),
        seed=st.integers(0, 99))
-def test_every_item_has_a_word_of_its_own_and_the_trie_accepts_just_these(n, distinct, blank, codes, seed):
+def test_ids_are_unique_and_the_trie_accepts_only_them(n, distinct, blank, codes, seed):
     rng = torch.Generator().manual_seed(seed)
     embeddings = torch.randn(distinct, 6, generator=rng)[torch.randint(distinct, (n,), generator=rng)]
     embeddings[:blank] = 0
@@ -31,7 +31,7 @@ def test_every_item_has_a_word_of_its_own_and_the_trie_accepts_just_these(n, dis
     assert all(int(leaves.sum()) == n for leaves in trie.leaves)
 
 
-def test_near_items_begin_alike_and_no_code_is_dead():
+def test_similar_items_share_prefixes_and_no_code_is_dead():
     torch.manual_seed(0)
     centres = 10 * torch.randn(8, 16)
     group = torch.arange(200) % 8
@@ -43,17 +43,17 @@ def test_near_items_begin_alike_and_no_code_is_dead():
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_every_level_is_used_by_leading_components_and_not_by_all(seed):
+def test_leading_components_use_every_level_and_all_components_do_not(seed):
     torch.manual_seed(seed)
     wide = condense(torch.randn(600, 640))
     about, whole = (quantise(wide[:, :width], codes=32, seed=seed).about for width in (32, 128))
     assert min(about[f"utilisation_{level}"] for level in (1, 2, 3)) > 0.6
     assert about["collided"] < 0.05
-    assert whole["utilisation_3"] < 0.3  # why there is a setting
+    assert whole["utilisation_3"] < 0.3  # the reason for the setting
     assert whole["collided"] > 0.2
 
 
-def test_empty_centres_are_placed_anew():
+def test_empty_centres_are_reset():
     points = torch.cat([torch.zeros(50, 2), torch.tensor([[9.0, 9.0], [-9.0, 9.0], [9.0, -9.0]])])
     for seed in range(5):
         _, code, _ = kmeans(points, 4, torch.Generator().manual_seed(seed))
@@ -64,7 +64,7 @@ def test_empty_centres_are_placed_anew():
     assert (code < 3).all()
 
 
-def test_codes_grow_with_the_catalogue():
+def test_number_of_codes_grows_with_the_catalogue():
     assert [codes_for(n) for n in (1, 30, 12_101, 10**7)] == [2, 8, 256, 256]
 
 
@@ -100,7 +100,7 @@ def test_wide_beams_are_exact_and_never_leave_the_catalogue(model):
     assert ((narrow >= 0) & (narrow < 40))[torch.isfinite(logp)].all()
 
 
-def test_one_item_is_a_catalogue_too():
+def test_a_catalogue_of_one_item():
     ids = quantise(torch.zeros(1, 4))
     assert isinstance(ids, SemanticIds)
     model = Generative(ids, 8, 1, 2, 3, 0.0).eval()

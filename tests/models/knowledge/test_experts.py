@@ -5,7 +5,7 @@ import torch
 from models.knowledge.experts import HybridExperts
 
 
-def test_is_the_gated_sum_of_shared_and_own_experts() -> None:
+def test_output_is_the_gated_sum_of_shared_and_own_experts() -> None:
     torch.manual_seed(0)
     module = HybridExperts(towers=3, inner=6, outer=4, shared=2, specific=3, width=5)
     with torch.no_grad():
@@ -22,7 +22,7 @@ def test_is_the_gated_sum_of_shared_and_own_experts() -> None:
         torch.testing.assert_close(out[:, tower], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_shared_experts_learn_from_every_tower_own_ones_from_theirs() -> None:
+def test_shared_experts_get_gradients_from_every_tower_own_experts_from_one() -> None:
     torch.manual_seed(0)
     module = HybridExperts(3, 6, 4)
     module(torch.randn(8, 3, 6))[:, 1].sum().backward()
@@ -33,7 +33,7 @@ def test_shared_experts_learn_from_every_tower_own_ones_from_theirs() -> None:
     assert float(module.own_in.grad[0].norm()) == 0
 
 
-def test_what_is_the_same_for_everyone_is_taken_out() -> None:
+def test_the_common_part_of_all_users_is_removed() -> None:
     torch.manual_seed(0)
     module = HybridExperts(2, 6, 4).train()
     common, scale = torch.randn(2, 6) * 100, torch.rand(2, 6) + 0.1
@@ -43,10 +43,10 @@ def test_what_is_the_same_for_everyone_is_taken_out() -> None:
     x = module.eval().standardise(common + scale * torch.randn(4096, 2, 6))
     torch.testing.assert_close(x.mean(dim=0), torch.zeros(2, 6), rtol=0, atol=0.15)
     torch.testing.assert_close(x.std(dim=0), torch.ones(2, 6), rtol=0.15, atol=0)
-    assert torch.equal(module.mean, before)  # nothing is learnt outside of training
+    assert torch.equal(module.mean, before)  # no update outside training
 
 
-def test_a_dimension_without_variance_stays_quiet() -> None:
+def test_a_dimension_without_variance_is_not_amplified() -> None:
     module = HybridExperts(1, 6, 4).train()
     states = torch.randn(5, 1, 6)
     states[..., 0] = 1e6

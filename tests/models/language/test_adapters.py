@@ -20,7 +20,7 @@ from tests.models import tiny
 
 
 def adapter(folder: Path, base: Path, seed: int = 0, causal: bool = True) -> Path:
-    """Save a LoRA adapter whose effect is not zero, as a training run with peft would."""
+    """Save a LoRA adapter with nonzero effect, as a training run with peft would."""
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_pretrained(base)
     tuned = get_peft_model(
@@ -52,10 +52,10 @@ def world(tmp_path: Path) -> World:
 
 
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "decoder"])
-def test_adapter_acts_on_instructions_only(world: World, tmp_path: Path, causal: bool) -> None:
+def test_adapter_applies_to_instructions_only(world: World, tmp_path: Path, causal: bool) -> None:
     plain, prefix = world.vectors(), encode_prefix(world.llm)
     world.llm.load_adapter(adapter(tmp_path / "a", tmp_path / "llm", causal=causal), "a")
-    np.testing.assert_array_equal(world.vectors(), plain)  # loaded is not in use
+    np.testing.assert_array_equal(world.vectors(), plain)  # loaded but not active
     world.llm.use_adapter("a")
     assert np.abs(world.vectors() - plain).max() > 1e-3
     assert torch.equal(encode_prefix(world.llm), prefix)
@@ -64,7 +64,7 @@ def test_adapter_acts_on_instructions_only(world: World, tmp_path: Path, causal:
     assert not any(weight.requires_grad for weight in world.llm.decoder.parameters())
 
 
-def test_effect_is_that_of_merged_weights(world: World, tmp_path: Path) -> None:
+def test_effect_equals_merged_weights(world: World, tmp_path: Path) -> None:
     folder = adapter(tmp_path / "a", tmp_path / "llm")
     world.llm.load_adapter(folder, "a")
     world.llm.use_adapter("a")
@@ -80,7 +80,7 @@ def test_effect_is_that_of_merged_weights(world: World, tmp_path: Path) -> None:
     np.testing.assert_allclose(world.vectors(), tuned, rtol=1e-3, atol=1e-4)
 
 
-def test_swap_and_replace_while_running(world: World, tmp_path: Path) -> None:
+def test_adapters_are_swapped_and_replaced_while_running(world: World, tmp_path: Path) -> None:
     for seed, name in enumerate("ab"):
         world.llm.load_adapter(adapter(tmp_path / name, tmp_path / "llm", seed), name)
     world.llm.use_adapter("a")
@@ -90,7 +90,7 @@ def test_swap_and_replace_while_running(world: World, tmp_path: Path) -> None:
     assert np.abs(first - second).max() > 1e-3
     world.llm.use_adapter("a")
     np.testing.assert_array_equal(world.vectors(), first)
-    world.llm.load_adapter(tmp_path / "b", "a")  # the name in use gets new weights
+    world.llm.load_adapter(tmp_path / "b", "a")  # the active name gets new weights
     np.testing.assert_allclose(world.vectors(), second, rtol=1e-5, atol=1e-6)
     assert adapters.names(world.llm.decoder) == {"a", "b"}
 
@@ -141,7 +141,7 @@ def test_broken_first_adapter_leaves_the_base_model(world: World, tmp_path: Path
     np.testing.assert_array_equal(world.vectors(), before)
 
 
-def test_adapter_of_a_wider_model(world: World, tmp_path: Path) -> None:
+def test_adapter_of_a_wider_model_is_rejected(world: World, tmp_path: Path) -> None:
     tiny.save(tmp_path / "gemma", "gemma3")
     folder = adapter(tmp_path / "a", tmp_path / "gemma")
     config = folder / "adapter_config.json"

@@ -32,14 +32,14 @@ def test_merges_follow_the_scores() -> None:
     assert tokens.decode(tokens.encode("c ab", add_special_tokens=False).ids) == "c ab"
 
 
-def test_what_is_not_in_the_vocabulary_is_spelled_in_bytes() -> None:
+def test_unknown_characters_are_encoded_as_bytes() -> None:
     encoded = tokenizer().encode("é", add_special_tokens=False)
     assert encoded.tokens == ["<0xC3>", "<0xA9>"]
 
 
-def test_a_control_token_is_never_put_together_from_text() -> None:
+def test_text_never_becomes_a_control_token() -> None:
     tokens = tokenizer()
-    assert tokens.encode("<eos>", add_special_tokens=False).tokens == ["<eos>"]  # meant so
+    assert tokens.encode("<eos>", add_special_tokens=False).tokens == ["<eos>"]  # intended
     tokens.encode_special_tokens = True
     assert tokens.encode("<eos>", add_special_tokens=False).tokens == ["<e", "os>"]
 
@@ -60,7 +60,7 @@ def test_another_architecture_is_refused(tmp_path: Path) -> None:
         convert(tmp_path / "x.gguf", tmp_path)
 
 
-def test_damaged_package_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_for_a_damaged_package_has_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def torn(*_: object) -> None:
         raise ValueError("sha256 did not match")
 
@@ -89,14 +89,14 @@ def test_packaged_gemma_reads_english(gemma: LanguageModel, home: Path) -> None:
     assert words == ["The", "▁Godfather", "▁<", "eos", ">", "▁Part", "▁II"]
     start = time.monotonic()
     LanguageModel.load(LlmSettings(device="cpu"), home)
-    assert time.monotonic() - start < 60  # a few seconds on a free machine: nothing is converted again
+    assert time.monotonic() - start < 60  # a few seconds on an idle machine: nothing is converted again
     assert not list(home.glob(".*"))
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_packaged_gemma_tells_users_apart(gemma: LanguageModel, tmp_path: Path) -> None:
-    """Cached states identify each of a few users among the others' histories read as one text."""
+def test_packaged_gemma_distinguishes_users(gemma: LanguageModel, tmp_path: Path) -> None:
+    """Cached states identify each of a few users among histories encoded as one text."""
     kinds = ("Children's animated film", "French horror film", "War drama", "Jazz record")
     texts = [f"{kind} {thing}" for kind in kinds
              for thing in ("from 1950", "in colour", "with English subtitles", "by a famous director")]

@@ -30,7 +30,7 @@ def cache(llm: LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> ItemC
 
 
 def whole(llm: LanguageModel, texts: list[str]) -> tuple[Blank, int]:
-    """The states of prefix and items encoded as one text, and its length."""
+    """The states of prefix and items encoded as one text, and the text's length."""
     ids = llm.tokenizer(PREFIX).input_ids
     for text in texts:
         ids = ids + tokens(llm, text)
@@ -45,7 +45,7 @@ def tokens(llm: LanguageModel, text: str) -> list[int]:
     return mark + llm.tokenize([text], 14)[0] + end
 
 
-def test_one_item_is_as_if_read_in_place(llm: LanguageModel, cache: ItemCache) -> None:
+def test_one_item_equals_encoding_in_place(llm: LanguageModel, cache: ItemCache) -> None:
     memory, length = whole(llm, [TEXTS[1]])
     ours = cache.history([[1]])
     assert int(ours.next_position[0]) == length
@@ -55,15 +55,15 @@ def test_one_item_is_as_if_read_in_place(llm: LanguageModel, cache: ItemCache) -
         torch.testing.assert_close(got_value, value, rtol=2e-3, atol=2e-3)
 
 
-def test_moved_keys_are_those_of_their_new_place(llm: LanguageModel, cache: ItemCache) -> None:
+def test_moved_keys_equal_keys_at_the_new_position(llm: LanguageModel, cache: ItemCache) -> None:
     memory, _ = whole(llm, [TEXTS[0], TEXTS[4], TEXTS[1]])
-    key, value = (memory.record or [])[0]  # in the first layer a state depends on its token and place only
+    key, value = (memory.record or [])[0]  # in the first layer a state depends only on token and position
     got_key, got_value = cache.history([[0, 4, 1]]).layer(0)
     torch.testing.assert_close(got_key, key, rtol=2e-3, atol=4e-3)
     torch.testing.assert_close(got_value, value, rtol=2e-3, atol=2e-3)
 
 
-def test_build_opens_what_is_there(llm: LanguageModel, cache: ItemCache, tmp_path: Path) -> None:
+def test_build_opens_an_existing_cache(llm: LanguageModel, cache: ItemCache, tmp_path: Path) -> None:
     calls: list[tuple[int, int]] = []
     built = ItemCache.build(llm, TEXTS, tmp_path, lambda *at: calls.append(at), 16)
     assert calls[0] == (0, len(TEXTS))
@@ -79,7 +79,7 @@ def test_build_opens_what_is_there(llm: LanguageModel, cache: ItemCache, tmp_pat
     assert ItemCache.build(llm, TEXTS, tmp_path, None, 8).lengths.max() <= 8
 
 
-def test_interrupted_build_goes_on(llm: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_build_continues(llm: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("models.language.item_cache._TOKENS_PER_BATCH", 1)  # an item at a time
     monkeypatch.setattr("models.language.item_cache._SAVE_EVERY_S", 0.0)
 
@@ -93,7 +93,7 @@ def test_interrupted_build_goes_on(llm: LanguageModel, tmp_path: Path, monkeypat
         ItemCache.open(llm, TEXTS, tmp_path / "a", 16)
     seen: list[int] = []
     resumed = ItemCache.build(llm, TEXTS, tmp_path / "a", lambda done, _: seen.append(done), 16)
-    assert seen[0] == 3  # the fourth was encoded, but not yet noted as saved
+    assert seen[0] == 3  # the fourth was encoded but not recorded as saved
     fresh = ItemCache.build(llm, TEXTS, tmp_path / "b", None, 16)
     np.testing.assert_array_equal(resumed.embeddings, fresh.embeddings)
     torch.testing.assert_close(resumed.history([[0, 1, 2, 3]]).layer(1), fresh.history([[0, 1, 2, 3]]).layer(1))
@@ -107,7 +107,7 @@ def test_damaged_file_is_refused(llm: LanguageModel, tmp_path: Path) -> None:
         ItemCache.build(llm, TEXTS, tmp_path, None, 16)
 
 
-def test_added_items_are_as_built_ones(llm: LanguageModel, cache: ItemCache, tmp_path: Path) -> None:
+def test_added_items_equal_built_ones(llm: LanguageModel, cache: ItemCache, tmp_path: Path) -> None:
     grown = ItemCache.build(llm, TEXTS[:3], tmp_path, None, 16)
     assert grown.add([]) == []
     assert grown.add([TEXTS[3]]) == [3]
@@ -118,12 +118,12 @@ def test_added_items_are_as_built_ones(llm: LanguageModel, cache: ItemCache, tmp
         torch.testing.assert_close(ours, built, rtol=2e-3, atol=2e-3)
 
 
-def test_row_beyond_the_catalogue(cache: ItemCache) -> None:
+def test_row_beyond_the_catalogue_is_an_error(cache: ItemCache) -> None:
     with pytest.raises(FreshetError, match="add its text"):
         cache.history([[len(TEXTS)]])
 
 
-def test_mean_states_tell_items_apart(llm: LanguageModel, cache: ItemCache) -> None:
+def test_mean_states_distinguish_items(llm: LanguageModel, cache: ItemCache) -> None:
     assert cache.embeddings.shape == (len(TEXTS), llm.hidden_size)
     assert cache.embeddings.dtype == np.float32
     assert np.linalg.norm(cache.embeddings[0] - cache.embeddings[1]) > 0.1
@@ -134,7 +134,7 @@ def test_prefix_is_shared(llm: LanguageModel, cache: ItemCache) -> None:
 
 
 @given(st.data())
-def test_layout_is_the_plain_loop(data: st.DataObject) -> None:
+def test_layout_equals_a_plain_loop(data: st.DataObject) -> None:
     lengths = np.array(data.draw(st.lists(st.integers(1, 5), min_size=1, max_size=6)))
     prefix = data.draw(st.integers(0, 3))
     offsets = prefix + np.concatenate([[0], np.cumsum(lengths)[:-1]])
@@ -154,7 +154,7 @@ def test_layout_is_the_plain_loop(data: st.DataObject) -> None:
         assert not index[user][~mask[user]].any()
 
 
-def test_rotation_by_nothing_and_of_a_part() -> None:
+def test_rotation_by_zero_and_of_part_of_a_key() -> None:
     key = torch.randn(2, 3, 4, 8)
     still = rotate(key, torch.ones(2, 4, 8), torch.zeros(2, 4, 8))
     torch.testing.assert_close(still, key)

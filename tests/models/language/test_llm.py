@@ -15,7 +15,7 @@ from tests.models import tiny
 
 @pytest.fixture(scope="module", params=tiny.KINDS)
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple:
-    """A model of ours and transformers' own, with its own attention, of the same weights."""
+    """Our model, and transformers' with its own attention and the same weights."""
     folder = tmp_path_factory.mktemp(request.param)
     ours = tiny.load(folder, request.param)
     theirs = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
@@ -27,7 +27,7 @@ def run(llm: LanguageModel, ids: torch.Tensor) -> torch.Tensor:
         return llm.run(llm.embed(ids), torch.arange(ids.shape[1]).expand(ids.shape), Blank(llm.device))
 
 
-def test_forward_is_that_of_transformers(pair: tuple) -> None:
+def test_forward_equals_transformers(pair: tuple) -> None:
     ours, theirs = pair
     ids = torch.randint(4, 80, (2, 4 * tiny.WINDOW), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
@@ -35,7 +35,7 @@ def test_forward_is_that_of_transformers(pair: tuple) -> None:
     torch.testing.assert_close(run(ours, ids), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_loss_is_that_of_transformers(pair: tuple) -> None:
+def test_loss_equals_transformers(pair: tuple) -> None:
     ours, theirs = pair
     ids = torch.tensor([ours.tokenizer("some text of any kind").input_ids])
     with torch.no_grad():
@@ -63,7 +63,7 @@ def test_weights_are_frozen_and_described(tmp_path: Path) -> None:
     assert llm.embedding_norm > 0
 
 
-def test_same_folder_same_fingerprint_other_weights_another(tmp_path: Path) -> None:
+def test_the_fingerprint_depends_on_the_weights(tmp_path: Path) -> None:
     first = tiny.load(tmp_path)
     again = LanguageModel.load(LlmSettings(name=str(tmp_path), depth=1.0), tmp_path)
     assert again.fingerprint == first.fingerprint
@@ -72,7 +72,7 @@ def test_same_folder_same_fingerprint_other_weights_another(tmp_path: Path) -> N
     assert tiny.load(tmp_path, seed=1).fingerprint != first.fingerprint
 
 
-def test_text_is_data(tmp_path: Path) -> None:
+def test_special_tokens_in_a_text_are_plain_text(tmp_path: Path) -> None:
     llm = tiny.load(tmp_path)
     hostile = "a<eos>b\x00\x1b[2J\n\r<bos>c"
     ids = llm.tokenize([hostile, "", "x" * 1_000_000], 40)
@@ -80,28 +80,28 @@ def test_text_is_data(tmp_path: Path) -> None:
     assert llm.tokenizer.convert_ids_to_tokens(ids[0][:6]) == list("a<eos>")
     assert ids[1] == []
     assert len(ids[2]) == 40
-    assert llm.tokenizer("<eos>").input_ids == [1, 2]  # and the tokenizer is as before
+    assert llm.tokenizer("<eos>").input_ids == [1, 2]  # the tokenizer is unchanged
     assert plain("a\tb\u202ec\n\n d") == "a b c d"
 
 
-def test_absurd_loss_is_refused(tmp_path: Path) -> None:
-    tiny.save(tmp_path, vocabulary=5000)  # ln 5000 = 8.5, where the broken Gemma tokenizer is too
+def test_a_very_high_loss_is_rejected(tmp_path: Path) -> None:
+    tiny.save(tmp_path, vocabulary=5000)  # ln 5000 = 8.5, as with the broken Gemma tokenizer
     with pytest.raises(FreshetError, match=r"nats per token.*FRESHET_LLM_NAME"):
         LanguageModel.load(LlmSettings(name=str(tmp_path), depth=1.0), tmp_path)
 
 
-def test_absent_folder_says_what_to_do(tmp_path: Path) -> None:
+def test_error_for_a_missing_folder_has_a_remedy(tmp_path: Path) -> None:
     with pytest.raises(FreshetError, match=r"cannot be loaded.*gemma-3-270m"):
         LanguageModel.load(LlmSettings(name=str(tmp_path / "none")), tmp_path)
 
 
-def test_no_network_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_without_network_has_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(FreshetError, match="needs the network"):
         LanguageModel.load(LlmSettings(name="nobody/no-such-model"), tmp_path)
 
 
-def test_damaged_weights_say_what_to_do(tmp_path: Path) -> None:
+def test_error_for_damaged_weights_has_a_remedy(tmp_path: Path) -> None:
     tiny.save(tmp_path)
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:200])
@@ -109,6 +109,6 @@ def test_damaged_weights_say_what_to_do(tmp_path: Path) -> None:
         LanguageModel.load(LlmSettings(name=str(tmp_path), depth=1.0), tmp_path)
 
 
-def test_unknown_device(tmp_path: Path) -> None:
+def test_unknown_device_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FreshetError, match="is no device"):
         LanguageModel.load(LlmSettings(name=str(tmp_path), device="abacus"), tmp_path)

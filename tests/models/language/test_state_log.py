@@ -11,7 +11,7 @@ def append(path, start):
         log.add({at.to_bytes(KEY, "big"): np.full(8, at, np.float16)})
 
 
-def test_processes_write_at_once(tmp_path):
+def test_processes_write_concurrently(tmp_path):
     path = tmp_path / "states.f16"
     fork = multiprocessing.get_context("fork")
     writers = [fork.Process(target=append, args=(path, start)) for start in (0, 200)]
@@ -22,10 +22,10 @@ def test_processes_write_at_once(tmp_path):
         assert writer.exitcode == 0
     found = StateLog(8, path).read([at.to_bytes(KEY, "big") for at in range(500)])
     assert (found == np.arange(500)[:, None]).all()
-    assert path.stat().st_size == 500 * (KEY + 16 + 4)  # none twice
+    assert path.stat().st_size == 500 * (KEY + 16 + 4)  # no duplicates
 
 
-def test_an_empty_log_has_nothing(tmp_path):
+def test_an_empty_log_has_no_keys(tmp_path):
     log = StateLog(8, tmp_path / "folder" / "states.f16")
     assert b"0" * KEY not in log
     assert log.read([]).shape == (0, 8)

@@ -11,13 +11,13 @@ def test_interval_covers_the_truth_and_resamples_users() -> None:
     point, low, high = paired_interval(users, better - base)
     assert low < 0.1 < high
     assert low < point < high
-    # One user's gain, however often repeated, is one observation among 60: the interval must reach down to zero.
+    # However many events one user has, the user is one observation of 60: the interval must reach zero.
     gains = [1.0 if user == "0" else 0.0 for user in users]
     _, low, _ = paired_interval(users, np.array(gains))
     assert low == 0.0
 
 
-def test_the_interval_narrows_with_users_and_is_the_same_for_a_seed():
+def test_the_interval_narrows_with_users_and_is_reproducible():
     random = np.random.default_rng(0)
     few = [random.normal(0.1, 1, size=random.integers(1, 20)) for _ in range(40)]
 
@@ -34,7 +34,7 @@ def test_the_interval_narrows_with_users_and_is_the_same_for_a_seed():
     assert paired_interval(np.zeros(0, np.int64), np.zeros(0)) == (0.0, 0.0, 0.0)
 
 
-def test_every_draw_has_as_many_users_as_there_are():
+def test_every_draw_has_the_original_number_of_users():
     place, drawn = resampled(["b", "a", "b", "c"], draws=50)
     assert place.tolist() == [1, 0, 1, 2]
     assert drawn.shape == (50, 3)

@@ -31,7 +31,7 @@ def test_leave_one_out_holds_out_the_last_two_events(mixed):
         trained = split.fold.training()
         train = trained.item[trained.offsets[user] : trained.offsets[user + 1]].tolist()
         if len(items) >= 3:
-            assert known.item[low:high].tolist() == items[:-1]  # no test event is there
+            assert known.item[low:high].tolist() == items[:-1]  # no test event
             assert known.item[begin:high].tolist() == items[-2:-1]
             assert train == items[:-2]
         else:
@@ -44,7 +44,7 @@ def test_leave_one_out_holds_out_the_last_two_events(mixed):
         leave_one_out(dataset([0, 0, 1], [0, 1, 1]))
 
 
-def test_stream_time_predicts_what_came_later(mixed):
+def test_stream_time_predicts_later_events(mixed):
     split = stream_time(mixed, 0.75)
     cut = int(0.75 * len(mixed.events))
     assert sorted(split.test.index[split.rows()].tolist()) == list(range(cut, len(mixed.events)))
@@ -64,7 +64,7 @@ def test_moments_of_knowledge(mixed):
     assert (rows - behind == np.minimum(3, rows - low)).all()
 
 
-def test_fewer_events_are_a_fixed_draw_of_all(mixed):
+def test_a_limit_samples_events_reproducibly(mixed):
     whole, some = (protocol("stream_time", mixed, 0.75, limit) for limit in (None, 5))
     assert len(some.rows()) == 5
     assert set(some.rows()) < set(whole.rows())

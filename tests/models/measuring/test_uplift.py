@@ -8,7 +8,7 @@ ALPHA = 0.05
 
 
 def population(rng: np.random.Generator, shape: tuple[int, ...], mean: float = 0.03) -> np.ndarray:
-    """Rewards of very unlike users whose events depend on each other."""
+    """Rewards of very different users, whose events are dependent."""
     hits, events, worth = users.population(rng, shape, mean)
     return hits / events * worth
 
@@ -23,7 +23,7 @@ def ever_excluded(rewards, control, share, truth: float) -> float:
 
 
 def allowed(runs: int) -> float:
-    """The share of errors that a true rate of α passes once in 1,000 times."""
+    """The share of errors that a true rate of α exceeds once in 1,000 times."""
     return ALPHA + 3.09 * (ALPHA * (1 - ALPHA) / runs) ** 0.5
 
 
@@ -42,7 +42,7 @@ def test_two_thousand_experiments_of_three_thousand_users_keep_the_level(share):
     rewards = population(rng, (2000, 3000))
     control = rng.random(rewards.shape) < share
     assert ever_excluded(rewards, control, share, 0.0) <= allowed(2000)
-    # The ruler measures: a fixed-sample interval looked at in the same way is wrong far more often.
+    # Sanity check: a fixed-sample interval with the same number of looks is wrong far more often.
     treated, held = np.cumsum(~control, axis=1), np.cumsum(control, axis=1)
     with np.errstate(all="ignore"):
         means = [np.cumsum(rewards * arm, axis=1) / n for arm, n in ((~control, treated), (control, held))]
@@ -67,7 +67,7 @@ def test_a_true_uplift_is_covered_at_every_look():
         assert ever_excluded(np.where(control, rewards, treated), control, share, truth) <= allowed(1000)
 
 
-def test_users_who_change_over_time_are_no_effect():
+def test_a_change_in_both_arms_is_not_an_effect():
     # A holiday: everybody's reward triples halfway, in both arms.
     rng = np.random.default_rng(8)
     rewards = population(rng, (300, 1000))
@@ -76,7 +76,7 @@ def test_users_who_change_over_time_are_no_effect():
     assert ever_excluded(rewards, control, 0.2, 0.0) <= allowed(300)
 
 
-def test_a_real_effect_is_found_and_about_when_it_was_forecast():
+def test_a_real_effect_is_detected_at_about_the_forecast_time():
     rng = np.random.default_rng(9)
     found = []
     for _ in range(40):
@@ -97,7 +97,7 @@ def test_a_real_effect_is_found_and_about_when_it_was_forecast():
 
 @pytest.mark.parametrize(("share", "widest"), [(0.5, 2.1), (0.1, 3.0)])
 def test_the_interval_is_usefully_narrow(share, widest):
-    """Against an interval that may be looked at once, at 3,000 users, whose half-width is 1.96 standard errors."""
+    """Compared with a fixed-sample interval at 3,000 users, whose half-width is 1.96 standard errors."""
     rng = np.random.default_rng(10)
     ratios = []
     for _ in range(5):
@@ -111,7 +111,7 @@ def test_the_interval_is_usefully_narrow(share, widest):
     assert np.mean(ratios) < widest
 
 
-def test_ends_are_where_the_wealth_crosses_and_orders_are_kept():
+def test_interval_ends_are_where_the_wealth_crosses_the_threshold():
     rng = np.random.default_rng(11)
     rewards, control = rng.random(500), rng.random(500) < 0.3
     for now in confidence(rewards, control, 0.3, at=np.array([1, 10, 100, 500])):
@@ -125,7 +125,7 @@ def test_ends_are_where_the_wealth_crosses_and_orders_are_kept():
     assert (swapped.low, swapped.high) == pytest.approx((-now.high, -now.low), abs=2e-6)
 
 
-def test_before_there_are_users_everything_is_possible():
+def test_without_users_the_interval_is_everything():
     (none,) = confidence(np.zeros(0), np.zeros(0, bool), 0.1)
     assert (none.users, none.uplift, none.low, none.high) == (0, None, -1.0, 1.0)
     (one,) = confidence(np.ones(1), np.ones(1, bool), 0.1)
@@ -133,7 +133,7 @@ def test_before_there_are_users_everything_is_possible():
 
 
 @pytest.mark.parametrize(("rewards", "share"), [([1.1], 0.1), ([-0.1], 0.1), ([0.5], 0.0), ([0.5], 1.0)])
-def test_what_is_no_reward_or_share_is_refused(rewards, share):
+def test_invalid_rewards_and_shares_are_rejected(rewards, share):
     with pytest.raises(ValueError, match="must lie"):
         pseudo_outcomes(np.array(rewards), np.zeros(1, bool), share)
 

@@ -17,7 +17,7 @@ def backbone():
     return Backbone(n_items=30, dim=16, layers=2, heads=2, max_len=8, dropout=0.5).eval()
 
 
-def test_a_slot_knows_the_items_before_it_and_no_others(backbone):
+def test_a_slot_depends_only_on_earlier_items(backbone):
     tokens = torch.randint(1, 31, (3, 8))
     hidden = backbone(tokens)
     assert hidden.shape == (3, 9, 16)
@@ -29,7 +29,7 @@ def test_a_slot_knows_the_items_before_it_and_no_others(backbone):
         torch.testing.assert_close(backbone(tokens[:, :slot])[:, slot], hidden[:, slot])
 
 
-def test_padding_changes_nothing(backbone):
+def test_padding_has_no_effect(backbone):
     tokens, lengths = pad([[3, 4], [], [5, 6, 7, 8], list(range(20))], 8)
     assert lengths.tolist() == [2, 0, 4, 8]
     hidden = backbone(tokens)
@@ -38,14 +38,14 @@ def test_padding_changes_nothing(backbone):
     assert tokens[3].tolist() == list(range(13, 21))
 
 
-def test_some_slots_are_as_among_all(backbone):
+def test_selected_slots_equal_those_of_a_full_pass(backbone):
     tokens, at = torch.randint(1, 31, (4, 8)), torch.tensor([[8, 0], [3, 3], [0, 8], [7, 1]])
     torch.testing.assert_close(backbone(tokens, at=at), backbone(tokens)[torch.arange(4)[:, None], at])
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 200), st.integers(2, 12), st.integers(1, 12), st.booleans())
-def test_windows_predict_every_event_once_from_what_came_before(seed, n, max_len, stride, late):
+def test_windows_predict_every_event_once_from_earlier_events(seed, n, max_len, stride, late):
     stride = min(stride, max_len)
     rng = np.random.default_rng(seed)
     events = Events(rng.integers(0, 6, n), rng.integers(0, 50, n), np.arange(n, dtype=float), np.zeros(n, np.int64))

@@ -1,4 +1,4 @@
-"""Trains three small models and writes their weights; alone or, under torchrun, together with others.
+"""Trains three small models and writes their weights, in one process or, under torchrun, in several.
 
     python -m tests.models.scorers.trained_together FOLDER
 """
@@ -24,7 +24,7 @@ ITEMS, USERS = 30, 40
 
 
 def main(folder: Path) -> None:
-    training.DROPPED = 0.0  # what a process drops is its own draw
+    training.DROPPED = 0.0  # each process would drop different items
     rng = np.random.default_rng(0)
     lengths = rng.integers(2, 14, USERS)
     offsets = np.concatenate([[0], np.cumsum(lengths)])

@@ -7,7 +7,7 @@ import torch
 
 from models.compute.pca import condense
 from models.data.sequences import Sequences
-from models.evidence.ease import Affinity
+from models.evidence.ease import Ease
 from models.scorers.backbone import Backbone
 from models.scorers.fusion import FusedScorer
 from models.serving.ranking_model import RankingModel
@@ -44,7 +44,7 @@ def batch():
     )
 
 
-def test_training_of_knowledge_starts_exactly_without_it():
+def test_untrained_knowledge_has_no_effect():
     fused = build(trained=False).fused
     tokens = torch.randint(1, N + 1, (2, 5))
     hidden = fused(tokens)
@@ -61,18 +61,18 @@ def test_seen_items_are_excluded_and_the_rest_is_a_distribution():
         assert excluded == [{1, 2, 3, 20}, set(), {4, 5, 6, 7, 8, 9, 10, 21}, {11}]
 
 
-def test_without_knowledge_it_is_the_reference():
+def test_without_knowledge_scores_equal_the_reference():
     result = build().rank(batch())
     assert torch.equal(result.fused_logp[3], result.ref_logp[3])
     assert not torch.equal(result.fused_logp[0], result.ref_logp[0])
     assert result.margins[3] == [None]
 
 
-def test_margins_are_of_the_judged_positions():
+def test_margins_belong_to_the_judged_positions():
     model = build()
     margins = model.rank(batch()).margins
     assert margins[0][2] is None  # unknown item
-    # Seven known items, six are read: position 0 came before the oldest of them, position 2 (one known item) is slot 0.
+    # Six of seven known items are read: position 0 precedes the oldest of them; position 2 (one known item) is slot 0.
     assert margins[2][0] is None
     assert [value is None for value in margins[2]] == [True, False, False, False]
     for row, prefix, item, at in ((0, [], 1, 0), (0, [1, 2], 3, 1)):
@@ -98,13 +98,13 @@ def test_a_batch_equals_its_rows_one_by_one():
 def with_evidence():
     rng = np.random.default_rng(5)
     sequences = Sequences(rng.integers(0, N, 300), np.arange(300), np.arange(0, 301, 10))
-    model = build(affinity=Affinity.fit(sequences, N))
+    model = build(affinity=Ease.fit(sequences, N))
     model.fused.evidence_gain.fill_(3.0)
     model.fused.evidence_half_life.fill_(2.0)
     return model
 
 
-def test_current_evidence_is_that_of_knowledge_made_just_now():
+def test_current_evidence_equals_that_of_new_knowledge():
     model, whole = with_evidence(), batch()
     found = model.rank(replace(whole, current_evidence=True))
 
@@ -119,21 +119,21 @@ def test_current_evidence_is_that_of_knowledge_made_just_now():
     margins = model.rank(judged).margins
     for at, prefix in ((0, []), (1, [1, 2]), (2, [1, 2, 3])):
         assert margins[0][at] == pytest.approx(now(0, prefix).margins[0][0], abs=1e-5)
-    # The oldest of seven is not read: nor is it in the evidence.
+    # The oldest of seven items is neither read nor part of the evidence.
     assert margins[2][0] == pytest.approx(now(2, [5]).margins[0][0], abs=1e-5)
     stale = model.rank(whole)
     assert not torch.allclose(found.fused_logp[0], stale.fused_logp[0])
     assert torch.equal(found.fused_logp[3], found.ref_logp[3]), "a user without knowledge gets no evidence either"
 
 
-def test_without_a_table_of_item_pairs_the_evidence_is_that_of_the_knowledge():
+def test_without_a_table_of_item_pairs_stored_evidence_is_used():
     model = build()
     model.fused.evidence_gain.fill_(3.0)
     current = model.rank(replace(batch(), current_evidence=True))
     torch.testing.assert_close(current.fused_logp, model.rank(batch()).fused_logp)
 
 
-def test_an_empty_batch_is_answered():
+def test_an_empty_batch_gives_an_empty_result():
     result = build().rank(RankBatch([], [], [], []))
     assert result.fused_logp.shape == (0, N)
     assert result.margins == []
@@ -156,7 +156,7 @@ def test_a_saved_model_ranks_the_same(tmp_path):
     assert not any(path.suffix in {".pkl", ".pt", ".bin"} for path in artifact.folder.iterdir())
 
 
-def test_a_model_of_another_shape_is_refused(tmp_path):
+def test_a_model_of_another_shape_is_rejected(tmp_path):
     model, registry = build(), Registry(tmp_path)
     model.config = {**model.config, "backbone": {**model.config["backbone"], "dim": 8}}
     publish(registry, model)
@@ -180,8 +180,8 @@ def test_dropped_items_are_scored_by_their_text_alone():
     torch.testing.assert_close(plain[N - 1], fresh)
 
 
-def test_evidence_counts_by_its_age_at_each_event():
-    """What is known fades: an event judged within the history met younger knowledge than the next one will."""
+def test_evidence_is_weighted_by_its_age_at_each_event():
+    """Evidence decays: knowledge was younger at an event within the history than it is at the next event."""
     model = build()
     model.fused.evidence_gain.fill_(3.0)
     model.fused.evidence_half_life.fill_(2.0)

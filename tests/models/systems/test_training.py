@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.evidence.ease import Affinity
+from models.evidence.ease import Ease
 from models.knowledge import training
 from models.knowledge.composition import Composed
 from models.knowledge.objectives import FixedPenalty, Objective, PrimalDual
@@ -56,7 +56,7 @@ def context(data, language, tmp_path_factory):
 
 
 def popularity(split):
-    """NDCG@10 of ranking by training counts, seen items out."""
+    """NDCG@10 of ranking by training counts, without seen items."""
     counts = np.bincount(split.fold.sequences.item, minlength=split.fold.n_items)
     ranks = []
     for row in split.rows():
@@ -68,7 +68,7 @@ def popularity(split):
     return float(ndcg(np.array(ranks)).mean())
 
 
-def test_the_table_names_parts_that_exist(context):
+def test_parts_in_the_table_exist(context):
     from models.systems.registry import FUSIONS, OBJECTIVES, SOURCES
 
     for name, system in SYSTEMS.items():
@@ -85,7 +85,7 @@ def test_the_table_names_parts_that_exist(context):
 
 
 @pytest.mark.parametrize("protocol", [leave_one_out, stream_time])
-def test_dense_learns_what_follows_what(data, language, protocol):
+def test_dense_learns_transitions(data, language, protocol):
     split = protocol(data)
     trained = train(SYSTEMS["dense"], None, Context(data, split, SETTINGS, language))
     outcome = trained.rank(FRESH)
@@ -96,7 +96,7 @@ def test_dense_learns_what_follows_what(data, language, protocol):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("control", ["extra-steps", "text-init"])
-def test_dense_controls_learn_too_and_know_their_reference(context, control):
+def test_dense_controls_learn_and_have_a_reference(context, control):
     outcome = train(SYSTEMS["dense"], control, context).rank(FRESH)
     assert outcome.reference is not None
     assert (outcome.reference.rows == outcome.ranks.rows).all()
@@ -114,7 +114,7 @@ def test_systems_with_knowledge_learn(context, name, monkeypatch):
     assert summary(fresh, context.split)["ndcg_at_10"] > popularity(context.split) + 0.2
     assert 0 <= summary(fresh, context.split)["harmed_fraction"] <= 1
     history = trained.about.get("history", [])
-    assert history or name == "freshet"  # trained as `freshet fit` does
+    assert history or name == "freshet"  # trained like `freshet fit`
     assert [entry["epoch"] for entry in history] == list(range(len(history)))
     assert all(np.isfinite(value) for entry in history for value in entry.values())
     frozen = trained.rank(FROZEN)
@@ -139,7 +139,7 @@ def test_a_composition_starts_at_its_reference(context):
     np.testing.assert_allclose(inside.logp, plain.logp, atol=1e-5)
 
 
-def test_knowledge_of_the_age_asked_for_is_used(context):
+def test_knowledge_of_the_requested_age_is_used(context):
     model = composed(context)
     torch.manual_seed(0)
     assert isinstance(model.fusion, KnowledgeAttention)
@@ -147,7 +147,7 @@ def test_knowledge_of_the_age_asked_for_is_used(context):
     split = context.split
     fresh = model.rank(split.test, split.begin, FRESH)
     frozen = model.rank(split.test, split.begin, FROZEN)
-    first = np.isin(fresh.rows, split.begin)  # a user's first later event: both know the same
+    first = np.isin(fresh.rows, split.begin)  # at a user's first later event both have the same knowledge
     np.testing.assert_allclose(fresh.logp[first], frozen.logp[first], atol=1e-4)
     assert (np.abs(fresh.logp[~first] - frozen.logp[~first]) > 1e-4).mean() > 0.5
     model.shuffled = True
@@ -155,7 +155,7 @@ def test_knowledge_of_the_age_asked_for_is_used(context):
     assert (np.abs(fresh.logp - shuffled.logp) > 1e-4).mean() > 0.5
 
 
-def test_training_leaves_the_reference_alone_and_is_the_same_for_a_seed(context):
+def test_training_keeps_the_reference_and_is_reproducible(context):
     found = []
     for _ in range(2):
         model = composed(context)
@@ -173,7 +173,7 @@ def test_training_leaves_the_reference_alone_and_is_the_same_for_a_seed(context)
 def test_the_dual_variable_follows_the_constraint():
     objective = PrimalDual()
     objective.start(0.0)
-    assert objective.lagrange == 0  # a policy that starts at its reference: ε_C is not known yet
+    assert objective.lagrange == 0  # the policy starts at its reference, so ε_C is unknown
     objective.after_epoch(0.2)
     assert objective.allowed == pytest.approx(0.1)
     before = objective.lagrange
@@ -189,7 +189,7 @@ def test_the_dual_variable_follows_the_constraint():
 
 
 @pytest.mark.slow
-def test_generative_learns_what_follows_what(context):
+def test_generative_learns_transitions(context):
     trained = train(SYSTEMS["generative"], None, context)
     outcome = trained.rank(FRESH)
     assert (outcome.ranks.rows == context.split.rows()).all()
@@ -204,23 +204,23 @@ def test_freshet_has_controls_that_differ(context, control):
     both = [train(SYSTEMS["freshet"], name, context) for name in (None, control)]
     plain, changed = (trained.rank(FRESH) for trained in both)
     if control == "no-words" and both[0].about["evidence_words"] == 0:
-        np.testing.assert_array_equal(plain.ranks.logp, changed.ranks.logp)  # words were of no use here
+        np.testing.assert_array_equal(plain.ranks.logp, changed.ranks.logp)  # words do not help here
         return
     assert not np.array_equal(plain.ranks.logp, changed.ranks.logp)
-    if control == "shuffled-knowledge":  # another user's evidence points elsewhere
+    if control == "shuffled-knowledge":  # another user's evidence differs
         assert summary(changed, context.split)["ndcg_at_10"] < summary(plain, context.split)["ndcg_at_10"]
-    if control == "no-trust-region":  # the same models, and no radius
+    if control == "no-trust-region":  # the same models without a radius
         assert both[0].about["nll"] == both[1].about["nll"]
         least = int(both[0].about["min_history"])
         free = both[0].model.rank(context.split.test, context.split.begin, FRESH, None, least)
         np.testing.assert_array_equal(changed.ranks.logp, free.logp)
 
 
-def test_evidence_is_current_however_old_the_knowledge(context):
+def test_evidence_is_current_even_if_knowledge_is_old(context):
     model = composed(context)
     from models.systems.freshet.with_evidence import WithEvidence
 
-    affinity = Affinity.fit(context.split.fold.training(), context.split.fold.n_items)
+    affinity = Ease.fit(context.split.fold.training(), context.split.fold.n_items)
     fused = copy.deepcopy(context.backbone("sasrec+text")[0])
     fused.evidence_gain.fill_(3.0)
     fused.evidence_half_life.fill_(4.0)
@@ -237,12 +237,12 @@ def test_evidence_is_current_however_old_the_knowledge(context):
         logits = fused.weigh(fused.scores(hidden), by_behaviour, gathered, torch.zeros(len(rows)))
         logp = logits.log_softmax(-1)[torch.arange(len(rows)), torch.from_numpy(split.test.item[rows])]
         known = own > split.test.offsets[np.searchsorted(split.test.offsets, rows, "right") - 1]
-        np.testing.assert_allclose(ranks.logp[known], logp[known], atol=1e-4)  # attention starts at no change
+        np.testing.assert_allclose(ranks.logp[known], logp[known], atol=1e-4)  # attention starts without effect
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, system in SYSTEMS.items() if system.has_knowledge])
-def test_the_ranking_worker_serves_what_was_measured(context, name, monkeypatch):
+def test_the_ranking_worker_gives_the_measured_scores(context, name, monkeypatch):
     for module in ("grasp.holistic", "kar.written"):
         monkeypatch.setattr(f"models.systems.{module}.FROZEN", 64)
     trained = train(SYSTEMS[name], None, context)

@@ -40,7 +40,7 @@ def test_no_item_loses_more_than_the_radius(shape, epsilon):
     assert torch.isfinite(logp[~mask]).all()
     assert ((ref - logp)[~mask] <= epsilon + 1e-9).all()
     torch.testing.assert_close(kl, expected(logp, logp) - expected(logp, ref), rtol=0, atol=1e-9)
-    # what is above its floor has the fused probability, divided by μ
+    # items above their floor have the fused probability divided by μ
     above = (~mask) & (ref - logp < epsilon - 1e-6)
     rows = torch.nonzero(above)[:, 0]
     torch.testing.assert_close(logp[above], fused[above] + share[rows].log(), rtol=0, atol=1e-6)
@@ -49,7 +49,7 @@ def test_no_item_loses_more_than_the_radius(shape, epsilon):
 
 @settings(max_examples=100, deadline=None)
 @given(problems, st.floats(1e-4, DELTA), st.integers(0, 10**6))
-def test_nothing_else_within_the_bound_is_better_for_the_fused_belief(shape, epsilon, seed):
+def test_no_other_distribution_within_the_bound_is_better(shape, epsilon, seed):
     ref, fused, mask = problem(*shape)
     logp, _, _ = trust_region(ref, fused, torch.full((len(ref),), epsilon, dtype=torch.float64))
     rng = np.random.default_rng(seed)
@@ -63,7 +63,7 @@ def test_nothing_else_within_the_bound_is_better_for_the_fused_belief(shape, eps
 
 @settings(max_examples=150, deadline=None)
 @given(problems, st.floats(1e-3, 1.5))
-def test_beyond_delta_the_radius_is_the_chance_of_losing_more(shape, chance):
+def test_beyond_delta_the_radius_is_the_chance_of_harm(shape, chance):
     ref, fused, mask = problem(*shape)
     logp, share, _ = trust_region(ref, fused, torch.full((len(ref),), DELTA + chance, dtype=torch.float64))
     torch.testing.assert_close(logp.logsumexp(-1), torch.zeros(len(ref), dtype=torch.float64), rtol=0, atol=1e-9)
@@ -74,7 +74,7 @@ def test_beyond_delta_the_radius_is_the_chance_of_losing_more(shape, chance):
         assert (torch.where(lost, belief, 0.0).sum(-1) <= chance + 1e-9).all()
     else:
         torch.testing.assert_close(logp.exp(), fused.exp(), atol=1e-11, rtol=0)
-    # what is lost is doubted most: no item that keeps its bound is doubted more
+    # items without a bound have the largest doubt: no item with a bound has a larger one
     doubt = (ref - fused).masked_fill(mask, -torch.inf)
     kept = torch.where(lost | mask, -torch.inf, doubt).amax(-1)
     least = torch.where(lost, doubt, torch.inf).amin(-1)
@@ -86,13 +86,13 @@ def test_beyond_delta_the_radius_is_the_chance_of_losing_more(shape, chance):
 
 @settings(max_examples=150, deadline=None)
 @given(problems, st.floats(1e-3, 0.99))
-def test_the_exception_is_the_largest_that_the_chance_allows(shape, chance):
+def test_the_set_without_bound_is_the_largest_allowed(shape, chance):
     ref, fused, mask = problem(*shape)
     logp, _, _ = trust_region(ref, fused, torch.full((len(ref),), DELTA + chance, dtype=torch.float64))
     doubt = (ref - fused).masked_fill(mask, -torch.inf)
     order = doubt.argsort(-1, descending=True)
     together = ((ref.exp() + fused.exp()) / 2).gather(-1, order).cumsum(-1)
-    assume(float((together - chance).abs().min()) > 1e-9)  # else rounding decides
+    assume(float((together - chance).abs().min()) > 1e-9)  # otherwise rounding decides
     exception = torch.zeros_like(mask).scatter_(-1, order, together <= chance)
     floor = (ref.exp() * np.exp(-DELTA)).masked_fill(exception, 0.0)
     low, high = torch.zeros(len(ref), 1, dtype=torch.float64), torch.ones(len(ref), 1, dtype=torch.float64)
@@ -105,7 +105,7 @@ def test_the_exception_is_the_largest_that_the_chance_allows(shape, chance):
 
 @settings(max_examples=50, deadline=None)
 @given(problems)
-def test_no_radius_is_the_reference_exactly(shape):
+def test_radius_zero_gives_exactly_the_reference(shape):
     ref, fused, _ = problem(*shape)
     logp, share, kl = trust_region(ref, fused, torch.zeros(len(ref)))
     assert torch.equal(logp, ref)
@@ -115,7 +115,7 @@ def test_no_radius_is_the_reference_exactly(shape):
 
 @settings(max_examples=50, deadline=None)
 @given(problems, st.floats(1e-4, 2.0), st.floats(1.0, 4.0))
-def test_more_trust_never_serves_knowledge_less(shape, epsilon, factor):
+def test_a_larger_radius_never_uses_knowledge_less(shape, epsilon, factor):
     ref, fused, _ = problem(*shape)
     small = trust_region(ref, fused, torch.full((len(ref),), epsilon, dtype=torch.float64))
     large = trust_region(ref, fused, torch.full((len(ref),), epsilon * factor, dtype=torch.float64))
@@ -125,7 +125,7 @@ def test_more_trust_never_serves_knowledge_less(shape, epsilon, factor):
 
 @settings(max_examples=50, deadline=None)
 @given(problems, st.floats(1e-4, 2.0), st.floats(-50, 50))
-def test_a_constant_added_to_the_scores_changes_nothing(shape, epsilon, shift):
+def test_a_constant_added_to_the_scores_has_no_effect(shape, epsilon, shift):
     ref, fused, _ = problem(*shape)
     radius = torch.full((len(ref),), epsilon, dtype=torch.float64)
     plain, shifted = trust_region(ref, fused, radius), trust_region(ref - shift, fused + shift, radius)
@@ -133,7 +133,7 @@ def test_a_constant_added_to_the_scores_changes_nothing(shape, epsilon, shift):
         torch.testing.assert_close(other, one, rtol=1e-6, atol=1e-7)
 
 
-def test_rows_are_solved_apart_and_float32_is_taken():
+def test_rows_are_independent_and_float32_is_accepted():
     ref, fused, _ = problem(3, 5, 40, 2.0, 2.0)
     radius = torch.tensor([0.0, 1e-3, 0.05, 0.5, 100.0])
     logp, share, _ = trust_region(ref.float(), fused.float(), radius)
@@ -144,7 +144,7 @@ def test_rows_are_solved_apart_and_float32_is_taken():
         torch.testing.assert_close(alone[0][0], logp[row])
 
 
-def test_equal_scores_leave_the_reference():
+def test_equal_scores_give_the_reference():
     ref, _, _ = problem(4, 2, 9, 1.0, 1.0)
     logp, _, kl = trust_region(ref, ref + 7.0, torch.tensor([0.1, 1.0]))
     torch.testing.assert_close(logp, ref)
@@ -158,7 +158,7 @@ def test_masked_scores_may_be_anything():
     assert torch.equal(trust_region(ref, spoiled, radius)[0], trust_region(ref, fused, radius)[0])
 
 
-def test_a_user_who_has_seen_everything_gets_nothing():
+def test_a_fully_masked_row_stays_masked():
     none = torch.full((1, 4), -torch.inf)
     logp, share, kl = trust_region(none, none, torch.ones(1))
     assert (logp == -torch.inf).all()

@@ -37,7 +37,7 @@ def composed(made):
     torch.manual_seed(0)
     source = PromptSource(16, 3, 6, cache, llm, 4)
     model = Composed(copy.deepcopy(reference), reference, source, GatedFusion(16))
-    torch.nn.init.normal_(model.fusion.out.weight, std=0.3)  # so that knowledge changes something, and may harm
+    torch.nn.init.normal_(model.fusion.out.weight, std=0.3)  # so that knowledge has an effect and can do harm
     return model
 
 
@@ -47,7 +47,7 @@ def train(made, model, objective, monkeypatch, epochs=2):
     return training.train(model, made[2].fold, plan)
 
 
-def test_the_codebook_is_straight_through_and_restarts_dead_words():
+def test_the_codebook_is_straight_through_and_restarts_dead_codewords():
     torch.manual_seed(0)
     book = Codebook(8, 2, 5)
     user = torch.randn(4, 8, requires_grad=True)
@@ -58,7 +58,7 @@ def test_the_codebook_is_straight_through_and_restarts_dead_words():
     assert book.project.grad.abs().sum() > 0
     assert loss > 0
     with torch.no_grad():
-        book.words[1:] = 1e3  # far from everyone
+        book.words[1:] = 1e3  # far from all users
         book.usage[1:] = 0
     for _ in range(25):
         book(torch.randn(4, 8))
@@ -69,23 +69,23 @@ def test_lora_learns_from_contradicted_events_only(made, monkeypatch):
     llm = made[0]
     model = composed(made)
     before = [weight.detach().clone() for weight in model.source.masked()]
-    train(made, model, Objective(), monkeypatch)  # nothing is masked: the plain loss is not for them
+    train(made, model, Objective(), monkeypatch)  # the plain loss does not train masked weights
     assert all(torch.equal(a, b) for a, b in zip(before, model.source.masked(), strict=True))
     model = composed(made)
     about = train(made, model, Judged(), monkeypatch)
     assert model.source.log()["lora_norm"] > 0
     rates = [entry["trigger_rate"] for entry in about["history"][1:]]
     assert all(0 < rate < 1 for rate in rates)
-    assert llm.adapter is None  # the model others use is as it was
+    assert llm.adapter is None  # the shared model is unchanged
     model = composed(made)
     train(made, model, Judged(gamma=1e9), monkeypatch)
     assert model.source.log()["lora_norm"] == 0
     model = composed(made)
     train(made, model, Judged(), monkeypatch, epochs=1)
-    assert model.source.log()["lora_norm"] == 0  # the first epoch is without
+    assert model.source.log()["lora_norm"] == 0  # LoRA is not trained in the first epoch
 
 
-def test_the_adapter_acts_in_this_source_only(made):
+def test_the_adapter_is_active_in_this_source_only(made):
     llm, _, split, _ = made
     model = composed(made).eval()
     rows = split.rows()[:3]
@@ -104,5 +104,5 @@ def test_the_judge_by_hand():
     assert objective.loss(losses) == pytest.approx(3.5)
     assert objective.masked(losses) is None
     objective.after_epoch(0.0)
-    assert objective.masked(losses) == pytest.approx(2.0)  # of the one contradicted event
+    assert objective.masked(losses) == pytest.approx(2.0)  # the one contradicted event
     assert objective.log() == {"trigger_rate": 0.5}

@@ -23,7 +23,7 @@ def cache(llm, tmp_path_factory):
 
 @pytest.fixture
 def passes(monkeypatch):
-    """Histories that went through the language model."""
+    """Numbers of histories passed to the language model."""
     seen: list[int] = []
 
     def counted(llm, cache, histories):
@@ -34,7 +34,7 @@ def passes(monkeypatch):
     return seen
 
 
-def test_descriptions_are_what_the_language_model_says(llm, cache, tmp_path):
+def test_descriptions_equal_the_language_model_states(llm, cache, tmp_path):
     found = Descriptions(llm, cache, tmp_path)(HISTORIES)
     expected = torch.cat([describe(llm, cache, HISTORIES[row : row + 1]) for row in range(len(HISTORIES))])
     torch.testing.assert_close(found, expected, atol=2e-3, rtol=2e-3)
@@ -45,10 +45,10 @@ def test_descriptions_are_what_the_language_model_says(llm, cache, tmp_path):
 def test_no_history_is_described_twice(llm, cache, tmp_path, passes):
     first = Descriptions(llm, cache, tmp_path)
     before = first(HISTORIES)
-    assert sum(passes) == len(HISTORIES) - 1  # two are the same
+    assert sum(passes) == len(HISTORIES) - 1  # two are equal
     assert torch.equal(first(HISTORIES[::-1].copy()), before.flip(0))
     again = Descriptions(llm, cache, tmp_path)
-    assert torch.equal(again(np.array([[-1, 0, 1, 2], [-1, -1, -1, 3]])), before[[1, 0]])  # padding is no part of it
+    assert torch.equal(again(np.array([[-1, 0, 1, 2], [-1, -1, -1, 3]])), before[[1, 0]])  # padding is ignored
     assert sum(passes) == len(HISTORIES) - 1
     assert again(HISTORIES[:0]).shape == (0, llm.hidden_size)
 
@@ -59,7 +59,7 @@ def test_without_a_folder_they_are_kept_in_memory(llm, cache, passes):
     assert sum(passes) == len(HISTORIES) - 1
 
 
-def test_another_model_or_another_text_is_described_anew(llm, cache, tmp_path, passes):
+def test_another_model_or_text_is_described_again(llm, cache, tmp_path, passes):
     before = Descriptions(llm, cache, tmp_path / "d")(HISTORIES[1:2])
     texts = ItemCache.build(llm, [*TEXTS[:2], "something else", *TEXTS[3:]], tmp_path, None, 8)
     changed = Descriptions(llm, texts, tmp_path / "d")(HISTORIES[1:2])
@@ -69,7 +69,7 @@ def test_another_model_or_another_text_is_described_anew(llm, cache, tmp_path, p
     assert passes == [1, 1, 1]
 
 
-def test_items_that_came_late_are_known_by_their_text(llm, tmp_path, passes):
+def test_items_added_later_are_identified_by_their_text(llm, tmp_path, passes):
     cache = ItemCache.build(llm, TEXTS, tmp_path, None, 8)
     described = Descriptions(llm, cache, tmp_path / "d")
     one, other = cache.add(["late thing", "another late one"])
@@ -78,12 +78,12 @@ def test_items_that_came_late_are_known_by_their_text(llm, tmp_path, passes):
     assert sum(passes) == 2
 
 
-def test_a_torn_or_damaged_record_is_made_again(llm, cache, tmp_path, passes):
+def test_a_truncated_or_damaged_record_is_recomputed(llm, cache, tmp_path, passes):
     before = Descriptions(llm, cache, tmp_path)(HISTORIES)
     (path,) = tmp_path.glob("*.f16")
     size = path.stat().st_size // 5
     whole = path.read_bytes()
-    # the first damaged, the last torn off half way
+    # the first record is damaged, the last one is cut in half
     path.write_bytes(whole[:40] + bytes([whole[40] ^ 1]) + whole[41 : -size // 2])
     passes.clear()
     again = Descriptions(llm, cache, tmp_path)(HISTORIES)
@@ -94,7 +94,7 @@ def test_a_torn_or_damaged_record_is_made_again(llm, cache, tmp_path, passes):
     assert sum(passes) == 2
 
 
-def test_an_interruption_keeps_what_was_made(llm, cache, tmp_path, monkeypatch, passes):
+def test_an_interruption_keeps_finished_descriptions(llm, cache, tmp_path, monkeypatch, passes):
     monkeypatch.setattr("models.systems.grasp.descriptions._BATCH", 2)
 
     def stop(done, total):
@@ -121,7 +121,7 @@ def test_one_process_reads_what_another_wrote(llm, cache, tmp_path, passes):
     assert path.stat().st_size % 5 == 0
 
 
-def test_a_folder_that_cannot_be_written_is_said(llm, cache, tmp_path):
+def test_an_unwritable_folder_is_an_error(llm, cache, tmp_path):
     described = Descriptions(llm, cache, tmp_path)
     described._kept._path.mkdir()
     with pytest.raises(FreshetError, match="FRESHET_HOME"):

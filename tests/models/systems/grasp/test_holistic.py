@@ -30,7 +30,7 @@ def sequences():
 
 
 class Asked:
-    """Exact banks that note every question."""
+    """Exact banks that record every query."""
 
     def __init__(self):
         self.questions = []
@@ -46,7 +46,7 @@ class Asked:
         return Noted()
 
 
-def test_weights_are_sigmoids_that_start_at_one_item_in_all():
+def test_sigmoid_weights_initially_sum_to_about_one():
     torch.manual_seed(0)
     attention = HolisticAttention(6, 6, 4, length=5)
     assert attention.bias.item() == pytest.approx(-math.log(5))
@@ -60,7 +60,7 @@ def test_weights_are_sigmoids_that_start_at_one_item_in_all():
     torch.testing.assert_close(attention(query[:1], keys[:1], mask[:1]), expected)
 
 
-def test_the_ablations_weights_sum_to_one():
+def test_softmax_weights_sum_to_one():
     torch.manual_seed(0)
     attention = HolisticAttention(6, 6, 4, length=5, softmax=True)
     keys = torch.randn(1, 1, 6).expand(1, 5, 6)
@@ -70,7 +70,7 @@ def test_the_ablations_weights_sum_to_one():
     assert torch.equal(none, torch.zeros(1, 4))
 
 
-def test_neighbours_of_a_moment_are_looked_up_once_and_never_the_user(described, sequences):
+def test_neighbours_are_searched_once_per_moment_and_exclude_the_user(described, sequences):
     asked = Asked()
     source = HolisticSource(sequences, described, 3, 8, banks=asked)
     rows = np.array([2, 7, 12, 24])
@@ -78,13 +78,13 @@ def test_neighbours_of_a_moment_are_looked_up_once_and_never_the_user(described,
     first = source(moments)
     assert first.shape == (4, 3, 8)
     torch.testing.assert_close(source(moments), first)
-    # users 0, 1, 2 and 5, of whom the last is the bank's row 4: user 4 has no events
+    # users 0, 1, 2 and 5; user 5 is bank row 4, because user 4 has no events
     assert asked.questions == [("items", list(range(ITEMS))), ("users", [0, 1, 2, 4])]
     first.sum().backward()
     assert all(weight.grad is not None for weight in source.parameters())
 
 
-def test_a_lonely_user_has_no_neighbours(described):
+def test_a_single_user_has_no_neighbours(described):
     sequences = Sequences(np.array([0, 1, 2, 3]), np.arange(4), np.array([0, 4]))
     source = HolisticSource(sequences, described, 3, 8)
     moments = moments_at(sequences, np.array([3]), torch.zeros(1, 8), 3)
@@ -92,9 +92,9 @@ def test_a_lonely_user_has_no_neighbours(described):
     assert torch.isfinite(source(moments)).all()
 
 
-def test_texts_stand_beside_the_mean_of_the_others(described):
+def test_texts_are_joined_with_the_mean_of_their_neighbours(described):
     embeddings = described.cache.embeddings
     found = texts_with_neighbours(embeddings)
     width = found.shape[1] // 2
-    others = (found[:, :width].sum(0) - found[:, :width]) / (ITEMS - 1)  # of 9 items all others are the nearest ten
+    others = (found[:, :width].sum(0) - found[:, :width]) / (ITEMS - 1)  # all 8 others are among the nearest ten
     torch.testing.assert_close(found[:, width:], others, atol=1e-5, rtol=1e-4)

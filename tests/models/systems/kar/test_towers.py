@@ -5,8 +5,8 @@ from models.systems.kar.towers import Towers
 from models.systems.kar.written import KnowledgeScorer
 
 
-def test_large_catalogues_get_the_gradients_of_small_ones(monkeypatch):
-    """The way back over used rows alone is the way back over all."""
+def test_sparse_and_full_gradients_are_equal(monkeypatch):
+    """The backward pass over used rows gives the same gradients as the one over all rows."""
     torch.manual_seed(0)
     model = KnowledgeScorer(torch.randn(50, 6), None, 50, 8, 1, 2, 5, 0.0)
     one_tower = Towers.tower

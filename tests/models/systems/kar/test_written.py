@@ -19,7 +19,7 @@ def llm(request, tmp_path_factory):
 
 
 def alone(llm, writer, prompt, tokens):
-    """Greedy decoding without any stored state."""
+    """Greedy decoding without stored states."""
     ids = [llm.tokenizer.bos_token_id, *llm.tokenizer(prompt, add_special_tokens=False).input_ids]
     start, ends = len(ids), writer.ends.tolist()
     with torch.no_grad(), llm.whole():
@@ -38,7 +38,7 @@ def alone(llm, writer, prompt, tokens):
     return llm.tokenizer.decode(ids[start:], skip_special_tokens=True)
 
 
-def test_answers_are_those_of_plain_greedy_decoding(llm):
+def test_answers_equal_plain_greedy_decoding(llm):
     writer = Writer(llm, int8=False)
     for prompts in (["the cat", "a much longer text about a dog and a hat", "x"],
                     ["what they begin with: a", "what they begin with: bcd", "what they begin with: a2", "what"]):
@@ -46,7 +46,7 @@ def test_answers_are_those_of_plain_greedy_decoding(llm):
     assert answer(writer, []) == []
 
 
-def test_rows_that_ended_are_left_out_without_changing_the_others(llm):
+def test_dropping_finished_rows_does_not_change_the_others(llm):
     writer = Writer(llm, int8=False)
     prompts = [f"number {at}" for at in range(8)]
     writer.ends = writer.words[:1]
@@ -59,21 +59,21 @@ def test_rows_that_ended_are_left_out_without_changing_the_others(llm):
         assert together == [alone(llm, writer, prompt, 12) for prompt in prompts]
 
 
-def test_no_three_tokens_come_twice():
+def test_no_three_tokens_are_repeated():
     written = torch.tensor([[1, 2, 3, 1, 2], [5, 5, 5, 5, 5], [1, 2, 3, 4, 5]])
     row, word = generation.repeated(written)
     assert sorted(zip(row.tolist(), word.tolist(), strict=True)) == [(0, 3), (1, 5), (1, 5), (1, 5)]
     assert len(generation.repeated(written[:, :2])[0]) == 0
 
 
-def test_what_all_rows_begin_with_leaves_each_a_token():
+def test_the_common_prefix_leaves_each_row_a_token():
     assert generation.common([[1, 2, 3], [1, 2, 4, 5], [1, 2, 3, 9]]) == [1, 2]
     assert generation.common([[1, 2], [1, 2, 4]]) == [1]
     assert generation.common([[1, 2, 3]]) == [1, 2]
     assert generation.common([[7], [8]]) == []
 
 
-def test_answers_are_kept_and_an_interrupted_run_goes_on(llm, tmp_path, monkeypatch):
+def test_answers_are_stored_and_an_interrupted_run_continues(llm, tmp_path, monkeypatch):
     monkeypatch.setattr(generation, "BATCH", 2)
     prompts = ["one", "two", "three", "four", "one"]
     calls = []
@@ -84,12 +84,12 @@ def test_answers_are_kept_and_an_interrupted_run_goes_on(llm, tmp_path, monkeypa
     again = generated(llm, prompts, tmp_path, lambda *call: calls.append(call), tokens=6)
     assert again[:2] == first
     assert again[4] == again[0]
-    assert calls[-1] == (2, 2)  # only what was missing
+    assert calls[-1] == (2, 2)  # only the missing ones
     monkeypatch.setattr(generation, "Writer", lambda *_: pytest.fail("asked again"))
     assert generated(llm, prompts[:2], tmp_path, tokens=6) == first
 
 
-def test_texts_written_otherwise_are_kept_apart(llm, monkeypatch):
+def test_texts_with_other_settings_are_stored_separately(llm, monkeypatch):
     manners = {generation.manner(llm, tokens) for tokens in (6, 7)}
     for quick in (True, False):
         monkeypatch.setattr(generation, "quick", lambda _, quick=quick: quick)
@@ -97,14 +97,14 @@ def test_texts_written_otherwise_are_kept_apart(llm, monkeypatch):
     assert len(manners) == 4
 
 
-def test_states_are_of_the_answers_and_zero_without(llm, tmp_path):
+def test_states_encode_answers_and_are_zero_without(llm, tmp_path):
     states = knowledge_states(llm, ["the cat", "", "a dog"], tmp_path)
     assert states.shape == (3, llm.hidden_size)
     assert (states[1] == 0).all()
     assert torch.equal(knowledge_states(llm, ["the cat", "", "a dog"], tmp_path), states)
 
 
-def test_prompts_name_what_was_chosen():
+def test_prompts_list_the_chosen_items():
     assert item_prompts(["A film", ""])[1] == ""
     assert "A film" in item_prompts(["A film", ""])[0]
     prompts = user_prompts([[0, 1], [1], [], [0] * 40], ["A film", ""])
@@ -113,7 +113,7 @@ def test_prompts_name_what_was_chosen():
     assert prompts[3].count("A film") == 16
 
 
-def test_a_tower_is_that_of_the_hybrid_experts():
+def test_a_tower_equals_the_tower_of_the_hybrid_experts():
     torch.manual_seed(0)
     towers = Towers(2, 6, 4, shared=2, specific=5).eval()
     torch.nn.init.normal_(towers.gate)
@@ -123,7 +123,7 @@ def test_a_tower_is_that_of_the_hybrid_experts():
         torch.testing.assert_close(towers.tower(x, tower), both[:, tower], rtol=1e-4, atol=1e-5)
 
 
-def test_a_text_is_unknown_before_the_events_it_is_about():
+def test_a_text_is_not_used_before_the_events_it_covers():
     torch.manual_seed(0)
     states = torch.randn(4, 8)
     states[3] = 0
@@ -138,7 +138,7 @@ def test_a_text_is_unknown_before_the_events_it_is_about():
     assert (vectors[[1, 2]] != 0).any(-1).all()
 
 
-def test_doubling_steps_within_half_of_the_training_events_are_written_about():
+def test_texts_cover_doubling_steps_within_half_of_the_training_events():
     lengths = [0, 1, 2, 3, 4, 6, 7, 14, 15, 30, 31, 99]
     sequences = Sequences(np.zeros(sum(lengths), np.int64), np.arange(sum(lengths)), np.cumsum([0, *lengths]))
     assert written.written_about(sequences).tolist() == [0, 0, 0, 0, 0, 0, 4, 4, 8, 8, 16, 16]

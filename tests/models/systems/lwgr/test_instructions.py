@@ -30,8 +30,8 @@ def test_forward_uses_the_nearest_codeword(module: Instructions) -> None:
             torch.testing.assert_close(module.eval()(hidden)[user, k], token)
 
 
-def test_gradient_is_that_of_the_soft_choice_and_reaches_every_codeword(module: Instructions) -> None:
-    """e = onehot − sg[p] + p (LWGR): the value is the hard choice's, the gradient by α that of p, by C that of e."""
+def test_gradient_follows_the_soft_choice_and_reaches_every_codeword(module: Instructions) -> None:
+    """e = onehot − sg[p] + p (LWGR): the value is the hard choice, the gradient by α is that of p, by C that of e."""
     hidden = torch.randn(4, 6)
     weights = torch.randn(4, 3, 12)
     (module.eval()(hidden) * weights).sum().backward()
@@ -41,8 +41,8 @@ def test_gradient_is_that_of_the_soft_choice_and_reaches_every_codeword(module: 
     assert bool((module.project.grad.flatten(1).norm(dim=-1) > 0).all())
 
 
-def test_dead_codewords_start_again_at_users(module: Instructions) -> None:
-    hidden = torch.randn(1, 6).expand(8, -1)  # everybody alike: one codeword per book is used
+def test_dead_codewords_restart_at_users(module: Instructions) -> None:
+    hidden = torch.randn(1, 6).expand(8, -1)  # identical users: one codeword per book is used
     used = module.codes(hidden)[0]
     dead = (used + 1) % 5
     module.usage[torch.arange(3), dead] = 0.0
@@ -75,7 +75,7 @@ def test_utilisation_is_perplexity_over_size(module: Instructions) -> None:
     torch.testing.assert_close(module.utilisation(), torch.full((3,), 2 / 5))
 
 
-def test_starts_near_given_vectors(module: Instructions) -> None:
+def test_instructions_start_near_given_vectors(module: Instructions) -> None:
     vectors = torch.randn(3, 12)
     module.start_at(vectors)
     tokens = module.eval()(torch.randn(50, 6))
@@ -83,7 +83,7 @@ def test_starts_near_given_vectors(module: Instructions) -> None:
     assert float(close.detach().mean()) > 0.5
 
 
-def test_same_seed_same_training() -> None:
+def test_training_is_reproducible_for_a_seed() -> None:
     def trained() -> torch.Tensor:
         torch.manual_seed(3)
         module = Instructions(6, 12, 2, 5, 1.0).train()

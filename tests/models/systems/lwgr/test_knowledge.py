@@ -36,7 +36,7 @@ def model(llm: LanguageModel) -> KnowledgeModel:
 def batch(users: int = 6) -> tuple[torch.Tensor, np.ndarray]:
     rng = np.random.default_rng(0)
     rows = rng.integers(0, len(TEXTS), (users, 5))
-    rows[0] = -1  # a user without history
+    rows[0] = -1  # a user without a history
     rows[1, :3] = -1
     return torch.from_numpy(rng.normal(size=(users, 8)).astype(np.float32)), rows
 
@@ -56,13 +56,13 @@ def test_vectors_are_bounded_and_follow_the_history(
     assert float(moved[[0, 1, 3, 4, 5]].max()) < 1e-5
 
 
-def test_order_counts(model: KnowledgeModel, cache: ItemCache, llm: LanguageModel) -> None:
+def test_order_of_the_history_matters(model: KnowledgeModel, cache: ItemCache, llm: LanguageModel) -> None:
     hidden, rows = batch()
     turned = model(hidden[2:], rows[2:, ::-1].copy(), cache, llm) - model(hidden[2:], rows[2:], cache, llm)
     assert float(turned.detach().norm()) > 1e-3
 
 
-def test_padding_and_batch_change_nothing(model: KnowledgeModel, cache: ItemCache, llm: LanguageModel) -> None:
+def test_padding_and_batch_have_no_effect(model: KnowledgeModel, cache: ItemCache, llm: LanguageModel) -> None:
     hidden, rows = batch()
     together = model(hidden, rows, cache, llm)
     padded = np.full((6, 9), -1)
@@ -89,8 +89,8 @@ def test_gradients_reach_instructions_and_users_not_the_language_model(
     assert all(weight.grad is None for weight in llm.causal.parameters())
 
 
-def test_learns_to_tell_histories_apart(cache: ItemCache, llm: LanguageModel) -> None:
-    """Users who take red things from those who take blue ones, with nothing but texts to go by."""
+def test_learns_to_distinguish_histories(cache: ItemCache, llm: LanguageModel) -> None:
+    """Learns from texts alone which users take red things and which take blue ones."""
     torch.manual_seed(0)
     model = KnowledgeModel.create(SETTINGS, llm).train()
     rng = np.random.default_rng(1)
@@ -104,10 +104,10 @@ def test_learns_to_tell_histories_apart(cache: ItemCache, llm: LanguageModel) ->
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-    assert float(loss.detach()) < 0.2  # ln 2 = 0.69 before
+    assert float(loss.detach()) < 0.2  # ln 2 = 0.69 before training
 
 
-def test_generate_is_forward_in_chunks(model: KnowledgeModel, cache: ItemCache, llm: LanguageModel) -> None:
+def test_generate_equals_forward_in_chunks(model: KnowledgeModel, cache: ItemCache, llm: LanguageModel) -> None:
     hidden, rows = batch()
     made = model.train().generate(hidden, rows, cache, llm, batch=4)
     assert model.training
@@ -148,7 +148,7 @@ def test_out_of_memory_halves_the_batch(
         model.generate(hidden, rows, cache, llm)
 
 
-def test_a_user_with_nan_is_reported_alone(model: KnowledgeModel, cache: ItemCache, llm: LanguageModel) -> None:
+def test_nan_is_reported_for_its_user_only(model: KnowledgeModel, cache: ItemCache, llm: LanguageModel) -> None:
     hidden, rows = batch()
     hidden[3] = float("nan")
     made = model.generate(hidden, rows, cache, llm)
@@ -156,7 +156,7 @@ def test_a_user_with_nan_is_reported_alone(model: KnowledgeModel, cache: ItemCac
     assert not made.vectors[3].any()
 
 
-def test_saved_and_loaded_is_the_same(
+def test_saving_and_loading_changes_nothing(
     model: KnowledgeModel, cache: ItemCache, llm: LanguageModel, tmp_path: Path,
 ) -> None:
     hidden, rows = batch()
