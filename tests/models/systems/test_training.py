@@ -17,7 +17,7 @@ from models.measuring.protocols import FRESH, FROZEN, leave_one_out, moments, st
 from models.scorers.fusion import KnowledgeAttention
 from models.scorers.ranks import hidden_before
 from models.scorers.snapshots import before
-from models.serving import ranking_model
+from models.serving.bake import ranking_model
 from models.serving.requests import RankBatch, UserKnowledge
 from models.systems.context import Context
 from models.systems.table import CONTROLS, SYSTEMS, system_named

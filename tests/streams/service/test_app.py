@@ -50,7 +50,8 @@ class Role:
             home=home, kafka=KafkaSettings(bootstrap=bootstrap, session_timeout_s=6.0, partitions=2),
             state=StateSettings(history=10, seen=20, event_ids=32), refresh=RefreshSettings(min_history=3))
         create_topics(self.settings.kafka)
-        publish_model(home)
+        if not Registry(home).versions():  # a second role on the same home goes on with its model
+            publish_model(home)
         self.log = home / "streams.log"
         self.process: subprocess.Popen[bytes] | None = None
 

@@ -36,12 +36,13 @@ from schemas.topics import (
 )
 from tests.workers.brokers import BROKERS, ROOT, kill_broker, settings_for, start_broker
 from tests.workers.fitted import DIM, publish, settings_in
+from workers.cli.service import ROLE_MODULES
 from workers.kafka.configuration import consumer, producer
 from workers.kafka.topics import create_topics, partitions
 from workers.store import QdrantStore
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
-CODE = "from workers.{role} import main; from schemas.settings import load; main(load(){more})"
+CODE = "from {module} import main; from schemas.settings import load; main(load(){more})"
 
 
 class Stack:
@@ -55,7 +56,7 @@ class Stack:
         publish(self.settings, "m1")
         create_topics(self.settings.kafka)
         self._children: list[subprocess.Popen[bytes]] = []
-        self.start("store.server")
+        self.start("store")
         self.wait((self.run / "store.ready").is_file)
         url = (self.run / "store.ready").read_text()
         self.settings = replace(self.settings, qdrant=QdrantSettings(url=url, timeout_s=1))
@@ -63,7 +64,7 @@ class Stack:
 
     def start(self, role: str, more: str = "", *, wait: bool = False) -> subprocess.Popen[bytes]:
         child = subprocess.Popen(
-            [sys.executable, "-c", CODE.format(role=role, more=more)], cwd=ROOT,
+            [sys.executable, "-c", CODE.format(module=ROLE_MODULES[role], more=more)], cwd=ROOT,
             env={**os.environ, **to_environ(self.settings)})
         self._children.append(child)
         if wait:
@@ -164,7 +165,7 @@ def test_ranking_continues_while_the_store_is_unavailable(stack: Stack) -> None:
     stack.produce(KNOWLEDGE_REQUESTS, [knowledge_request("dan")])  # waits for the store
     stack.wait(lambda: orjson.loads((stack.run / "knowledge.json").read_bytes())["waits_for"] == "store")
 
-    stack.start("store.server", ", " + stack.settings.qdrant.url.rsplit(":", 1)[1])
+    stack.start("store", ", " + stack.settings.qdrant.url.rsplit(":", 1)[1])
     stack.collect(KNOWLEDGE_UPDATES, lambda got: {u.user_id for u in got} == {"ann", "dan"})
     stack.wait(lambda: orjson.loads((stack.run / "ranking.json").read_bytes())["store_available"])
     stack.produce(RANKING_REQUESTS, [ranking_request("dan", 1)])
