@@ -23,6 +23,10 @@ class StoreUnavailableError(FreshetError):
     """The vector store did not answer; callers fall back to behaviour alone."""
 
 
+class BrokerUnavailableError(FreshetError):
+    """No broker answered; it may come back, so who can wait does."""
+
+
 class StalledError(FreshetError):
     """A stage made no progress within its time limit; the text names the stage."""
 

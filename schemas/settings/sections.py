@@ -182,3 +182,6 @@ class WatchdogSettings:
     stall_s: float = Field(
         default=60.0, gt=0, description="a role exits when work waits and nothing moves for this long")
     start_s: float = Field(default=120.0, gt=0, description="a role must be ready within this time")
+    failures: int = Field(
+        default=10, ge=1, description="`freshet up` ends when a role fails this often in a row; a run that lasts 3 × "
+                                      "stall_s ends the row, and waiting for the broker does not count")

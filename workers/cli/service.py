@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import signal
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib import import_module
+from pathlib import Path
 from types import FrameType
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -14,9 +16,20 @@ from urllib.parse import urlsplit
 import typer
 
 from schemas.artifacts import Registry
-from schemas.errors import FreshetError
+from schemas.errors import (
+    ArtifactError,
+    BrokerUnavailableError,
+    FreshetError,
+    SettingsError,
+    StoreUnavailableError,
+)
+from schemas.liveness import SETUP_EXIT, WAITING_EXIT, note_error
 from schemas.settings import load
 from workers.home import stack_info
+
+log = logging.getLogger(__name__)
+# No space, quota used up, file as large as this process may write (`ulimit -f`).
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 # Role → module whose `main(settings)` runs it until SIGTERM.
 ROLE_MODULES = {
@@ -63,7 +76,7 @@ def up(
         signal.signal(number, _stop)
     typer.echo(f"starting {', '.join(names)} with model {version}")
     try:
-        with Stack(settings, names, say=typer.echo) as stack:
+        with Stack(settings, names, patient=True, say=typer.echo) as stack:
             typer.echo(f"broker: {stack.settings.kafka.bootstrap}")
             if stack.settings.qdrant.url:
                 typer.echo(f"store: {stack.settings.qdrant.url}")
@@ -85,12 +98,54 @@ def role(name: Annotated[str, typer.Argument(help=f"One of {', '.join(ROLE_MODUL
     settings = load()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)  # a line per request to the store
-    module = import_module(ROLE_MODULES[name])
-    if name == "store":
-        # The process that starts the stack chooses the port, so the other roles find the store again after a restart.
-        module.main(settings, port=urlsplit(settings.qdrant.url).port or 0)
-    else:
-        module.main(settings)
+    try:
+        module = import_module(ROLE_MODULES[name])
+        if name == "store":
+            # The process that starts the stack chooses the port, so the other roles find the store again after a
+            # restart.
+            module.main(settings, port=urlsplit(settings.qdrant.url).port or 0)
+        else:
+            module.main(settings)
+    except Exception as error:
+        end = ending(error, settings.home)
+        note_error(settings.home, name, end.text, end.waits_for)
+        if end.unexpected:
+            log.exception("%s ends", name)
+        typer.secho(f"freshet: {end.text}", fg=typer.colors.RED, err=True)
+        raise typer.Exit(end.code) from None
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a role ends after an error.
+
+    Args:
+        text: one line.
+        waits_for: "broker" or "store" if that is away.
+        unexpected: whether the traceback is worth logging.
+    """
+
+    code: int
+    text: str
+    waits_for: str = ""
+    unexpected: bool = False
+
+
+def ending(error: Exception, home: Path) -> Ending:
+    """Return the exit code and the line for an error that left a role."""
+    text = str(error)
+    match error:
+        case BrokerUnavailableError():
+            return Ending(WAITING_EXIT, text, "broker")
+        case StoreUnavailableError():
+            return Ending(WAITING_EXIT, text, "store")
+        case SettingsError() | ArtifactError():
+            return Ending(SETUP_EXIT, text)
+        case FreshetError():
+            return Ending(1, text)
+        case OSError() if error.errno in _FULL:
+            return Ending(1, f"the disk is full: {error.strerror} ({error.filename or home}); free some space")
+    return Ending(1, f"{type(error).__name__}: {text}", unexpected=True)
 
 
 def health() -> None:

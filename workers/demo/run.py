@@ -293,7 +293,7 @@ class Demo:
             lag = {group: sum(topics.values()) for group, topics in self.sampler.lag.items()}
             self.metrics.sample(now - self._stream_began, self.view.unanswered, lag)
         self.view.lag, self.view.memory = self.sampler.lag, self.sampler.memory
-        self.view.restarts = sum(restarts.total for restarts in stack.restarts.values())
+        self.view.restarts = stack.restarts
         self.screen.show(self.view, self.metrics)
         if waits and now - self._moved > self._stall_s:
             raise StalledError(

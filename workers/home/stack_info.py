@@ -15,6 +15,18 @@ from schemas.settings import Settings
 from workers.home.lock import run_folder
 
 
+class ProcessReport(BaseModel):
+    """One role of a running stack, as its supervisor sees it."""
+
+    running: bool = Field(description="false: it ended and waits to be started again")
+    ready: bool
+    since: float | None = Field(description="monotonic seconds of its start; null while it does not run")
+    restarts: int = Field(description="by this supervisor")
+    failures: int = Field(description="in a row")
+    waits_for: str = Field(description="'broker' or 'store' if it ended for lack of that; '' = nothing")
+    error: str = Field(description="why it last ended, in one line; '' = it never did")
+
+
 class Running(BaseModel):
     """A running stack, as it tells of itself in `run/up.json`."""
 
@@ -25,7 +37,11 @@ class Running(BaseModel):
     roles: list[str]
     command: str = Field(description="'up' or 'demo'")
     pids: dict[str, int] = Field(default_factory=dict)
-    ready: bool = Field(default=False, description="every role has said it is ready")
+    ready: bool = Field(default=False, description="every role has said it is ready, once")
+    # Monotonic seconds are the same for all processes of a machine and do not jump with its clock.
+    beat: float = Field(default=0.0, description="monotonic seconds of this writing")
+    waits_for: str = Field(default="", description="'broker' while the start waits for it")
+    processes: dict[str, ProcessReport] = Field(default_factory=dict, description="per role")
 
 
 def announce(home: Path, running: Running) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
-from schemas.errors import FreshetError
+from schemas.errors import BrokerUnavailableError, FreshetError
 from schemas.settings import KafkaSettings
 
 
@@ -76,12 +76,12 @@ def producer(settings: KafkaSettings, **extra: Any) -> dict[str, Any]:
 
 
 def check_reachable(settings: KafkaSettings, timeout_s: float = 5.0) -> None:
-    """Raise FreshetError if no broker answers within `timeout_s`."""
+    """Raise BrokerUnavailableError if no broker answers within `timeout_s`."""
     admin = AdminClient(client(settings) | {"log_level": 0})
     try:
         admin.list_topics(timeout=timeout_s)
     except KafkaException as error:
-        raise FreshetError(
+        raise BrokerUnavailableError(
             f"no Kafka broker answers at {settings.bootstrap} within {timeout_s:g} s ({error.args[0].str()}); "
             "check FRESHET_KAFKA_BOOTSTRAP and, with security, FRESHET_KAFKA_SASL_*") from error
 

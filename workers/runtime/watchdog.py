@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from confluent_kafka import KafkaException
 
-from schemas.liveness import STALLED_EXIT, Stall
+from schemas.liveness import STALLED_EXIT, Stall, note_error
 from schemas.settings import Settings
 from workers.kafka.lag import GroupLag
 from workers.runtime.progress import Progress
@@ -69,5 +69,6 @@ class Watchdog:
 
     def _end(self, why: str) -> None:
         log.critical("%s %s; exiting so that it is started again", self._role, why)
+        note_error(self._settings.home, self._role, f"{self._role} {why}")
         logging.shutdown()
         os._exit(STALLED_EXIT)  # the other threads may hang: no clean-up can be relied on

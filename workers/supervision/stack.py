@@ -1,6 +1,7 @@
 """Starts, watches and stops the processes of a stack: the embedded broker and store, and the roles.
 
-No thread: the owner of a `Stack` calls `check()` now and then, which restarts what has crashed.
+No thread: the owner of a `Stack` calls `check()` now and then, which starts again what has ended. When and how often
+decides `RestartPolicy`.
 """
 
 from __future__ import annotations
@@ -9,50 +10,34 @@ import os
 import shutil
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from types import TracebackType
 
-from schemas.errors import FreshetError, StalledError
-from schemas.liveness import ready_file
+from confluent_kafka import KafkaException
+
+from schemas.errors import BrokerUnavailableError, FreshetError, StalledError
+from schemas.liveness import SETUP_EXIT, STALLED_EXIT, WAITING_EXIT, one_line, read_error, ready_file
 from schemas.settings import Settings, to_environ
+from workers.home.crashes import Crash, CrashLog
 from workers.home.lock import lock, run_folder
 from workers.home.stack_info import Running, announce, withdraw
+from workers.kafka.configuration import check_reachable
 from workers.kafka.topics import create_topics
 from workers.supervision.broker import HOST, Broker, free_port
 from workers.supervision.child import Child, stop_all
+from workers.supervision.restarts import RestartPolicy
+from workers.supervision.supervised import Supervised, said
 
 DEFAULT_ROLES = ("streams", "knowledge", "ranking", "guard")
 # The others are started where they are asked for: they compete for the cores of these.
 ROLES = (*DEFAULT_ROLES, "alignment")
-# Restarts of one role within a minute; beyond that, another restart will not help.
-MAX_RESTARTS = 5
 STOP_S = 10.0
-
-
-@dataclass
-class Restarts:
-    """When a role was restarted, and when it may be next. Times are monotonic seconds, passed in."""
-
-    times: deque[float] = field(default_factory=deque)
-    total: int = 0
-
-    def allow(self, now: float) -> bool:
-        """Return whether another restart is within `MAX_RESTARTS` per minute."""
-        while self.times and now - self.times[0] > 60.0:
-            self.times.popleft()
-        return len(self.times) < MAX_RESTARTS
-
-    def note(self, now: float) -> None:
-        """Count a restart."""
-        self.times.append(now)
-        self.total += 1
-
-    def backoff(self) -> float:
-        """Return how long to wait before the next: 0.5 s, doubled per recent restart, at most 8 s."""
-        return min(8.0, 0.5 * 2 ** len(self.times))
+_ANNOUNCE_S = 1.0  # `up.json` is written this often: an older one says that the supervisor hangs
+# The broker is asked with this patience. A broker that is up answers in milliseconds, also over TLS; signals wait
+# as long, because the client asks in C.
+_PROBE_S = 3.0
 
 
 def role_environ(settings: Settings, role: str, environ: Mapping[str, str]) -> dict[str, str]:
@@ -79,6 +64,8 @@ class Stack:
         roles: to run, of `ROLES`.
         command: the command that started it; other commands show it.
         fresh: start from no user states and no knowledge, also where the broker is not embedded.
+        patient: wait for a broker that is away, and start a role again that fails while starting. Without it, a start
+            that does not work at once is an error.
         say: gets a line per event that a user should know of.
 
     With the embedded broker a stack starts from nothing: that broker keeps records in memory only, and user states or
@@ -87,7 +74,7 @@ class Stack:
 
     def __init__(
         self, settings: Settings, roles: Sequence[str] = DEFAULT_ROLES, *, command: str = "up",
-        fresh: bool = False, say: Callable[[str], None] = print,
+        fresh: bool = False, patient: bool = False, say: Callable[[str], None] = print,
     ) -> None:
         unknown = sorted(set(roles) - set(ROLES))
         if unknown or not roles:
@@ -96,12 +83,19 @@ class Stack:
         self.roles = tuple(role for role in ROLES if role in roles)
         self.command = command
         self.fresh = fresh
+        self.patient = patient
         self.say = say
         self.children: dict[str, Child] = {}
-        self.restarts: dict[str, Restarts] = {}
-        self._due: dict[str, float] = {}
+        self.records: dict[str, Supervised] = {}
+        self._policy = RestartPolicy(settings.watchdog.failures, settled_s=3 * settings.watchdog.stall_s)
+        self._crashes = CrashLog(self.settings.home)
+        self._embedded = not settings.kafka.bootstrap
         self._locks = ExitStack()
         self._started_at = time.time()
+        self._ready = False
+        self._waits_for = ""
+        self._announced = -_ANNOUNCE_S
+        self._unwritten = False
 
     def __enter__(self) -> Stack:
         try:
@@ -115,25 +109,30 @@ class Stack:
                  trace: TracebackType | None) -> None:
         self.stop()
 
+    @property
+    def restarts(self) -> int:
+        """How often a role was started again."""
+        return sum(record.restarts for record in self.records.values())
+
     def start(self) -> None:
         """Start everything and return when every role is ready.
 
         Raises:
-            FreshetError: the home is in use, a port is taken, or a role ended; its log's end is in the text.
-            StalledError: a role was not ready within `watchdog.start_s`.
+            FreshetError: the home is in use, a port is taken, or a role ended and will not do better; the text has
+                its last error. Without `patient` also: the broker is away.
+            StalledError: without `patient`: a role was not ready within `watchdog.start_s`.
         """
         home = self.settings.home
-        embedded = not self.settings.kafka.bootstrap
-        for name in ("up",) if embedded or self.fresh else self.roles:
+        for name in ("up",) if self._embedded or self.fresh else self.roles:
             self._locks.enter_context(lock(home, name))
         for name in ("broker", "store", *self.roles):
             (run_folder(home) / f"{name}.log").unlink(missing_ok=True)
-        if embedded or self.fresh:
+        if self._embedded or self.fresh:
             for name in ("streams", "store", "guard"):
                 shutil.rmtree(home / name, ignore_errors=True)
-        if embedded:
+        if self._embedded:
             self._start_broker()
-        create_topics(self.settings.kafka)
+        self._create_topics()
         store = not self.settings.qdrant.url and bool({"knowledge", "ranking"} & set(self.roles))
         if store:
             self.settings = replace(
@@ -146,39 +145,28 @@ class Stack:
         for role in self.roles:
             if role not in self.children:
                 self._start_role(role)
-        self._announce(ready=False)
         self._await_ready(self.roles)
-        self._announce(ready=True)
+        self._ready = True
+        self._announce(now=True)
 
     def check(self) -> None:
-        """Restart what has crashed, with backoff. Call it at least every second.
+        """Start again what has ended, with back-off. Call it at least every second.
 
         Raises:
-            FreshetError: the embedded broker ended, or a role crashed more than `MAX_RESTARTS` times in a minute.
+            FreshetError: the embedded broker ended, or a role failed too often in a row; the text has its last error.
         """
         now = time.monotonic()
-        for name, child in self.children.items():
-            code = child.exit_code()
-            if code is None:
-                continue
+        for name in list(self.children):
             if name == "broker":
-                raise FreshetError(
-                    f"the embedded broker ended (exit code {code}) and its records with it; {child.log} ends with:\n"
-                    + child.tail())
-            restarts = self.restarts.setdefault(name, Restarts())
-            if name not in self._due:
-                if not restarts.allow(now):
-                    raise FreshetError(
-                        f"{name} crashed {MAX_RESTARTS} times within a minute (exit code {code}); "
-                        f"{child.log} ends with:\n{child.tail()}")
-                self._due[name] = now + restarts.backoff()
-                self.say(f"{name} ended with exit code {code}: restarting (log: {child.log})")
-            elif now >= self._due[name]:
-                del self._due[name]
-                restarts.note(now)
-                child.kill()
-                self._start_role(name)
-                self._announce(ready=True)
+                self.check_broker()
+            elif (due := self.records[name].due) is not None:
+                if now >= due:
+                    self._start_again(name)
+            elif (code := self.children[name].exit_code()) is not None:
+                self._ended(name, code)
+            else:
+                self._watch(name, now)
+        self._announce()
 
     def stop(self) -> None:
         """Stop everything: roles first, then the store, then the broker, each with time to finish its batch."""
@@ -195,10 +183,41 @@ class Stack:
             self.children.clear()
             self._locks.close()
 
+    def check_broker(self) -> None:
+        """Raise FreshetError if the embedded broker has ended."""
+        child = self.children["broker"]
+        if child.exit_code() is not None:
+            raise FreshetError(f"the embedded broker ended (exit code {child.exit_code()}) and its records with it; "
+                               f"{child.log} ends with:\n{child.tail()}")
+
     def _start_broker(self) -> None:
         broker = Broker(self.settings.kafka.port, run_folder(self.settings.home) / "broker.log")
         self.children["broker"] = broker.start()
         self.settings = replace(self.settings, kafka=replace(self.settings.kafka, bootstrap=broker.bootstrap))
+
+    def _create_topics(self) -> None:
+        """Create the topics; wait for the broker as long as that takes, if this stack is patient."""
+        tries = 0
+        while True:
+            try:
+                if self.patient:
+                    check_reachable(self.settings.kafka, _PROBE_S)
+                create_topics(self.settings.kafka)
+                break
+            except (BrokerUnavailableError, KafkaException) as error:
+                if not self.patient:
+                    raise
+                if not tries:
+                    self.say(f"waiting for the broker: {one_line(str(error))}")
+            self._waits_for = "broker"
+            tries += 1
+            deadline = time.monotonic() + self._policy.wait(tries)
+            while time.monotonic() < deadline:
+                self._announce()
+                time.sleep(0.2)
+        if tries:
+            self.say("the broker answers")
+        self._waits_for = ""
 
     def _start_role(self, name: str) -> None:
         ready_file(self.settings.home, name).unlink(missing_ok=True)
@@ -206,36 +225,92 @@ class Stack:
                       run_folder(self.settings.home) / f"{name}.log", role_environ(self.settings, name, os.environ))
         child.start()
         self.children[name] = child
+        self.records.setdefault(name, Supervised()).begin(time.monotonic())
+
+    def _start_again(self, name: str) -> None:
+        record = self.records[name]
+        if record.waits_for == "broker" and (away := self._broker_away()):
+            record.keep_waiting(time.monotonic(), self._policy, away)
+            return
+        if record.waits_for:
+            self.say(f"starting {name} again: it waited for the {record.waits_for}")
+        self.children[name].kill()  # what it left of its process group
+        record.restarts += 1
+        self._start_role(name)
 
     def _await_ready(self, names: Sequence[str]) -> None:
-        deadline = time.monotonic() + self.settings.watchdog.start_s
-        waiting = list(names)
-        while waiting:
-            for name in list(waiting):
-                child = self.children[name]
-                if child.exit_code() is not None:
-                    raise FreshetError(f"{name} ended while starting (exit code {child.exit_code()}); "
-                                       f"{child.log} ends with:\n{child.tail()}")
-                if ready_file(self.settings.home, name).exists():
-                    waiting.remove(name)
-            if waiting and time.monotonic() > deadline:
-                child = self.children[waiting[0]]
-                raise StalledError(
-                    f"{waiting[0]} was not ready within {self.settings.watchdog.start_s:.0f} s "
-                    f"(FRESHET_WATCHDOG_START_S); {child.log} ends with:\n{child.tail()}")
-            if "broker" in self.children:
-                self.check_broker()
+        while any(self.records[name].ready is None for name in names):
+            self.check()
             time.sleep(0.05)
 
-    def check_broker(self) -> None:
-        """Raise FreshetError if the embedded broker has ended."""
-        child = self.children["broker"]
-        if child.exit_code() is not None:
-            raise FreshetError(f"the embedded broker ended (exit code {child.exit_code()}); {child.log} ends with:\n"
-                               + child.tail())
+    def _watch(self, name: str, now: float) -> None:
+        """Note that a running role is ready, or end it if it is not in time."""
+        record = self.records[name]
+        if record.ready is not None:
+            if not record.settled and now - record.ready >= self._policy.settled_s:
+                record.settled = True
+                self._crashes.settled([name])
+        elif ready_file(self.settings.home, name).exists():
+            record.ready, record.waits_for = now, ""
+            self._announce(now=True)
+        elif now - record.started > self.settings.watchdog.start_s:
+            if away := self._broker_away():  # no role can be ready: its time begins when the broker is back
+                record.waits_for, record.error, record.started = "broker", away, time.monotonic()
+                return
+            late = f"was not ready within {self.settings.watchdog.start_s:g} s (FRESHET_WATCHDOG_START_S)"
+            if not self.patient and not self._ready:
+                raise StalledError(self._last_words(name, late))
+            self.children[name].kill()
+            self._ended(name, STALLED_EXIT, late)
 
-    def _announce(self, *, ready: bool) -> None:
-        announce(self.settings.home, Running(
-            pid=os.getpid(), started_at=self._started_at, bootstrap=self.settings.kafka.bootstrap,
-            qdrant_url=self.settings.qdrant.url, roles=list(self.roles), command=self.command,
-            pids={name: child.pid or 0 for name, child in self.children.items()}, ready=ready))
+    def _ended(self, name: str, code: int, error: str = "") -> None:
+        record, child, now = self.records[name], self.children[name], time.monotonic()
+        noted = read_error(self.settings.home, name, child.pid)
+        waits_for, text = noted.waits_for if noted and code == WAITING_EXIT else "", error or said(code, noted, child)
+        if not waits_for and (away := self._broker_away()):
+            waits_for, text = "broker", away
+        decision = record.end(now, self._policy, waits_for, text)
+        ready_file(self.settings.home, name).unlink(missing_ok=True)
+        if not waits_for:
+            self._crashes.add(Crash(role=name, at=time.time(), code=code, reason=text))
+        if waits_for:
+            self.say(f"{name} waits for the {waits_for}: {text}")
+        elif not self._ready and (code == SETUP_EXIT or not self.patient):
+            raise FreshetError(self._last_words(name, f"ended while starting: {text}"))
+        elif decision.what == "give up":
+            raise FreshetError(self._last_words(name, f"failed {decision.failures} times in a row, the last: {text}"))
+        else:
+            self.say(f"{name} failed: {text}. Starting it again in {decision.after_s:g} s (failure "
+                     f"{max(1, decision.failures)} of {self._policy.limit} in a row; log: {child.log})")
+        self._announce(now=True)
+
+    def _last_words(self, name: str, what: str) -> str:
+        return f"{name} {what} (log: {self.children[name].log})"
+
+    def _broker_away(self) -> str:
+        """Return why the broker is away, "" if it answers. The embedded one is checked by its process."""
+        if self._embedded:
+            return ""
+        try:
+            check_reachable(self.settings.kafka, _PROBE_S)
+        except BrokerUnavailableError as error:
+            return str(error)
+        return ""
+
+    def _announce(self, *, now: bool = False) -> None:
+        if not now and time.monotonic() - self._announced < _ANNOUNCE_S:
+            return
+        self._announced = time.monotonic()
+        try:
+            announce(self.settings.home, Running(
+                pid=os.getpid(), started_at=self._started_at, bootstrap=self.settings.kafka.bootstrap,
+                qdrant_url=self.settings.qdrant.url, roles=list(self.roles), command=self.command,
+                pids={name: child.pid or 0 for name, child in self.children.items()}, ready=self._ready,
+                beat=self._announced, waits_for=self._waits_for,
+                processes={name: record.report(self._policy) for name, record in self.records.items()}))
+        except OSError as error:  # a full disk ends the roles, each with its own error; this process reports them
+            if not self._unwritten:
+                self.say(f"{self.settings.home} cannot be written: {error.strerror}")
+            self._unwritten = True
+        else:
+            self._unwritten = False

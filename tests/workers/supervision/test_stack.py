@@ -13,7 +13,7 @@ from workers.home.lock import lock
 from workers.home.stack_info import Running, announce, connected, find, withdraw
 from workers.supervision.broker import Broker, free_port
 from workers.supervision.child import Child, bound, stop_all, tail
-from workers.supervision.stack import MAX_RESTARTS, Restarts, Stack, role_environ
+from workers.supervision.stack import Stack, role_environ
 
 
 def gone(pid: int, within_s: float = 5.0) -> bool:
@@ -23,16 +23,6 @@ def gone(pid: int, within_s: float = 5.0) -> bool:
             return True
         time.sleep(0.02)
     return False
-
-
-def test_restarts_give_up_after_some_within_a_minute() -> None:
-    restarts = Restarts()
-    for second in range(MAX_RESTARTS):
-        assert restarts.allow(float(second))
-        restarts.note(float(second))
-    assert not restarts.allow(MAX_RESTARTS)
-    assert restarts.allow(100.0)  # the minute is over
-    assert restarts.backoff() == 0.5
 
 
 def test_children_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:

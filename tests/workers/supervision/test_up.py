@@ -1,0 +1,150 @@
+"""`freshet up` itself, with the guard as its only role: brokers that are away, roles that fail, ends asked for."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.workers.brokers import ROOT
+from tests.workers.roles.test_guard import publish
+from workers.home.crashes import CrashLog
+from workers.home.stack_info import Running, find
+from workers.supervision.broker import Broker, free_port
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+
+
+class Up:
+    """`freshet up --roles guard` against a broker at a port of its own."""
+
+    def __init__(self, folder: Path, bootstrap: str, **environ: str) -> None:
+        self.home = folder / "home"
+        if not (self.home / "models").is_dir():
+            publish(self.home, "v1")
+        self.output = folder / "up.txt"
+        plain = {key: value for key, value in os.environ.items() if not key.startswith("FRESHET_")}
+        plain |= {"FRESHET_HOME": str(self.home), "FRESHET_KAFKA_BOOTSTRAP": bootstrap, "OMP_NUM_THREADS": "1",
+                  "FRESHET_KAFKA_SESSION_TIMEOUT_S": "3"}
+        with self.output.open("ab") as out:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "workers.cli", "up", "--roles", "guard"], cwd=ROOT, stdout=out, stderr=out,
+                env=plain | environ)
+
+    @property
+    def text(self) -> str:
+        return self.output.read_text()
+
+    @property
+    def running(self) -> Running | None:
+        return find(self.home)
+
+    @property
+    def ready(self) -> bool:
+        return bool(self.running and self.running.ready and self.running.processes["guard"].ready)
+
+    def wait(self, condition: Callable[[], bool], seconds: float = 60) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert self.process.poll() is None, self.text
+            assert time.monotonic() < deadline, self.text
+            time.sleep(0.05)
+
+    def end(self, seconds: float = 20) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(seconds)
+
+
+@pytest.fixture
+def started() -> Iterator[list[Up]]:
+    those: list[Up] = []
+    yield those
+    for one in those:
+        one.process.kill()  # its children die with it
+        one.process.wait()
+
+
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[Broker]:
+    one = Broker(free_port(), tmp_path / "broker.log")
+    yield one
+    if one.child is not None:
+        one.child.kill()
+
+
+def test_a_broker_that_is_away_is_waited_for(tmp_path: Path, started: list[Up], broker: Broker) -> None:
+    """It ended with exit code 1 at the start, and 98 s after the broker went away."""
+    up = Up(tmp_path, broker.bootstrap)
+    started.append(up)
+    up.wait(lambda: "waiting for the broker" in up.text)
+    up.wait(lambda: up.running is not None and up.running.waits_for == "broker")
+    broker.start()
+    up.wait(lambda: up.ready)
+    assert broker.child is not None
+    broker.child.kill()
+    assert up.running is not None
+    os.kill(up.running.pids["guard"], signal.SIGKILL)
+    up.wait(lambda: up.running is not None and up.running.processes["guard"].waits_for == "broker")
+    assert "guard waits for the broker" in up.text
+    broker.start()
+    up.wait(lambda: up.ready)
+    assert up.running is not None
+    assert up.running.processes["guard"].failures == 0
+    assert CrashLog(up.home).read() == {}
+    assert up.end() == 0
+
+
+def test_sigterm_while_waiting_for_the_broker(tmp_path: Path, started: list[Up], broker: Broker) -> None:
+    up = Up(tmp_path, broker.bootstrap)
+    started.append(up)
+    up.wait(lambda: "waiting for the broker" in up.text)
+    began = time.monotonic()
+    assert up.end() == 0
+    assert time.monotonic() - began < 8
+    assert up.running is None
+
+
+def test_a_role_that_fails_again_and_again_ends_it_with_its_last_error(
+    tmp_path: Path, started: list[Up], broker: Broker,
+) -> None:
+    broker.start()
+    up = Up(tmp_path, broker.bootstrap, FRESHET_WATCHDOG_FAILURES="3")
+    (up.home / "guard" / "evidence.msgpack").mkdir(parents=True)  # unreadable: an error nobody foresaw
+    started.append(up)
+    assert up.process.wait(60) == 1
+    last = up.text.splitlines()[-1]
+    assert last.startswith("freshet: guard failed 3 times in a row, the last: IsADirectoryError")
+    assert up.text.count("Starting it again") == 2
+    assert "Traceback" not in up.text
+    (crashes,) = CrashLog(up.home).read().values()
+    assert [crash.code for crash in crashes] == [1, 1, 1]
+
+
+def test_what_another_start_cannot_help_ends_it_at_once(tmp_path: Path, started: list[Up], broker: Broker) -> None:
+    broker.start()
+    publish(tmp_path / "home", "v1")
+    for path in (tmp_path / "home" / "models" / "v1").glob("*.json"):
+        path.write_text("{}")
+    up = Up(tmp_path, broker.bootstrap)
+    started.append(up)
+    assert up.process.wait(60) == 1
+    assert up.text.splitlines()[-1].startswith("freshet: guard ended while starting:")
+
+
+def test_a_role_that_hangs_is_killed_in_bounded_time(tmp_path: Path, started: list[Up], broker: Broker) -> None:
+    broker.start()
+    up = Up(tmp_path, broker.bootstrap)
+    started.append(up)
+    up.wait(lambda: up.ready)
+    assert up.running is not None
+    guard = up.running.pids["guard"]
+    os.kill(guard, signal.SIGSTOP)
+    assert up.end() == 0
+    with pytest.raises(ProcessLookupError):
+        os.kill(guard, 0)
