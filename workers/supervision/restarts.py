@@ -12,7 +12,7 @@ from typing import Literal
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class RoleRun:
     """One run of a role, from its start to its end. Times are monotonic seconds.
 
     Args:
@@ -27,7 +27,7 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
-class Decision:
+class RestartDecision:
     """What to do after a role's end.
 
     Args:
@@ -58,7 +58,7 @@ class RestartPolicy:
     longest_s: float = 30.0
     longest_wait_s: float = 10.0
 
-    def failures(self, runs: Sequence[Run]) -> int:
+    def failures(self, runs: Sequence[RoleRun]) -> int:
         """Return how many of the last runs failed in a row. Runs that ended for lack of the broker do not count."""
         count = 0
         for run in reversed(runs):
@@ -69,7 +69,7 @@ class RestartPolicy:
             count += 1
         return count
 
-    def decide(self, runs: Sequence[Run]) -> Decision:
+    def decide(self, runs: Sequence[RoleRun]) -> RestartDecision:
         """Return what to do after the last of `runs`, oldest first, has ended."""
         failures = self.failures(runs)
         if runs[-1].waits_for:
@@ -78,10 +78,10 @@ class RestartPolicy:
                 if not run.waits_for:
                     break
                 waits += 1
-            return Decision("wait", self.wait(waits), failures)
+            return RestartDecision("wait", self.wait(waits), failures)
         if failures >= self.limit:
-            return Decision("give up", 0.0, failures)
-        return Decision("restart", self.pause(failures), failures)
+            return RestartDecision("give up", 0.0, failures)
+        return RestartDecision("restart", self.pause(failures), failures)
 
     def wait(self, tries: int) -> float:
         """Return the seconds until the broker is asked again after so many tries in a row."""

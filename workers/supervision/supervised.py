@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from schemas.liveness import LastError, one_line
 from workers.home.stack_info import ProcessReport
 from workers.supervision.child import Child
-from workers.supervision.restarts import Decision, RestartPolicy, Run
+from workers.supervision.restarts import RestartDecision, RestartPolicy, RoleRun
 
 _KEPT = 100  # runs; more than any sensible limit of failures in a row
 
@@ -35,15 +35,15 @@ class Supervised:
     error: str = ""
     settled: bool = False
     restarts: int = 0
-    runs: deque[Run] = field(default_factory=lambda: deque(maxlen=_KEPT))
+    runs: deque[RoleRun] = field(default_factory=lambda: deque(maxlen=_KEPT))
 
     def begin(self, now: float) -> None:
         """Note a start."""
         self.started, self.ready, self.due, self.waits_for, self.settled = now, None, None, "", False
 
-    def end(self, now: float, policy: RestartPolicy, waits_for: str, error: str) -> Decision:
+    def end(self, now: float, policy: RestartPolicy, waits_for: str, error: str) -> RestartDecision:
         """Note an end and return what to do."""
-        self.runs.append(Run(self.started, self.ready, now, waits_for))
+        self.runs.append(RoleRun(self.started, self.ready, now, waits_for))
         self.ready, self.waits_for, self.error = None, waits_for, error
         decision = policy.decide(self.runs)
         self.due = now + decision.after_s
@@ -51,7 +51,7 @@ class Supervised:
 
     def keep_waiting(self, now: float, policy: RestartPolicy, error: str) -> None:
         """Note that what it waits for is still away: it will be asked again later, without a start."""
-        self.runs.append(Run(now, None, now, self.waits_for))
+        self.runs.append(RoleRun(now, None, now, self.waits_for))
         self.error, self.due = error, now + policy.decide(self.runs).after_s
 
     def report(self, policy: RestartPolicy) -> ProcessReport:

@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.supervision.restarts import RestartPolicy, Run
+from workers.supervision.restarts import RestartPolicy, RoleRun
 
 POLICY = RestartPolicy(limit=10, settled_s=180.0)
 
@@ -9,15 +9,15 @@ POLICY = RestartPolicy(limit=10, settled_s=180.0)
 Lasts = tuple[float, float | None, str]
 
 
-def follow(lasts: list[Lasts], policy: RestartPolicy = POLICY) -> tuple[list[Run], str, float]:
+def follow(lasts: list[Lasts], policy: RestartPolicy = POLICY) -> tuple[list[RoleRun], str, float]:
     """Runs one after the other as the policy has it, each (seconds it lasts, seconds until ready, waits for).
 
     Returns the runs, the last decision and the time of it.
     """
-    runs: list[Run] = []
+    runs: list[RoleRun] = []
     now, what = 0.0, ""
     for seconds, ready, waits_for in lasts:
-        runs.append(Run(now, None if ready is None else now + ready, now + seconds, waits_for))
+        runs.append(RoleRun(now, None if ready is None else now + ready, now + seconds, waits_for))
         decision = policy.decide(runs)
         what, now = decision.what, now + seconds + decision.after_s
         if what == "give up":
