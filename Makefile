@@ -37,6 +37,18 @@ test: setup ## all tests: unit, property, system, fault
 test-quick: setup ## the tests that need neither broker nor LLM, under 2 minutes
 	$(BIN)/python -m pytest -n $(TESTERS) --dist loadfile -m 'not slow' $(ARGS)
 
+faults: setup ## random faults on two instances of each role and Apache Kafka (ARGS='--sequences 30 --seed 1')
+	$(BIN)/python -m tests.faults.run $(ARGS)
+
+kill-loop: setup ## ten minutes of signals to all roles, in Faust's schedule (ARGS='--seconds 600')
+	$(BIN)/python -m tests.faults.endurance kill-loop $(ARGS)
+
+soak: setup ## 30 minutes at half the maximum rate with random kills: memory, lag, nothing lost (ARGS='--seconds 1800')
+	$(BIN)/python -m tests.faults.endurance soak $(ARGS)
+
+pressure: setup ## ten times the maximum rate for 5 minutes: memory bounded, nothing lost (ARGS='--seconds 300')
+	$(BIN)/python -m tests.faults.endurance pressure $(ARGS)
+
 lint: setup ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -88,5 +100,6 @@ bench-writing: setup ## speed and likelihood of texts the LLM writes, in 8 bits 
 clean: ## remove the environment, caches and fitted models
 	rm -rf .venv .freshet runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help setup demo test test-quick lint bench-frontier bench-ingest bench-experiment bench-judge bench-drift \
-	bench-price bench-ctr bench-refresh bench-quality bench-reference bench-bounds bench-alignment bench-writing clean
+.PHONY: help setup demo test test-quick faults kill-loop soak pressure lint bench-frontier bench-ingest \
+	bench-experiment bench-judge bench-drift bench-price bench-ctr bench-refresh bench-quality bench-reference \
+	bench-bounds bench-alignment bench-writing clean
