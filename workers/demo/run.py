@@ -106,6 +106,9 @@ class Demo:
         signal.signal(signal.SIGTERM, _stop)
         signal.signal(signal.SIGINT, _stop)  # a shell starts background jobs with SIGINT ignored
         began = time.monotonic()
+        # Before anything is fitted: roles of a service on this home would follow the new model.
+        stack = Stack(self.settings, command="demo", fresh=True, say=self.screen.say)
+        stack.hold()
         self.sampler.start()
         artifact: Artifact | None = None
         problem: BaseException | None = None
@@ -118,11 +121,12 @@ class Demo:
             past, future = data.split(dataset, self.settings.fit.train_fraction)
             future = future[:self.limit] if self.limit else future
             self.window = self.window or default_window(len(future))
-            self._stack(dataset, past, future)
+            self._stack(stack, dataset, past, future)
         except (FreshetError, KeyboardInterrupt) as error:
             problem = error
         finally:
             self.sampler.stop()
+            stack.stop()
         self._begin_stage("report")
         if artifact is not None and self.metrics.events:
             self._report(artifact, time.monotonic() - began, problem)
@@ -146,7 +150,7 @@ class Demo:
             raise FreshetError(f"fitting failed with exit code {code}; see its message above")
         return Registry(self.settings.home).open()
 
-    def _stack(self, dataset: data.Dataset, past: data.Events, future: data.Events) -> None:
+    def _stack(self, stack: Stack, dataset: data.Dataset, past: data.Events, future: data.Events) -> None:
         self._begin_stage("start")
         self.screen.say("starting the stack")
         embedded = not self.settings.kafka.bootstrap
@@ -156,7 +160,7 @@ class Demo:
                 raise FreshetError(f"behaviour-events at {self.settings.kafka.bootstrap} is already in use: the demo "
                                    "needs empty topics. Unset FRESHET_KAFKA_BOOTSTRAP to use the embedded broker")
         with ExitStack() as opened:
-            stack = opened.enter_context(Stack(self.settings, command="demo", fresh=True, say=self.screen.say))
+            opened.enter_context(stack)
             self.sampler.watch(
                 stack.settings.kafka, partitions(stack.settings.kafka, list(TOPICS)))
             opened.callback(self.sampler.stop)  # before the broker stops

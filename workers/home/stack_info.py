@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -51,8 +52,10 @@ def announce(home: Path, running: Running) -> None:
 
 
 def withdraw(home: Path) -> None:
-    """Remove `run/up.json`."""
-    (run_folder(home) / "up.json").unlink(missing_ok=True)
+    """Remove `run/up.json` if it is of this process: another's stack would no longer be found."""
+    running = find(home)
+    if running is None or running.pid == os.getpid():
+        (run_folder(home) / "up.json").unlink(missing_ok=True)
 
 
 def find(home: Path) -> Running | None:

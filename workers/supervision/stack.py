@@ -7,7 +7,6 @@ decides `RestartPolicy`.
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +20,7 @@ from schemas.errors import BrokerUnavailableError, FreshetError, StalledError
 from schemas.liveness import SETUP_EXIT, STALLED_EXIT, WAITING_EXIT, one_line, read_error, ready_file
 from schemas.settings import Settings, to_environ
 from workers.home.crashes import Crash, CrashLog
-from workers.home.lock import lock, run_folder
+from workers.home.lock import STATES, clear, lock, run_folder
 from workers.home.stack_info import Running, announce, withdraw
 from workers.kafka.configuration import check_reachable
 from workers.kafka.topics import create_topics
@@ -56,6 +55,22 @@ def role_environ(settings: Settings, role: str, environ: Mapping[str, str]) -> d
     return out
 
 
+def check_store(settings: Settings, roles: Sequence[str]) -> None:
+    """Refuse to start a store of its own for a role whose partner, which needs the same one, runs elsewhere.
+
+    Raises:
+        FreshetError: of knowledge and ranking only one is to run, on a real broker, and no store is set.
+    """
+    apart = {"knowledge", "ranking"} & set(roles)
+    if len(apart) == 1 and settings.kafka.bootstrap and not settings.qdrant.url:
+        here, = apart
+        there = "ranking" if here == "knowledge" else "knowledge"
+        raise FreshetError(
+            f"{here} runs without {there} and no store is set: it would start one of its own, which {there} elsewhere "
+            "never sees. Set FRESHET_QDRANT_URL=http://host:6333 to the Qdrant server that both use, or run "
+            "--roles knowledge,ranking in one process")
+
+
 class Stack:
     """The processes of one `freshet up` or `freshet demo`.
 
@@ -79,6 +94,7 @@ class Stack:
         unknown = sorted(set(roles) - set(ROLES))
         if unknown or not roles:
             raise FreshetError(f"unknown role {', '.join(unknown) or '(none)'}; roles are {', '.join(ROLES)}")
+        check_store(settings, roles)
         self.settings = replace(settings, home=settings.home.absolute())
         self.roles = tuple(role for role in ROLES if role in roles)
         self.command = command
@@ -91,6 +107,7 @@ class Stack:
         self._crashes = CrashLog(self.settings.home)
         self._embedded = not settings.kafka.bootstrap
         self._locks = ExitStack()
+        self._held = False
         self._started_at = time.time()
         self._ready = False
         self._waits_for = ""
@@ -123,17 +140,16 @@ class Stack:
             StalledError: without `patient`: a role was not ready within `watchdog.start_s`.
         """
         home = self.settings.home
-        for name in ("up",) if self._embedded or self.fresh else self.roles:
-            self._locks.enter_context(lock(home, name))
+        self.hold()
         for name in ("broker", "store", *self.roles):
             (run_folder(home) / f"{name}.log").unlink(missing_ok=True)
         if self._embedded or self.fresh:
-            for name in ("streams", "store", "guard"):
-                shutil.rmtree(home / name, ignore_errors=True)
+            for state in STATES:
+                clear(home, state)
         if self._embedded:
             self._start_broker()
         self._create_topics()
-        store = not self.settings.qdrant.url and bool({"knowledge", "ranking"} & set(self.roles))
+        store = self._has_store()
         if store:
             self.settings = replace(
                 self.settings, qdrant=replace(self.settings.qdrant, url=f"http://{HOST}:{free_port()}"))
@@ -148,6 +164,25 @@ class Stack:
         self._await_ready(self.roles)
         self._ready = True
         self._announce(now=True)
+
+    def hold(self) -> None:
+        """Hold the home, or the roles' parts of it, until `stop`; `start` does it where it was not done before.
+
+        Raises:
+            FreshetError: another process holds one of the parts.
+        """
+        if self._held:
+            return
+        # A stack that starts from nothing deletes what a service of any role on this home relies on.
+        whole = self.fresh or self._embedded
+        with ExitStack() as taken:
+            for name in (*ROLES, "store") if whole else (*self.roles, *(["store"] if self._has_store() else [])):
+                taken.enter_context(lock(self.settings.home, name))
+            self._locks = taken.pop_all()
+        self._held = True
+
+    def _has_store(self) -> bool:
+        return not self.settings.qdrant.url and bool({"knowledge", "ranking"} & set(self.roles))
 
     def check(self) -> None:
         """Start again what has ended, with back-off. Call it at least every second.
@@ -182,6 +217,7 @@ class Stack:
                 child.kill()
             self.children.clear()
             self._locks.close()
+            self._held = False
 
     def check_broker(self) -> None:
         """Raise FreshetError if the embedded broker has ended."""

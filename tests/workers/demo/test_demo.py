@@ -5,14 +5,18 @@ import pytest
 
 from schemas.artifacts import Artifact, Card
 from schemas.calibration import Calibration
+from schemas.errors import FreshetError
 from schemas.experiment import arm
 from schemas.messages import KnowledgeRequest, KnowledgeUpdate, Recommendation, ScoredItem
-from schemas.settings import ExperimentSettings
+from schemas.settings import ExperimentSettings, load
+from tests.workers.home.test_lock import holder
 from workers.demo import report
 from workers.demo.inflight import InFlight
 from workers.demo.metrics import Metrics
+from workers.demo.run import Demo
 from workers.demo.screen import Screen, View, line
 from workers.measurement.experiment import RunningExperiment
+from workers.supervision.stack import ROLES
 
 ITEMS = [str(number) for number in range(30)]
 
@@ -160,3 +164,22 @@ def test_without_a_terminal_the_screen_prints_one_line(capsys: pytest.CaptureFix
     with Screen() as screen:
         screen.show(View("stream"), Metrics(), force=True)
     assert "stream: 0/0" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_the_demo_leaves_a_home_alone_on_which_a_service_runs(tmp_path: Path, role: str) -> None:
+    for state in ("streams", "guard"):
+        (tmp_path / state).mkdir()
+        (tmp_path / state / "evidence").write_text("weeks of it")
+    process = holder(tmp_path, role)
+    demo = Demo(load({"FRESHET_HOME": str(tmp_path)}), None, speed=0, events=1, window=0, per_user=0,
+                out=tmp_path / "runs")
+    try:
+        with pytest.raises(FreshetError, match=f"process {process.pid} .*holds {role}"):
+            demo.run()  # before it fetches or fits anything
+    finally:
+        process.kill()
+        process.communicate()
+    assert [(tmp_path / state / "evidence").read_text() for state in ("streams", "guard")] == ["weeks of it"] * 2
+    assert not (tmp_path / "models").exists()
+    assert not (tmp_path / "runs").exists()

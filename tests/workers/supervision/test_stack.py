@@ -9,11 +9,12 @@ import pytest
 
 from schemas.errors import FreshetError, SettingsError
 from schemas.settings import load
+from tests.workers.home.test_lock import holder
 from workers.home.lock import lock
 from workers.home.stack_info import Running, announce, connected, find, withdraw
 from workers.supervision.broker import Broker, free_port
 from workers.supervision.child import Child, bound, stop_all, tail
-from workers.supervision.stack import Stack, role_environ
+from workers.supervision.stack import DEFAULT_ROLES, ROLES, Stack, role_environ
 
 
 def gone(pid: int, within_s: float = 5.0) -> bool:
@@ -100,6 +101,78 @@ def test_roles_get_the_settings_of_their_parent(tmp_path: Path) -> None:
 def test_an_unknown_role_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FreshetError, match="nonsense"):
         Stack(load({"FRESHET_HOME": str(tmp_path)}), ["nonsense"])
+
+
+REAL = {"FRESHET_KAFKA_BOOTSTRAP": "kafka:9092"}
+STORE = {"FRESHET_QDRANT_URL": "http://qdrant:6333"}
+
+
+def stack_in(home: Path, roles: str = "", **environ: str) -> Stack:
+    return Stack(load({"FRESHET_HOME": str(home)} | environ), roles.split(",") if roles else DEFAULT_ROLES)
+
+
+@pytest.mark.parametrize(("roles", "elsewhere"), [
+    ("knowledge", "ranking"), ("ranking", "knowledge"), ("streams,ranking,guard", "knowledge")])
+def test_a_store_of_its_own_is_refused_to_one_of_the_two_roles_that_share_it(
+    tmp_path: Path, roles: str, elsewhere: str,
+) -> None:
+    with pytest.raises(FreshetError, match=f"{elsewhere} elsewhere.*FRESHET_QDRANT_URL"):
+        stack_in(tmp_path, roles, **REAL)
+    stack_in(tmp_path, roles, **REAL, **STORE)
+    stack_in(tmp_path, roles)  # with the embedded broker there is no elsewhere
+
+
+@pytest.mark.parametrize("roles", ["streams,guard", "alignment", "knowledge,ranking", ""])
+def test_other_combinations_need_no_store_outside(tmp_path: Path, roles: str) -> None:
+    stack_in(tmp_path, roles, **REAL)
+
+
+def holds(first: Stack, second: Stack) -> bool:
+    """Return whether the first stack keeps the second from its home."""
+    first.hold()
+    try:
+        second.hold()
+    except FreshetError:
+        return True
+    finally:
+        first.stop()
+        second.stop()
+    return False
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_a_stack_that_starts_from_nothing_wants_the_home_to_itself(tmp_path: Path, role: str) -> None:
+    def service() -> Stack:
+        return stack_in(tmp_path, role, **REAL, **STORE)
+
+    def embedded() -> Stack:
+        return stack_in(tmp_path, "guard")
+
+    demo = Stack(service().settings, fresh=True)
+    for whole in (demo, embedded()):
+        assert holds(service(), whole)
+        assert holds(whole, service())
+    assert holds(embedded(), demo)
+    assert holds(service(), service())
+    others = [name for name in ROLES if name != role]
+    assert not holds(service(), Stack(service().settings, others))
+
+
+def test_two_services_on_one_home_do_not_share_a_store_of_their_own(tmp_path: Path) -> None:
+    assert holds(stack_in(tmp_path, "knowledge,ranking", **REAL), stack_in(tmp_path, "ranking,knowledge", **REAL))
+
+
+def test_a_stack_that_finds_its_home_held_leaves_the_holder_to_be_found(tmp_path: Path) -> None:
+    process = holder(tmp_path, "guard")
+    announced = Running(pid=process.pid, started_at=0, bootstrap="h:1", qdrant_url="", roles=[], command="up")
+    announce(tmp_path, announced)
+    try:
+        with pytest.raises(FreshetError, match="in use"), stack_in(tmp_path):
+            pass
+        assert find(tmp_path) == announced
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def test_a_taken_port_is_an_error_that_says_so(tmp_path: Path) -> None:
