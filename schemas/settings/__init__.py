@@ -26,8 +26,10 @@ from schemas.settings.sections import (
     Evidence,
     ExperimentSettings,
     FitSettings,
+    HealthSettings,
     KafkaSettings,
     LlmSettings,
+    LogSettings,
     QdrantSettings,
     RankingSettings,
     RefreshSettings,
@@ -36,9 +38,9 @@ from schemas.settings.sections import (
 )
 
 __all__ = [
-    "AlignmentSettings", "Evidence", "ExperimentSettings", "FitSettings", "KafkaSettings", "LlmSettings",
-    "QdrantSettings", "RankingSettings", "RefreshSettings", "SettingRow", "Settings", "StateSettings",
-    "WatchdogSettings", "load", "rows", "to_environ",
+    "AlignmentSettings", "Evidence", "ExperimentSettings", "FitSettings", "HealthSettings", "KafkaSettings",
+    "LlmSettings", "LogSettings", "QdrantSettings", "RankingSettings", "RefreshSettings", "SettingRow", "Settings",
+    "StateSettings", "WatchdogSettings", "load", "rows", "to_environ",
 ]
 
 PREFIX = "FRESHET_"
@@ -60,6 +62,8 @@ class Settings:
     experiment: ExperimentSettings = field(default_factory=ExperimentSettings)
     alignment: AlignmentSettings = field(default_factory=AlignmentSettings)
     watchdog: WatchdogSettings = field(default_factory=WatchdogSettings)
+    log: LogSettings = field(default_factory=LogSettings)
+    health: HealthSettings = field(default_factory=HealthSettings)
 
 
 @dataclass(frozen=True, slots=True)

@@ -185,3 +185,24 @@ class WatchdogSettings:
     failures: int = Field(
         default=10, ge=1, description="`freshet up` ends when a role fails this often in a row; a run that lasts 3 × "
                                       "stall_s ends the row, and waiting for the broker does not count")
+
+
+@dataclass(frozen=True, config=STRICT)
+class LogSettings:
+    """What roles log, and where to."""
+
+    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        default="INFO", description="lines below this level are left out; DEBUG also keeps repeated lines")
+    to: Literal["file", "stderr"] = Field(
+        default="file", description="run/ROLE.log under the home, or the standard error of `freshet up`, as containers "
+                                    "want it")
+    megabytes: float = Field(default=5.0, gt=0, description="a log file of this size becomes ROLE.log.1")
+    kept: int = Field(default=3, ge=0, le=100, description="older files of a role kept, ROLE.log.1 the newest")
+
+
+@dataclass(frozen=True, config=STRICT)
+class HealthSettings:
+    """`/healthz`, the health of a running stack over HTTP."""
+
+    port: int = Field(default=0, ge=0, le=65535, description="port of `freshet up`'s /healthz; 0 = none")
+    host: str = Field(default="127.0.0.1", min_length=1, description="address it listens on; it asks for no password")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 import typer
 
@@ -24,6 +25,7 @@ from workers.cli import (
     user,
     versions,
 )
+from workers.supervision.ending import ending
 
 app = typer.Typer(
     name="freshet", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -61,3 +63,9 @@ def main() -> None:
     except FreshetError as error:
         typer.secho(f"freshet: {error}", fg=typer.colors.RED, err=True)
         sys.exit(1)
+    except OSError as error:
+        end = ending(error, Path.cwd())
+        if end.unexpected:
+            raise
+        typer.secho(f"freshet: {end.text}", fg=typer.colors.RED, err=True)
+        sys.exit(end.code)

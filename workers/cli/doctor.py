@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -13,16 +14,20 @@ from typing import Annotated, Literal
 import psutil
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from schemas.artifacts import Registry
 from schemas.errors import ArtifactError, FreshetError
 from schemas.settings import Settings, load, rows
+from workers.home.stack_info import Running
+from workers.terminal.durations import ago
 
 State = Literal["ok", "warning", "broken"]
 _MARKS = {"ok": "[green]ok[/green]", "warning": "[yellow]warning[/yellow]", "broken": "[red]broken[/red]"}
 # Bytes. The default LLM takes 1.1 GB in float32, in the knowledge worker and while fitting; the rest is for the roles.
 _MEMORY, _DISK = 4 * 2**30, 3 * 2**30
+_CRASH_LOOP = 3  # crashes in a row; one or two may be chance
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +55,7 @@ def doctor(
     findings = [Check("settings", "ok", f"home is {loaded.home.absolute()}"), *examine(loaded)]
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for finding in findings:
-        table.add_row(finding.name, _MARKS[finding.state], finding.text)
+        table.add_row(finding.name, _MARKS[finding.state], escape(finding.text))
     console.print(table)
     if any(finding.state == "broken" for finding in findings):
         raise typer.Exit(1)
@@ -64,13 +69,38 @@ def examine(settings: Settings) -> Iterator[Check]:
     if running is None:
         yield Check("stack", "ok", "not running; `freshet up` starts it")
     else:
-        state: State = "ok" if running.ready else "warning"
-        yield Check("stack", state, f"`freshet {running.command}` runs {', '.join(running.pids)}"
-                      + ("" if running.ready else ", not ready yet"))
+        yield _stack(settings, running)
         settings = connected(settings)
+    yield from _crashes(settings.home, time.time())
     for name, check in (("disk", _disk), ("memory", _memory), ("model", _model), ("LLM", _llm), ("broker", _broker),
                         ("store", _store)):
         yield _guarded(name, check, settings)
+
+
+def _stack(settings: Settings, running: Running) -> Check:
+    from workers.supervision.health import read
+
+    health = read(settings, time.monotonic())
+    runs = f"`freshet {running.command}` runs {', '.join(running.pids)}"
+    if health is None or health.state == "ok":
+        return Check("stack", "ok", runs)
+    state: State = "warning" if health.state in ("starting", "waiting") else "broken"
+    return Check("stack", state, f"{runs}; {health.state}: {'; '.join(health.reasons)}")
+
+
+def _crashes(home: Path, now: float) -> Iterator[Check]:
+    """Yield the roles that crashed since they last worked for a while, also those of a stack that has ended.
+
+    Args:
+        now: wall clock, seconds.
+    """
+    from workers.home.crashes import CrashLog
+
+    for role, crashes in CrashLog(home).read().items():
+        last = crashes[-1]
+        times = f"crashed {len(crashes)} times in a row, last" if len(crashes) > 1 else "crashed"
+        yield Check(role, "broken" if len(crashes) >= _CRASH_LOOP else "warning",
+                    f"{times} {ago(now, last.at)}: {last.reason} (log: {home / 'run' / role}.log)")
 
 
 def _guarded(name: str, check: Callable[[Settings], Check], settings: Settings) -> Check:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import signal
 import time
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import replace
 from importlib import import_module
-from pathlib import Path
 from types import FrameType
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -16,20 +15,14 @@ from urllib.parse import urlsplit
 import typer
 
 from schemas.artifacts import Registry
-from schemas.errors import (
-    ArtifactError,
-    BrokerUnavailableError,
-    FreshetError,
-    SettingsError,
-    StoreUnavailableError,
-)
-from schemas.liveness import SETUP_EXIT, WAITING_EXIT, note_error
+from schemas.endings import note_error
+from schemas.errors import FreshetError
 from schemas.settings import load
 from workers.home import stack_info
+from workers.supervision.ending import ending
+from workers.supervision.logs import configure, redacted
 
 log = logging.getLogger(__name__)
-# No space, quota used up, file as large as this process may write (`ulimit -f`).
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 # Role → module whose `main(settings)` runs it until SIGTERM.
 ROLE_MODULES = {
@@ -59,6 +52,7 @@ def up(
 
     `FRESHET_KAFKA_BOOTSTRAP=kafka:9092 FRESHET_QDRANT_URL=http://qdrant:6333 freshet up --roles knowledge`
     """
+    from workers.supervision.healthz import HealthServer
     from workers.supervision.stack import DEFAULT_ROLES, Stack
 
     settings = load()
@@ -76,11 +70,12 @@ def up(
         signal.signal(number, _stop)
     typer.echo(f"starting {', '.join(names)} with model {version}")
     try:
-        with Stack(settings, names, patient=True, say=typer.echo) as stack:
+        with HealthServer(settings), Stack(settings, names, patient=True, say=typer.echo) as stack:
             typer.echo(f"broker: {stack.settings.kafka.bootstrap}")
             if stack.settings.qdrant.url:
                 typer.echo(f"store: {stack.settings.qdrant.url}")
-            typer.echo(f"logs: {stack_info.run_folder(stack.settings.home)}")
+            if stack.settings.log.to == "file":
+                typer.echo(f"logs: {stack_info.run_folder(stack.settings.home)}")
             typer.echo("ready")
             while True:
                 stack.check()
@@ -96,8 +91,7 @@ def role(name: Annotated[str, typer.Argument(help=f"One of {', '.join(ROLE_MODUL
     if name not in ROLE_MODULES:
         raise FreshetError(f"unknown role {name!r}; roles are {', '.join(ROLE_MODULES)}")
     settings = load()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line per request to the store
+    configure(settings, name)
     try:
         module = import_module(ROLE_MODULES[name])
         if name == "store":
@@ -108,62 +102,34 @@ def role(name: Annotated[str, typer.Argument(help=f"One of {', '.join(ROLE_MODUL
             module.main(settings)
     except Exception as error:
         end = ending(error, settings.home)
-        note_error(settings.home, name, end.text, end.waits_for)
+        text = redacted(end.text, settings)
+        note_error(settings.home, name, text, end.waits_for)
         if end.unexpected:
             log.exception("%s ends", name)
-        typer.secho(f"freshet: {end.text}", fg=typer.colors.RED, err=True)
+        with suppress(OSError):  # its log may be on the disk that is full
+            typer.secho(f"freshet: {text}", fg=typer.colors.RED, err=True)
         raise typer.Exit(end.code) from None
 
 
-@dataclass(frozen=True, slots=True)
-class Ending:
-    """How a role ends after an error.
+def health(
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="A line per role, also where all is well.")] = False,
+) -> None:
+    """Check whether the running stack is healthy: whether it makes progress, not only whether it lives.
 
-    Args:
-        text: one line.
-        waits_for: "broker" or "store" if that is away.
-        unexpected: whether the traceback is worth logging.
-    """
-
-    code: int
-    text: str
-    waits_for: str = ""
-    unexpected: bool = False
-
-
-def ending(error: Exception, home: Path) -> Ending:
-    """Return the exit code and the line for an error that left a role."""
-    text = str(error)
-    match error:
-        case BrokerUnavailableError():
-            return Ending(WAITING_EXIT, text, "broker")
-        case StoreUnavailableError():
-            return Ending(WAITING_EXIT, text, "store")
-        case SettingsError() | ArtifactError():
-            return Ending(SETUP_EXIT, text)
-        case FreshetError():
-            return Ending(1, text)
-        case OSError() if error.errno in _FULL:
-            return Ending(1, f"the disk is full: {error.strerror} ({error.filename or home}); free some space")
-    return Ending(1, f"{type(error).__name__}: {text}", unexpected=True)
-
-
-def health() -> None:
-    """Check whether the running stack is healthy: exit 0 if every role is ready, else 1.
+    Exits with 0 if every role works, 1 if one hangs, stands still or crashed, or nothing runs; 3 while it starts;
+    4 while it waits for the broker or the store.
 
     Example: `freshet health && echo ok`
     """
-    import psutil
+    from workers.supervision.health import EXIT_CODES, read
 
     settings = load()
-    stack = stack_info.find(settings.home)
-    if stack is None:
+    found = read(settings, time.monotonic())
+    if found is None:
         raise FreshetError(f"no stack is running on {settings.home}; start one with `freshet up`")
-    if not stack.ready:
-        raise FreshetError("the stack is still starting")
-    for name, pid in stack.pids.items():
-        ready = name == "broker" or (stack_info.run_folder(settings.home) / f"{name}.ready").exists()
-        if not ready or not psutil.pid_exists(pid):
-            raise FreshetError(f"{name} is not ready")
-    typer.echo(f"healthy: {', '.join(stack.pids)}")
-
+    names = ", ".join(role.name for role in found.roles)
+    typer.echo(f"healthy: {names}" if found.state == "ok" else f"{found.state}: {'; '.join(found.reasons)}")
+    for role in found.roles if verbose else ():
+        typer.echo(role.line())
+    if found.state != "ok":
+        raise typer.Exit(EXIT_CODES[found.state])

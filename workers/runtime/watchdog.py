@@ -11,7 +11,8 @@ from collections.abc import Callable
 
 from confluent_kafka import KafkaException
 
-from schemas.liveness import STALLED_EXIT, Stall, note_error
+from schemas.endings import note_error
+from schemas.liveness import STALLED_EXIT, Stall
 from schemas.settings import Settings
 from workers.kafka.lag import GroupLag
 from workers.runtime.progress import Progress

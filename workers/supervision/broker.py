@@ -45,10 +45,10 @@ class Broker:
 
     Args:
         port: to listen on; 0 = any free one.
-        log: file its output goes to.
+        log: file its output goes to; None = this process's standard error.
     """
 
-    def __init__(self, port: int, log: Path) -> None:
+    def __init__(self, port: int, log: Path | None) -> None:
         self._fixed = port
         self.port = port
         self._log = log
@@ -78,8 +78,8 @@ class Broker:
             child.kill()
             if self._fixed or not ended:
                 break
-        raise FreshetError(f"the embedded broker did not answer on {self.bootstrap}; {self._log} ends with:\n"
-                           + child.tail())
+        raise FreshetError(f"the embedded broker did not answer on {self.bootstrap}; its log"
+                           + (f", {self._log}, ends with:\n{child.tail()}" if self._log else " is above"))
 
     def _launch(self) -> Child:
         address = f"tcp://{self.bootstrap}"

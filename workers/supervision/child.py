@@ -15,19 +15,22 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from typing import IO
 
 PR_SET_PDEATHSIG = 1
 LINUX = sys.platform.startswith("linux")
 
 
 class Child:
-    """One child process in a group of its own, its output in a log file.
+    """One child process in a group of its own, its output in a log file, or in this process's standard error.
 
     A group of its own keeps a terminal's Ctrl-C from reaching it directly: the parent decides the order of stopping.
     """
 
-    def __init__(self, name: str, command: Sequence[str], log: Path, environ: Mapping[str, str] | None = None) -> None:
+    def __init__(self, name: str, command: Sequence[str], log: Path | None,
+                 environ: Mapping[str, str] | None = None) -> None:
         self.name = name
         self.command = list(command)
         self.log = log
@@ -44,10 +47,13 @@ class Child:
 
         Call it from a thread that lives as long as the child may: Linux ties the child to the thread.
         """
-        self.log.parent.mkdir(parents=True, exist_ok=True)
-        with self.log.open("ab") as out:
+        with ExitStack() as opened:
+            out: IO[bytes] | int = sys.stderr.fileno()
+            if self.log is not None:
+                self.log.parent.mkdir(parents=True, exist_ok=True)
+                out = opened.enter_context(self.log.open("ab"))
             self._process = subprocess.Popen(
-                bound(self.command), stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, env=self.environ,
+                bound(self.command), stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=self.environ,
                 start_new_session=True)
 
     def exit_code(self) -> int | None:
@@ -76,8 +82,8 @@ class Child:
         self._process.wait()
 
     def tail(self, lines: int = 15) -> str:
-        """Return the last lines of the log."""
-        return tail(self.log, lines)
+        """Return the last lines of the log, "" if it has none of its own."""
+        return "" if self.log is None else tail(self.log, lines)
 
 
 def tail(path: Path, lines: int) -> str:

@@ -12,12 +12,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 from types import TracebackType
 
 from confluent_kafka import KafkaException
 
+from schemas.endings import SETUP_EXIT, WAITING_EXIT, one_line, read_error
 from schemas.errors import BrokerUnavailableError, FreshetError, StalledError
-from schemas.liveness import SETUP_EXIT, STALLED_EXIT, WAITING_EXIT, one_line, read_error, ready_file
+from schemas.liveness import STALLED_EXIT, ready_file
 from schemas.settings import Settings, to_environ
 from workers.home.crashes import Crash, CrashLog
 from workers.home.lock import STATES, clear, lock, run_folder
@@ -26,6 +28,7 @@ from workers.kafka.configuration import check_reachable
 from workers.kafka.topics import create_topics
 from workers.supervision.broker import HOST, Broker, free_port
 from workers.supervision.child import Child, stop_all
+from workers.supervision.logs import mark, rotate
 from workers.supervision.restarts import RestartPolicy
 from workers.supervision.supervised import Supervised, said
 
@@ -141,8 +144,6 @@ class Stack:
         """
         home = self.settings.home
         self.hold()
-        for name in ("broker", "store", *self.roles):
-            (run_folder(home) / f"{name}.log").unlink(missing_ok=True)
         if self._embedded or self.fresh:
             for state in STATES:
                 clear(home, state)
@@ -223,11 +224,20 @@ class Stack:
         """Raise FreshetError if the embedded broker has ended."""
         child = self.children["broker"]
         if child.exit_code() is not None:
-            raise FreshetError(f"the embedded broker ended (exit code {child.exit_code()}) and its records with it; "
-                               f"{child.log} ends with:\n{child.tail()}")
+            raise FreshetError(f"the embedded broker ended and its records with it: "
+                               f"{said(child.exit_code() or 0, None, child)}{_where(child)}")
+
+    def _log(self, name: str) -> Path | None:
+        """Return the file that a process's output goes to, None = this process's standard error."""
+        return run_folder(self.settings.home) / f"{name}.log" if self.settings.log.to == "file" else None
+
+    def _rotate_logs(self) -> None:
+        for child in self.children.values():
+            if child.log is not None:
+                rotate(child.log, int(self.settings.log.megabytes * 1e6), self.settings.log.kept)
 
     def _start_broker(self) -> None:
-        broker = Broker(self.settings.kafka.port, run_folder(self.settings.home) / "broker.log")
+        broker = Broker(self.settings.kafka.port, self._log("broker"))
         self.children["broker"] = broker.start()
         self.settings = replace(self.settings, kafka=replace(self.settings.kafka, bootstrap=broker.bootstrap))
 
@@ -258,7 +268,8 @@ class Stack:
     def _start_role(self, name: str) -> None:
         ready_file(self.settings.home, name).unlink(missing_ok=True)
         child = Child(name, [sys.executable, "-m", "workers.cli", "role", name],
-                      run_folder(self.settings.home) / f"{name}.log", role_environ(self.settings, name, os.environ))
+                      self._log(name), role_environ(self.settings, name, os.environ))
+        mark(child.log, name)
         child.start()
         self.children[name] = child
         self.records.setdefault(name, Supervised()).begin(time.monotonic())
@@ -317,11 +328,11 @@ class Stack:
             raise FreshetError(self._last_words(name, f"failed {decision.failures} times in a row, the last: {text}"))
         else:
             self.say(f"{name} failed: {text}. Starting it again in {decision.after_s:g} s (failure "
-                     f"{max(1, decision.failures)} of {self._policy.limit} in a row; log: {child.log})")
+                     f"{max(1, decision.failures)} of {self._policy.limit} in a row{_where(child)})")
         self._announce(now=True)
 
     def _last_words(self, name: str, what: str) -> str:
-        return f"{name} {what} (log: {self.children[name].log})"
+        return f"{name} {what}{_where(self.children[name])}"
 
     def _broker_away(self) -> str:
         """Return why the broker is away, "" if it answers. The embedded one is checked by its process."""
@@ -337,6 +348,7 @@ class Stack:
         if not now and time.monotonic() - self._announced < _ANNOUNCE_S:
             return
         self._announced = time.monotonic()
+        self._rotate_logs()
         try:
             announce(self.settings.home, Running(
                 pid=os.getpid(), started_at=self._started_at, bootstrap=self.settings.kafka.bootstrap,
@@ -350,3 +362,7 @@ class Stack:
             self._unwritten = True
         else:
             self._unwritten = False
+
+
+def _where(child: Child) -> str:
+    return f"; log: {child.log}" if child.log else ""

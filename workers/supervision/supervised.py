@@ -7,11 +7,16 @@ from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from schemas.liveness import LastError, one_line
+from schemas.endings import FULL_EXIT, LastError, one_line
+from schemas.liveness import STALLED_EXIT
 from workers.home.stack_info import ProcessReport
 from workers.supervision.child import Child
+from workers.supervision.logs import MARK
 from workers.supervision.restarts import RestartDecision, RestartPolicy, RoleRun
 
+_MEANINGS = {
+    FULL_EXIT: f"exit code {FULL_EXIT}: the disk is full, free some space",
+    STALLED_EXIT: f"exit code {STALLED_EXIT}: stalled"}
 _KEPT = 100  # runs; more than any sensible limit of failures in a row
 
 
@@ -65,10 +70,10 @@ def said(code: int, noted: LastError | None, child: Child) -> str:
     """Return in one line why a process ended: its own words, else its exit code and the last line of its log."""
     if noted is not None:
         return noted.text
-    how = f"exit code {code}"
+    how = _MEANINGS.get(code, f"exit code {code}")
     if code < 0:
         how = f"killed by signal {-code}"
         with suppress(ValueError):
             how = f"killed by {signal.Signals(-code).name}"
     last = one_line("\n".join(reversed(child.tail().splitlines()))) if code >= 0 else ""
-    return f"{last} ({how})" if last else how
+    return f"{last} ({how})" if last and not last.startswith(MARK) else how

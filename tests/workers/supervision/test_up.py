@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
+import orjson
 import pytest
+from confluent_kafka import Producer
 
+from schemas.codec import encode
+from schemas.endings import FULL_EXIT
+from schemas.settings import KafkaSettings
+from schemas.topics import JUDGEMENTS
 from tests.workers.brokers import ROOT
-from tests.workers.roles.test_guard import publish
+from tests.workers.roles.test_guard import judgements, publish
 from workers.home.crashes import CrashLog
 from workers.home.stack_info import Running, find
+from workers.kafka.configuration import producer
 from workers.supervision.broker import Broker, free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
@@ -30,12 +40,13 @@ class Up:
             publish(self.home, "v1")
         self.output = folder / "up.txt"
         plain = {key: value for key, value in os.environ.items() if not key.startswith("FRESHET_")}
-        plain |= {"FRESHET_HOME": str(self.home), "FRESHET_KAFKA_BOOTSTRAP": bootstrap, "OMP_NUM_THREADS": "1",
-                  "FRESHET_KAFKA_SESSION_TIMEOUT_S": "3"}
+        self.environ = plain | {
+            "FRESHET_HOME": str(self.home), "FRESHET_KAFKA_BOOTSTRAP": bootstrap, "OMP_NUM_THREADS": "1",
+            "FRESHET_KAFKA_SESSION_TIMEOUT_S": "3", "FRESHET_HEALTH_PORT": str(free_port())} | environ
         with self.output.open("ab") as out:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "workers.cli", "up", "--roles", "guard"], cwd=ROOT, stdout=out, stderr=out,
-                env=plain | environ)
+                env=self.environ)
 
     @property
     def text(self) -> str:
@@ -55,6 +66,20 @@ class Up:
             assert self.process.poll() is None, self.text
             assert time.monotonic() < deadline, self.text
             time.sleep(0.05)
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run another command on the same home."""
+        return subprocess.run([sys.executable, "-m", "workers.cli", *arguments], cwd=ROOT, env=self.environ,
+                              capture_output=True, text=True, check=False, timeout=60)
+
+    def healthz(self) -> tuple[int, str]:
+        """Return the status and the state that /healthz answers."""
+        try:
+            answer = urlopen(f"http://127.0.0.1:{self.environ['FRESHET_HEALTH_PORT']}/healthz", timeout=10)
+        except HTTPError as error:
+            return error.code, orjson.loads(error.read())["state"]
+        with answer:
+            return answer.status, orjson.loads(answer.read())["state"]
 
     def end(self, seconds: float = 20) -> int:
         self.process.send_signal(signal.SIGTERM)
@@ -84,14 +109,19 @@ def test_a_broker_that_is_away_is_waited_for(tmp_path: Path, started: list[Up], 
     started.append(up)
     up.wait(lambda: "waiting for the broker" in up.text)
     up.wait(lambda: up.running is not None and up.running.waits_for == "broker")
+    assert up.healthz() == (503, "waiting")
+    health = up.run("health")
+    assert (health.returncode, health.stdout) == (4, "waiting: waiting for the broker\n")
     broker.start()
     up.wait(lambda: up.ready)
+    assert up.healthz() == (200, "ok")
     assert broker.child is not None
     broker.child.kill()
     assert up.running is not None
     os.kill(up.running.pids["guard"], signal.SIGKILL)
     up.wait(lambda: up.running is not None and up.running.processes["guard"].waits_for == "broker")
     assert "guard waits for the broker" in up.text
+    assert up.healthz() == (503, "waiting")
     broker.start()
     up.wait(lambda: up.ready)
     assert up.running is not None
@@ -124,6 +154,10 @@ def test_a_role_that_fails_again_and_again_ends_it_with_its_last_error(
     assert "Traceback" not in up.text
     (crashes,) = CrashLog(up.home).read().values()
     assert [crash.code for crash in crashes] == [1, 1, 1]
+    doctor = up.run("doctor")
+    assert doctor.returncode == 1
+    assert "crashed 3 times in a row" in " ".join(doctor.stdout.split())
+    assert "IsADirectoryError" in (up.home / "run" / "guard.log").read_text()
 
 
 def test_what_another_start_cannot_help_ends_it_at_once(tmp_path: Path, started: list[Up], broker: Broker) -> None:
@@ -144,7 +178,44 @@ def test_a_role_that_hangs_is_killed_in_bounded_time(tmp_path: Path, started: li
     up.wait(lambda: up.ready)
     assert up.running is not None
     guard = up.running.pids["guard"]
+    assert up.run("health").returncode == 0
     os.kill(guard, signal.SIGSTOP)
     assert up.end() == 0
     with pytest.raises(ProcessLookupError):
         os.kill(guard, 0)
+
+
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="Linux only")
+def test_a_full_disk_ends_a_role_that_needs_it_with_a_line_that_says_so(
+    tmp_path: Path, started: list[Up], broker: Broker,
+) -> None:
+    """A file size limit of 0 stands for the full disk: the guard can write neither its evidence nor why it ends."""
+    broker.start()
+    up = Up(tmp_path, broker.bootstrap, FRESHET_WATCHDOG_FAILURES="1", FRESHET_LOG_TO="stderr")
+    started.append(up)
+    up.wait(lambda: up.ready)
+    assert not (up.home / "run" / "guard.log").exists()
+    assert "watching model v1" in up.text  # as containers want it
+    assert up.running is not None
+    resource.prlimit(up.running.pids["guard"], resource.RLIMIT_FSIZE, (0, 0))
+    sender = Producer(producer(KafkaSettings(bootstrap=broker.bootstrap)))
+    for judgement in judgements("v1", 0.1):
+        sender.produce(JUDGEMENTS.name, encode(judgement), key=judgement.user_id)
+    assert sender.flush(20) == 0
+    assert up.process.wait(60) == 1
+    last = up.text.splitlines()[-1]
+    assert last.startswith("freshet: guard failed 1 times in a row, the last: ")
+    assert "the disk is full" in last
+    assert "Traceback" not in up.text
+
+
+def test_a_full_disk_at_the_start_is_one_line(tmp_path: Path) -> None:
+    publish(tmp_path, "v1")
+    environ = {key: value for key, value in os.environ.items() if not key.startswith("FRESHET_")}
+    done = subprocess.run(
+        [sys.executable, "-m", "workers.cli", "up"], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60,
+        env=environ | {"FRESHET_HOME": str(tmp_path)},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0)))
+    assert done.returncode == FULL_EXIT
+    assert done.stderr.startswith("freshet: the disk is full")
+    assert "Traceback" not in done.stderr
