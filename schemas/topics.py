@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -42,9 +43,17 @@ class Topic:
     purpose: str
     partitions: int | None = None
 
-    def config(self) -> dict[str, str]:
-        """Return the broker-side settings of the topic."""
-        return {"cleanup.policy": self.cleanup, "retention.ms": str(self.retention_ms)}
+    def config(self, min_insync: int = 1) -> dict[str, str]:
+        """Return the broker-side settings of the topic.
+
+        The broker's clock stamps the records: with the producer's, a record sent with an old event time as its
+        timestamp would be older than the retention when it arrives, and be deleted before it is read.
+
+        Args:
+            min_insync: replicas that must have a record before the broker confirms it.
+        """
+        return {"cleanup.policy": self.cleanup, "retention.ms": str(self.retention_ms),
+                "message.timestamp.type": "LogAppendTime", "min.insync.replicas": str(min_insync)}
 
 
 BEHAVIOUR_EVENTS = Topic(
@@ -84,6 +93,9 @@ DEAD_LETTERS = Topic(
     "all roles", "operators", "Unusable records, with the reason and the original bytes.", partitions=1,
 )
 
+# Faust's name for the table of user states of the application freshet-streams.
+CHANGELOG = "freshet-streams-user-state-changelog"
+
 TOPICS: dict[str, Topic] = {
     topic.name: topic
     for topic in (
@@ -91,3 +103,50 @@ TOPICS: dict[str, Topic] = {
         RECOMMENDATIONS, ALIGNMENT_SAMPLES, MODEL_UPDATES, DEAD_LETTERS,
     )
 }
+
+# Topics keyed by user. A process that owns a partition number owns it in all of them.
+KEYED_BY_USER = (*(topic.name for topic in TOPICS.values() if topic.partitions is None), CHANGELOG)
+
+
+def misfits(found: Mapping[str, int], partitions: int) -> str:
+    """Return what is wrong with the numbers of partitions, "" = nothing.
+
+    Args:
+        found: topic → its number of partitions, of those that are there.
+        partitions: the setting.
+    """
+    wrong = {name: found[name] for name in KEYED_BY_USER if found.get(name, partitions) != partitions}
+    if not wrong:
+        return ""
+    text = ", ".join(f"{name} has {number}" for name, number in wrong.items())
+    present = {found[name] for name in KEYED_BY_USER if name in found}
+    if len(present) == 1:
+        cure = (f"set FRESHET_KAFKA_PARTITIONS={present.pop()}, or create the topics again (all of them: user states "
+                "stay in the partition in which they were made)")
+    else:
+        cure = ("all topics keyed by user must have the same number, because one process must get everything of a "
+                "user; delete the wrong ones and create them again with `freshet topics --create`")
+        if CHANGELOG in wrong:
+            cure += f" ({CHANGELOG} holds the user states, streams creates it)"
+    return f"topics with another number of partitions than FRESHET_KAFKA_PARTITIONS={partitions}: {text}; {cure}"
+
+
+def shortcomings(topic: Topic, found: Mapping[str, str], min_insync: int = 1) -> dict[str, tuple[str, str]]:
+    """Return which broker-side settings of an existing topic do harm: name → (the wanted value, the harm).
+
+    Retention is the operator's to choose. Settings that the broker does not report are taken as right.
+
+    Args:
+        found: settings of the topic by name.
+    """
+    wanted = topic.config(min_insync)
+    harm = {}
+    if found.get("message.timestamp.type", "LogAppendTime") != "LogAppendTime":
+        harm["message.timestamp.type"] = "records with old timestamps may be deleted before they are read"
+    policies = set(found.get("cleanup.policy", topic.cleanup).replace(" ", "").split(","))
+    if policies != set(topic.cleanup.split(",")):
+        harm["cleanup.policy"] = "the newest record of a key may be deleted" if "compact" in topic.cleanup else \
+            "records that are not read yet may be dropped for newer ones of their key"
+    if int(found.get("min.insync.replicas", min_insync)) < min_insync:
+        harm["min.insync.replicas"] = "a confirmed record may be on one broker only, and lost with it"
+    return {name: (wanted[name], why) for name, why in harm.items()}

@@ -6,7 +6,7 @@ import asyncio
 import gc
 import logging
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -20,8 +20,11 @@ from schemas.liveness import ready_file
 from schemas.settings import KafkaSettings, Settings
 from streams.decisions.planner import Planner
 from streams.profile.catalogue import ItemVectors
-from streams.service.batching import BatchTransport
+from streams.service.batching import BatchConsumer, BatchTransport
+from streams.service.cluster import Cluster
+from streams.service.origin import settle
 from streams.service.outbox import FaustOutbox
+from streams.service.seeking import Seeker
 from streams.service.stage import SOURCES, Delivery, Stage
 from streams.service.table import UserTable
 from streams.service.watchdog import FaustWatchdog
@@ -33,6 +36,7 @@ TABLE = "user-state"
 # Two batches wait while one is processed: enough to keep the fetcher busy, few enough to bound memory.
 BUFFERED_BATCHES = 2
 FOLLOW_EVERY_S = 5.0  # how often to look which fitted model is in use
+METADATA_MS = 10_000
 # Kafka takes batches of up to max.message.bytes, 1 MiB unless raised.
 MAX_BATCH_BYTES = 900_000
 
@@ -41,6 +45,7 @@ class StreamsApp(faust.App):
     """A Faust app whose source topics are delivered in batches."""
 
     batched_topics: frozenset[str] = frozenset()
+    seeker: Callable[[BatchConsumer], Seeker]  # decides where a consumer reads on
 
 
 def credentials(settings: KafkaSettings) -> Any:
@@ -59,8 +64,9 @@ def credentials(settings: KafkaSettings) -> Any:
     return credentials
 
 
-def build(settings: Settings, planner: Planner) -> StreamsApp:
-    """Return the app; `settings.kafka.bootstrap` says where the broker is."""
+def build(settings: Settings, planner: Planner, cluster: Cluster | None = None) -> StreamsApp:
+    """Return the app; `settings.kafka.bootstrap` says where the broker is. A connection to it may be given along."""
+    cluster = cluster or Cluster(settings.kafka)
     kafka = settings.kafka
     folder = settings.home / "streams"
     folder.mkdir(parents=True, exist_ok=True)
@@ -72,17 +78,21 @@ def build(settings: Settings, planner: Planner) -> StreamsApp:
         broker_session_timeout=session_s, broker_heartbeat_interval=session_s / 5,
         broker_request_timeout=max(30.0, 1.5 * session_s), broker_commit_interval=1.0,
         store="rocksdb://", datadir=str(folder), web_enabled=False,
+        consumer_auto_offset_reset="none",  # `Seeker` decides, and says so
+        # A topic that was deleted and created again is missed until the metadata is next asked for (default: 5 min).
+        consumer_metadata_max_age_ms=METADATA_MS, producer_metadata_max_age_ms=METADATA_MS,
         topic_partitions=kafka.partitions, topic_replication_factor=kafka.replication, topic_disable_leader=True,
         table_standby_replicas=0, stream_buffer_maxsize=BUFFERED_BATCHES, stream_wait_empty=True,
-        # A changelog shorter than what RocksDB has seen belongs to a new broker (the embedded one keeps records in
-        # memory only). The states on disk are then the only ones, and are kept.
+        # Another changelog, or one shorter than what RocksDB has seen: `origin` and `changelog_cut` deal with both.
         recovery_consistency_check=False, stream_recovery_delay=0.0,
         producer_max_batch_size=MAX_BATCH_BYTES, producer_request_timeout=30.0)
     app.batched_topics = frozenset(SOURCES)
     app.transport = BatchTransport(app.conf.broker_consumer, app)
     sources = app.topic(*SOURCES, key_serializer="raw", value_serializer="raw")
-    store = app.Table(TABLE, key_type=bytes, value_type=bytes, partitions=kafka.partitions)
+    store = app.Table(TABLE, key_type=bytes, value_type=bytes, partitions=kafka.partitions,
+                      extra_topic_configs={"min.insync.replicas": str(kafka.min_insync)})
     ready = ready_file(settings.home, "streams")
+    app.seeker = lambda consumer: Seeker(consumer, cluster, settings)
     stage: Stage | None = None
     refused: str | None = None  # the version last logged as unusable
 
@@ -90,7 +100,7 @@ def build(settings: Settings, planner: Planner) -> StreamsApp:
         nonlocal stage
         if stage is None:
             outbox = FaustOutbox(app.producer._ensure_producer())
-            stage = Stage(planner, UserTable(store, outbox), outbox, settings)
+            stage = Stage(planner, UserTable(store, outbox, app.consumer.positions.events_life), outbox, settings)
         return stage
 
     @app.agent(sources)
@@ -118,7 +128,6 @@ def build(settings: Settings, planner: Planner) -> StreamsApp:
     @app.on_partitions_assigned.connect
     async def on_assigned(*args: Any, **kwargs: Any) -> None:
         the_stage().forget()
-        check_partitions(app, kafka.partitions)
 
     @app.task
     async def watch() -> None:
@@ -142,16 +151,6 @@ def build(settings: Settings, planner: Planner) -> StreamsApp:
             refused = version
 
     return app
-
-
-def check_partitions(app: StreamsApp, partitions: int) -> None:
-    """Raise FreshetError unless every source topic has `partitions` partitions; else users would be misplaced."""
-    for topic in SOURCES:
-        found = app.consumer.topic_partitions(topic)
-        if found is not None and found != partitions:
-            raise FreshetError(
-                f"topic {topic} has {found} partitions, FRESHET_KAFKA_PARTITIONS says {partitions}; set it to the "
-                "topics' number (the same for all keyed by user), or create the topics again")
 
 
 @asynccontextmanager
@@ -192,14 +191,17 @@ def main(settings: Settings) -> None:
     """Run the role until SIGTERM or SIGINT; a stall or a crash exits non-zero.
 
     Raises:
-        FreshetError: nothing was fitted, or the topics do not fit the settings.
+        FreshetError: nothing was fitted, no broker answers, or the topics do not fit the settings.
 
     Writes `run/streams.ready` under the home folder once partitions are assigned and their states recovered.
     """
     ready = ready_file(settings.home, "streams")
     ready.parent.mkdir(parents=True, exist_ok=True)
     ready.unlink(missing_ok=True)
-    app = build(settings, load_planner(settings))
+    planner = load_planner(settings)
+    cluster = Cluster(settings.kafka)
+    settle(settings.home / "streams", cluster.checked().origin)
+    app = build(settings, planner, cluster)
     # A batch makes thousands of short-lived objects and the states in memory are many: with Python's thresholds the
     # collector takes a tenth of the time.
     gc.set_threshold(100_000, 20, 50)

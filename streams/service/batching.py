@@ -10,12 +10,19 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict, deque
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import aiokafka.client
+from aiokafka.errors import OffsetOutOfRangeError
+from aiokafka.protocol.metadata import MetadataRequest
+from aiokafka.structs import OffsetAndMetadata
 from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer, Transport
 from faust.types import TP, ConsumerMessage, Message
+
+from streams.service.seeking import Seeker
 
 # A broker holds a fetch open for this long while the partitions asked for have nothing new. aiokafka has one fetch at a
 # time under way and leaves out partitions whose last records are not taken yet. Those would wait all that time for
@@ -59,12 +66,28 @@ def fold_records(records: Mapping[TP, list[Any]], source_topics: frozenset[str])
 
 
 class BatchConsumerThread(AIOKafkaConsumerThread):
-    """Faust's consumer thread with shorter fetches; Faust has no setting for it."""
+    """Faust's consumer thread with shorter fetches and offsets that say in which log they count."""
 
     def _create_worker_consumer(self, transport: Any) -> Any:
         consumer = super()._create_worker_consumer(transport)
-        consumer._fetch_max_wait_ms = FETCH_WAIT_MS  # read when the consumer starts
+        consumer._fetch_max_wait_ms = FETCH_WAIT_MS  # read when the consumer starts; Faust has no setting for it
+        commit = consumer.commit
+
+        async def commit_with_metadata(offsets: Mapping[Any, OffsetAndMetadata]) -> None:
+            metadata = self.consumer.positions.metadata
+            await commit({tp: OffsetAndMetadata(at.offset, at.metadata or metadata(tp)) for tp, at in offsets.items()})
+
+        consumer.commit = commit_with_metadata
         return consumer
+
+    async def committed(self, tps: Collection[Any]) -> dict[TP, tuple[int, str]]:
+        """Return (next offset to read, metadata) of the partitions that the group has committed."""
+        found = await self.call_thread(self._ensure_consumer()._coordinator.fetch_committed_offsets, list(tps))
+        return {TP(tp.topic, tp.partition): (at.offset, at.metadata) for tp, at in found.items()}
+
+    async def commit_at(self, offsets: Mapping[Any, OffsetAndMetadata]) -> None:
+        """Commit these offsets, also ones below what is committed."""
+        await self.call_thread(self._ensure_consumer().commit, offsets)
 
 
 class BatchConsumer(Consumer):
@@ -80,6 +103,8 @@ class BatchConsumer(Consumer):
         self._delivered: defaultdict[TP, deque[int]] = defaultdict(deque)
         self._settled: defaultdict[TP, set[int]] = defaultdict(set)
         self.settled = 0  # batches, since the start
+        self.positions: Seeker = self.app.seeker(self)
+        self._positioned = False  # before that, aiokafka reads source partitions from wherever it thinks
 
     @property
     def unsettled(self) -> int:
@@ -99,7 +124,21 @@ class BatchConsumer(Consumer):
     async def _getmany(self, active_partitions: set[TP] | None, timeout: float) -> dict[TP, list[Any]]:
         if self._buffered_partitions:
             timeout = min(timeout, HELD_BACK_S)
-        return fold_records(await super()._getmany(active_partitions, timeout), self.app.batched_topics)
+        sources = self.app.batched_topics
+        if not self._positioned and active_partitions is not None:
+            active_partitions = {tp for tp in active_partitions if tp.topic not in sources}
+            if not active_partitions:
+                await asyncio.sleep(HELD_BACK_S)
+                return {}
+        try:
+            records = await super()._getmany(active_partitions, timeout)
+        except OffsetOutOfRangeError as error:
+            if self._positioned:
+                await self.positions.out_of_range(error.args[0])
+            return {}
+        if not self._positioned:  # it went out of position meanwhile: these will be read again
+            records = {tp: group for tp, group in records.items() if tp.topic not in sources}
+        return fold_records(records, sources)
 
     def _to_message(self, tp: TP, record: Any) -> ConsumerMessage:
         read = self._read_offset[tp]
@@ -124,13 +163,27 @@ class BatchConsumer(Consumer):
         return last + 1
 
     async def perform_seek(self) -> None:
-        """Seek to the committed offsets; what was delivered after them will be delivered again.
+        """Seek the source partitions to where they are to be read on; see `positions`.
 
-        It forgets before it seeks, because the fetcher delivers during the seek. Forgotten after, such a record would
-        not be committed before the partition's next event, even if it was processed long ago.
+        What was delivered after that will be delivered again. Nothing is delivered meanwhile.
         """
+        self._positioned = False
         self._delivered.clear()
-        await super().perform_seek()
+        await self.positions.seek()
+        self._positioned = True
+
+    def read_on(self, tp: TP, offset: int, *, trusted: bool) -> None:
+        """Take records from `offset` on. Only a `trusted` one keeps Faust from committing a smaller offset later."""
+        self._read_offset[tp] = offset
+        self._committed_offset[tp] = offset if trusted and offset else None
+
+    async def committed(self, tps: Collection[TP]) -> dict[TP, tuple[int, str]]:
+        """Return (next offset to read, metadata) of the partitions that the group has committed."""
+        return await self._thread.committed(tps)
+
+    async def commit_at(self, offsets: Mapping[Any, OffsetAndMetadata]) -> None:
+        """Commit these offsets, also ones below what is committed."""
+        await self._thread.commit_at(offsets)
 
     async def end_offsets(self, *partitions: TP) -> Mapping[TP, int]:
         """Return the end offsets the broker lists; the embedded one's can lag by less than one batch."""
@@ -160,6 +213,11 @@ class BatchConsumer(Consumer):
         finally:
             await probe.stop()
 
+    async def on_partitions_assigned(self, assigned: set[TP], generation_id: int = 0) -> None:
+        """Take the partitions; the sources are read once they are in position."""
+        self._positioned = False
+        await super().on_partitions_assigned(assigned, generation_id)
+
     async def on_partitions_revoked(self, revoked: set[TP]) -> None:
         """Commit what is settled, then forget the partitions."""
         await super().on_partitions_revoked(revoked)
@@ -172,3 +230,8 @@ class BatchTransport(Transport):
     """Faust's aiokafka transport with the batching consumer."""
 
     Consumer = BatchConsumer
+
+
+# aiokafka asks the broker to create what it looks for, with the broker's own settings, and has no switch for it: an
+# events topic deleted under a running role came back with 4 partitions instead of 2.
+aiokafka.client.MetadataRequest = partial(MetadataRequest, allow_auto_topic_creation=False)

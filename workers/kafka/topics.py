@@ -7,11 +7,11 @@ import time
 from collections.abc import Collection, Iterable, Sequence
 
 from confluent_kafka import KafkaError, KafkaException
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic
 
 from schemas.errors import FreshetError
 from schemas.settings import KafkaSettings
-from schemas.topics import TOPICS, Topic
+from schemas.topics import CHANGELOG, TOPICS, Topic, misfits, shortcomings
 from workers.kafka.configuration import check_reachable, client
 
 log = logging.getLogger(__name__)
@@ -20,15 +20,24 @@ log = logging.getLogger(__name__)
 def create_topics(settings: KafkaSettings, topics: Iterable[Topic] = TOPICS.values(), timeout_s: float = 30.0) -> None:
     """Create the topics that are absent and return when all of them are there.
 
-    Any number of processes may call it at once. A broker that refuses a topic's settings gets it without them.
+    Any number of processes may call it at once. A broker that refuses a topic's settings gets it without them. Topics
+    that are there already are not altered; what is wrong with their settings is logged.
 
     Raises:
-        FreshetError: the broker does not answer, or a topic cannot be created; the text says which and why.
+        FreshetError: the broker does not answer, a topic cannot be created, or one has another number of partitions
+            than the setting; the text says which and why.
     """
     wanted = {topic.name: topic for topic in topics}
+    if settings.min_insync > settings.replication:
+        raise FreshetError(f"FRESHET_KAFKA_MIN_INSYNC_REPLICAS={settings.min_insync} is more than "
+                           f"FRESHET_KAFKA_REPLICATION={settings.replication}: no record could ever be written")
     check_reachable(settings, min(timeout_s, 10.0))
     admin = AdminClient(client(settings))
-    there = _with_leaders(admin, wanted)
+    there = _with_leaders(admin, {*wanted, CHANGELOG})
+    if text := misfits(there, settings.partitions):
+        raise FreshetError(text)
+    for warning in weaknesses(settings, [topic for name, topic in wanted.items() if name in there], admin):
+        log.warning("%s", warning)
     refused = _create(admin, settings, [topic for topic in wanted.values() if topic.name not in there])
     for name, error in refused.items():
         log.warning("the broker refuses the settings of %s (%s); creating it without them", name, error.str())
@@ -47,6 +56,28 @@ def partitions(settings: KafkaSettings, names: Collection[str]) -> dict[str, int
     return _with_leaders(AdminClient(client(settings)), names)
 
 
+def weaknesses(settings: KafkaSettings, topics: Sequence[Topic], admin: AdminClient | None = None) -> list[str]:
+    """Return a sentence for each broker-side setting of existing topics that does harm, with what to do.
+
+    Topics whose settings this user may not see are left out.
+    """
+    admin = admin or AdminClient(client(settings))
+    by_name = {topic.name: topic for topic in topics}
+    asked = admin.describe_configs([ConfigResource("topic", name) for name in by_name]) if topics else {}
+    out = []
+    for resource, answer in asked.items():
+        try:
+            found = {name: entry.value for name, entry in answer.result(10.0).items()}
+        except KafkaException as error:
+            log.info("the settings of topic %s cannot be read: %s", resource.name, error.args[0].str())
+            continue
+        out += [f"topic {resource.name} has {name}={found[name]}: {why}; set it with kafka-configs --bootstrap-server "
+                f"{settings.bootstrap} --alter --entity-type topics --entity-name {resource.name} --add-config "
+                f"{name}={wanted if ',' not in wanted else f'[{wanted}]'}"
+                for name, (wanted, why) in shortcomings(by_name[resource.name], found, settings.min_insync).items()]
+    return out
+
+
 def _with_leaders(admin: AdminClient, names: Collection[str]) -> dict[str, int]:
     return {
         name: len(topic.partitions) for name, topic in admin.list_topics(timeout=10.0).topics.items()
@@ -59,7 +90,7 @@ def _create(
 ) -> dict[str, KafkaError]:
     """Create topics and return, per topic that the broker refuses, its reason."""
     new = [NewTopic(topic.name, topic.partitions or settings.partitions, settings.replication,
-                    config=topic.config() if configured else {}) for topic in topics]
+                    config=topic.config(settings.min_insync) if configured else {}) for topic in topics]
     refused = {}
     for name, created in (admin.create_topics(new) if new else {}).items():
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict, deque
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from faust.transport.drivers.aiokafka import Consumer
@@ -36,6 +37,8 @@ class Ledger(BatchConsumer):
         self._read_offset = defaultdict(lambda: None)
         self.app = SimpleNamespace(batched_topics=frozenset({"events"}))
         self.settled = 0
+        self._buffered_partitions = set()
+        self._positioned = True
 
 
 @given(st.permutations([4, 9, 10, 30]))
@@ -55,18 +58,26 @@ def test_a_commit_never_passes_what_is_not_settled(order: list[int]) -> None:
     assert ledger.unsettled == 0
 
 
-def test_what_is_delivered_while_seeking_is_committed_when_settled(monkeypatch: pytest.MonkeyPatch) -> None:
-    ledger, tp = Ledger(), TP("events", 0)
-    ledger._delivered[tp].append(4)  # before: it is delivered again
+def test_nothing_of_the_sources_is_delivered_before_they_are_in_position(monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger, source, changelog = Ledger(), TP("events", 0), TP("changelog", 0)
+    asked = []
 
-    async def seek(self: BatchConsumer) -> None:
-        self._delivered[tp].extend([4, 9])
+    async def fetch(self: BatchConsumer, active: set[TP], timeout: float) -> dict[TP, list[Any]]:
+        asked.append(active)
+        return {tp: [SimpleNamespace(offset=4, timestamp=0, timestamp_type=0)] for tp in active}
 
-    monkeypatch.setattr(Consumer, "perform_seek", seek)
+    monkeypatch.setattr(Consumer, "_getmany", fetch)
+
+    async def seek() -> None:
+        assert await ledger._getmany({source}, 0.0) == {}
+        assert set(await ledger._getmany({source, changelog}, 0.0)) == {changelog}
+
+    ledger.positions = SimpleNamespace(seek=seek)  # type: ignore[assignment]
+    ledger._delivered[source].append(4)  # before: it is delivered again
     asyncio.run(ledger.perform_seek())
-    for offset in (4, 9):
-        ledger.settle(SimpleNamespace(tp=tp, offset=offset, ack=lambda consumer: True))  # type: ignore[arg-type]
-    assert ledger._new_offset(tp) == 10
+    assert not ledger._delivered
+    assert set(asyncio.run(ledger._getmany({source, changelog}, 0.0))) == {source, changelog}
+    assert asked == [{changelog}, {source, changelog}]
 
 
 def test_what_faust_drops_as_read_before_holds_no_commit_up(monkeypatch: pytest.MonkeyPatch) -> None:

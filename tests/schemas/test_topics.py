@@ -1,0 +1,44 @@
+"""What is wrong with topics that are there already: their partitions and their settings."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from schemas.settings import load
+from schemas.topics import BEHAVIOUR_EVENTS, CHANGELOG, KEYED_BY_USER, KNOWLEDGE_UPDATES, misfits, shortcomings
+
+
+@given(st.dictionaries(st.sampled_from([*KEYED_BY_USER, "dead-letters"]), st.integers(1, 8)), st.integers(1, 8))
+def test_a_misfit_is_a_topic_keyed_by_user_with_another_number(found, partitions):
+    text = misfits(found, partitions)
+    wrong = {name for name, number in found.items() if number != partitions and name != "dead-letters"}
+    assert {name for name in KEYED_BY_USER if f"{name} has {found.get(name)}" in text} == wrong
+    assert bool(text) == bool(wrong)
+
+
+def test_the_cure_is_the_setting_where_all_topics_agree_and_new_topics_where_they_do_not():
+    assert "set FRESHET_KAFKA_PARTITIONS=6" in misfits(dict.fromkeys(KEYED_BY_USER, 6), 4)
+    mixed = misfits(dict.fromkeys(KEYED_BY_USER, 4) | {CHANGELOG: 8}, 4)
+    assert "set FRESHET" not in mixed
+    assert f"{CHANGELOG} holds the user states" in mixed
+
+
+@pytest.mark.parametrize(("topic", "found", "min_insync", "wanted"), [
+    (BEHAVIOUR_EVENTS, {}, 2, {}),  # a broker that reports nothing
+    (BEHAVIOUR_EVENTS, BEHAVIOUR_EVENTS.config(2), 2, {}),
+    (BEHAVIOUR_EVENTS, BEHAVIOUR_EVENTS.config() | {"retention.ms": "1", "min.insync.replicas": "3"}, 2, {}),
+    (BEHAVIOUR_EVENTS, BEHAVIOUR_EVENTS.config() | {"message.timestamp.type": "CreateTime"}, 2,
+     {"message.timestamp.type": "LogAppendTime", "min.insync.replicas": "2"}),
+    (BEHAVIOUR_EVENTS, {"cleanup.policy": "compact"}, 1, {"cleanup.policy": "delete"}),
+    (KNOWLEDGE_UPDATES, {"cleanup.policy": "delete"}, 1, {"cleanup.policy": "compact"}),
+])
+def test_shortcomings(topic, found, min_insync, wanted):
+    assert {name: value for name, (value, _) in shortcomings(topic, found, min_insync).items()} == wanted
+
+
+@pytest.mark.parametrize(("replication", "given", "wanted"), [("1", "", 1), ("2", "", 1), ("3", "", 2), ("3", "1", 1)])
+def test_replicas_in_sync_follow_from_the_replication(replication, given, wanted):
+    settings = load({"FRESHET_KAFKA_REPLICATION": replication, "FRESHET_KAFKA_MIN_INSYNC_REPLICAS": given})
+    assert settings.kafka.min_insync == wanted
