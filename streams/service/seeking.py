@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
@@ -20,9 +20,6 @@ from streams.service.cluster import Cluster
 from streams.service.origin import confirm
 from streams.service.positions import Life, Position, decide, explain
 
-if TYPE_CHECKING:
-    from streams.service.batching import BatchConsumer
-
 log = logging.getLogger("freshet.streams")
 
 # A log that seems cut is looked at again after this long: a broker that has just become the leader may not yet list
@@ -34,12 +31,12 @@ class Seeker:
     """Where the source partitions of one consumer are read.
 
     Args:
-        consumer: whose partitions are meant.
+        consumer: the `BatchConsumer` whose partitions are meant.
         cluster: asked at every assignment whether it is the same.
         settings: where the home is.
     """
 
-    def __init__(self, consumer: BatchConsumer, cluster: Cluster, settings: Settings) -> None:
+    def __init__(self, consumer: Any, cluster: Cluster, settings: Settings) -> None:
         self._consumer = consumer
         self._cluster = cluster
         self._folder = settings.home / "streams"
