@@ -1,14 +1,15 @@
-"""The behaviour event: what a producer sends."""
+"""The behaviour event in Freshet's own form. `schemas.reading` reads every form in which producers write it."""
 
 from __future__ import annotations
 
 import hashlib
-from datetime import UTC, datetime
+from functools import partial
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from schemas.errors import PoisonError
+from schemas.reading.fields import DEFAULT_TYPE, MAX_ID, MAX_TYPE, identifier, label
+from schemas.reading.times import seconds
 
 # As seconds this is the year 5138. A larger number is milliseconds (or finer) sent by mistake; read as seconds, it
 # would make every later event of the user count as late.
@@ -16,21 +17,19 @@ MAX_EVENT_TIME = 1e11
 
 
 def _seconds(value: Any) -> Any:
-    """Return an ISO 8601 text as seconds since 1970; numbers are unchanged. Without a time zone, UTC is assumed."""
-    if isinstance(value, bool):
-        raise ValueError("a boolean is not a time")
-    if isinstance(value, str):
-        moment = datetime.fromisoformat(value)
-        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-    return value
+    """Return a text as seconds since 1970; numbers are seconds already."""
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else seconds(value, 0.0)
 
 
 EventTime = Annotated[
     float,
     BeforeValidator(_seconds, json_schema_input_type=float | str),
-    Field(ge=0, lt=MAX_EVENT_TIME, allow_inf_nan=False, description="seconds since 1970, or ISO 8601 text"),
+    Field(ge=0, lt=MAX_EVENT_TIME, allow_inf_nan=False, description=(
+        "since 1970 in seconds, milliseconds, microseconds or nanoseconds (the size tells), or ISO 8601 text")),
 ]
-Identifier = Annotated[str, Field(min_length=1, max_length=256, strict=True)]
+Identifier = Annotated[
+    str, BeforeValidator(identifier, json_schema_input_type=str | int), Field(min_length=1, max_length=MAX_ID)]
+Label = str | float | None  # what an optional text may be written as
 
 
 def make_event_id(user_id: str, item_id: str, event_time: float, event_type: str) -> str:
@@ -48,35 +47,17 @@ class BehaviourEvent(BaseModel):
     user_id: Identifier
     item_id: Identifier
     event_time: EventTime
-    event_id: str = Field(default="", max_length=256, description="computed from the other fields if absent")
-    event_type: str = Field(default="interaction", min_length=1, max_length=64)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _fill_event_id(cls, data: Any) -> Any:
-        if isinstance(data, dict) and data.get("event_id") is None:
-            data = {key: value for key, value in data.items() if key != "event_id"}
-        return data
+    event_id: Annotated[str, BeforeValidator(partial(label, limit=MAX_ID), json_schema_input_type=Label)] = Field(
+        default="", max_length=MAX_ID, description="computed from the other fields if absent")
+    event_type: Annotated[
+        str, BeforeValidator(partial(label, limit=MAX_TYPE, default=DEFAULT_TYPE), json_schema_input_type=Label),
+    ] = Field(default=DEFAULT_TYPE, min_length=1, max_length=MAX_TYPE)
 
     def model_post_init(self, _: Any) -> None:
         """Set the event's id if the producer sent none."""
         if not self.event_id:
             event_id = make_event_id(self.user_id, self.item_id, self.event_time, self.event_type)
             object.__setattr__(self, "event_id", event_id)
-
-
-def parse_event(value: bytes | None) -> BehaviourEvent:
-    """Return the event in a record's bytes.
-
-    Raises:
-        PoisonError: the bytes are not a valid event; the reason is one line for the dead letter.
-    """
-    if not value:
-        raise PoisonError("empty value")
-    try:
-        return BehaviourEvent.model_validate_json(value)
-    except ValidationError as error:
-        raise PoisonError(describe(error)) from error
 
 
 def describe(error: ValidationError) -> str:

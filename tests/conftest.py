@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import hypothesis
 import pytest
+
+# Time-outs per example measure the machine, which tests share with brokers and models.
+hypothesis.settings.register_profile("freshet", deadline=None)
+hypothesis.settings.load_profile("freshet")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

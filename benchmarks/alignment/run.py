@@ -27,6 +27,7 @@ from models.aligning.cohort import Cohort, FrozenModels, Margins, margins
 from models.aligning.publication import FEWEST
 from models.data import dataset as data
 from models.data.dataset import IntArray
+from models.data.loading import load_dataset
 from models.data.sequences import Sequences
 from models.measuring.intervals import paired_interval
 from models.scorers.snapshots import regular
@@ -125,7 +126,7 @@ def load_parts(settings: Settings, artifact: Artifact, stages: Stages) -> Frozen
 
 def unseen(folder: Path, artifact: Artifact, events: int, seed: int) -> Cohort:
     """Return snapshots of about `events` events in the part of the timeline that was not used for fitting."""
-    dataset = data.load(folder)
+    dataset = load_dataset(folder)
     if dataset.hash != artifact.card.data_hash:
         raise FreshetError(f"model {artifact.model_version} was fitted on other data than {folder}; "
                            f"run `freshet fit --data {folder}` first")

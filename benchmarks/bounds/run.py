@@ -30,7 +30,7 @@ from matplotlib import pyplot as plt
 
 from benchmarks.quality.run import ROOT, TUNED, made_up
 from models.calibration.evidence import WORDS, calibrate_evidence
-from models.data.dataset import load as load_data
+from models.data.loading import load_dataset
 from models.evidence.ease import Ease
 from models.measuring.harm import harmed
 from models.measuring.metrics import ndcg
@@ -178,7 +178,7 @@ def main(argv: list[str] | None = None) -> None:
             else:
                 folder = args.data or movielens.fetch(settings.home)
                 settings = replace(settings, fit=replace(settings.fit, **TUNED["movielens-100k"], seed=args.seed))
-            dataset = load_data(folder)
+            dataset = load_dataset(folder)
             split = protocol(args.protocol.replace("-", "_"), dataset, limit=4000)
             context = Context(dataset, split, settings, lambda: open_language(settings, dataset.texts, stages),
                             report=TrainingStages(stages, opened.enter_context(ExitStack())),

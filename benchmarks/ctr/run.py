@@ -29,6 +29,7 @@ from benchmarks.ctr.click_models import Ctr, Samples, fit_ctr, judge_ctr, sample
 from benchmarks.ctr.intervals import METRICS, ClickRun, compare
 from models.compute.pca import Whitening
 from models.data import dataset as data
+from models.data.loading import load_dataset
 from models.language.generation import generated
 from models.language.llm import LanguageModel
 from models.language.writer import Writer
@@ -82,7 +83,7 @@ def ratings(folder: Path, events: data.Events, dataset: data.Dataset) -> np.ndar
 
 def movielens_task(settings: Settings, stages: Stages) -> Task:
     folder = movielens.fetch(settings.home)
-    dataset = data.load(folder)
+    dataset = load_dataset(folder)
     order = np.argsort(dataset.events.user, kind="stable")
     rating, item = ratings(folder, dataset.events, dataset)[order], dataset.events.item[order]
     offsets = np.concatenate([[0], np.cumsum(np.bincount(dataset.events.user, minlength=len(dataset.users)))])

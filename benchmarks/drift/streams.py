@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from models.data import dataset as data
+from models.data.loading import load_dataset
 from schemas.settings import Settings, StateSettings
 from streams.calibration.alarms import Rows
 from streams.calibration.thresholds import MAX_OBSERVATIONS, History, choose_min_history, split_users
@@ -65,7 +66,7 @@ def made_up(seed: int = 0) -> Population:
 def population(name: str, folder: Path, settings: Settings, say: Callable[[str], None], *, tail: int, epochs: int,
                users: int, seed: int = 0) -> Population:
     """Return the users of a data set, at most `users` per half, with the training part of their histories."""
-    dataset = data.load(folder)
+    dataset = load_dataset(folder)
     past, _ = data.split(dataset, settings.fit.train_fraction)
     vectors = ItemVectors(dataset.items, _item_vectors(dataset, past, settings, epochs, say))
     histories = by_user(past, np.arange(len(dataset.items)), len(dataset.users))

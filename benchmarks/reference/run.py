@@ -21,7 +21,7 @@ from typing import Any
 
 from benchmarks.pages import fill
 from benchmarks.quality.run import RESULTS, ROOT, TUNED, datasets, made_up, names
-from models.data.dataset import load as load_data
+from models.data.loading import load_dataset
 from models.measuring.protocols import protocol
 from models.scorers.training import train_reference
 from schemas.errors import FreshetError
@@ -40,7 +40,7 @@ def measure(
     settings: Settings, folder: Path, which: str, stages: Stages, changes: tuple[dict[str, Any], ...] = CHANGES,
 ) -> list[dict[str, Any]]:
     """Return one entry per change of the settings: the change, and metrics of the best epoch."""
-    dataset = load_data(folder)
+    dataset = load_dataset(folder)
     split = protocol(which, dataset)
     keep = ScorerCache(settings.home / "cache" / "scorers")
     points = []

@@ -14,7 +14,7 @@ import time
 
 import torch
 
-from models.data import dataset as data
+from models.data.loading import load_dataset
 from models.language.generation import answer, common, token_rows
 from models.language.llm import LanguageModel
 from models.language.writer import Writer
@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> None:
     torch.set_num_threads(1)
     settings = load()
     llm = LanguageModel.load(settings.llm, settings.home / "cache")
-    texts = [text for text in data.load(movielens.fetch(settings.home)).texts if text]
+    texts = [text for text in load_dataset(movielens.fetch(settings.home)).texts if text]
     prompts = sorted(item_prompts(random.Random(0).sample(texts, min(args.texts, len(texts)))), key=len)
     rows = token_rows(llm, prompts)
     read = sum(map(len, rows)) - len(rows) * len(common(rows))

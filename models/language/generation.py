@@ -10,7 +10,7 @@ import orjson
 import torch
 from torch import Tensor
 
-from models.data.dataset import clean
+from models.data.texts import clean
 from models.language.llm import LanguageModel
 from models.language.writer import WORDS, Writer, quick
 

@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from models.compute.neighbours import Banks, exact
-from models.data.dataset import IntArray, clean
+from models.data.dataset import IntArray
 from models.data.sequences import Sequences
+from models.data.texts import clean
 from models.knowledge.sources import Moments, Source
 from models.language.generation import answer
 from models.language.item_cache import ItemCache

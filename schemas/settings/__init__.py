@@ -23,6 +23,9 @@ from schemas.events import describe
 from schemas.settings.sections import (
     STRICT,
     AlignmentSettings,
+    Envelope,
+    EventField,
+    EventSettings,
     Evidence,
     ExperimentSettings,
     FitSettings,
@@ -38,8 +41,9 @@ from schemas.settings.sections import (
 )
 
 __all__ = [
-    "AlignmentSettings", "Evidence", "ExperimentSettings", "FitSettings", "HealthSettings", "KafkaSettings",
-    "LlmSettings", "LogSettings", "QdrantSettings", "RankingSettings", "RefreshSettings", "SettingRow", "Settings",
+    "AlignmentSettings", "Envelope", "EventField", "EventSettings", "Evidence", "ExperimentSettings", "FitSettings",
+    "HealthSettings", "KafkaSettings", "LlmSettings", "LogSettings", "QdrantSettings", "RankingSettings",
+    "RefreshSettings", "SettingRow", "Settings",
     "StateSettings", "WatchdogSettings", "load", "rows", "to_environ",
 ]
 
@@ -56,6 +60,7 @@ class Settings:
     qdrant: QdrantSettings = field(default_factory=QdrantSettings)
     llm: LlmSettings = field(default_factory=LlmSettings)
     fit: FitSettings = field(default_factory=FitSettings)
+    events: EventSettings = field(default_factory=EventSettings)
     state: StateSettings = field(default_factory=StateSettings)
     refresh: RefreshSettings = field(default_factory=RefreshSettings)
     ranking: RankingSettings = field(default_factory=RankingSettings)
@@ -98,8 +103,9 @@ def rows() -> tuple[SettingRow, ...]:
             if "enum" in spec:
                 type_ = "|".join(spec["enum"])
             out.append(SettingRow(
-                f"{PREFIX}{section}_{one.name}".upper(), section, one.name, type_, spec.get("default"),
-                spec.get("description", ""), secret=not one.repr))
+                f"{PREFIX}{section}_{one.name}".upper(), section, one.name, type_,
+                spec.get("default", {} if type_ == "object" else None), spec.get("description", ""),
+                secret=not one.repr))
     return tuple(out)
 
 
@@ -134,11 +140,16 @@ def to_environ(settings: Settings) -> dict[str, str]:
     for row in rows():
         if row.section:
             value = getattr(getattr(settings, row.section), row.name)
-            if value is not None and value != row.default:
-                out[row.variable] = str(value)
+            if value is not None and _as_text(value) != _as_text(row.default):
+                out[row.variable] = _as_text(value)
                 if row.secret:
                     out[row.file_variable] = ""
     return out
+
+
+def _as_text(value: Any) -> str:
+    """Return a value as a variable holds it."""
+    return ",".join(f"{name}={path}" for name, path in value.items()) if isinstance(value, dict) else str(value)
 
 
 def _from_toml(named: str | Path | None) -> dict[str, Any]:

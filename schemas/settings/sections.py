@@ -5,14 +5,33 @@ A field with `repr=False` is a secret: it is not printed, and it may come from a
 
 from __future__ import annotations
 
-from typing import Literal
+from datetime import UTC, date, datetime
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 # A wrong value may be a secret in the wrong place: pydantic's own error texts would quote it.
 STRICT = ConfigDict(extra="forbid", hide_input_in_errors=True)
 Evidence = Literal["current", "stored"]
+Envelope = Literal["auto", "none", "segment", "snowplow", "debezium", "cloudevents"]
+EventField = Literal["user_id", "item_id", "event_time", "event_type", "event_id"]
+
+
+def _pairs(value: Any) -> Any:
+    """Return `a=b,c=d` as a mapping, as a variable gives it; a TOML table is one already."""
+    if not isinstance(value, str):
+        return value
+    out = {}
+    for pair in value.split(","):
+        name, equals, path = pair.partition("=")
+        if not equals:
+            raise ValueError("write FIELD=NAME,FIELD=NAME")
+        out[name.strip()] = path.strip()
+    return out
+
+
+Name = Annotated[str, Field(min_length=1, max_length=200)]
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -100,6 +119,36 @@ class FitSettings:
         default=0.4, ge=0, le=1,
         description="how many users knowledge may harm, as a share of those it would harm without a trust region")
     seed: int = Field(default=42, description="seed of every random choice")
+
+
+@dataclass(frozen=True, config=STRICT)
+class EventSettings:
+    """How producers and files write events."""
+
+    fields: Annotated[dict[EventField, Name], BeforeValidator(_pairs)] = Field(
+        default_factory=dict,
+        description="where an event's fields are, for other names than ours: user_id=visitorid,item_id=product.id (a "
+                    "dot goes into an object); in the file a table `[events.fields]`")
+    envelope: Envelope = Field(
+        default="auto", description="the tracker whose envelope events come in; auto = recognised, none = never")
+    earliest: date = Field(
+        default=date(1980, 1, 1),
+        description="events before this day are refused: days, minutes or counts taken for seconds lie before 1980; "
+                    "1970-01-01 for times that do not count from 1970")
+    encoding: str = Field(default="", max_length=40, description="of files; empty = UTF-8, or a public data set's own")
+    columns: str = Field(
+        default="", max_length=1000,
+        description="names of the columns of files without a header: user_id,item_id,rating,timestamp")
+
+    @property
+    def column_names(self) -> tuple[str, ...]:
+        """The names in `columns`."""
+        return tuple(name.strip() for name in self.columns.split(",")) if self.columns else ()
+
+    @property
+    def earliest_s(self) -> float:
+        """The earliest time of an event, seconds since 1970."""
+        return datetime(self.earliest.year, self.earliest.month, self.earliest.day, tzinfo=UTC).timestamp()
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from schemas.codec import decode
 from schemas.errors import FreshetError, PoisonError
 from schemas.messages import Judgement, KnowledgeUpdate
+from schemas.reading.reader import EventReader
 from schemas.settings import Settings
 from schemas.topics import (
     ALIGNMENT_SAMPLES,
@@ -75,6 +76,7 @@ class Stage:
         self.table = table
         self.outbox = outbox
         self.settings = settings
+        self.reader = EventReader(settings.events)
         self.clock = clock
 
     def prepare(self, topic: str, partition: int, records: Sequence[Any]) -> Delivery:
@@ -87,7 +89,7 @@ class Stage:
         bad: list[tuple[Any, str]] = []
         step: Step
         if topic == BEHAVIOUR_EVENTS.name:
-            events, good, bad = decode_events(records, now, self.settings.state.future_s)
+            events, good, bad = decode_events(records, now, self.settings.state.future_s, self.reader)
             work = Work([event.user_id for event in events], events, good)
             strays = self._strays(partition, set(work.users))
             if strays:

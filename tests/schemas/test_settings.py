@@ -44,10 +44,11 @@ def test_every_setting_can_be_set_by_its_variable(toml):
         (one.name, name) for one in dataclasses.fields(Settings) if one.name != "home"
         for name in schema[type(getattr(Settings(), one.name)).__name__]["properties"]}
     for row in rows():
-        value = row.default if row.default not in (None, "") else "7"
+        value = {"FRESHET_EVENTS_FIELDS": "user_id=7"}.get(
+            row.variable, row.default if row.default not in (None, "") else "7")
         settings = load({row.variable: str(value)})
         found = getattr(getattr(settings, row.section), row.name) if row.section else str(settings.home)
-        assert str(found) in {str(value), "7.0"}, row.variable
+        assert str(found) in {str(value), "7.0", "{'user_id': '7'}"}, row.variable
 
 
 @pytest.mark.parametrize(
@@ -128,7 +129,10 @@ def strategy(spec):
         "number": lambda: st.floats(
             low if above is None else above, high if below is None else below, allow_nan=False,
             exclude_min=above is not None, exclude_max=below is not None),
-        "string": lambda: st.text(min_size=spec.get("minLength", 0)),
+        "string": lambda: st.dates() if spec.get("format") == "date" else st.text(
+            min_size=spec.get("minLength", 0), max_size=spec.get("maxLength")),
+        "object": lambda: st.dictionaries(
+            st.sampled_from(spec["propertyNames"]["enum"]), st.text("abc.", min_size=1, max_size=9)),
         "boolean": st.booleans,
         "null": st.none,
     }[spec["type"]]()

@@ -11,7 +11,8 @@ import typer
 from schemas.settings import load
 
 DataFolder = Annotated[
-    Path | None, typer.Option(help="Folder with events.csv and items.jsonl. [default: download MovieLens-100K]")]
+    Path | None, typer.Option(help="Folder with events.csv and items.jsonl, the folder of a public data set, or a file "
+                                   "of events. [default: download MovieLens-100K]")]
 
 
 def fit(
@@ -19,11 +20,17 @@ def fit(
     system: Annotated[str, typer.Option(
         help="The system to fit and serve; `freshet evaluate --list` shows all. "
              "[default: the setting fit.system, which is freshet]")] = "",
+    encoding: Annotated[str, typer.Option(
+        help="Encoding of the files, such as cp1252. [default: the setting events.encoding, else UTF-8]")] = "",
+    columns: Annotated[str, typer.Option(
+        help="Names of the columns of an events file without a header: user_id,item_id,rating,timestamp.")] = "",
 ) -> None:
     """Fit the models on the first part of the timeline and calibrate when knowledge is refreshed.
 
     `events.csv` has the columns user_id, item_id, timestamp and optionally event_type. `items.jsonl` has the fields
-    item_id, title and attributes (a list). Stages whose data and settings did not change are reused from the last fit.
+    item_id, title and attributes (a list). MovieLens, Amazon reviews, Yelp, RetailRocket and RecBole's atomic files are
+    recognised by their files' names; docs/events.md says what else is read. Stages whose data and settings did not
+    change are reused from the last fit.
 
     The fitted model becomes the current version, which `freshet up` serves. The systems `dense` and `generative` have
     no knowledge about users: they never refresh anything, and serving them needs no language model.
@@ -33,6 +40,8 @@ def fit(
     `freshet fit --data my-shop`
 
     `freshet fit --data my-shop --system lwgr`
+
+    `freshet fit --data Beauty_5.jsonl.gz`
     """
     from models.systems.table import system_named
     from workers.data import movielens
@@ -42,6 +51,9 @@ def fit(
     settings = load()
     if system:
         settings = replace(settings, fit=replace(settings.fit, system=system))
+    if encoding or columns:
+        settings = replace(settings, events=replace(
+            settings.events, encoding=encoding or settings.events.encoding, columns=columns or settings.events.columns))
     system_named(settings.fit.system)  # fail on a wrong name before anything is downloaded
     folder = data or movielens.fetch(settings.home, typer.echo)
     with Stages() as stages:

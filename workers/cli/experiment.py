@@ -14,8 +14,8 @@ from rich.table import Table
 
 from schemas.codec import decode
 from schemas.errors import FreshetError, PoisonError
-from schemas.events import BehaviourEvent, parse_event
 from schemas.messages import Recommendation
+from schemas.reading.reader import EventReader, ReadEvent
 from schemas.settings import load
 from schemas.topics import BEHAVIOUR_EVENTS, RECOMMENDATIONS
 from workers.terminal.durations import duration
@@ -55,7 +55,8 @@ def experiment(
     settings = connected(load())
     console = Console(highlight=False)
     topics = [BEHAVIOUR_EVENTS.name, RECOMMENDATIONS.name]
-    records: list[tuple[float, BehaviourEvent | Recommendation]] = []
+    records: list[tuple[float, ReadEvent | Recommendation]] = []
+    reader = EventReader(settings.events)
     names: Counter[str] = Counter()
     unreadable = 0
     with Console(stderr=True).status(f"reading {' and '.join(topics)}"):
@@ -63,7 +64,9 @@ def experiment(
         for message in read_all(settings.kafka, topics, within_s=600.0):
             try:
                 if message.topic() == BEHAVIOUR_EVENTS.name:
-                    records.append((message.timestamp()[1] / 1000, parse_event(message.value())))
+                    at = message.timestamp()[1] / 1000
+                    events, _ = reader.record(message.value(), message.headers() or ())
+                    records.extend((at, event) for event in events)
                 else:
                     recommendation = decode(Recommendation, message.value())
                     names[recommendation.experiment] += 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -13,13 +12,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from schemas.errors import DataError, FreshetError
+from schemas.errors import FreshetError
 from schemas.settings import load
 from schemas.topics import TOPICS
 
 
 def produce(
-    file: Annotated[str, typer.Argument(help="CSV file with a header, or JSON lines. - reads standard input.")],
+    file: Annotated[str, typer.Argument(help="CSV (also tab, ; or ::), JSON lines, a JSON array or Parquet; also "
+                                             "compressed by gzip or zstd. - reads standard input.")],
     backfill: Annotated[bool, typer.Option(
         help="Send the events as history: they update the users' states, but cause no recommendations.")] = False,
     speed: Annotated[float, typer.Option(
@@ -27,8 +27,9 @@ def produce(
 ) -> None:
     """Send behaviour events from a file to the running stack.
 
-    Every event needs `user_id`, `item_id` and `event_time` (or `timestamp`). Lines that are not valid events are
-    skipped and reported, and the exit code is 1.
+    Every event needs a user, an item and a time. Columns are found by their names (`user_id`, `userId`, `visitorid`,
+    …); `FRESHET_EVENTS_FIELDS=user_id=NAME` maps others. docs/events.md says what is read. Lines that are not valid
+    events are skipped and reported, and the exit code is 1.
 
     Examples:
 
@@ -36,29 +37,26 @@ def produce(
 
     `echo '{"user_id": "7", "item_id": "50", "event_time": 893286638}' | freshet produce -`
     """
-    from workers.data.produce import EventProducer, Pacer, RejectedEvent, read_events
+    from models.data.account import Account
+    from workers.data.produce import EventProducer, Pacer, read_file
     from workers.home.stack_info import connected
 
     settings = connected(load())
-    rejected = RejectedEvent()
+    account = Account("standard input" if file == "-" else Path(file).name)
     producer = EventProducer(settings.kafka, backfill=backfill, stall_s=settings.watchdog.stall_s)
     pacer = Pacer(speed, time.monotonic())
     try:
-        with nullcontext(sys.stdin) if file == "-" else Path(file).open(encoding="utf-8-sig", newline="") as source:
-            for event in read_events(source, rejected):
-                while (wait := pacer.due(event.event_time) - time.monotonic()) > 0:
-                    producer.poll(min(wait, 0.5))
-                producer.send(event)
-    except FileNotFoundError:
-        raise DataError(f"there is no file {file}") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file} is not UTF-8 text: {error}") from None
+        for event in read_file(file, account, settings.events, sys.stdin.buffer):
+            while (wait := pacer.due(event.event_time) - time.monotonic()) > 0:
+                producer.poll(min(wait, 0.5))
+            producer.send(event)
     finally:
         producer.flush()
     typer.echo(f"produced {producer.delivered:,} events to behaviour-events")
-    if rejected.count:
-        raise FreshetError(
-            f"{rejected.count:,} lines are not valid events and were not sent; " + "; ".join(rejected.first))
+    for line in account.lines()[1:]:
+        typer.echo(line, err=True)
+    if account.left_out:
+        raise FreshetError(f"{account.left_out:,} of {account.read:,} rows are not valid events and were not sent")
 
 
 def tail(

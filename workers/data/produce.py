@@ -2,88 +2,54 @@
 
 from __future__ import annotations
 
-import contextlib
-import csv
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
-from itertools import chain
-from typing import Any, TextIO
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO
 
-import orjson
 from confluent_kafka import KafkaError, Message, Producer
-from pydantic import ValidationError
 
+from models.data.account import Account
+from models.data.layouts import EVENT_NAMES
+from models.data.loading import events_of
+from models.data.opening import text_lines
+from models.data.tables import read_lines, read_table
 from schemas.codec import encode
-from schemas.errors import DataError, FreshetError, StalledError
-from schemas.events import BehaviourEvent, describe
+from schemas.errors import FreshetError, StalledError
+from schemas.events import BehaviourEvent
 from schemas.liveness import Stall
-from schemas.settings import KafkaSettings
+from schemas.settings import EventSettings, KafkaSettings
 from schemas.topics import BEHAVIOUR_EVENTS
 from workers.kafka.configuration import producer
 
+_READ = {name for names in EVENT_NAMES.values() for name in names} | set(BehaviourEvent.model_fields)
 BACKFILL = "freshet-backfill"  # header: only update states, do not recommend or refresh
 
 Delivered = Callable[[KafkaError | None, Message], None]
 
 
-@dataclass
-class RejectedEvent:
-    """Lines that are not valid events."""
+def read_file(
+    file: str, account: Account, settings: EventSettings, stdin: IO[bytes] | None = None,
+) -> Iterator[BehaviourEvent]:
+    """Yield the events of a file, in any format that `models.data.tables` reads. Other fields pass through.
 
-    count: int = 0
-    first: list[str] = field(default_factory=list)
-
-    def add(self, line: int, reason: str) -> None:
-        """Count a line. The first five are stored to be shown."""
-        self.count += 1
-        if len(self.first) < 5:
-            self.first.append(f"line {line}: {reason}")
-
-
-def read_events(source: TextIO, rejected: RejectedEvent) -> Iterator[BehaviourEvent]:
-    """Yield the events of a CSV (with a header) or JSON-lines text. A text that starts with `{` is JSON lines.
-
-    A CSV's `timestamp` column is used as `event_time`. Invalid lines are counted in `rejected`.
+    Args:
+        file: its path, "-" for standard input.
+        account: counts what is left out.
+        stdin: standard input.
 
     Raises:
-        DataError: the text is empty, or it is a CSV without the required columns.
+        DataError: the file is missing, empty or unreadable, or it has no column for a user, an item or a time.
     """
-    first = next((line for line in source if line.strip()), None)
-    if first is None:
-        raise DataError("there is nothing to produce: the input is empty")
-    rows = _json_rows if first.lstrip().startswith("{") else _csv_rows
-    for number, row in rows(chain([first], source), rejected):
-        try:
-            yield BehaviourEvent.model_validate(row)
-        except ValidationError as error:
-            rejected.add(number, describe(error))
-
-
-def _json_rows(lines: Iterable[str], rejected: RejectedEvent) -> Iterator[tuple[int, Any]]:
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            try:
-                yield number, orjson.loads(line)
-            except orjson.JSONDecodeError as error:
-                rejected.add(number, f"not JSON: {error}")
-
-
-def _csv_rows(lines: Iterable[str], _: RejectedEvent) -> Iterator[tuple[int, Any]]:
-    reader = csv.DictReader(lines)
-    columns = set(reader.fieldnames or ())
-    missing = {"user_id", "item_id"} - columns
-    if not {"timestamp", "event_time"} & columns:
-        missing.add("timestamp")
-    if missing:
-        raise DataError(f"the CSV has no column {', '.join(sorted(missing))}; it has {', '.join(sorted(columns))}")
-    for number, row in enumerate(reader, 2):
-        fields = {key: value for key, value in row.items() if key and value not in (None, "")}
-        if "event_time" not in fields and "timestamp" in fields:
-            fields["event_time"] = fields.pop("timestamp")
-        with contextlib.suppress(KeyError, ValueError):  # ISO 8601 text, or missing: the model validates it
-            fields["event_time"] = float(fields["event_time"])
-        yield number, fields
+    if file == "-" and stdin is not None:
+        rows = read_lines(text_lines(account.name, stdin, settings.encoding), account, columns=settings.column_names)
+    else:
+        rows = read_table(Path(file), account, encoding=settings.encoding, columns=settings.column_names)
+    for _, row, event in events_of(rows, account, settings):
+        account.used += 1
+        extra = {name: value for name, value in row.items()
+                 if name.lower() not in _READ and name not in settings.fields.values()}
+        yield BehaviourEvent(**{**extra, **event._asdict()})
 
 
 class EventProducer:

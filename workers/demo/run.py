@@ -19,6 +19,7 @@ import numpy as np
 import orjson
 
 from models.data import dataset as data
+from models.data.loading import load_dataset
 from schemas.artifacts import Artifact, Registry
 from schemas.codec import decode
 from schemas.errors import FreshetError, PoisonError, StalledError
@@ -117,7 +118,7 @@ class Demo:
             self._begin_stage("fit")
             artifact = self._fit(folder)
             self._begin_stage("load")
-            dataset = data.load(folder)
+            dataset = load_dataset(folder, self.settings.events)
             past, future = data.split(dataset, self.settings.fit.train_fraction)
             future = future[:self.limit] if self.limit else future
             self.window = self.window or default_window(len(future))

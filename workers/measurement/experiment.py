@@ -17,9 +17,9 @@ import numpy as np
 
 from models.measuring import uplift as statistics
 from schemas.errors import FreshetError
-from schemas.events import BehaviourEvent
 from schemas.experiment import arm
 from schemas.messages import Recommendation
+from schemas.reading.reader import ReadEvent
 from schemas.settings import ExperimentSettings
 from workers.measurement.prequential import TOP, ndcg
 
@@ -157,7 +157,7 @@ def conclusion(now: statistics.Uplift) -> str:
     return "No significant difference yet: the interval contains zero."
 
 
-def fold(trial: RunningExperiment, records: Iterable[tuple[float, BehaviourEvent | Recommendation]]) -> None:
+def fold(trial: RunningExperiment, records: Iterable[tuple[float, ReadEvent | Recommendation]]) -> None:
     """Add all records of the two topics in the order in which they happened, whatever order they are passed in.
 
     Args: trial: receives the records. records: events with the broker's timestamp of their record, and recommendations
@@ -165,7 +165,7 @@ def fold(trial: RunningExperiment, records: Iterable[tuple[float, BehaviourEvent
         event's timestamp. So the recommendation that the event itself caused never counts, even if the clocks of two
         machines differ.
     """
-    def when(record: tuple[float, BehaviourEvent | Recommendation]) -> tuple[float, bool]:
+    def when(record: tuple[float, ReadEvent | Recommendation]) -> tuple[float, bool]:
         at, message = record
         if isinstance(message, Recommendation):
             return max(message.ranked_at, message.caused_at), True

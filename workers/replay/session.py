@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from models.data import dataset as data
+from models.data.loading import load_dataset
 from schemas.artifacts import Artifact, Registry
 from schemas.errors import FreshetError
 from schemas.messages import Judgement, KnowledgeRequest
@@ -75,7 +75,7 @@ class ReplaySession:
         self.stages = stages
         self.name = folder.resolve().name
         with stages.stage("data", STALL_S["data"]):
-            dataset = data.load(folder)
+            dataset = load_dataset(folder, settings.events)
             self.artifact: Artifact = Registry(settings.home).open()
             self.timeline = timeline(dataset, self.artifact.card.split_time, events)
         self.data_hash = dataset.hash

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import orjson
 
-from models.data import dataset as data
+from models.data.loading import load_dataset
 from schemas.errors import DataError
 from schemas.files import write_whole, written_whole
 from schemas.settings import Settings
@@ -70,7 +70,7 @@ class Evaluator:
         self.settings = replace(settings, home=settings.home.absolute())
         self.stages = stages
         with stages.stage("data", 300.0):
-            self.dataset = data.load(folder)
+            self.dataset = load_dataset(folder, self.settings.events)
         self._code = code_hash()  # hash the code that this process loaded, before anyone edits it
         self.name = name or folder.resolve().name
         self._llm: tuple[LanguageModel, ItemCache] | None = None

@@ -20,6 +20,7 @@ import orjson
 from safetensors.numpy import load_file
 
 from models.data import dataset as data
+from models.data.loading import load_dataset
 from models.systems.table import system_named
 from schemas.artifacts import Artifact, Card, Registry, write_card
 from schemas.calibration import Calibration
@@ -74,10 +75,11 @@ def run(settings: Settings, folder: Path, stages: Stages) -> Artifact:
     settings = replace(settings, home=settings.home.absolute())
     system_named(settings.fit.system)
     with stages.stage("data", 300.0):
-        dataset = data.load(folder)
+        dataset = load_dataset(folder, settings.events)
         past, _ = data.split(dataset, settings.fit.train_fraction)
-    for reason, count in sorted(dataset.skipped.items()):
-        stages.say(f"  {reason}: {count:,}")
+    for line in [line for account in dataset.accounts for line in account.lines()] + [
+            f"note: {warning}" for warning in dataset.warnings]:
+        stages.say(f"  {line}")
     key = fit_key(dataset.hash, settings)
     artifact = published(Registry(settings.home), key)
     if artifact is None:

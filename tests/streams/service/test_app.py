@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from safetensors.numpy import save_file
 
 from schemas.artifacts import Card, Registry, write_card
 from schemas.messages import DeadLetter, Judgement, KnowledgeRequest, KnowledgeUpdate, Margin, RankingRequest
-from schemas.settings import KafkaSettings, RefreshSettings, Settings, StateSettings, to_environ
+from schemas.settings import EventSettings, KafkaSettings, RefreshSettings, Settings, StateSettings, to_environ
 from streams.decisions.planner import Planner
 from streams.profile.catalogue import ItemVectors
 from streams.profile.fold import Event
@@ -48,6 +49,7 @@ class Role:
     def __init__(self, bootstrap: str, home: Path) -> None:
         self.settings = Settings(
             home=home, kafka=KafkaSettings(bootstrap=bootstrap, session_timeout_s=6.0, partitions=2),
+            events=EventSettings(earliest=date(1970, 1, 1)),
             state=StateSettings(history=10, seen=20, event_ids=32), refresh=RefreshSettings(min_history=3))
         create_topics(self.settings.kafka)
         if not Registry(home).versions():  # a second role on the same home goes on with its model
@@ -213,7 +215,7 @@ def test_bad_records_strays_and_backfill(broker: str, tmp_path: Path) -> None:
     role = Role(broker, tmp_path / "home")
     role.start()
     role.wait_ready()
-    bad = [b"", b"{", b"\xff\xfe", b"[]", b'{"user_id":1,"item_id":"i1","event_time":1}', b'{"user_id":"u"}',
+    bad = [b"", b"{", b"\xff\xfe", b"[]", b'{"user_id":true,"item_id":"i1","event_time":1}', b'{"user_id":"u"}',
            orjson.dumps({"user_id": "u", "item_id": "i1", "event_time": time.time() + 1e7}), b"x" * 900_000]
     stray = next(f"s{n}" for n in range(99) if partition_of(f"s{n}".encode(), 2) != partition_of(b"wrong key", 2))
     records: list[tuple[str, bytes | None, bytes, dict[str, bytes]]] = [
@@ -222,8 +224,12 @@ def test_bad_records_strays_and_backfill(broker: str, tmp_path: Path) -> None:
     records += [("behaviour-events", b"wrong key", value(Event(stray, "i1", 5.0, "view", "e1", 0, 0.0)), {})]
     records += [("behaviour-events", b"old", value(Event("old", "i2", 5.0, "view", "e2", 0, 0.0)), {
         "freshet-backfill": b"1"})]
+    here = next(f"h{n}" for n in range(99) if partition_of(f"h{n}".encode(), 2) != partition_of(stray.encode(), 2))
+    array = b",".join(value(Event(user, "i3", 6.0, "view", f"e-{user}", 0, 0.0)) for user in (stray, here))
+    records += [("behaviour-events", here.encode(), b"[" + array + b"]", {})]
     produce(broker, records)
-    role.wait(lambda: role.committed("behaviour-events") == len(bad) + 3)  # the stray is read twice
+    # The stray is read twice, and so is the element of the array that belongs to another partition than its record.
+    role.wait(lambda: role.committed("behaviour-events") == len(bad) + 5)
     role.wait(lambda: role.committed("judgements") + role.committed("knowledge-updates") == 2)
     assert role.end(signal.SIGTERM) == 0
     letters = [DeadLetter.model_validate_json(data) for data in role.read("dead-letters")]
@@ -234,9 +240,10 @@ def test_bad_records_strays_and_backfill(broker: str, tmp_path: Path) -> None:
     assert kept == {*bad[:-1], b"?", b"{}"}
     assert all(letter.reason and letter.role == "streams" and letter.topic for letter in letters)
     states = role.states()
-    assert {user: state.items for user, state in states.items()} == {stray: ["i1"], "old": ["i2"]}
+    assert {user: state.items for user, state in states.items()} == {
+        stray: ["i1", "i3"], "old": ["i2"], here: ["i3"]}
     requests = [RankingRequest.model_validate_json(data) for data in role.read("ranking-requests")]
-    assert [r.user_id for r in requests] == [stray]  # backfill is folded only
+    assert {r.user_id for r in requests} == {stray, here}  # backfill is folded only
 
 
 def test_update_judgement_and_contradiction_go_round(broker: str, tmp_path: Path) -> None:

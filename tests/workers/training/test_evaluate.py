@@ -17,7 +17,7 @@ def write(folder):
     lines = ["user_id,item_id,timestamp"]
     for user in range(30):
         start = int(rng.integers(24))
-        lines += [f"u{user},i{(start + step) % 24},{user + 100 * step}" for step in range(12)]
+        lines += [f"u{user},i{(start + step) % 24},{1_600_000_000 + user + 100 * step}" for step in range(12)]
     folder.mkdir()
     (folder / "events.csv").write_text("\n".join(lines) + "\n")
     (folder / "items.jsonl").write_text("".join(f'{{"item_id": "i{i}", "title": "thing {i}"}}\n' for i in range(24)))

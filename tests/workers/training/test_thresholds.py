@@ -35,7 +35,7 @@ def write_data(folder: Path, users: int, events: int, seed: int, taste: Callable
         for user in range(users):
             likes = rng.dirichlet(np.full(fitted.N, taste(user)))
             for turn, item in enumerate(rng.choice(fitted.N, int(rng.integers(5, events)), p=likes)):
-                rows.writerow([f"u{user}", f"i{item}", 1000 + turn * users + user])
+                rows.writerow([f"u{user}", f"i{item}", 1_600_000_000 + turn * users + user])
     (folder / "items.jsonl").write_text("".join(
         json.dumps({"item_id": item, "title": f"{item} thing"}) + "\n" for item in fitted.ITEMS))
     return folder

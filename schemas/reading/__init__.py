@@ -1,0 +1,4 @@
+"""One reader for behaviour events, from bytes or from a file's row: the same ids, times and names everywhere.
+
+Here: times, ids, envelopes of trackers, records. Not here: files and their formats (`models/data`), Avro and Protobuf.
+"""

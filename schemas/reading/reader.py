@@ -1,0 +1,159 @@
+"""From a record's bytes, or a file's row, to behaviour events or the reason why not; streams and files share it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import pydantic_core
+
+from schemas.errors import PoisonError
+from schemas.events import make_event_id
+from schemas.reading.envelopes import open_envelope
+from schemas.reading.fields import DEFAULT_TYPE, MAX_ID, MAX_TYPE, PLAIN, Paths, first, identifier, label
+from schemas.reading.times import LATEST, seconds
+from schemas.settings import EventSettings
+
+BOM = b"\xef\xbb\xbf"
+_FRAMED = 0  # first byte of Confluent's framing; a schema's id of four bytes follows, then what its serializer wrote
+_NAMES_SHOWN = 12
+Headers = Iterable[tuple[str, bytes | None]]
+Decoder = Callable[[bytes], Any]  # the bytes of a framed record to plain data; ValueError if they are none
+
+
+class ReadEvent(NamedTuple):
+    """One event as everything here understands it; a tuple, since pydantic's model takes as long as all the rest."""
+
+    user_id: str
+    item_id: str
+    event_time: float  # seconds since 1970
+    event_type: str
+    event_id: str
+
+
+class EventReader:
+    """Reads events, as the settings say where their fields are.
+
+    Args:
+        framed: decodes records in Confluent's framing (Avro, Protobuf); None = only JSON behind the framing.
+    """
+
+    def __init__(self, settings: EventSettings, framed: Decoder | None = None) -> None:
+        self.earliest = settings.earliest_s
+        self._envelope = settings.envelope
+        self._mapped: dict[str, tuple[str, ...]] = {name: (path,) for name, path in settings.fields.items()}
+        self._framed = framed
+
+    @property
+    def plain(self) -> bool:
+        """Whether an event that has the plain names and values may be taken without this reader."""
+        return not self._mapped and self._envelope in {"auto", "none"}
+
+    def record(self, value: bytes | None, headers: Headers = ()) -> tuple[list[ReadEvent], str]:
+        """Return the events of a record: one, or those of an array; and why the others are none, "" if all are.
+
+        Raises:
+            PoisonError: the record has no event at all; the reason is one line for the dead letter.
+        """
+        if not value:
+            raise PoisonError("empty value")
+        data = self._parse(value)
+        if not isinstance(data, list):
+            return self.object(data, headers)
+        if not data:
+            raise PoisonError("an empty array")
+        events: list[ReadEvent] = []
+        reasons: list[str] = []
+        for number, element in enumerate(data):
+            try:
+                some, reason = self.object(element, headers)
+            except PoisonError as error:
+                some, reason = [], error.reason
+            events.extend(some)
+            if reason:
+                reasons.append(f"element {number}: {reason}")
+        if not events:
+            raise PoisonError(_joined(reasons, len(data)))
+        return events, _joined(reasons, len(data)) if reasons else ""
+
+    def row(self, row: Mapping[str, Any], latest: float = LATEST) -> ReadEvent:
+        """Return the event of one flat row of plain or mapped names.
+
+        Args:
+            latest: later events are refused, seconds since 1970.
+
+        Raises:
+            PoisonError: the row is no event; the reason is one line.
+        """
+        return self._event(row, PLAIN, latest)
+
+    def _parse(self, value: bytes) -> Any:
+        if value[0] == _FRAMED and len(value) > 5:
+            if self._framed is not None:
+                try:
+                    return self._framed(value)
+                except ValueError as error:
+                    raise PoisonError(f"framed record: {error}") from error
+            if value[5:].lstrip()[:1] not in {b"{", b"["}:
+                raise PoisonError("framed by a schema registry's serializer, and what follows is no JSON")
+            value = value[5:]
+        try:
+            # pydantic's parser, for it takes NaN in fields that do not matter; Python's own writes it.
+            return pydantic_core.from_json(value.removeprefix(BOM))
+        except ValueError as error:
+            raise PoisonError(f"Invalid JSON: {error}") from None
+
+    def object(self, data: Any, headers: Headers = (), latest: float = LATEST) -> tuple[list[ReadEvent], str]:
+        """Return the events of one decoded object, as `record` does."""
+        if not isinstance(data, Mapping):
+            raise PoisonError("not an object")
+        try:
+            opened = open_envelope(data, {name: value or b"" for name, value in headers}, self._envelope)
+        except ValueError as error:
+            raise PoisonError(str(error)) from None
+        if len(opened) == 1:
+            return [self._event(opened[0].data, opened[0].paths, latest)], ""
+        events, reasons = [], []
+        for number, one in enumerate(opened):
+            try:
+                events.append(self._event(one.data, one.paths, latest))
+            except PoisonError as error:
+                reasons.append(f"product {number}: {error.reason}")
+        if not events:
+            raise PoisonError(_joined(reasons, len(opened)))
+        return events, _joined(reasons, len(opened)) if reasons else ""
+
+    def _event(self, data: Mapping[str, Any], paths: Paths, latest: float) -> ReadEvent:
+        at = {**paths, **self._mapped} if self._mapped else paths
+        field = "user_id"
+        try:
+            user = identifier(first(data, at["user_id"]))
+            field = "item_id"
+            item = identifier(first(data, at["item_id"]))
+            field = "event_time"
+            value = first(data, at["event_time"])
+            if value is None:
+                raise ValueError("missing")
+            moment = seconds(value, self.earliest, latest)
+            field = "event_type"
+            kind = label(first(data, at["event_type"]), MAX_TYPE, DEFAULT_TYPE)
+            field = "event_id"
+            event_id = label(first(data, at["event_id"]), MAX_ID) or make_event_id(user, item, moment, kind)
+        except ValueError as error:
+            raise PoisonError(_reason(field, str(error), data, at[field])) from None
+        return ReadEvent(user, item, moment, kind, event_id)
+
+
+def _reason(field: str, why: str, data: Mapping[str, Any], places: tuple[str, ...]) -> str:
+    """Return a reason that names the field, where it was looked for and, if it is missing, what there is instead."""
+    where = field if places[0] == field else f"{field} ({' or '.join(places)})"
+    if why != "missing":
+        return f"{where}: {why}"
+    if any(path in data for path in places):
+        return f"{where}: null or empty"
+    names = ", ".join(str(name)[:40] for name in list(data)[:_NAMES_SHOWN]) or "nothing"
+    return f"{where}: missing; the event has {names}; FRESHET_EVENTS_FIELDS={field}=NAME maps another name"
+
+
+def _joined(reasons: list[str], of: int) -> str:
+    return f"{len(reasons)} of {of} are unusable: " + "; ".join(reasons[:5])
