@@ -119,7 +119,7 @@ def test_items_the_model_does_not_know_are_counted(world: tuple[Settings, Artifa
     settings, artifact, _ = world
     folder = write_data(tmp_path / "other", 100, 60, 4, lambda _: 0.3)
     with (folder / "events.csv").open("a") as out:
-        out.writelines(f"u{user},new,{10**6 + user}\n" for user in range(100))
+        out.writelines(f"u{user},new,{1_601_000_000 + user}\n" for user in range(100))
     found = recalibrate(artifact, folder, settings, 50.0)
     assert 0.0 < found.unknown < 0.1
     assert "does not know" in report(found)
