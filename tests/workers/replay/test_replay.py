@@ -4,6 +4,7 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 
 import msgspec
@@ -15,7 +16,7 @@ from rich.console import Console
 from models.knowledge.generation import Generation
 from schemas.errors import FreshetError
 from schemas.messages import Judgement, KnowledgeRequest
-from schemas.settings import RefreshSettings, Settings, to_environ
+from schemas.settings import EventSettings, RefreshSettings, Settings, to_environ
 from streams.decisions.planner import Plan
 from streams.decisions.price import BURST
 from streams.profile.fold import Event
@@ -265,5 +266,6 @@ def test_nothing_after_the_split_is_an_error(settings: Settings, tmp_path: Path)
     folder = write(tmp_path / "old", events=4)
     rows = (folder / "events.csv").read_text().splitlines()
     (folder / "events.csv").write_text("\n".join([rows[0], *("u1,i1,0" for _ in rows[1:])]))
+    old = replace(settings, events=EventSettings(earliest=date(1970, 1, 1)))
     with pytest.raises(FreshetError, match="newer than what the current model was fitted on"):
-        session_of(settings, folder)
+        session_of(old, folder)
