@@ -29,7 +29,8 @@ def write_data(folder: Path) -> None:
     rows = ["user_id,item_id,timestamp"]
     for user in range(USERS):
         start = int(rng.integers(ITEMS))
-        rows += [f"u{user},i{(start + step) % ITEMS},{1_600_000_000 + step * 3600 + user}" for step in range(int(rng.integers(6, 14)))]
+        rows += [f"u{user},i{(start + step) % ITEMS},{1_600_000_000 + step * 3600 + user}"
+                 for step in range(int(rng.integers(6, 14)))]
     (folder / "events.csv").write_text("\n".join(rows) + "\n")
     (folder / "items.jsonl").write_bytes(b"\n".join(
         orjson.dumps({"item_id": f"i{item}", "title": f"thing {item}"}) for item in range(ITEMS)))
