@@ -20,15 +20,18 @@ from schemas.errors import ArtifactError
 from schemas.events import describe
 from schemas.files import write_whole, written_whole
 
+CARD_VERSION = 1
+
 
 class Card(BaseModel):
     """The metadata of a model folder."""
 
     model_config = ConfigDict(frozen=True, protected_namespaces=())
 
-    schema_version: int = 1
+    schema_version: int = CARD_VERSION
     model_version: str
     created_at: float
+    sequence: int = Field(default=0, ge=0, description="number of the fit in its registry, from 1; 0 = not recorded")
     data_hash: str = Field(description="of the events and items it was fitted on")
     settings: dict[str, Any] = Field(description="the settings it was fitted with, secrets excluded")
     metrics: dict[str, float] = Field(default_factory=dict)
@@ -40,6 +43,15 @@ class Card(BaseModel):
     def system(self) -> str:
         """The fitted system, a row of the table of systems. Cards without this setting are Freshet's."""
         return str(self.settings.get("fit", {}).get("system", "freshet"))
+
+    @property
+    def order(self) -> tuple[int, float, str]:
+        """What versions are ordered by, oldest first.
+
+        Not by the time of a file, which a copy or a restored backup changes, and by the clock only where an earlier
+        release recorded no number.
+        """
+        return self.sequence, self.created_at, self.model_version
 
 
 class Artifact:
@@ -112,27 +124,68 @@ class Registry:
         self.folder = home / "models"
 
     def versions(self) -> list[str]:
-        """Return the published versions, oldest first."""
-        # Hidden folders first: one that is being published may be renamed before its card is looked at.
-        cards = [path for path in self.folder.glob("*/card.json") if not path.parent.name.startswith(".")]
-        return [path.parent.name for path in sorted(cards, key=lambda path: path.stat().st_mtime)]
+        """Return the published versions, oldest first by their cards; those with an unreadable card come first."""
+        cards = {name: self._readable(name) for name in self._folders()}
+        order = {name: (-1, 0.0, name) if card is None else card.order for name, card in cards.items()}
+        return sorted(cards, key=lambda name: order[name])
+
+    def next_sequence(self) -> int:
+        """Return the number of the next fit."""
+        cards = [self._readable(name) for name in self._folders()]
+        return 1 + max((card.sequence for card in cards if card is not None), default=0)
+
+    def card(self, version: str) -> Card:
+        """Return a version's card without looking at its other files.
+
+        Raises:
+            ArtifactError: there is no such version, or a newer release wrote it.
+        """
+        path = self.folder / version / "card.json"
+        try:
+            if Path(version).name != version:  # it may come from a message
+                raise FileNotFoundError(version)
+            card = Card.model_validate_json(path.read_bytes())
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise ArtifactError(
+                f"no model version {version!r} under {self.folder}; available: {sorted(self._folders())}") from error
+        except ValidationError as error:
+            raise ArtifactError(f"{path}: {describe(error)}") from error
+        if card.schema_version > CARD_VERSION:
+            raise ArtifactError(f"{path} is of format {card.schema_version}, newer than this release's {CARD_VERSION}; "
+                                "run the newer release, or fit again with this one")
+        return card
+
+    def _folders(self) -> list[str]:
+        return [path.parent.name for path in self.folder.glob("*/card.json") if not path.parent.name.startswith(".")]
+
+    def _readable(self, version: str) -> Card | None:
+        try:
+            return self.card(version)
+        except (ArtifactError, OSError):
+            return None
 
     def current(self) -> str:
-        """Return the version in use.
+        """Return the version in use, which every role follows (see `Deployments.in_use` for its adapter).
 
         Raises:
             ArtifactError: there is no fitted model.
         """
         pointer = self.folder / "CURRENT"
         if not pointer.is_file():
+            there = self._folders()
             raise ArtifactError(
+                f"none of the models under {self.folder} is in use; run `freshet models --select VERSION`, one of "
+                f"{sorted(there)}" if there else
                 f"no fitted model under {self.folder}; run `freshet fit --data DIR` or `make demo` first")
         return pointer.read_text().strip()
 
     def select(self, version: str) -> None:
-        """Make `version` the current one, atomically."""
-        if not (self.folder / version / "card.json").is_file():
-            raise ArtifactError(f"no model version {version!r} under {self.folder}; available: {self.versions()}")
+        """Make `version` the current one, atomically.
+
+        Raises:
+            ArtifactError: there is no such version.
+        """
+        self.card(version)
         write_whole(self.folder / "CURRENT", version.encode())
 
     def open(self, version: str | None = None) -> Artifact:
@@ -143,12 +196,7 @@ class Registry:
         """
         version = version or self.current()
         folder = self.folder / version
-        try:
-            card = Card.model_validate_json((folder / "card.json").read_bytes())
-        except FileNotFoundError as error:
-            raise ArtifactError(f"no model version {version!r} under {self.folder}") from error
-        except ValidationError as error:
-            raise ArtifactError(f"{folder}/card.json: {describe(error)}") from error
+        card = self.card(version)
         for name, digest in card.files.items():
             path = folder / name
             if not path.is_file() or file_hash(path) != digest:

@@ -86,7 +86,8 @@ ALIGNMENT_SAMPLES = Topic(
 )
 MODEL_UPDATES = Topic(
     "model-updates", ModelUpdate, "model_version", "compact", -1,
-    "alignment, guard, operators", "knowledge, ranking, streams", "A model version to load.", partitions=1,
+    "alignment, guard, operators", "knowledge, ranking, alignment, guard", "A model version came into use.",
+    partitions=1,
 )
 DEAD_LETTERS = Topic(
     "dead-letters", DeadLetter, "topic", "delete", 30 * DAY_MS,

@@ -8,8 +8,8 @@ sending them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
 
 from schemas.calibration import Calibration
 from schemas.messages import (
@@ -27,7 +27,7 @@ from streams.decisions.gain import begin_trial, note_margins
 from streams.decisions.outgoing import alignment_samples, judged_events, knowledge_request, ranking_request
 from streams.decisions.policies import by_period, period_ended
 from streams.decisions.price import Limits, Market, advance, record_answer
-from streams.decisions.refresh import Policy, priority
+from streams.decisions.refresh import Arrival, Policy, outdated, priority
 from streams.detection.drift import Detector
 from streams.detection.trust import initial_trust, judge
 from streams.profile.catalogue import ItemVectors
@@ -78,20 +78,30 @@ class Planner:
         self.margin_bound = calibration.margin_bound
         self.alpha = self.settings.refresh.alpha
 
-    def follow(self, vectors: ItemVectors, calibration: Calibration, model_version: str) -> bool:
+    def follow(self, vectors: ItemVectors, calibration: Calibration, model_version: str,
+               withdrawn: Collection[str] = ()) -> bool:
         """Switch to another fitted model, between two batches; return whether the model changed.
 
-        From then on, knowledge of any other model is stale, and each user's interests move to the new model's space
-        with their next event (`interests.rebuild`). Prices and learned gains stay, because their unit is the judge's
-        bound.
+        From then on, as soon as the knowledge workers have this model too, knowledge of any other is stale, and each
+        user's interests move to the new model's space with their next event (`interests.rebuild`). Prices and learned
+        gains stay, because their unit is the judge's bound.
         """
         if self.policy.model_version in ("", model_version):
             return False
         before = self.policy.name
         self._use_model(vectors, calibration, model_version)
+        self.withdraw(withdrawn)
         if self.policy.name != before:  # one of the two models makes no knowledge, so it needs no market
             self.market = Market() if self.policy.name == "freshet" else None
         return True
+
+    def withdraw(self, versions: Collection[str]) -> None:
+        """Treat the knowledge of these model versions as stale, and of no others but those of other fitted models.
+
+        They are adapters of the model in use that were rolled back. (A withdrawn fitted model is not in use.)
+        """
+        if self.policy.withdrawn != frozenset(versions):
+            self.policy = replace(self.policy, withdrawn=frozenset(versions), arrival=Arrival())
 
     def events(self, states: States, events: Sequence[Event], now: float) -> Plan:
         """Fold behaviour events; request rankings and, where a refresh is due, knowledge.
@@ -191,10 +201,14 @@ class Planner:
             if state is None:
                 plan.unknown_users += 1
                 continue
+            old = outdated(update.model_version, self.policy)
+            if not old:
+                self.policy.arrival.note(now)
             if update.version < state.knowledge_version:
                 continue
             if update.version > state.knowledge_version:
                 _accept(state, update, self.alpha)
+                state.outdated_at = now if old else 0.0
                 plan.changed.add(update.user_id)
                 if self.market is not None and state.pending is None:
                     record_answer(self.market, update.user_id)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from schemas.calibration import Calibration
 from schemas.messages import RefreshReason
@@ -14,6 +14,36 @@ from streams.profile.state import UserState
 # has most likely lost it. If not, one repeat per 10 minutes costs little.
 PENDING_EVENTS = 200
 PENDING_S = 600.0
+# While no knowledge by the model in use has been seen, one request asks for it after this time, then after twice that.
+PROBE_S = (5.0, 60.0)
+
+
+@dataclass(slots=True)
+class Arrival:
+    """Whether the knowledge workers have the model in use: streams may know of a new one before they do.
+
+    Until an update shows that they have it, knowledge of other models is not stale for all users at once: every request
+    would be answered by the old model, so only a few are made, to find out. Times are wall clock, seconds.
+    """
+
+    at: float | None = None  # when the first knowledge by the model in use was seen
+    probed_at: float = 0.0
+    pause_s: float = 0.0  # until the next probe
+
+    def allows(self, state: UserState, now: float) -> bool:
+        """Return whether to ask for the user's knowledge because a model that is not in use made it."""
+        if self.at is None:
+            if 0.0 <= now - self.probed_at < self.pause_s:
+                return False
+            self.probed_at, self.pause_s = now, min(2 * self.pause_s, PROBE_S[1]) or PROBE_S[0]
+            return True
+        # One worker of several may still have the old model, and a user's requests always come to the same worker.
+        return state.outdated_at < self.at or not 0.0 <= now - state.outdated_at < PENDING_S
+
+    def note(self, now: float) -> None:
+        """Note knowledge by the model in use."""
+        if self.at is None:
+            self.at = now
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +58,8 @@ class Policy:
     name: PolicyName = "freshet"
     every: int = 20
     period_s: float = 86_400.0
+    withdrawn: frozenset[str] = frozenset()  # model versions whose knowledge is no longer used
+    arrival: Arrival = field(default_factory=Arrival)
 
     @property
     def reasons(self) -> frozenset[RefreshReason]:
@@ -60,7 +92,7 @@ def decide(state: UserState, now: float, policy: Policy) -> RefreshReason | None
 
     Args:
         state: with the newest events folded.
-        now: wall clock, seconds; only used to repeat unanswered requests.
+        now: wall clock, seconds; used to repeat requests that were not answered, or not by the model in use.
     """
     pending = state.pending
     if pending is None and state.knowledge_version == 0:
@@ -70,18 +102,19 @@ def decide(state: UserState, now: float, policy: Policy) -> RefreshReason | None
     if pending is not None:
         lost = state.count - pending.count >= PENDING_EVENTS or now - pending.requested_at >= PENDING_S
         return pending.reason if lost and policy.name != "never" else None
-    reason = threshold_crossed(state, policy)
+    reason = threshold_crossed(state, policy, now)
     return reason if state.count - state.last_refresh_count >= policy.cooldown else None
 
 
-def threshold_crossed(state: UserState, policy: Policy) -> RefreshReason | None:
+def threshold_crossed(state: UserState, policy: Policy, now: float) -> RefreshReason | None:
     """Return the most important of the policy's reasons that applies to the user's current knowledge."""
     if state.contradicted_at and "contradiction" in policy.reasons:
         return "contradiction"
     if state.drifted and "drift" in policy.reasons:
         return "drift"
     if "stale" in policy.reasons and (
-            state.event_time - state.knowledge_event_time > policy.ttl_s or _other_model(state, policy)):
+            state.event_time - state.knowledge_event_time > policy.ttl_s
+            or (outdated(state.model_version, policy) and policy.arrival.allows(state, now))):
         return "stale"
     return None
 
@@ -93,10 +126,15 @@ def _scheduled(state: UserState, policy: Policy) -> bool:
     return policy.name == "every-n" and state.count - state.last_refresh_count >= policy.every
 
 
-def _other_model(state: UserState, policy: Policy) -> bool:
-    """Return whether another fitted model made the knowledge (an adapter's name may follow a "+")."""
-    known, current = state.model_version, policy.model_version
-    return bool(known and current) and known.split("+")[0] != current
+def outdated(made_by: str, policy: Policy) -> bool:
+    """Return whether ranking does not use knowledge of this version: by another fitted model, or withdrawn.
+
+    Args:
+        made_by: a model version, with the name of an adapter after a "+" if it had one; "" = not known.
+    """
+    if not made_by or not policy.model_version:
+        return False
+    return made_by in policy.withdrawn or made_by.split("+", maxsplit=1)[0] != policy.model_version
 
 
 def priority(state: UserState, reason: RefreshReason, policy: Policy) -> float:

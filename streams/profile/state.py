@@ -88,6 +88,7 @@ class UserState(msgspec.Struct, array_like=True):
     wanted_count: int = 0  # count at which a due refresh was first refused for its price; 0 = none refused
     interest_model: str = ""  # model version of the interests' item vectors; "" = not known
     source_life: int = 0  # of the source log that `offset` counts in; 0 = not known
+    outdated_at: float = 0.0  # wall clock when knowledge of a model not in use came; 0 = it was the one in use
 
     @property
     def event_time(self) -> float:

@@ -13,15 +13,13 @@ from typing import Any
 import faust
 from faust.types.auth import AuthProtocol, SASLMechanism
 
-from schemas.artifacts import Registry
-from schemas.calibration import Calibration
 from schemas.errors import FreshetError
 from schemas.liveness import ready_file
 from schemas.settings import KafkaSettings, Settings
 from streams.decisions.planner import Planner
-from streams.profile.catalogue import ItemVectors
 from streams.service.batching import BatchConsumer, BatchTransport
 from streams.service.cluster import Cluster
+from streams.service.following import FOLLOW_EVERY_S, ModelFollower, load_planner
 from streams.service.origin import settle
 from streams.service.outbox import FaustOutbox
 from streams.service.seeking import Seeker
@@ -35,7 +33,6 @@ GROUP = "freshet-streams"
 TABLE = "user-state"
 # Two batches wait while one is processed: enough to keep the fetcher busy, few enough to bound memory.
 BUFFERED_BATCHES = 2
-FOLLOW_EVERY_S = 5.0  # how often to look which fitted model is in use
 METADATA_MS = 10_000
 # Kafka takes batches of up to max.message.bytes, 1 MiB unless raised.
 MAX_BATCH_BYTES = 900_000
@@ -94,7 +91,6 @@ def build(settings: Settings, planner: Planner, cluster: Cluster | None = None) 
     ready = ready_file(settings.home, "streams")
     app.seeker = lambda consumer: Seeker(consumer, cluster, settings)
     stage: Stage | None = None
-    refused: str | None = None  # the version last logged as unusable
 
     def the_stage() -> Stage:
         nonlocal stage
@@ -134,21 +130,9 @@ def build(settings: Settings, planner: Planner, cluster: Cluster | None = None) 
         watchdog = FaustWatchdog(settings.watchdog.stall_s)
         await watchdog.run(app, ready)
 
-    @app.timer(interval=FOLLOW_EVERY_S)
-    async def follow() -> None:
-        # Without this, knowledge generated after a rollback would count as stale, because it is not of the version that
-        # was rolled back, and would be generated again and again.
-        nonlocal refused
-        version = ""
-        try:
-            version = Registry(settings.home).current()
-            if version != planner.policy.model_version and planner.follow(
-                    *await asyncio.to_thread(model_in_use, settings)):
-                log.warning("model %s is in use now: its thresholds hold, and knowledge of others is stale", version)
-        except (FreshetError, OSError) as error:
-            if version != refused:  # tried again and again, logged once
-                log.error("model %s cannot be followed, the old one's thresholds stay: %s", version, error)
-            refused = version
+    # Without this, knowledge generated after a rollback would count as stale, because it is not of the version that was
+    # rolled back, and would be generated again and again.
+    app.timer(interval=FOLLOW_EVERY_S)(ModelFollower(settings, planner).follow)
 
     return app
 
@@ -165,26 +149,6 @@ async def crash_on_error(app: StreamsApp, message: Any) -> AsyncIterator[None]:
         log.exception("cannot process %s[%d] up to offset %d", message.topic, message.partition, message.offset)
         await app.crash(error)
         raise
-
-
-def model_in_use(settings: Settings) -> tuple[ItemVectors, Calibration, str]:
-    """Return what a planner needs of the model in use: item vectors, thresholds and version.
-
-    Raises:
-        ArtifactError: nothing was fitted, or it is damaged.
-    """
-    artifact = Registry(settings.home).open()
-    return ItemVectors.load(artifact), artifact.calibration(), artifact.model_version
-
-
-def load_planner(settings: Settings) -> Planner:
-    """Return the planner of the model in use.
-
-    Raises:
-        ArtifactError: nothing was fitted, or it is damaged.
-    """
-    vectors, calibration, version = model_in_use(settings)
-    return Planner(vectors, calibration, settings, version)
 
 
 def main(settings: Settings) -> None:

@@ -18,7 +18,7 @@ import pytest
 from schemas.artifacts import Registry
 from schemas.settings import load
 from streams.profile.fold import Event
-from streams.service.app import load_planner
+from streams.service.following import load_planner
 from tests.system.stack import Stack, command, plain_consumer, wait_for
 from workers.kafka.reader import read_all
 

@@ -32,8 +32,9 @@ def fit(
     recognised by their files' names; docs/events.md says what else is read. Stages whose data and settings did not
     change are reused from the last fit.
 
-    The fitted model becomes the current version, which `freshet up` serves. The systems `dense` and `generative` have
-    no knowledge about users: they never refresh anything, and serving them needs no language model.
+    The fitted model is put into use: `freshet up` serves it, and roles that run load it within seconds. The systems
+    `dense` and `generative` have no knowledge about users: they never refresh anything, and serving them needs no
+    language model.
 
     Examples:
 
@@ -44,6 +45,7 @@ def fit(
     `freshet fit --data Beauty_5.jsonl.gz`
     """
     from models.systems.table import system_named
+    from schemas.artifacts import Registry
     from workers.data import movielens
     from workers.terminal.stages import Stages
     from workers.training.fit import run, still_improving
@@ -62,7 +64,8 @@ def fit(
     if cut := still_improving(artifact.card):
         typer.echo(f"scorers still improving in the last of {settings.fit.epochs} epochs: {', '.join(cut)}. Set "
                    f"FRESHET_FIT_EPOCHS={4 * settings.fit.epochs} to train until held-out events stop improving")
-    typer.echo(f"running roles load it after `freshet models --select {artifact.model_version}`")
+    if Registry(settings.home).current() == artifact.model_version:
+        typer.echo("it is in use: `freshet up` starts with it, roles that run load it within seconds")
 
 
 def demo(

@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Literal
 
+import orjson
 import psutil
 import typer
 from rich.console import Console
@@ -20,6 +21,7 @@ from rich.table import Table
 from schemas.artifacts import Registry
 from schemas.errors import ArtifactError, FreshetError
 from schemas.settings import Settings, load, rows
+from workers.home.lock import run_folder
 from workers.home.stack_info import Running
 from workers.terminal.durations import ago
 
@@ -138,8 +140,23 @@ def _model(settings: Settings) -> Check:
     except ArtifactError as error:
         state: State = "broken" if (registry.folder / "CURRENT").exists() else "warning"
         return Check("model", state, str(error))
+    waiting = dict(_waiting(run_folder(settings.home)))
+    if waiting:
+        return Check("model", "warning", "; ".join(
+            f"{role} does not use the model in use: {why}" for role, why in waiting.items()))
     name = f"{artifact.model_version} ({artifact.card.system})"
     return Check("model", "ok", f"{name}, {len(artifact.items()):,} items, all files intact")
+
+
+def _waiting(folder: Path) -> Iterator[tuple[str, str]]:
+    """Yield running roles that cannot load the model in use, each with the reason."""
+    for path in sorted(folder.glob("*.json")):
+        try:
+            progress = orjson.loads(path.read_bytes())
+        except (OSError, orjson.JSONDecodeError):
+            continue
+        if isinstance(progress, dict) and progress.get("model_waiting") and "ended" not in progress:
+            yield path.stem, progress["model_waiting"]
 
 
 def _llm(settings: Settings) -> Check:

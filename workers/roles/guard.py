@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from schemas.artifacts import Artifact, Registry
-from schemas.deployments import Deployments
+from schemas.deployments import Deployments, base_of
 from schemas.errors import FreshetError
 from schemas.files import write_whole
 from schemas.messages import Judgement, ModelUpdate
@@ -27,6 +27,7 @@ from workers.kafka.lag import GUARD_GROUP
 from workers.kafka.outbox import Output
 from workers.kafka.topics import create_topics
 from workers.runtime.loop import StreamWorker
+from workers.runtime.model_updates import ModelUpdates
 
 log = logging.getLogger(__name__)
 ROLE = "guard"
@@ -110,30 +111,28 @@ class Guard:
     def _roll_back(self, version: str, why: str) -> ModelUpdate:
         """Return the update that makes all roles load another version.
 
-        If the harmful version is not the one in use according to the log, either its rollback was lost (a crash between
-        writing the log and sending the message), or it was published without the log. In both cases the version in use
-        is announced again.
+        If the harmful version is not the one in use, it was replaced meanwhile, or its rollback was not sent because of
+        a crash. Its knowledge is withdrawn, and the version in use is announced again.
         """
-        now, current = self._clock(), self._deployments.in_use()
-        if current.model_version != version:
-            return current.model_copy(update={
-                "published_at": now, "withdrawn": sorted({version, *current.withdrawn})})
-        update = self._roll_back_once(version, why)
-        while self._is_harmful(update.model_version):
-            log.warning("guard: model %s , the one before it, did harm as well", update.model_version)
-            try:
-                update = self._roll_back_once(update.model_version, why)
-            except FreshetError as error:
-                log.error("guard: %s; model %s is used again anyway", error, update.model_version)
-                break
-        return update
+        reason, now = f"guard: harm over {why}", self._clock()
+        if self._deployments.in_use().model_version != version:
+            return self._deployments.withdraw(version, now, reason, author=ROLE)
+        harmful = {name for name in self.pools.versions if self._is_harmful(name)}
+        return self._deployments.roll_back(now, reason, author=ROLE, harmful=harmful)
 
-    def _roll_back_once(self, version: str, why: str) -> ModelUpdate:
-        registry = self._deployments.registry
-        versions = registry.versions()
-        if version in versions[1:]:  # no adapter: the fitted version before becomes current, so check its files
-            registry.open(versions[versions.index(version) - 1])
-        return self._deployments.roll_back(self._clock(), reason=f"guard: harm over {why}")
+    def apply(self, update: ModelUpdate) -> None:
+        """Take the bounds of the version in use, and test it anew if it was found harmful and chosen all the same.
+
+        Raises:
+            ArtifactError: it is not here, or damaged.
+        """
+        artifact = self._deployments.registry.open(base_of(update.model_version))
+        self._bound, self._cells = artifact.calibration().margin_bound, cells(artifact)
+        if self._is_harmful(update.model_version):
+            log.warning("guard: model %s did harm and is in use again: testing it from the start", update.model_version)
+            del self.pools.versions[update.model_version]
+            self._new = True
+        log.info("guard: watching model %s, level %g", update.model_version, self._alpha)
 
     def _is_harmful(self, version: str) -> bool:
         held = self.pools.versions.get(version)
@@ -177,10 +176,19 @@ def main(settings: Settings) -> None:
         Deployments(settings.home), settings.home / "guard" / "evidence.msgpack", artifact.calibration().margin_bound,
         settings.refresh.pooled_alpha, cells(artifact))
     create_topics(settings.kafka)
+    updates = ModelUpdates(settings, ROLE, artifact.model_version, guard.apply)
+    updates.catch_up()
+
+    def between() -> None:
+        updates.poll()
+        guard.keep()
+
     worker = StreamWorker(
-        settings, ROLE, GUARD_GROUP, JUDGEMENTS, guard, batch=_BATCH, between=guard.keep, counters=guard.counters)
+        settings, ROLE, GUARD_GROUP, JUDGEMENTS, guard, batch=_BATCH, between=between,
+        counters=lambda: guard.counters() | updates.counters())
     log.info("guard: watching model %s, level %g", artifact.model_version, settings.refresh.pooled_alpha)
     try:
         worker.run()
     finally:
+        updates.close()
         guard.keep(force=True)

@@ -24,6 +24,7 @@ from models.data.loading import load_dataset
 from models.systems.table import system_named
 from schemas.artifacts import Artifact, Card, Registry, write_card
 from schemas.calibration import Calibration
+from schemas.deployments import Deployments
 from schemas.errors import ArtifactError, DataError
 from schemas.settings import Settings
 from streams.calibration.rehearsal import choose_ttl
@@ -60,7 +61,7 @@ REHEARSED = 30_000  # events, of as many users as needed; enough for the time to
 
 
 def run(settings: Settings, folder: Path, stages: Stages) -> Artifact:
-    """Fit on the first `fit.train_fraction` of the events in `folder` and make the result the current version.
+    """Fit on the first `fit.train_fraction` of the events in `folder` and put the result into use.
 
     Args:
         settings: `fit.system` names the system to fit.
@@ -86,11 +87,26 @@ def run(settings: Settings, folder: Path, stages: Stages) -> Artifact:
         artifact = _fit(settings, dataset, past, key, stages)
     else:
         stages.reused("models")
-    Registry(settings.home).select(artifact.model_version)
+    _put_into_use(Deployments(settings.home), artifact.model_version, stages)
     path = run_folder(settings.home) / "fit.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(orjson.dumps({"model_version": artifact.model_version, "stages": stages.times}))
     return artifact
+
+
+def _put_into_use(deployments: Deployments, version: str, stages: Stages) -> None:
+    """Make all roles use a fitted version, those that run within seconds.
+
+    A version that was fitted before and rolled back since is not put into use again: the same data would give the same
+    harm.
+    """
+    withdrawn = deployments.withdrawn().get(version)
+    if withdrawn is None:
+        deployments.fitted(version, time.time())
+        return
+    why = withdrawn.reason or "no reason given"
+    stages.say(f"  {version} was fitted on the same data before and rolled back ({why}); "
+               f"{deployments.in_use().model_version} stays in use. `freshet models --select {version}` uses it anyway")
 
 
 def fit_key(data_hash: str, settings: Settings) -> str:
@@ -152,7 +168,7 @@ def _publish(
                 dataset, past, vectors, settings, fitted)
         (folder / "calibration.json").write_text(calibration.model_dump_json(indent=2))
         write_card(folder, Card(
-            model_version=version, created_at=time.time(), data_hash=dataset.hash,
+            model_version=version, created_at=time.time(), sequence=registry.next_sequence(), data_hash=dataset.hash,
             settings={"fit_key": key, "fit": asdict(settings.fit), "state": asdict(settings.state),
                       "llm": asdict(settings.llm)},
             metrics=fitted.metrics, revision=revision(), split_time=float(past.time[-1]), files={}))

@@ -274,3 +274,54 @@ def test_only_a_model_with_knowledge_has_a_market() -> None:
     stage.follow(item_vectors(), CALIBRATION, "m1")
     assert stage.policy.name == "freshet"
     assert stage.market is not None
+
+
+def switched(users: list[str], made_by: str = "m1") -> tuple[Planner, States]:
+    """Users with knowledge of m1, in a planner that has just switched to m2."""
+    stage, states = Planner(item_vectors(), CALIBRATION, settings(cooldown=0), "m1"), {}
+    for user in users:
+        (request,) = stage.events(states, [event(n, user, item=0) for n in range(3)], 0.0).knowledge
+        stage.updates(states, [(answer(request, made_by), 1.0)], 0.0)
+    assert stage.follow(item_vectors(), CALIBRATION, "m2")
+    return stage, states
+
+
+def test_while_the_knowledge_workers_have_another_model_few_calls_are_made() -> None:
+    users = [f"u{n}" for n in range(50)]
+    stage, states = switched(users)
+    asked = 0
+    for second in range(200):  # every user acts every second, each request is answered by the old model
+        for user in users:
+            plan = stage.events(states, [event(3 + second, user, item=0, offset=3 + second)], float(second))
+            asked += len(plan.knowledge)
+            stage.updates(states, [(answer(request, "m1"), 1.0) for request in plan.knowledge], float(second))
+    assert asked == 7  # at 0, 5, 15, 35, 75, 135 and 195 s, to find out
+    plans = [stage.events(states, [event(203, user, item=0)], 260.0) for user in users]
+    (probe,) = [request for plan in plans for request in plan.knowledge]
+    stage.updates(states, [(answer(probe, "m2"), 1.0)], 261.0)
+    plans = [stage.events(states, [event(204, user, item=0)], 262.0) for user in users]
+    assert len([request for plan in plans for request in plan.knowledge]) == 49, "now everyone's is made again"
+
+
+def test_a_user_whose_worker_is_behind_is_asked_for_again_after_ten_minutes() -> None:
+    stage, states = switched(["u", "other"])
+    (probe,) = stage.events(states, [event(3, "other", item=0)], 0.0).knowledge
+    stage.updates(states, [(answer(probe, "m2"), 1.0)], 1.0)
+    asked = []
+    for minute in range(60):
+        plan = stage.events(states, [event(3 + minute, item=0)], 60.0 * minute + 2.0)
+        asked += [minute] * len(plan.knowledge)
+        stage.updates(states, [(answer(request, "m1"), 1.0) for request in plan.knowledge], 60.0 * minute + 2.0)
+    assert asked == [0, 10, 20, 30, 40, 50]
+
+
+def test_knowledge_of_a_withdrawn_adapter_is_stale() -> None:
+    stage, states = Planner(item_vectors(), CALIBRATION, settings(cooldown=0), "m1"), {}
+    (request,) = feed(stage, states, range(3)).knowledge
+    stage.updates(states, [(answer(request, "m1+a"), 1.0)], 0.0)
+    assert stage.events(states, [event(3, item=0)], 0.0).knowledge == []
+    stage.withdraw(["m1+a", "m0"])
+    (stale,) = stage.events(states, [event(4, item=0)], 0.0).knowledge
+    assert stale.reason == "stale"
+    stage.updates(states, [(answer(stale, "m1+b"), 1.0)], 0.0)
+    assert stage.events(states, [event(5, item=0)], 0.0).knowledge == []

@@ -25,7 +25,7 @@ from streams.decisions.planner import Planner
 from streams.profile.catalogue import ItemVectors
 from streams.profile.fold import Event
 from streams.profile.state import UserState, loads
-from streams.service.app import FOLLOW_EVERY_S
+from streams.service.following import FOLLOW_EVERY_S
 from streams.service.outbox import partition_of
 from tests.streams.cases import CALIBRATION, DIM, N_ITEMS, item_vectors
 from tests.workers.brokers import BROKERS, kill_broker, start_broker
@@ -310,8 +310,8 @@ def test_the_role_follows_when_another_model_is_put_into_use(tmp_path: Path) -> 
     role.wait(lambda: role.committed("behaviour-events") == 300)
     publish_model(tmp_path / "home", "broken")
     (tmp_path / "home" / "models" / "broken" / "interest.safetensors").write_bytes(b"cut short")
-    role.wait(lambda: "model broken cannot be followed" in role.log.read_text(), 30)
-    time.sleep(2 * FOLLOW_EVERY_S)
+    role.wait(lambda: "the model in use cannot be followed" in role.log.read_text(), 30)
+    time.sleep(3 * FOLLOW_EVERY_S)
     assert role.log.read_text().count("cannot be followed") == 1
     narrower = ItemVectors(list(VECTORS.rows), np.ascontiguousarray(VECTORS.vectors[:-1, :5]))
     publish_model(tmp_path / "home", "m2", narrower)

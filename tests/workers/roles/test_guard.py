@@ -18,7 +18,7 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, Producer, TopicPartition
 from schemas.artifacts import Card, Registry, write_card
 from schemas.calibration import Calibration
 from schemas.codec import decode, encode
-from schemas.deployments import Deployed, Deployments
+from schemas.deployments import Attempt, Deployments
 from schemas.messages import Judgement, Margin, ModelUpdate
 from schemas.settings import Settings, to_environ
 from schemas.topics import JUDGEMENTS, MODEL_UPDATES
@@ -78,8 +78,8 @@ def test_a_harmful_version_is_rolled_back_to_the_one_before(tmp_path: Path) -> N
 def test_a_harmful_adapter_is_taken_off_and_its_knowledge_withdrawn(tmp_path: Path) -> None:
     publish(tmp_path, "v1")
     deployments = Deployments(tmp_path)
-    deployments.deploy(Deployed(
-        update=ModelUpdate(model_version="v1+a", adapter="adapters/a", published_at=5.0), by="alignment"))
+    deployments.publish_adapter(
+        Attempt(name="a", base="v1", created_at=5.0, published=True, reason="better"), 5.0)
     (update,) = updates(guard(tmp_path)(judgements("v1+a", -0.8)))
     assert (update.model_version, update.adapter, update.withdrawn) == ("v1", None, ["v1+a"])
     assert deployments.log()[-1].reason.startswith("guard: harm over ")

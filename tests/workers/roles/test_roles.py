@@ -16,6 +16,7 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, Producer, TopicPartition
 from pydantic import BaseModel
 
 from schemas.codec import encode
+from schemas.deployments import Deployments
 from schemas.messages import (
     DeadLetter,
     JudgedEvent,
@@ -100,6 +101,9 @@ class Stack:
         assert done(messages), f"{len(messages)} messages of {topic.name}: {messages[-3:]}"
         return messages
 
+    def progress(self, role: str) -> dict:
+        return orjson.loads((self.run / f"{role}.json").read_bytes())
+
     def close(self) -> None:
         for child in self._children:
             child.kill()
@@ -176,12 +180,16 @@ def test_models_are_reloaded_between_batches_and_invalid_ones_refused(stack: Sta
     knowledge = stack.start("knowledge", wait=True)
     ranking = stack.start("ranking", wait=True)
     now = time.time()
-    stack.produce(MODEL_UPDATES, [ModelUpdate(model_version="m9", published_at=now)])  # does not exist
-    stack.produce(MODEL_UPDATES, [ModelUpdate(model_version="m2", published_at=now + 1)])
+    stack.produce(MODEL_UPDATES, [ModelUpdate(model_version="m9", published_at=now)])  # is not here (yet)
+    stack.produce(MODEL_UPDATES, [ModelUpdate(model_version="m2", published_at=1e300)])
     letters: list[DeadLetter] = stack.collect(DEAD_LETTERS, lambda got: len(got) == 2)
     assert {(x.role, x.topic) for x in letters} == {("knowledge", "model-updates"), ("ranking", "model-updates")}
+    assert {x.reason for x in letters} == {"published_at 1e+300 is in the future"}
     for role in ("knowledge", "ranking"):
-        stack.wait(lambda role=role: orjson.loads((stack.run / f"{role}.json").read_bytes())["model_version"] == "m2")
+        stack.wait(lambda role=role: "no model version 'm9'" in stack.progress(role)["model_waiting"])
+    stack.produce(MODEL_UPDATES, [ModelUpdate(model_version="m2", published_at=now + 1)])
+    for role in ("knowledge", "ranking"):
+        stack.wait(lambda role=role: stack.progress(role)["model_version"] == "m2")
     stack.produce(KNOWLEDGE_REQUESTS, [knowledge_request("ann")])
     (update,) = stack.collect(KNOWLEDGE_UPDATES, lambda got: len(got) == 1)
     stack.produce(RANKING_REQUESTS, [ranking_request("ann", 1)])
@@ -191,8 +199,12 @@ def test_models_are_reloaded_between_batches_and_invalid_ones_refused(stack: Sta
     assert ranking.poll() is None
     ranking.terminate()
     assert ranking.wait(30) == 0
-    stack.start("ranking", wait=True)  # starts with the published version, not with the one current at the fit
-    assert orjson.loads((stack.run / "ranking.json").read_bytes())["model_version"] == "m2"
+    stack.start("ranking", wait=True)  # starts with the version in use, not with the one current at the fit
+    assert stack.progress("ranking")["model_version"] == "m2"
+    Deployments(stack.settings.home).fitted("m1", time.time())  # as `freshet fit` does, beside running roles
+    for role in ("knowledge", "ranking"):
+        stack.wait(lambda role=role: stack.progress(role)["model_version"] == "m1")
+        assert stack.progress(role)["model_waiting"] == ""
 
 
 def test_no_request_is_dropped_while_a_new_version_is_loaded(stack: Stack) -> None:
@@ -203,7 +215,7 @@ def test_no_request_is_dropped_while_a_new_version_is_loaded(stack: Stack) -> No
         nonlocal sent
         stack.produce(RANKING_REQUESTS, [ranking_request(f"u{sent + at}", 0) for at in range(20)])
         sent += 20
-        return orjson.loads((stack.run / "ranking.json").read_bytes())["model_version"] == "m2"
+        return stack.progress("ranking")["model_version"] == "m2"
 
     keep_asking()
     stack.collect(RECOMMENDATIONS, lambda got: len(got) == sent)

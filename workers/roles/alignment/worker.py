@@ -15,7 +15,7 @@ from models.aligning.align import AlignmentResult, Groups, align
 from models.aligning.cohort import FrozenModels
 from schemas.artifacts import Registry
 from schemas.codec import decode
-from schemas.deployments import Attempt, Deployed, Deployments, base_of
+from schemas.deployments import Attempt, Deployments, base_of
 from schemas.errors import PoisonError
 from schemas.messages import AlignmentSample, ModelUpdate, RankingRequest
 from schemas.settings import Settings
@@ -120,12 +120,12 @@ class Aligner(LlmGenerator):
                  attempt.reason, {key: round(value, 4) for key, value in attempt.figures.items()})
         if not attempt.published:
             return None
-        update = ModelUpdate(
-            model_version=attempt.model_version, adapter=attempt.adapter, published_at=self.clock(),
-            withdrawn=deployments.in_use().withdrawn)
-        # Write the log first, because processes that start from now on read it. If this process crashes before the
-        # message is sent, the attempt is repeated.
-        deployments.deploy(Deployed(update=update, by="alignment", reason=attempt.reason))
+        # All roles follow what this writes; the message only tells them sooner. If this process crashes before it is
+        # sent, the attempt is repeated.
+        update = deployments.publish_adapter(attempt, self.clock())
+        if update is None:
+            log.warning("model %s is no longer in use; adapter %s will be when it is again", attempt.base, attempt.name)
+            return None
         self.apply(update)
         return update
 
@@ -170,11 +170,11 @@ def main(settings: Settings) -> None:
     artifact = Registry(settings.home).open()
     aligner = Aligner.load(settings, artifact)
     create_topics(settings.kafka)
-    updates = ModelUpdates(settings, ROLE, artifact.card.created_at, aligner.apply)
+    updates = ModelUpdates(settings, ROLE, artifact.model_version, aligner.apply)
     updates.catch_up()
     worker: GatheringWorker[AlignmentSample] = GatheringWorker(
         settings, ROLE, GROUP, ALIGNMENT_SAMPLES, aligner, enough=settings.alignment.samples, refuse=aligner.refuse,
-        between=updates.poll, counters=aligner.counters)
+        between=updates.poll, counters=lambda: aligner.counters() | updates.counters())
     aligner.beat = worker.beat
     aligner.requests = lambda: recent_requests(settings)
     try:

@@ -20,11 +20,10 @@ from models.serving.ranking_model import TEXTS, RankingModel
 from models.serving.saved_source import load_live
 from models.systems.lwgr.knowledge import KnowledgeModel
 from schemas.artifacts import Artifact, Registry
-from schemas.deployments import base_of
+from schemas.deployments import adapter_folder, base_of
 from schemas.errors import ArtifactError, FreshetError
 from schemas.messages import ModelUpdate
 from schemas.settings import Settings
-from workers.runtime.model_updates import adapter_folder
 from workers.store.banks.bank import banks
 
 log = logging.getLogger(__name__)
@@ -58,6 +57,7 @@ class LlmGenerator:
         self._settings = settings
         self._language = llm
         self._base = model_version
+        self._lora: str | None = None  # the adapter in use, as the language model calls it
         self.dim = dim
         self._put(parts, model_version)
 
@@ -91,6 +91,15 @@ class LlmGenerator:
         Raises:
             FreshetError: it is missing, damaged or does not fit; nothing has changed.
         """
+        try:
+            self._load(update)
+        except Exception:
+            # A source that was loaded before the failure may have put an adapter of its own into the language model.
+            if self._language is not None:
+                self._language.use_adapter(self._lora)
+            raise
+
+    def _load(self, update: ModelUpdate) -> None:
         registry = Registry(self._settings.home)
         parts, base = self._made, self._base
         wanted = base_of(update.model_version)  # an adapter only fits the model it was trained with
@@ -104,7 +113,7 @@ class LlmGenerator:
             self._llm.load_adapter(adapter_folder(registry.folder, update.adapter), name)
         if self._language is not None:
             self._language.use_adapter(name)
-        self._base = base
+        self._base, self._lora = base, name
         self._put(parts, update.model_version)
 
     def _another(self, artifact: Artifact) -> OpenedVersion | None:

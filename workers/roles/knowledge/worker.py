@@ -147,11 +147,12 @@ def main(settings: Settings) -> None:
     store = QdrantStore.of(settings, generator.dim)
     processor = KnowledgeProcessor(generator, store, settings.llm.batch)
     create_topics(settings.kafka)
-    updates = ModelUpdates(settings, ROLE, artifact.card.created_at, generator.apply)
+    updates = ModelUpdates(settings, ROLE, artifact.model_version, generator.apply)
     updates.catch_up()
     worker = StreamWorker(
         settings, ROLE, KNOWLEDGE_GROUP, KNOWLEDGE_REQUESTS, processor, batch=_PASSES * settings.llm.batch,
-        between=updates.poll, counters=lambda: processor.counters | {"model_version": generator.model_version})
+        between=updates.poll,
+        counters=lambda: processor.counters | {"model_version": generator.model_version} | updates.counters())
     try:
         worker.run()
     finally:

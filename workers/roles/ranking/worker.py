@@ -255,11 +255,11 @@ def main(settings: Settings) -> None:
     reader = CachedReader(store)
     processor = RankingProcessor(ranker, reader, settings.ranking, experiment=settings.experiment)
     create_topics(settings.kafka)
-    updates = ModelUpdates(settings, ROLE, ranker.created_at, ranker.apply)
+    updates = ModelUpdates(settings, ROLE, ranker.model_version, ranker.apply)
     updates.catch_up()
     worker = StreamWorker(
         settings, ROLE, RANKING_GROUP, RANKING_REQUESTS, processor, batch=settings.ranking.batch,
-        between=updates.poll, counters=processor.counters)
+        between=updates.poll, counters=lambda: processor.counters() | updates.counters())
     try:
         worker.run()
     finally:
