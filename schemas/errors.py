@@ -20,7 +20,15 @@ class ArtifactError(FreshetError):
 
 
 class StoreUnavailableError(FreshetError):
-    """The vector store did not answer; callers fall back to behaviour alone."""
+    """The vector store is away or busy; callers wait, or fall back to behaviour alone.
+
+    Attributes:
+        retry_after_s: how long the store asks its callers to wait, seconds; 0 = it does not say.
+    """
+
+    def __init__(self, text: str, retry_after_s: float = 0.0) -> None:
+        super().__init__(text)
+        self.retry_after_s = retry_after_s
 
 
 class BrokerUnavailableError(FreshetError):

@@ -14,7 +14,8 @@ from schemas.experiment import Arm
 
 RefreshReason = Literal["cold_start", "drift", "contradiction", "stale"]
 RankingReason = Literal["event", "knowledge"]
-Fallback = Literal["no_knowledge", "store_unavailable", "old_knowledge", "no_trust", "control"]
+Fallback = Literal[
+    "no_knowledge", "store_unavailable", "damaged_knowledge", "old_knowledge", "no_trust", "control"]
 
 
 class Message(BaseModel):

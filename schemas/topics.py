@@ -70,7 +70,7 @@ JUDGEMENTS = Topic(
 )
 KNOWLEDGE_REQUESTS = Topic(
     "knowledge-requests", KnowledgeRequest, "user_id", "compact", -1,
-    "streams", "knowledge", "Users who need new knowledge, with the reason; the newest request per user wins.",
+    "streams, ranking", "knowledge", "Users who need new knowledge, with the reason; the newest request per user wins.",
 )
 KNOWLEDGE_UPDATES = Topic(
     "knowledge-updates", KnowledgeUpdate, "user_id", "compact", -1,

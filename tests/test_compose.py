@@ -1,13 +1,16 @@
 """docker-compose.yml says nothing that the program does not know."""
 
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 import typer
 import yaml
+from qdrant_client.common.version_check import is_compatible
 
 from schemas.settings import load, rows
 from workers.cli import app
+from workers.store.answers import check_version
 
 ROOT = Path(__file__).parents[1]
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
@@ -69,3 +72,11 @@ def test_the_image_is_built_from_files_that_are_there():
         if line.startswith("COPY ") and "--from" not in line:
             for source in line.split()[1:-1]:
                 assert (ROOT / source).exists(), source
+
+
+def test_the_qdrant_server_fits_the_client_and_keeps_conditions():
+    """Qdrant's own check allows a difference of one minor version; the first server with `update_filter` is 1.16."""
+    name, version = COMPOSE["services"]["qdrant"]["image"].split(":v")
+    assert name == "qdrant/qdrant"
+    check_version("http://qdrant:6333", version)
+    assert is_compatible(metadata.version("qdrant-client"), version)

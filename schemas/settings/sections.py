@@ -73,7 +73,8 @@ class QdrantSettings:
     api_key: str = Field(
         default="", repr=False,
         description="Qdrant's API key; never logged; `FRESHET_QDRANT_API_KEY_FILE` names a file that holds it")
-    prefer_grpc: bool = Field(default=False, description="gRPC on port 6334 instead of REST")
+    prefer_grpc: bool = Field(default=False, description="gRPC instead of REST")
+    grpc_port: int = Field(default=6334, ge=1, le=65535, description="the server's port for gRPC")
     timeout_s: float = Field(default=5.0, gt=0, description="a read that takes longer falls back to behaviour alone")
 
 

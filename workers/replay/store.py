@@ -8,7 +8,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from workers.store.point import KnowledgePoint, Neighbour, check, payload
+from workers.store.point import DamagedPoint, Found, KnowledgePoint, Neighbour, check, payload
 
 
 class MemoryStore:
@@ -37,6 +37,13 @@ class MemoryStore:
     def read(self, user_ids: Collection[str]) -> dict[str, KnowledgePoint]:
         """Return the points of the users that have one."""
         return {user: self._points[user] for user in user_ids if user in self._points}
+
+    def look(self, user_ids: Collection[str]) -> Found:
+        """Return the points of the users that have one. None is damaged."""
+        return Found(self.read(user_ids), {})
+
+    def discard(self, damaged: Collection[DamagedPoint]) -> None:
+        """Do nothing: no point is damaged."""
 
     def neighbours(self, pooled: NDArray[np.float32], n: int, exclude: Collection[str] = ()) -> list[Neighbour]:
         """Return the `n` users nearest to `pooled` (d,) by cosine, nearest first."""

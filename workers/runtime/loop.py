@@ -210,9 +210,10 @@ class StreamWorker(Generic[M]):
                     self._bury(sources[id(message)], reason)
                 return True
             except StoreUnavailableError as error:
-                log.warning("%s: %s; holding %d records, next try in %.1f s", self._role, error, len(records), pause)
+                wait = max(pause, error.retry_after_s)  # the store bounds what it passes on
+                log.warning("%s: %s; holding %d records, next try in %.1f s", self._role, error, len(records), wait)
                 self._progress.waiting("store", self._behind())
-                self._wait_for(self._thread.submit(self._stopping.wait, pause))
+                self._wait_for(self._thread.submit(self._stopping.wait, wait))
                 if self._stopping.is_set():
                     return False
                 pause = min(2 * pause, _BACKOFF_S[1])

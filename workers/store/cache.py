@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from cachetools import LRUCache
 
-from schemas.errors import StoreUnavailableError
-from workers.store.point import KnowledgePoint, KnowledgeStore
+from schemas.errors import FreshetError, StoreUnavailableError
+from workers.store.point import DamagedPoint, KnowledgePoint, KnowledgeStore
 
 log = logging.getLogger(__name__)
 # 20,000 points of 5×64 float16 with their fields take about 40 MB.
@@ -25,17 +25,19 @@ class Lookup:
     Args:
         points: the newest known point of each user who has one.
         unavailable: users whose point could not be read from the store; `points` may have an older one from the cache.
+        damaged: users whose point in the store cannot be used; `points` may have an older one from the cache.
     """
 
     points: dict[str, KnowledgePoint]
     unavailable: frozenset[str]
+    damaged: dict[str, DamagedPoint]
 
 
 class CachedReader:
     """Reads points that are at least as new as requested.
 
-    When the store becomes unavailable, one call waits for it. From then on a thread probes the store, and calls answer
-    at once from the cache until the store is back.
+    When the store becomes unavailable or refuses, one call waits for it. From then on a thread probes the store, no
+    sooner than the store asks for, and calls answer at once from the cache until the store is back.
     """
 
     def __init__(self, store: KnowledgeStore, capacity: int = _CAPACITY) -> None:
@@ -67,18 +69,20 @@ class CachedReader:
         self.hits += len(wanted) - len(missing)
         self.misses += len(missing)
         if not missing:
-            return Lookup(points, frozenset())
+            return Lookup(points, frozenset(), {})
         if not self._away.is_set():
             try:
-                fresh = self._store.read(missing)
-            except StoreUnavailableError as error:
+                found = self._store.look(missing)
+            except FreshetError as error:  # also a refused key: behaviour alone is better than no answer
                 log.warning("%s; continuing without it until it is back", error)
                 self._away.set()
-                threading.Thread(target=self._probe, name="store-probe", daemon=True).start()
+                threading.Thread(target=self._probe, args=(_wait(error),), name="store-probe", daemon=True).start()
             else:
-                self._cache.update(fresh)
-                return Lookup(points | fresh, frozenset())
-        return Lookup(points, frozenset(missing))
+                for damaged in found.damaged.values():
+                    log.error("the knowledge of user %s is damaged: %s", damaged.user_id, damaged.why)
+                self._cache.update(found.points)
+                return Lookup(points | found.points, frozenset(), found.damaged)
+        return Lookup(points, frozenset(missing), {})
 
     def forget(self) -> None:
         """Empty the cache."""
@@ -88,15 +92,20 @@ class CachedReader:
         """Stop probing. The store itself stays open."""
         self._closing.set()
 
-    def _probe(self) -> None:
+    def _probe(self, wait: float) -> None:
         pause = _PROBE_S[0]
-        while not self._closing.wait(pause):
+        while not self._closing.wait(max(pause, wait)):
             try:
                 self._store.count()
             except Exception as error:  # after any error, the store is not usable yet
                 log.info("still unavailable: %s", error)
-                pause = min(2 * pause, _PROBE_S[1])
+                pause, wait = min(2 * pause, _PROBE_S[1]), _wait(error)
             else:
                 log.warning("the knowledge store is back")
                 self._away.clear()
                 return
+
+
+def _wait(error: Exception) -> float:
+    """Return how long the store asks to be left alone, seconds."""
+    return error.retry_after_s if isinstance(error, StoreUnavailableError) else 0.0

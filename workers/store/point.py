@@ -6,18 +6,23 @@ newer one. So repeated and late writes are harmless in any order.
 
 from __future__ import annotations
 
+import hashlib
+import math
 import uuid
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 
-from schemas.errors import FreshetError
+from schemas.errors import FreshetError, StoreUnavailableError
 
 COLLECTION = "user_knowledge"
 VECTORS, POOLED = "knowledge", "pooled"  # names of a point's two vectors
+# Qdrant compares numbers as float64, which has every whole number up to this one.
+LARGEST_VERSION = 2**53 - 1
 STEP = 2.0**-13  # of evidence weights; a copy of `models.evidence.ease.STEP`, so that torch need not be imported
 # Never change it: another namespace would give every user a second point.
 _NAMESPACE = uuid.UUID("6b1f3c1e-2f0e-5b7a-9d55-6e1d1f0a7c11")
@@ -59,6 +64,28 @@ class KnowledgePoint:
 
 
 @dataclass(frozen=True, slots=True)
+class DamagedPoint:
+    """A point that cannot be used.
+
+    Args:
+        version: as stored; None = not a whole number of 64 bits.
+        why: for the log.
+    """
+
+    user_id: str
+    version: int | None
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What the store holds of users, by user id."""
+
+    points: dict[str, KnowledgePoint]
+    damaged: dict[str, DamagedPoint]
+
+
+@dataclass(frozen=True, slots=True)
 class Neighbour:
     """A user with similar knowledge; `score` is the cosine of the pooled vectors."""
 
@@ -69,14 +96,15 @@ class Neighbour:
 class KnowledgeStore(Protocol):
     """A store of knowledge points.
 
-    Every method raises `StoreUnavailableError` when the store does not answer in time; the next call may succeed.
+    Every method raises `StoreUnavailableError` when the store does not answer in time or is busy; the next call may
+    succeed.
     """
 
     def ensure(self) -> None:
         """Create the collection if it is missing. Several processes may do so at once.
 
         Raises:
-            FreshetError: it exists with vectors of another width.
+            FreshetError: it exists with vectors of another width, or the server is too old for conditional writes.
         """
 
     def upsert(self, points: Sequence[KnowledgePoint]) -> list[bool]:
@@ -90,7 +118,16 @@ class KnowledgeStore(Protocol):
         """
 
     def read(self, user_ids: Collection[str]) -> dict[str, KnowledgePoint]:
-        """Return the points of the users that have one."""
+        """Return the sound points of the users that have one."""
+
+    def look(self, user_ids: Collection[str]) -> Found:
+        """Return the points of the users that have one, the damaged ones apart."""
+
+    def discard(self, damaged: Collection[DamagedPoint]) -> None:
+        """Delete damaged points. One whose version is no longer that of `look` was replaced meanwhile and stays.
+
+        A version that is no whole number cannot be compared: such a point is deleted in any case.
+        """
 
     def neighbours(self, pooled: NDArray[np.float32], n: int, exclude: Collection[str] = ()) -> list[Neighbour]:
         """Return the `n` users nearest to `pooled` (d,) by cosine, nearest first."""
@@ -137,9 +174,22 @@ def wrong_width(where: str, held: int, wanted: int) -> FreshetError:
         f"use another store, delete that one, or fit with fit.dim = {held}")
 
 
+def digest(point: KnowledgePoint) -> str:
+    """Return a short hash of what a ranking depends on.
+
+    Times are left out: the store's JSON reader may change their 17th digit. So is `pooled`, which it normalises.
+    """
+    fields = orjson.dumps([
+        point.user_id, point.version, point.model_version, point.count, point.codes, point.items,
+        [round(weight / STEP) for weight in point.weights], point.vectors.shape])
+    values = (point.vectors + np.float16(0)).astype("<f2").tobytes()  # + 0: a store may drop the sign of −0
+    return hashlib.blake2b(fields + values, digest_size=8).hexdigest()
+
+
 def payload(point: KnowledgePoint) -> dict[str, Any]:
     """Return the payload, which is stored next to the vectors."""
     return {
+        "digest": digest(point),
         "user": point.user_id, "version": point.version, "model_version": point.model_version,
         "history_hash": point.history_hash, "reason": point.reason, "generated_at": point.generated_at,
         "event_time": point.event_time, "count": point.count,
@@ -154,14 +204,77 @@ def vectors(point: KnowledgePoint) -> dict[str, Any]:
     return {VECTORS: point.vectors.tolist(), POOLED: point.pooled.tolist()}
 
 
-def from_record(fields: dict[str, Any], named: Any) -> KnowledgePoint:
-    """Return the point that was stored as `payload` and `vectors`. The vectors' values are rounded to float16."""
-    return KnowledgePoint(
-        user_id=fields["user"], version=int(fields["version"]), model_version=fields["model_version"],
-        vectors=np.asarray(named[VECTORS], dtype=np.float16), pooled=np.asarray(named[POOLED], dtype=np.float32),
-        history_hash=fields["history_hash"], reason=fields["reason"], generated_at=float(fields["generated_at"]),
-        event_time=float(fields["event_time"]), count=int(fields["count"]),
-        codes=tuple(int(code) for code in fields.get("codes", ())),  # older points have none
-        items=tuple(int(row) for row in fields.get("items", ())),
-        weights=tuple(int(steps) * STEP for steps in fields.get("weights", ())),
-    )
+def from_record(user_id: str, fields: Any, named: Any, dim: int) -> KnowledgePoint | DamagedPoint:
+    """Return the point that was stored as `payload` and `vectors`. The vectors' values are rounded to float16.
+
+    Args:
+        user_id: whose point it must be.
+        dim: width that the vectors must have.
+    """
+    try:
+        version = fields["version"]
+        if type(version) is not int or not 1 <= version <= LARGEST_VERSION:
+            raise ValueError(f"version {str(version)[:40]!r}")
+        if fields["user"] != user_id:
+            raise ValueError("it belongs to another user")
+        items, weights = fields.get("items", ()), fields.get("weights", ())
+        if len(items) != len(weights) or not all(type(n) is int and abs(n) < 2**31 for n in (*items, *weights)):
+            raise ValueError("its evidence is not pairs of items and weights")
+        if min(items, default=0) < 0:
+            raise ValueError("its evidence names an item below 0")
+        texts = [fields[name] for name in ("model_version", "history_hash", "reason")]
+        if not all(isinstance(text, str) for text in texts):
+            raise ValueError("a text is not one")
+        with np.errstate(over="ignore"):  # it becomes infinite, and is refused below
+            point = KnowledgePoint(
+                user_id, version, texts[0], np.asarray(named[VECTORS], dtype=np.float16),
+                np.asarray(named[POOLED], dtype=np.float32), texts[1], texts[2], float(fields["generated_at"]),
+                float(fields["event_time"]), int(fields["count"]),
+                codes=tuple(int(code) for code in fields.get("codes", ())),  # older points have none
+                items=tuple(items), weights=tuple(steps * STEP for steps in weights))
+        if not math.isfinite(point.generated_at) or not math.isfinite(point.event_time):
+            raise ValueError("a time is not finite")
+        check([point], dim)
+        if (held := fields.get("digest")) is not None and held != digest(point):  # older points have none
+            raise ValueError("its digest is not that of its content")
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
+        version = fields.get("version") if isinstance(fields, dict) else None
+        return DamagedPoint(user_id, version if type(version) is int and -(2**63) <= version < 2**63 else None,
+                            f"{type(error).__name__}: {error}"[:200])
+    return point
+
+
+def gather(user_ids: Collection[str], records: Iterable[tuple[str, Any, Any]], dim: int) -> Found:
+    """Return what the records (id, payload, vectors) of these users are worth."""
+    users = {point_id(user): user for user in user_ids}
+    found = Found({}, {})
+    for id_, fields, named in records:
+        if id_ not in users:  # not asked for
+            continue
+        point = from_record(users[id_], fields, named, dim)
+        if isinstance(point, KnowledgePoint):
+            found.points[point.user_id] = point
+        else:
+            found.damaged[point.user_id] = point
+    return found
+
+
+def written(points: Sequence[KnowledgePoint], held: Mapping[str, Any]) -> list[bool]:
+    """Return what `KnowledgeStore.upsert` returns, from the versions that the store holds by id after the write.
+
+    Raises:
+        StoreUnavailableError: it took a point and holds neither that version nor a newer one.
+    """
+    done = []
+    for point in points:
+        version = held.get(point_id(point.user_id))
+        if type(version) is not int or version < point.version:
+            raise StoreUnavailableError(
+                f"the knowledge store took version {point.version} of a point but holds {str(version)[:40]}")
+        done.append(version == point.version)
+    return done
+
+def named_neighbours(found: Iterable[tuple[Any, float]]) -> list[Neighbour]:
+    """Return the neighbours of (payload, score) pairs. A damaged point without a user is no neighbour."""
+    return [Neighbour(fields["user"], float(score)) for fields, score in found
+            if isinstance(fields, dict) and isinstance(fields.get("user"), str)]

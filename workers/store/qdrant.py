@@ -3,34 +3,42 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
-import grpc  # type: ignore[import-untyped]
-import httpx
 import numpy as np
 from numpy.typing import NDArray
-from qdrant_client import QdrantClient
 from qdrant_client import models as qm
-from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
 from schemas.errors import FreshetError, StoreUnavailableError
 from schemas.settings import QdrantSettings, Settings
+from workers.store.answers import (
+    AbsentError,
+    StoreRefusedError,
+    TakenError,
+    asked,
+    check_version,
+    connect,
+    without_password,
+)
 from workers.store.point import (
     COLLECTION,
     POOLED,
     VECTORS,
+    DamagedPoint,
+    Found,
     KnowledgePoint,
     Neighbour,
     by_version,
     check,
-    from_record,
+    gather,
+    named_neighbours,
     newest_per_user,
     payload,
     point_id,
     vectors,
+    written,
     wrong_width,
 )
 
@@ -39,7 +47,7 @@ T = TypeVar("T")
 # Points per request. A point of 5×64 takes about 8 kB of JSON, and a server accepts 32 MB per request. 512 points are
 # far below that limit, and one request takes far less than the timeout.
 _BATCH = 512
-_GRPC_AWAY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.RESOURCE_EXHAUSTED)
+_CONNECTIONS = 16
 
 
 class QdrantStore:
@@ -49,22 +57,18 @@ class QdrantStore:
         location: a server's URL, or ":memory:" for the client's in-memory implementation (tests only).
         dim: width of the vectors.
         settings: key, protocol and timeout; the client rounds the timeout up to whole seconds.
+
+    Raises:
+        FreshetError: URL or key cannot be used.
     """
 
     def __init__(self, location: str, dim: int, settings: QdrantSettings | None = None) -> None:
-        settings = settings or QdrantSettings()
         self._location = location
         self._dim = dim
         self._local = location == ":memory:"
         self._owns = False  # set by `ensure`: a store used only for reading must not create a collection
-        if self._local:
-            self._client = QdrantClient(":memory:")
-        else:
-            # Without `limits` the client opens a new connection per call to a server on this machine.
-            self._client = QdrantClient(
-                url=location, api_key=settings.api_key or None, prefer_grpc=settings.prefer_grpc,
-                timeout=math.ceil(settings.timeout_s), check_compatibility=False,
-                limits=httpx.Limits(max_connections=16, max_keepalive_connections=8))
+        self._ensured = False  # of the server that answered last
+        self._client = connect(location, settings or QdrantSettings(), _CONNECTIONS)
 
     @classmethod
     def of(cls, settings: Settings, dim: int) -> QdrantStore:
@@ -87,11 +91,13 @@ class QdrantStore:
     def ensure(self) -> None:
         """See `KnowledgeStore.ensure`."""
         self._owns = True
-        self._call(self._ensure)
+        self._ensure()
 
     def upsert(self, points: Sequence[KnowledgePoint]) -> list[bool]:
         """See `KnowledgeStore.upsert`. Sends one request per 512 points, with one conditional operation per version."""
         check(points, self._dim)
+        if self._owns and not self._ensured:  # it was away: another server may be there now, an older one, too
+            self.ensure()
         newest = newest_per_user(points)
         for start in range(0, len(newest), _BATCH):
             operations = [
@@ -102,15 +108,28 @@ class QdrantStore:
                 for version, group in by_version(newest[start:start + _BATCH]).items()
             ]
             self._call(partial(self._client.batch_update_points, COLLECTION, operations, wait=True))
-        ids = [point_id(point.user_id) for point in points]
-        held = {str(r.id): (r.payload or {})["version"] for r in self._retrieve(list(dict.fromkeys(ids)), ["version"])}
-        return [held.get(id_) == point.version for id_, point in zip(ids, points, strict=True)]
+        ids = dict.fromkeys(point_id(point.user_id) for point in points)
+        return written(points, {
+            str(record.id): (record.payload or {}).get("version") for record in self._retrieve(list(ids), ["version"])})
 
     def read(self, user_ids: Collection[str]) -> dict[str, KnowledgePoint]:
         """See `KnowledgeStore.read`."""
+        return self.look(user_ids).points
+
+    def look(self, user_ids: Collection[str]) -> Found:
+        """See `KnowledgeStore.look`."""
         records = self._retrieve([point_id(user) for user in user_ids], True, with_vectors=True)
-        points = [from_record(record.payload or {}, record.vector) for record in records]
-        return {point.user_id: point for point in points}
+        return gather(user_ids, ((str(r.id), r.payload, r.vector) for r in records), self._dim)
+
+    def discard(self, damaged: Collection[DamagedPoint]) -> None:
+        """See `KnowledgeStore.discard`."""
+        lost = [point_id(point.user_id) for point in damaged if point.version is None]
+        if lost:
+            self._delete(qm.PointIdsList(points=list(lost)))
+        for version in {point.version for point in damaged if point.version is not None}:
+            self._delete(qm.FilterSelector(filter=qm.Filter(must=[
+                qm.HasIdCondition(has_id=[point_id(p.user_id) for p in damaged if p.version == version]),
+                qm.FieldCondition(key="version", match=qm.MatchValue(value=version))])))
 
     def neighbours(self, pooled: NDArray[np.float32], n: int, exclude: Collection[str] = ()) -> list[Neighbour]:
         """See `KnowledgeStore.neighbours`."""
@@ -118,13 +137,13 @@ class QdrantStore:
         found = self._call(lambda: self._client.query_points(
             COLLECTION, query=pooled.tolist(), using=POOLED, limit=n, with_payload=True,
             query_filter=without if exclude else None))
-        return [Neighbour((point.payload or {})["user"], point.score) for point in found.points]
+        return named_neighbours((point.payload, point.score) for point in found.points)
 
     def count(self) -> int:
         """See `KnowledgeStore.count`."""
         try:
             return self._call(lambda: self._client.count(COLLECTION, exact=True)).count
-        except _AbsentError:
+        except AbsentError:
             return 0
 
     def close(self) -> None:
@@ -138,17 +157,29 @@ class QdrantStore:
             try:
                 found += self._call(partial(
                     self._client.retrieve, COLLECTION, part, with_payload=with_payload, with_vectors=with_vectors))
-            except _AbsentError:
+            except AbsentError:
                 return []
         return found
 
+    def _delete(self, selector: qm.PointIdsList | qm.FilterSelector) -> None:
+        self._call(partial(self._client.delete, COLLECTION, selector, wait=True))
+
     def _ensure(self) -> None:
+        try:
+            asked(self._location, self._prepare)
+        except StoreRefusedError as error:  # no record is to blame
+            raise FreshetError(f"the collection {COLLECTION} cannot be used: {error}") from error
+        self._ensured = True
+
+    def _prepare(self) -> None:
+        if not self._local:
+            check_version(self._location, self._client.info().version)
         if not self._client.collection_exists(COLLECTION):
             self._create()
         params = self._client.get_collection(COLLECTION).config.params.vectors
         held = params[POOLED].size if isinstance(params, dict) and POOLED in params else 0
         if held != self._dim:
-            raise wrong_width(f"{COLLECTION} at {self._location}", held, self._dim)
+            raise wrong_width(f"{COLLECTION} at {without_password(self._location)}", held, self._dim)
         if not self._local:
             # Conditional writes name their points by id and need no index. But a server in strict mode refuses a filter
             # on a field without an index.
@@ -156,62 +187,28 @@ class QdrantStore:
 
     def _create(self) -> None:
         try:
-            self._client.create_collection(COLLECTION, vectors_config={
+            asked(self._location, lambda: self._client.create_collection(COLLECTION, vectors_config={
                 VECTORS: qm.VectorParams(
                     size=self._dim, distance=qm.Distance.DOT, datatype=qm.Datatype.FLOAT16,
                     multivector_config=qm.MultiVectorConfig(comparator=qm.MultiVectorComparator.MAX_SIM),
                     hnsw_config=qm.HnswConfigDiff(m=0)),  # only read by id, so an index would be useless
                 POOLED: qm.VectorParams(size=self._dim, distance=qm.Distance.COSINE),
-            })
-        except UnexpectedResponse as error:
-            if error.status_code != 409:  # another worker was first
-                raise
-        except grpc.RpcError as error:
-            if _code(error) is not grpc.StatusCode.ALREADY_EXISTS:
-                raise
+            }))
+        except TakenError:
+            log.info("another worker created %s first", COLLECTION)
 
     def _call(self, action: Callable[[], T], recreate: bool = True) -> T:
         """Run one call. If the collection has disappeared (a server with a new disk), it is created again once."""
         try:
-            return action()
-        except ResponseHandlingException as error:
-            raise StoreUnavailableError(f"the knowledge store at {self._location} does not answer: {error.source!r}"
-                                        ) from error
-        except UnexpectedResponse as error:
-            status, refused = error.status_code or 0, error
-            if status == 404 and recreate:
-                return self._recreated(action, error)
-            if status >= 500 or status == 429:
-                raise StoreUnavailableError(f"the knowledge store at {self._location} fails: {refused}") from error
-            raise FreshetError(_refusal(self._location, status, str(refused))) from error
-        except grpc.RpcError as error:
-            code = _code(error)
-            if code is grpc.StatusCode.NOT_FOUND and recreate:
-                return self._recreated(action, error)
-            if code in _GRPC_AWAY:
-                raise StoreUnavailableError(f"the knowledge store at {self._location} does not answer: {code}"
-                                            ) from error
-            raise FreshetError(_refusal(self._location, 0, str(error))) from error
-
-    def _recreated(self, action: Callable[[], T], error: Exception) -> T:
-        if not self._owns:
-            raise _AbsentError(f"{COLLECTION} does not exist at {self._location} yet") from error
-        self._call(self._ensure, recreate=False)
-        return self._call(action, recreate=False)
-
-
-class _AbsentError(FreshetError):
-    """The collection does not exist, and this store must not create it."""
-
-
-def _code(error: grpc.RpcError) -> Any:
-    """Return the status of a failed call. Errors of calls have `code`, although their base class does not declare it.
-    """
-    code = getattr(error, "code", None)
-    return code() if callable(code) else None
-
-
-def _refusal(location: str, status: int, text: str) -> str:
-    if status in (401, 403):
-        return f"the knowledge store at {location} refuses the key; set FRESHET_QDRANT_API_KEY"
-    return f"the knowledge store at {location} refuses a request: {text}"
+            return asked(self._location, action)
+        except AbsentError as error:
+            if not recreate:
+                raise
+            if not self._owns:
+                raise AbsentError(
+                    f"{COLLECTION} does not exist at {without_password(self._location)} yet") from error
+            self._ensure()
+            return self._call(action, recreate=False)
+        except StoreUnavailableError:
+            self._ensured = False
+            raise

@@ -15,14 +15,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import qdrant_edge as qe
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from qdrant_client import models as qm
 
 from schemas.errors import FreshetError, StoreUnavailableError
 from schemas.settings import QdrantSettings
-from workers.store import KnowledgePoint, KnowledgeStore, QdrantStore
+from workers.store import KnowledgePoint, KnowledgeStore, QdrantStore, point_id
 from workers.store.embedded.engine import EdgeStore, Shard
+from workers.store.point import payload
 
 DIM = 8
 
@@ -170,6 +173,74 @@ class TestAnyStore:
         held = store.read([user])[user]
         assert held.version == max(versions)
         assert held.vectors[0, 0] == np.float16(max(versions) / 8)
+
+
+def write_raw(store: KnowledgeStore, user: str, fields: dict[str, object], named: dict[str, object]) -> None:
+    """Write a point as another program might, whatever it holds."""
+    if isinstance(store, EdgeStore):
+        store._shard._shard.update(qe.UpdateOperation.upsert_points([qe.Point(point_id(user), named, fields)]))
+        return
+    assert isinstance(store, QdrantStore)
+    if store._local:
+        store._client.upsert("user_knowledge", [qm.PointStruct(id=point_id(user), vector=named, payload=fields)])
+    else:  # the embedded server only writes on a condition: one that any version fulfils, and none
+        store._client.batch_update_points("user_knowledge", [
+            qm.UpsertOperation(upsert=qm.PointsList(
+                points=[qm.PointStruct(id=point_id(user), vector=named, payload=fields)],
+                update_filter=qm.Filter(must=[qm.FieldCondition(key="version", range=qm.Range(lt=2**53))])))])
+
+
+def damages() -> dict[str, Callable[[dict, dict], object]]:
+    """What can go wrong with a stored point, by what it does to payload and vectors."""
+    out: dict[str, Callable[[dict, dict], object]] = {
+        "empty payload": lambda fields, _: fields.clear(),
+        "another user": lambda fields, _: fields.update(user="eve"),
+        "a flipped bit": lambda _, named: named["knowledge"][1].__setitem__(2, 0.25),
+        "lost vectors": lambda _, named: named.pop("knowledge"),
+        "a lost row": lambda _, named: named["knowledge"].pop(),
+        "unpaired evidence": lambda fields, _: fields.update(items=[1, 2], weights=[3]),
+        "evidence below 0": lambda fields, _: fields.update(items=[-1], weights=[3]),
+        "codes of text": lambda fields, _: fields.update(codes=["a"]),
+        "another count": lambda fields, _: fields.update(count=999),
+        "an absurd version": lambda fields, _: fields.update(version=2**60),
+    }
+    for name in ("user", "version", "model_version", "history_hash", "generated_at", "event_time", "count"):
+        out[f"no {name}"] = lambda fields, _, name=name: fields.pop(name)
+        for wrong in (None, [5, 7], {"a": 1}, True, "", -1.5):
+            if not (name in ("generated_at", "event_time") and wrong in (True, -1.5)) and not (
+                    name == "count" and wrong == -1.5) and not (name == "history_hash" and wrong == ""):
+                out[f"{name} is {wrong!r}"] = lambda fields, _, name=name, wrong=wrong: fields.update({name: wrong})
+    return out
+
+
+class TestDamage:
+    @pytest.mark.parametrize("name", damages())
+    def test_it_is_found_named_and_replaced(self, name: str, store: KnowledgeStore) -> None:
+        user, sound = f"hurt-{name}", point(f"fine-{name}", 3)
+        hurt = point(user, 3)
+        fields, named = payload(hurt), {"knowledge": hurt.vectors.tolist(), "pooled": hurt.pooled.tolist()}
+        damages()[name](fields, named)
+        write_raw(store, user, fields, named)
+        store.upsert([sound])
+        found = store.look([user, sound.user_id])
+        assert set(found.points) == {sound.user_id}
+        assert set(found.damaged) == {user}
+        assert found.damaged[user].why
+        assert store.read([user]) == {}
+        store.neighbours(hurt.pooled, 3)
+        store.discard(found.damaged.values())
+        assert store.upsert([hurt]) == [True]
+        assert store.read([user])[user].version == 3
+        assert store.read([sound.user_id])[sound.user_id].version == 3
+
+    def test_what_was_replaced_meanwhile_stays(self, store: KnowledgeStore) -> None:
+        hurt = point("raced", 3)
+        fields = payload(hurt) | {"count": "many"}
+        write_raw(store, "raced", fields, {"knowledge": hurt.vectors.tolist(), "pooled": hurt.pooled.tolist()})
+        found = store.look(["raced"])
+        assert store.upsert([point("raced", 4)]) == [True]
+        store.discard(found.damaged.values())
+        assert store.read(["raced"])["raced"].version == 4
 
 
 class TestEdge:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,7 +21,7 @@ from workers.kafka.topics import create_topics
 from workers.roles.knowledge.generator import LlmGenerator
 from workers.runtime.loop import StreamWorker
 from workers.runtime.model_updates import ModelUpdates
-from workers.store.point import KnowledgePoint, KnowledgeStore
+from workers.store.point import LARGEST_VERSION, DamagedPoint, KnowledgePoint, KnowledgeStore
 from workers.store.qdrant import QdrantStore
 
 log = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ class KnowledgeProcessor:
         self._clock = clock
         self.counters: dict[str, Any] = {
             "requests": 0, "superseded": 0, "already_held": 0, "generated": 0, "forward_passes": 0, "rejected": 0,
-            "overtaken": 0, "generate_s": 0.0}
+            "overtaken": 0, "damaged": 0, "generate_s": 0.0}
 
     def __call__(self, requests: Sequence[KnowledgeRequest]) -> Iterator[list[Output | Rejected]]:
         """Yield the outputs of each pass.
@@ -83,18 +83,23 @@ class KnowledgeProcessor:
             StoreUnavailableError: nothing of the current pass was announced; call again with the same requests.
         """
         newest = newest_requests(requests)
-        held = self._store.read([request.user_id for request in newest])
+        found = self._store.look([request.user_id for request in newest])
+        held = found.points
+        for damaged in found.damaged.values():
+            log.error("the knowledge of user %s is damaged (%s); generating it again", damaged.user_id, damaged.why)
         done = [r for r in newest if r.user_id in held and held[r.user_id].version >= r.version]
         yield [_announce(held[r.user_id], r, written=held[r.user_id].version == r.version) for r in done]
         skip = {request.user_id for request in done}
         wanted = [request for request in newest if request.user_id not in skip]
         for start in range(0, len(wanted), self._batch):
-            yield self._pass(wanted[start:start + self._batch])
+            yield self._pass(wanted[start:start + self._batch], found.damaged)
         self.counters["requests"] += len(requests)
         self.counters["superseded"] += len(requests) - len(newest)
         self.counters["already_held"] += len(done)
 
-    def _pass(self, requests: Sequence[KnowledgeRequest]) -> list[Output | Rejected]:
+    def _pass(
+        self, requests: Sequence[KnowledgeRequest], damaged: Mapping[str, DamagedPoint],
+    ) -> list[Output | Rejected]:
         started = time.perf_counter()
         made = self.generator.generate(
             [request.history for request in requests], [request.user_id for request in requests])
@@ -109,7 +114,12 @@ class KnowledgeProcessor:
             Rejected(r, "the model's knowledge is not finite; the old knowledge stays")
             for r, finite in zip(requests, made.finite, strict=True) if not finite]
         self.counters["rejected"] += len(out)
-        points = [self._point(request, made, row, now) for request, row in sound]
+        points = [self._point(request, made, row, now, damaged.get(request.user_id)) for request, row in sound]
+        replaced = [damaged[point.user_id] for point in points if point.user_id in damaged]
+        # Deleted first: a write would not replace one of the same version, or of an unreadable one. After a crash in
+        # between the user has none, and the request is delivered again.
+        self._store.discard(replaced)
+        self.counters["damaged"] += len(replaced)
         written = self._store.upsert(points)
         overtaken = [point.user_id for point, here in zip(points, written, strict=True) if not here]
         self.counters["overtaken"] += len(overtaken)
@@ -119,10 +129,15 @@ class KnowledgeProcessor:
             out.append(_announce(point if here else newer.get(point.user_id, point), request, written=here))
         return out
 
-    def _point(self, request: KnowledgeRequest, made: Generation, row: int, now: float) -> KnowledgePoint:
+    def _point(
+        self, request: KnowledgeRequest, made: Generation, row: int, now: float, damaged: DamagedPoint | None,
+    ) -> KnowledgePoint:
         vectors, there = made.vectors[row], made.items[row] >= 0
+        # A user's versions never fall, also where the damaged point's was ahead of the request.
+        held = damaged.version if damaged is not None and damaged.version is not None else 0
+        version = max(request.version, held if held <= LARGEST_VERSION else 0)
         return KnowledgePoint(
-            user_id=request.user_id, version=request.version, model_version=self.generator.model_version,
+            user_id=request.user_id, version=version, model_version=self.generator.model_version,
             vectors=vectors.astype(np.float16), pooled=vectors.mean(0).astype(np.float32),
             history_hash=history_hash(request.history), reason=request.reason, generated_at=now,
             event_time=request.event_time, count=request.count, codes=tuple(made.codes[row].tolist()),

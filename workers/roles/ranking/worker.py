@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from cachetools import TTLCache
 from torch import Tensor
 
 from models.serving.requests import RankBatch, RankResult, UserKnowledge
@@ -17,13 +18,14 @@ from schemas.experiment import Arm, arm
 from schemas.messages import (
     Fallback,
     Judgement,
+    KnowledgeRequest,
     Margin,
     RankingRequest,
     Recommendation,
     ScoredItem,
 )
 from schemas.settings import ExperimentSettings, RankingSettings, Settings
-from schemas.topics import JUDGEMENTS, RANKING_REQUESTS, RECOMMENDATIONS
+from schemas.topics import JUDGEMENTS, KNOWLEDGE_REQUESTS, RANKING_REQUESTS, RECOMMENDATIONS
 from workers.kafka.lag import RANKING_GROUP
 from workers.kafka.outbox import Output
 from workers.kafka.topics import create_topics
@@ -36,6 +38,8 @@ from workers.store.qdrant import QdrantStore
 
 log = logging.getLogger(__name__)
 ROLE = "ranking"
+# Requests for damaged knowledge: at most so many users within so many seconds, each once however often ranked.
+_ASKED = (1_000, 60.0)
 
 
 class UserRequests:
@@ -54,6 +58,18 @@ class UserRequests:
         # The newest first; an event that occurs in two requests is judged once.
         self.rows = [self.newest, *(r for r in requests if r is not self.newest and r.judged)]
         self.wanted_version = max(request.knowledge_version for request in requests)
+
+    def repair(self, now: float) -> KnowledgeRequest:
+        """Return the request to generate the user's damaged knowledge again, in its version.
+
+        Args:
+            now: wall clock, seconds.
+        """
+        newest = self.newest
+        return KnowledgeRequest(
+            user_id=newest.user_id, version=max(1, self.wanted_version), reason="stale", history=newest.history,
+            count=newest.count, event_id=newest.judged[-1].event_id if newest.judged else "",
+            event_time=newest.event_time, caused_at=self.caused_at, requested_at=now)
 
 
 def merge(requests: Sequence[RankingRequest]) -> list[UserRequests]:
@@ -83,8 +99,10 @@ class RankingProcessor:
         self._experiment = experiment or ExperimentSettings()
         self._counts = {
             "requests": 0, "superseded": 0, "recommendations": 0, "fused": 0, "margins": 0, "unknown_items": 0,
-            "no_knowledge": 0, "store_unavailable": 0, "old_knowledge": 0, "no_trust": 0, "control": 0}
+            "no_knowledge": 0, "store_unavailable": 0, "damaged_knowledge": 0, "old_knowledge": 0, "no_trust": 0,
+            "control": 0, "repairs": 0}
         self._rank_s = 0.0
+        self._asked: TTLCache[str, None] = TTLCache(*_ASKED)
 
     def counters(self) -> dict[str, Any]:
         """Return the counters for the role's progress file."""
@@ -96,7 +114,7 @@ class RankingProcessor:
         """Return the outputs in a single part."""
         started = time.perf_counter()
         users = merge(requests)
-        points, fallbacks = self._knowledge(users)
+        points, fallbacks, repairs = self._knowledge(users)
         rows = [(user, request) for user in users for request in user.rows]
         rank = self._ranker.model.rank(RankBatch(
             histories=[self._rows(request.history) for _, request in rows],
@@ -109,24 +127,34 @@ class RankingProcessor:
         self._counts["requests"] += len(requests)
         self._counts["superseded"] += len(requests) - len(users)
         self._rank_s += time.perf_counter() - started
-        return [[*recommendations, *judgements]]
+        return [[*recommendations, *judgements, *repairs]]
 
-    def _knowledge(self, users: Sequence[UserRequests]) -> tuple[dict[str, KnowledgePoint], dict[str, Fallback]]:
-        """Return the usable knowledge per user, and the fallback reason of the other users."""
+    def _knowledge(
+        self, users: Sequence[UserRequests],
+    ) -> tuple[dict[str, KnowledgePoint], dict[str, Fallback], list[Output]]:
+        """Return the usable knowledge per user, the fallback reason of the other users, and requests for those whose
+        knowledge is damaged.
+        """
         wanted = {user.newest.user_id: user.wanted_version for user in users if user.wanted_version > 0}
         found = self._reader.read(wanted)
         points: dict[str, KnowledgePoint] = {}
         fallbacks: dict[str, Fallback] = {}
+        repairs: list[Output] = []
         for user in users:
             name = user.newest.user_id
             point = found.points.get(name)
+            if name in found.damaged and name not in self._asked and len(self._asked) < self._asked.maxsize:
+                self._asked[name] = None
+                repairs.append(Output(KNOWLEDGE_REQUESTS, name, user.repair(self._clock())))
             if point is None:
-                fallbacks[name] = "store_unavailable" if name in found.unavailable else "no_knowledge"
+                fallbacks[name] = ("store_unavailable" if name in found.unavailable else
+                                   "damaged_knowledge" if name in found.damaged else "no_knowledge")
             elif not self._ranker.compatible(point.model_version):
                 fallbacks[name] = "old_knowledge"
             else:
                 points[name] = point
-        return points, fallbacks
+        self._counts["repairs"] += len(repairs)
+        return points, fallbacks, repairs
 
     def _rows(self, items: Sequence[str]) -> list[int]:
         rows = [self._ranker.row(item) for item in items]

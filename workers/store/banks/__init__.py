@@ -2,5 +2,5 @@
 
 `models/compute` has exact search in memory.
 
-May import: –.
+May import: store.
 """

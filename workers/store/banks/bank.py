@@ -11,26 +11,24 @@ Measured with the ten nearest of 22,000 random vectors of width 128, on one thre
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import math
 from collections.abc import Callable
 from typing import TypeVar
 
-import grpc  # type: ignore[import-untyped]
-import httpx
 import torch
-from qdrant_client import QdrantClient
 from qdrant_client import models as qm
-from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 from torch import Tensor
 
 from models.compute.neighbours import Banks
 from schemas.errors import FreshetError, StoreUnavailableError
 from schemas.settings import QdrantSettings, Settings
+from workers.store.answers import AbsentError, TakenError, asked, connect
 from workers.store.banks.shard import PREFIX, BankShard
 
 T = TypeVar("T")
 Question = tuple[list[float], int, tuple[int, ...]]  # vector, number of neighbours, excluded ids
+_CONNECTIONS = 8
 _PUT, _ASK = 1_000, 128  # points and queries per request: 3 MB of JSON, 0.3 s of a server's time
 
 
@@ -72,29 +70,29 @@ class ServerBank:
         name: name of the bank.
         vectors: (b, w) finite; a vector's row is the id of its point.
         settings: key, protocol and timeout.
+
+    Raises:
+        FreshetError: URL or key cannot be used.
     """
 
     def __init__(self, location: str, name: str, vectors: Tensor, settings: QdrantSettings | None = None) -> None:
-        settings = settings or QdrantSettings()
         values = vectors.contiguous().float().cpu()
         digest = hashlib.sha256(f"{tuple(values.shape)}".encode() + values.numpy().tobytes()).hexdigest()
         self.collection = f"{PREFIX}{name}_{digest[:16]}"
         self._location = location
-        self._client = QdrantClient(":memory:") if location == ":memory:" else QdrantClient(
-            url=location, api_key=settings.api_key or None, prefer_grpc=settings.prefer_grpc,
-            timeout=math.ceil(settings.timeout_s), check_compatibility=False,
-            limits=httpx.Limits(max_connections=4, max_keepalive_connections=4))  # like `QdrantStore`: keep connections
+        self._client = connect(location, settings or QdrantSettings(), _CONNECTIONS)
         self._values, self._ready = values, False
 
     def nearest(self, query: Tensor, n: int, own: Tensor) -> Tensor:
         """See `Bank.nearest`.
 
         Raises:
-            StoreUnavailableError: the server does not answer; ask again.
-            FreshetError: it refuses.
+            StoreUnavailableError: the server does not answer or is busy; ask again.
+            StoreRefusedError: it refuses the query, such as one that is not finite.
+            FreshetError: it refuses the bank, or the key.
         """
         if not self._ready:
-            self._call(self._fill)
+            self._write()
             self._ready = True
 
         def ask(queries: list[Question]) -> list[list[int]]:
@@ -119,33 +117,30 @@ class ServerBank:
                 for id_, vector in enumerate(self._values[at : at + _PUT].tolist(), at)], wait=True)
 
     def _create(self, width: int) -> None:
-        try:
-            self._client.create_collection(
+        with contextlib.suppress(TakenError):  # another process was first
+            asked(self._location, lambda: self._client.create_collection(
                 self.collection, vectors_config=qm.VectorParams(
-                    size=width, distance=qm.Distance.COSINE, hnsw_config=qm.HnswConfigDiff(m=0)))  # search is exact
-        except UnexpectedResponse as error:
-            if error.status_code != 409:  # another process was first
-                raise
-        except grpc.RpcError as error:
-            if error.code() is not grpc.StatusCode.ALREADY_EXISTS:
-                raise
+                    size=width, distance=qm.Distance.COSINE, hnsw_config=qm.HnswConfigDiff(m=0))))  # search is exact
 
     def _call(self, action: Callable[[], T], rewrite: bool = True) -> T:
         """Run one call. If the collection has disappeared, it is written again once."""
         try:
-            return action()
-        except ResponseHandlingException as error:
-            raise StoreUnavailableError(f"Qdrant at {self._location} does not answer: {error.source!r}") from error
-        except (UnexpectedResponse, grpc.RpcError) as error:
-            gone = (error.status_code == 404 if isinstance(error, UnexpectedResponse)
-                    else error.code() is grpc.StatusCode.NOT_FOUND)
-            if gone and rewrite:
-                self._call(self._fill, rewrite=False)
-                return self._call(action, rewrite=False)
+            return asked(self._location, action)
+        except AbsentError:
+            if not rewrite:
+                raise
+            self._write()
+            return self._call(action, rewrite=False)
+
+    def _write(self) -> None:
+        try:
+            self._call(self._fill, rewrite=False)
+        except StoreUnavailableError:
+            raise
+        except FreshetError as error:  # also a refused request: the vectors are the model's, not a record's
             raise FreshetError(
-                f"Qdrant at {self._location} cannot keep the bank {self.collection}: {error}; check FRESHET_QDRANT_URL "
-                "and FRESHET_QDRANT_API_KEY, or leave FRESHET_QDRANT_URL empty for the engine in this process"
-            ) from error
+                f"the bank {self.collection} cannot be kept: {error}; check FRESHET_QDRANT_URL and "
+                "FRESHET_QDRANT_API_KEY, or leave FRESHET_QDRANT_URL empty for the engine in this process") from error
 
 
 def _search(query: Tensor, n: int, own: Tensor, ask: Callable[[list[Question]], list[list[int]]]) -> Tensor:

@@ -17,6 +17,7 @@ log = logging.getLogger(__name__)
 PREFIX = "freshet_"  # of the names of collections that are banks
 _VECTOR = "embedding"
 _INDEX_ABOVE_KB = 2_000_000  # size of vectors below which the engine builds no graph
+_WIDEST = 65_536  # as a Qdrant server
 _KEPT = 4  # banks per store process, about 140 MB of disk each: those of the current and the previous version
 
 
@@ -90,6 +91,8 @@ class BankShards:
     async def create(self, name: str, asked: dict[str, Any]) -> None:
         """Answer `PUT /collections/NAME`."""
         width = int(asked["vectors"]["size"])
+        if not 1 <= width <= _WIDEST:
+            raise ValueError(f"vectors of width {width}; 1 to {_WIDEST} are possible")
         made = await asyncio.to_thread(BankShard, name, width)
         if name not in self._banks:  # else made meanwhile
             self._banks[name] = made

@@ -17,15 +17,19 @@ from schemas.files import written_whole
 from workers.store.point import (
     POOLED,
     VECTORS,
+    DamagedPoint,
+    Found,
     KnowledgePoint,
     Neighbour,
     by_version,
     check,
-    from_record,
+    gather,
+    named_neighbours,
     newest_per_user,
     payload,
     point_id,
     vectors,
+    written,
     wrong_width,
 )
 
@@ -93,6 +97,16 @@ class Shard:
             self._shard.update(qe.UpdateOperation.upsert_points(made, condition=condition))
             self._writes += len(made)
 
+    def delete(self, ids: Sequence[str], version: int | None) -> None:
+        """Delete the points of these ids; with a version, only those that have it."""
+        if version is None:
+            operation = qe.UpdateOperation.delete_points(list(ids))
+        else:
+            operation = qe.UpdateOperation.delete_points_by_filter(qe.Filter(must=[
+                qe.HasIdCondition(set(ids)), qe.FieldCondition("version", match=qe.MatchValue(version))]))
+        with self._lock:
+            self._shard.update(operation)
+
     def retrieve(self, ids: Sequence[str], with_payload: Any, with_vector: Any) -> list[tuple[str, Any, Any]]:
         """Return (id, payload, vectors) of those ids that are there."""
         records = self._shard.retrieve(list(ids), with_payload, with_vector)
@@ -156,20 +170,28 @@ class EdgeStore:
         check(points, self._dim)
         for version, group in by_version(newest_per_user(points)).items():
             self._shard.upsert([(point_id(p.user_id), vectors(p), payload(p)) for p in group], version)
-        ids = [point_id(point.user_id) for point in points]
-        held = {id_: fields["version"] for id_, fields, _ in self._shard.retrieve(ids, ["version"], False)}
-        return [held.get(id_) == point.version for id_, point in zip(ids, points, strict=True)]
+        ids = dict.fromkeys(point_id(point.user_id) for point in points)
+        held = self._shard.retrieve(list(ids), ["version"], False)
+        return written(points, {id_: (fields or {}).get("version") for id_, fields, _ in held})
 
     def read(self, user_ids: Collection[str]) -> dict[str, KnowledgePoint]:
         """See `KnowledgeStore.read`."""
-        records = self._shard.retrieve([point_id(user) for user in user_ids], True, True)
-        points = [from_record(fields, named) for _, fields, named in records]
-        return {point.user_id: point for point in points}
+        return self.look(user_ids).points
+
+    def look(self, user_ids: Collection[str]) -> Found:
+        """See `KnowledgeStore.look`."""
+        return gather(
+            user_ids, self._shard.retrieve([point_id(user) for user in user_ids], True, True), self._dim)
+
+    def discard(self, damaged: Collection[DamagedPoint]) -> None:
+        """See `KnowledgeStore.discard`."""
+        for point in damaged:
+            self._shard.delete([point_id(point.user_id)], point.version)
 
     def neighbours(self, pooled: NDArray[np.float32], n: int, exclude: Collection[str] = ()) -> list[Neighbour]:
         """See `KnowledgeStore.neighbours`."""
         found = self._shard.nearest(pooled.tolist(), n, [point_id(user) for user in exclude])
-        return [Neighbour(fields["user"], score) for _, score, fields in found]
+        return named_neighbours((fields, score) for _, score, fields in found)
 
     def count(self) -> int:
         """See `KnowledgeStore.count`."""

@@ -12,6 +12,7 @@ import logging
 import signal
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -20,6 +21,7 @@ from aiohttp import web
 from schemas.errors import FreshetError
 from schemas.files import write_whole
 from schemas.settings import Settings
+from workers.store.answers import OLDEST_SERVER
 from workers.store.banks.shard import PREFIX, BankShards
 from workers.store.embedded.engine import Shard
 from workers.store.point import COLLECTION, POOLED, VECTORS
@@ -30,6 +32,13 @@ READY = "store.ready"
 # Writes survive a crash of the process at once (write-ahead log); this bounds what a power cut can take.
 _TEND_EVERY_S = 2.0
 _MAX_REQUEST = 32 * 2**20  # bytes, as a Qdrant server
+
+
+@dataclass(frozen=True)
+class _Unwrapped:
+    """An answer that Qdrant does not wrap."""
+
+    body: dict[str, Any]
 
 
 class _RefusedError(Exception):
@@ -53,12 +62,14 @@ def application(shard: Shard) -> web.Application:
         ("POST", f"{bank}/points/query/batch", banks.query),
         ("POST", f"{bank}/points/count", banks.count),
         ("GET", "/healthz", routes.health),
+        ("GET", "/", routes.version),
         ("GET", f"{path}/exists", routes.exists),
         ("GET", path, routes.info),
         ("PUT", path, routes.create),
         ("PUT", f"{path}/index", routes.index),
         ("POST", f"{path}/points/batch", routes.batch),
         ("POST", f"{path}/points", routes.retrieve),
+        ("POST", f"{path}/points/delete", routes.delete),
         ("POST", f"{path}/points/query", routes.query),
         ("POST", f"{path}/points/count", routes.count),
         ("*", "/{rest:.*}", routes.unknown),
@@ -76,7 +87,8 @@ def _in_qdrants_shape(
         started = time.perf_counter()
         status, body = 200, {}
         try:
-            body = {"result": await handler(request), "status": "ok"}
+            result = await handler(request)
+            body = result.body if isinstance(result, _Unwrapped) else {"result": result, "status": "ok"}
         except _RefusedError as error:
             status, body = error.status, {"status": {"error": str(error)}}
         except web.HTTPException as error:  # a body above the limit
@@ -100,6 +112,10 @@ class _Routes:
 
     async def health(self, _: web.Request) -> str:
         return "healthz check passed"
+
+    async def version(self, _: web.Request) -> _Unwrapped:
+        # That of the calls it answers: the first server with conditional writes.
+        return _Unwrapped({"title": "Freshet's embedded store", "version": ".".join(map(str, (*OLDEST_SERVER, 0)))})
 
     async def unknown(self, request: web.Request) -> None:
         raise _RefusedError(404, f"the embedded store does not know {request.method} {request.path}")
@@ -155,6 +171,15 @@ class _Routes:
         asked = await _json(request)
         found = self._shard.retrieve(asked["ids"], asked.get("with_payload", True), asked.get("with_vector", False))
         return [{"id": id_, "payload": fields, "vector": named} for id_, fields, named in found]
+
+    async def delete(self, request: web.Request) -> dict[str, Any]:
+        self._dim(request)
+        asked = await _json(request)
+        if set(asked) == {"points"}:
+            self._shard.delete([str(id_) for id_ in asked["points"]], None)
+        else:
+            self._shard.delete(*_with_version(asked.get("filter")))
+        return {"operation_id": 0, "status": "completed"}
 
     async def query(self, request: web.Request) -> dict[str, Any]:
         self._dim(request)
@@ -227,6 +252,17 @@ def _below(condition: Any) -> int:
     except (KeyError, TypeError, ValueError):
         pass
     raise _RefusedError(400, "the embedded store writes on the condition `version < v` only")
+
+
+def _with_version(condition: Any) -> tuple[list[str], int]:
+    """Return ids and version of the one condition on which this store deletes."""
+    try:
+        ids, version = condition["must"]
+        if set(condition) == {"must"} and version["key"] == "version":
+            return [str(id_) for id_ in ids["has_id"]], int(version["match"]["value"])
+    except (KeyError, TypeError, ValueError):
+        pass
+    raise _RefusedError(400, "the embedded store deletes by has_id, or by has_id and a version only")
 
 
 def _excluded(condition: Any) -> list[str]:

@@ -12,11 +12,13 @@ from schemas.errors import FreshetError, StoreUnavailableError
 from schemas.messages import KnowledgeRequest, KnowledgeUpdate, ModelUpdate
 from schemas.settings import QdrantSettings, Settings
 from tests.workers.fitted import DIM, publish, settings_in
+from tests.workers.store.test_store import write_raw
 from workers.kafka.outbox import Output, Rejected
 from workers.roles.knowledge.generator import LlmGenerator
 from workers.roles.knowledge.worker import KnowledgeProcessor, history_hash
 from workers.store import KnowledgePoint, QdrantStore
 from workers.store.embedded.engine import EdgeStore
+from workers.store.point import payload
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +142,25 @@ def test_an_overtaken_write_announces_the_newer_version(generator: LlmGenerator,
     (update,) = updates(list(KnowledgeProcessor(generator, store, 4)([request("a", 1)])))
     assert (update.version, update.count, update.written) == (6, 99, False)
     store.close()
+
+
+@pytest.mark.parametrize(("version", "announced"), [(2, 4), (4, 4), (9, 9), (None, 4), ("four", 4), (2**60, 4)])
+def test_a_damaged_point_is_generated_again_and_its_version_does_not_fall(
+    version: object, announced: int, generator: LlmGenerator, store: EdgeStore,
+) -> None:
+    list(KnowledgeProcessor(generator, store, 4)([request("sound", 4)]))
+    sound = store.read(["sound"])["sound"]
+    write_raw(store, "hurt", payload(sound) | {"user": "hurt", "version": version, "count": None},
+              {"knowledge": sound.vectors.tolist(), "pooled": sound.pooled.tolist()})
+    process = KnowledgeProcessor(generator, store, 4)
+    out = updates(list(process([request("hurt", 4), request("sound", 4)])))
+    assert {(u.user_id, u.version, u.written) for u in out} == {("hurt", announced, True), ("sound", 4, True)}
+    assert process.counters["generated"] == process.counters["damaged"] == 1
+    held = store.read(["hurt", "sound"])
+    assert held["hurt"].version == announced
+    np.testing.assert_array_equal(held["hurt"].vectors, sound.vectors)  # the same history
+    again = updates(list(KnowledgeProcessor(generator, store, 4)([request("hurt", 4)])))
+    assert [(u.version, u.written) for u in again] == [(announced, announced == 4)]
 
 
 def test_an_unavailable_store_raises(generator: LlmGenerator) -> None:

@@ -15,13 +15,16 @@ from schemas.errors import FreshetError
 from schemas.experiment import arm
 from schemas.messages import JudgedEvent, Judgement, ModelUpdate, RankingRequest, Recommendation
 from schemas.settings import ExperimentSettings, QdrantSettings, RankingSettings
+from schemas.topics import KNOWLEDGE_REQUESTS
 from tests.workers.fitted import DIM, ITEMS, publish, ranking_model, settings_in
+from tests.workers.store.test_store import write_raw
 from workers.kafka.outbox import Output
 from workers.roles.ranking.ranker import Ranker
 from workers.roles.ranking.worker import RankingProcessor
 from workers.store import KnowledgePoint, QdrantStore
 from workers.store.cache import CachedReader
 from workers.store.embedded.engine import EdgeStore
+from workers.store.point import Found, payload
 
 TOP = 5
 
@@ -271,19 +274,59 @@ def test_an_unavailable_store_delays_only_one_batch(ranker: Ranker) -> None:
     away.close()
 
 
+class TestDamagedKnowledge:
+    """Its user is served by behaviour and asked for again; the others notice nothing."""
+
+    @pytest.fixture
+    def damaged(self, store: EdgeStore) -> EdgeStore:
+        store.upsert([point("bob"), point("cyd")])
+        hurt = point("ann", 3)
+        write_raw(store, "ann", payload(hurt) | {"count": None},
+                  {"knowledge": hurt.vectors.tolist(), "pooled": hurt.pooled.tolist()})
+        return store
+
+    def test_the_reference_is_served_and_says_why(self, ranker: Ranker, damaged: EdgeStore) -> None:
+        work = processor(ranker, damaged)
+        out = work([request("bob"), request("ann", knowledge_version=3, judged=[judged("i4", 3, 4)]), request("cyd")])
+        recs = split(out)[0]
+        assert {user: rec.fallback for user, rec in recs.items()} == {
+            "ann": "damaged_knowledge", "bob": None, "cyd": None}
+        assert recs["ann"].source == "reference"
+        (asked,) = [one for part in out for one in part if one.topic is KNOWLEDGE_REQUESTS]
+        assert asked.key == "ann"
+        assert (asked.message.version, asked.message.reason, asked.message.count) == (3, "stale", 4)
+        assert asked.message.history == ["i1", "i2", "i3", "i4"]
+        assert (asked.message.event_id, asked.message.caused_at, asked.message.requested_at) == ("e4", 20.0, 99.0)
+        assert work.counters()["damaged_knowledge"] == work.counters()["repairs"] == 1
+
+    def test_it_is_asked_for_once(self, ranker: Ranker, damaged: EdgeStore) -> None:
+        work = processor(ranker, damaged)
+        asked = [one for _ in range(5) for part in work([request("ann", knowledge_version=3)]) for one in part
+                 if one.topic is KNOWLEDGE_REQUESTS]
+        assert len(asked) == 1
+
+    def test_after_the_repair_it_is_used(self, ranker: Ranker, damaged: EdgeStore) -> None:
+        work = processor(ranker, damaged)
+        work([request("ann", knowledge_version=3)])
+        damaged.discard(damaged.look(["ann"]).damaged.values())
+        damaged.upsert([point("ann", 3)])
+        (rec,) = split(work([request("ann", knowledge_version=3)]))[0].values()
+        assert (rec.source, rec.knowledge_version) == ("fused", 3)
+
+
 class Flaky(EdgeStore):
     """A store that can be made unavailable."""
 
     away = False
     calls = 0
 
-    def read(self, user_ids: Sequence[str]) -> dict[str, KnowledgePoint]:
+    def look(self, user_ids: Sequence[str]) -> Found:
         from schemas.errors import StoreUnavailableError
 
         self.calls += 1
         if self.away:
             raise StoreUnavailableError("away")
-        return super().read(user_ids)
+        return super().look(user_ids)
 
     def count(self) -> int:
         from schemas.errors import StoreUnavailableError
