@@ -20,6 +20,7 @@ from schemas.settings import load
 from streams.profile.fold import Event
 from streams.service.following import load_planner
 from tests.system.stack import Stack, command, plain_consumer, wait_for
+from workers.home.store_key import kept_key
 from workers.kafka.reader import read_all
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -170,7 +171,7 @@ def test_instances_of_a_role_share_the_work_and_survive_a_crash(stack: Stack, tm
     assert running is not None
     environ = stack.environ | {
         "FRESHET_HOME": str(second), "FRESHET_KAFKA_BOOTSTRAP": running.bootstrap,
-        "FRESHET_QDRANT_URL": running.qdrant_url,
+        "FRESHET_QDRANT_URL": running.qdrant_url, "FRESHET_QDRANT_API_KEY": kept_key(stack.home, running.qdrant_url),
         "FRESHET_KAFKA_SESSION_TIMEOUT_S": stack.environ["FRESHET_KAFKA_SESSION_TIMEOUT_S"]}
     stack.produce(events[:half])
     instance = subprocess.Popen(

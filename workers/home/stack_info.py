@@ -14,6 +14,7 @@ from schemas.errors import FreshetError
 from schemas.files import write_whole
 from schemas.settings import Settings
 from workers.home.lock import run_folder
+from workers.home.store_key import kept_key
 
 
 class ProcessReport(BaseModel):
@@ -83,7 +84,8 @@ def connected(settings: Settings) -> Settings:
         return settings
     if settings.kafka.bootstrap not in ("", running.bootstrap):
         return settings
+    url = settings.qdrant.url or running.qdrant_url
     return replace(
         settings,
         kafka=replace(settings.kafka, bootstrap=running.bootstrap),
-        qdrant=replace(settings.qdrant, url=settings.qdrant.url or running.qdrant_url))
+        qdrant=replace(settings.qdrant, url=url, api_key=settings.qdrant.api_key or kept_key(settings.home, url)))

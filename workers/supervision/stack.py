@@ -24,6 +24,7 @@ from schemas.settings import Settings, to_environ
 from workers.home.crashes import Crash, CrashLog
 from workers.home.lock import STATES, clear, lock, run_folder
 from workers.home.stack_info import Running, announce, withdraw
+from workers.home.store_key import new_key
 from workers.kafka.configuration import check_reachable
 from workers.kafka.topics import create_topics
 from workers.supervision.broker import HOST, Broker, free_port
@@ -153,7 +154,8 @@ class Stack:
         store = self._has_store()
         if store:
             self.settings = replace(
-                self.settings, qdrant=replace(self.settings.qdrant, url=f"http://{HOST}:{free_port()}"))
+                self.settings, qdrant=replace(
+                    self.settings.qdrant, url=f"http://{HOST}:{free_port()}", api_key=new_key()))
             self._start_role("store")
         if "streams" in self.roles:
             self._start_role("streams")  # does not need the store: the two get ready at the same time

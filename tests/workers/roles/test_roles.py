@@ -38,6 +38,7 @@ from schemas.topics import (
 from tests.workers.brokers import BROKERS, ROOT, kill_broker, settings_for, start_broker
 from tests.workers.fitted import DIM, publish, settings_in
 from workers.cli.service import ROLE_MODULES
+from workers.home.store_key import kept_key
 from workers.kafka.configuration import consumer, producer
 from workers.kafka.topics import create_topics, partitions
 from workers.store import QdrantStore
@@ -60,8 +61,9 @@ class Stack:
         self.start("store")
         self.wait((self.run / "store.ready").is_file)
         url = (self.run / "store.ready").read_text()
-        self.settings = replace(self.settings, qdrant=QdrantSettings(url=url, timeout_s=1))
-        self.store = QdrantStore(url, DIM)
+        key = kept_key(self.settings.home, url)
+        self.settings = replace(self.settings, qdrant=QdrantSettings(url=url, api_key=key, timeout_s=1))
+        self.store = QdrantStore(url, DIM, self.settings.qdrant)
 
     def start(self, role: str, more: str = "", *, wait: bool = False) -> subprocess.Popen[bytes]:
         child = subprocess.Popen(

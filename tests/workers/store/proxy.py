@@ -31,10 +31,14 @@ class Fault:
 
 
 class Proxy:
-    """Passes requests to `upstream`. `plan` gets method and path of each and may return a `Fault` for it."""
+    """Passes requests to `upstream`, with its `key`.
 
-    def __init__(self, upstream: str) -> None:
+    `plan` gets method and path of each request and may return a `Fault` for it.
+    """
+
+    def __init__(self, upstream: str, key: str) -> None:
         self.upstream = urlsplit(upstream)
+        self._key = key
         self.plan: Callable[[str, str], Fault | None] = lambda method, path: None
         self.seen: list[tuple[str, str, float]] = []  # method, path, monotonic time
         self.faults = 0
@@ -107,7 +111,8 @@ class Proxy:
 
     def _ask(self, request: BaseHTTPRequestHandler, body: bytes) -> tuple[int, dict[str, str], bytes]:
         connection = http.client.HTTPConnection(self.upstream.hostname, self.upstream.port, timeout=20)
-        headers = {name: value for name, value in request.headers.items() if name.lower() != "host"}
+        headers = {name: value for name, value in request.headers.items() if name.lower() not in ("host", "api-key")}
+        headers["api-key"] = self._key
         try:
             connection.request(request.command, request.path, body, headers)
             answer = connection.getresponse()

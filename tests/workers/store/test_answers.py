@@ -35,7 +35,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture
 def proxy(server: Server) -> Iterator[Proxy]:
-    proxy = Proxy(server.url)
+    proxy = Proxy(server.url, server.settings.api_key)
     yield proxy
     proxy.close()
 

@@ -110,33 +110,34 @@ def test_the_stores_process_serves_banks(server: Server) -> None:
     bank = vectors()
     own = torch.arange(300)
     own[::3] = -1
-    kept = ServerBank(server.url, "users", bank)
+    kept = ServerBank(server.url, "users", bank, server.settings)
     assert torch.equal(kept.nearest(bank[:300], 10, own), ExactBank(bank).nearest(bank[:300], 10, own))
-    again = ServerBank(server.url, "users", bank)
+    again = ServerBank(server.url, "users", bank, server.settings)
     assert again.collection == kept.collection
     assert torch.equal(again.nearest(bank[:9], 3, own[:9]), kept.nearest(bank[:9], 3, own[:9]))
 
 
 def test_an_evicted_bank_is_written_again(server: Server) -> None:
-    first = ServerBank(server.url, "items", vectors(7))
+    first = ServerBank(server.url, "items", vectors(7), server.settings)
     first.nearest(vectors(1), 1, torch.tensor([-1]))
     for n in range(8, 13):
-        ServerBank(server.url, "items", vectors(n)).nearest(vectors(1), 1, torch.tensor([-1]))
+        ServerBank(server.url, "items", vectors(n), server.settings).nearest(vectors(1), 1, torch.tensor([-1]))
     assert not first._client.collection_exists(first.collection)
     assert first.nearest(vectors(7)[:2], 1, torch.tensor([-1, -1])).tolist() == [[0], [1]]
 
 
 def test_knowledge_and_banks_share_a_server(server: Server) -> None:
-    store = QdrantStore(server.url, DIM)
+    store = QdrantStore(server.url, DIM, server.settings)
     store.ensure()
-    ServerBank(server.url, "users", torch.eye(3)).nearest(torch.eye(3), 1, torch.arange(3))
+    ServerBank(server.url, "users", torch.eye(3), server.settings).nearest(torch.eye(3), 1, torch.arange(3))
     assert store.upsert([point("ann")]) == [True]
     assert store.count() == 1
 
 
 def test_the_error_for_a_refused_bank_says_what_to_do(server: Server) -> None:
+    bank = ServerBank(server.url, "users", torch.zeros(1, 0), server.settings)
     with pytest.raises(FreshetError, match="leave FRESHET_QDRANT_URL empty"):
-        ServerBank(server.url, "users", torch.zeros(1, 0)).nearest(torch.zeros(1, 0), 1, torch.tensor([-1]))
+        bank.nearest(torch.zeros(1, 0), 1, torch.tensor([-1]))
 
 
 def test_the_longest_unused_bank_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -23,6 +25,7 @@ from qdrant_client import models as qm
 
 from schemas.errors import FreshetError, StoreUnavailableError
 from schemas.settings import QdrantSettings
+from workers.home.store_key import keep_key, kept_key
 from workers.store import KnowledgePoint, KnowledgeStore, QdrantStore, point_id
 from workers.store.embedded.engine import EdgeStore, Shard
 from workers.store.point import payload
@@ -41,8 +44,9 @@ def point(user: str = "ann", version: int = 1, fill: float = 0.1, **fields: obje
 class Server:
     """The store's process on a fixed port, which tests kill and start again."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, environ: dict[str, str] | None = None) -> None:
         self.home = home
+        self.environ = environ or {}
         self.port = 0
         self.start()
 
@@ -52,13 +56,14 @@ class Server:
         code = ("import sys; from workers.store.embedded.server import main; from schemas.settings import load; "
                 f"main(load(), {self.port})")
         self.process = subprocess.Popen(
-            [sys.executable, "-c", code], env={**os.environ, "FRESHET_HOME": str(self.home)})
+            [sys.executable, "-c", code], env={**os.environ, **self.environ, "FRESHET_HOME": str(self.home)})
         deadline = time.monotonic() + 20
         while not (ready.is_file() and ready.read_text()):
             assert time.monotonic() < deadline
             assert self.process.poll() is None
             time.sleep(0.02)
         self.url = ready.read_text()
+        self.settings = QdrantSettings(url=self.url, timeout_s=5, api_key=kept_key(self.home, self.url))
         self.port = int(self.url.rsplit(":", 1)[1])
 
     def kill(self) -> None:
@@ -81,7 +86,8 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[KnowledgeS
     elif request.param == "memory":
         made = QdrantStore(":memory:", DIM)
     else:
-        made = QdrantStore(request.getfixturevalue("server").url, DIM)
+        server = request.getfixturevalue("server")
+        made = QdrantStore(server.url, DIM, server.settings)
     made.ensure()
     yield made
     made.close()
@@ -287,7 +293,7 @@ class TestServer:
     @pytest.mark.slow
     def test_everything_acknowledged_survives_kill_9(self, tmp_path: Path) -> None:
         server = Server(tmp_path)
-        store = QdrantStore(server.url, DIM, QdrantSettings(timeout_s=1))
+        store = QdrantStore(server.url, DIM, replace(server.settings, timeout_s=1))
         store.ensure()
         acknowledged: list[str] = []
 
@@ -315,7 +321,7 @@ class TestServer:
     @pytest.mark.slow
     def test_an_unavailable_server_is_noticed_quickly(self, tmp_path: Path) -> None:
         server = Server(tmp_path)
-        store = QdrantStore(server.url, DIM, QdrantSettings(timeout_s=1))
+        store = QdrantStore(server.url, DIM, replace(server.settings, timeout_s=1))
         store.ensure()
         store.upsert([point("ann")])
         server.kill()
@@ -338,7 +344,7 @@ class TestServer:
     @pytest.mark.slow
     def test_a_deleted_collection_is_created_again(self, tmp_path: Path) -> None:
         server = Server(tmp_path / "old")
-        store = QdrantStore(server.url, DIM)
+        store = QdrantStore(server.url, DIM, server.settings)
         store.ensure()
         server.kill()
         server.home = tmp_path / "new"
@@ -354,7 +360,7 @@ class TestServer:
 
         def ensure() -> None:
             try:
-                QdrantStore(server.url, DIM).ensure()
+                QdrantStore(server.url, DIM, server.settings).ensure()
             except BaseException as error:
                 failures.append(error)
 
@@ -367,30 +373,103 @@ class TestServer:
         assert failures == []
 
     def test_another_width_is_an_error(self, server: Server) -> None:
-        QdrantStore(server.url, DIM).ensure()
+        QdrantStore(server.url, DIM, server.settings).ensure()
         with pytest.raises(FreshetError, match="width"):
-            QdrantStore(server.url, 2 * DIM).ensure()
+            QdrantStore(server.url, 2 * DIM, server.settings).ensure()
 
     def test_a_reader_creates_no_collection(self, tmp_path: Path) -> None:
         server = Server(tmp_path)
-        looker = QdrantStore(server.url, 2 * DIM)
+        looker = QdrantStore(server.url, 2 * DIM, server.settings)
         assert (looker.count(), looker.read(["ann"])) == (0, {})
-        QdrantStore(server.url, DIM).ensure()
+        QdrantStore(server.url, DIM, server.settings).ensure()
         server.kill()
 
     def test_unsupported_conditions_are_refused_in_qdrants_format(self, server: Server) -> None:
         import httpx
 
-        QdrantStore(server.url, DIM).ensure()
+        QdrantStore(server.url, DIM, server.settings).ensure()
         url = f"{server.url}/collections/user_knowledge/points/batch"
         for body in ({"operations": [{"upsert": {"points": [], "update_filter": {"should": []}}}]},
                      {"operations": [{"delete": {"points": []}}]}, {"nothing": 1}, [1]):
-            answer = httpx.put(url, json=body) if body == [1] else httpx.post(url, json=body)
+            headers = {"api-key": server.settings.api_key}
+            answer = httpx.request("PUT" if body == [1] else "POST", url, json=body, headers=headers)
             assert answer.status_code in (400, 404)
             assert answer.json()["status"]["error"]
 
     def test_a_second_owner_gets_an_error(self, server: Server) -> None:
-        QdrantStore(server.url, DIM).ensure()
+        QdrantStore(server.url, DIM, server.settings).ensure()
         with pytest.raises(FreshetError, match="in use by another process"):
             Shard(server.home / "store")
         assert (server.home / "run" / "store.ready").is_file()
+
+
+class TestWhoMayAsk:
+    """Every program on this machine and every page in its browser can reach the port."""
+
+    URL = "/collections/user_knowledge/points/batch"
+
+    def ask(self, server: Server, method: str = "POST", path: str = URL, **headers: str | None) -> int:
+        """Return the status of a request that a client of this run makes, with headers replaced or left out."""
+        sent = {"Host": f"127.0.0.1:{server.port}", "Content-Type": "application/json",
+                "api-key": server.settings.api_key}
+        sent |= {name.replace("_", "-"): value for name, value in headers.items()}
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+        connection.putrequest(method, path, skip_host=True)
+        body = b'{"operations": []}'
+        for name, value in {**sent, "Content-Length": str(len(body))}.items():
+            if value is not None:
+                connection.putheader(name, value)
+        connection.endheaders(body)
+        answer = connection.getresponse()
+        answer.read()
+        connection.close()
+        return answer.status
+
+    @pytest.fixture(autouse=True)
+    def ensured(self, server: Server) -> None:
+        QdrantStore(server.url, DIM, server.settings).ensure()
+
+    def test_a_client_of_this_run_may(self, server: Server) -> None:
+        assert self.ask(server) == 200
+        assert self.ask(server, Host=f"localhost:{server.port}") == 200
+        assert self.ask(server, Content_Type="application/json; charset=utf-8") == 200
+
+    @pytest.mark.parametrize("host", [
+        "evil.example.com", "evil.example.com:80", "127.0.0.1.evil.example.com", "", "[::", "user@evil.example.com"])
+    def test_a_name_that_resolves_to_this_machine_may_not(self, server: Server, host: str) -> None:
+        assert self.ask(server, Host=host) in (400, 403)
+
+    def test_a_page_may_not(self, server: Server) -> None:
+        assert self.ask(server, Origin="http://evil.example.com") == 403
+        assert self.ask(server, Origin="null") == 403
+        assert self.ask(server, Sec_Fetch_Site="cross-site") == 403
+
+    @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", None])
+    def test_a_form_may_not(self, server: Server, kind: str | None) -> None:
+        assert self.ask(server, Content_Type=kind) == 415
+
+    @pytest.mark.parametrize("key", [None, "", "guess", "\xfc"])
+    @pytest.mark.parametrize("path", ["/", URL, "/collections/user_knowledge", "/collections/freshet_a_b/exists"])
+    def test_without_the_key_nobody_may(self, server: Server, key: str | None, path: str) -> None:
+        assert self.ask(server, path=path, method="POST" if path == self.URL else "GET", api_key=key) == 401
+
+    def test_the_key_is_readable_by_its_user_only_and_new_in_every_run(self, tmp_path: Path) -> None:
+        server = Server(tmp_path)
+        first = server.settings.api_key
+        assert len(first) > 40
+        assert stat.S_IMODE((tmp_path / "run" / "store.key").stat().st_mode) == 0o600
+        assert first not in (tmp_path / "run" / "store.ready").read_text()
+        server.kill()
+        server.start()
+        assert server.settings.api_key != first
+        server.process.terminate()
+        server.process.wait(20)
+        assert not (tmp_path / "run" / "store.key").exists()
+
+    def test_the_supervisors_key_is_used(self, tmp_path: Path) -> None:
+        keep_key(tmp_path, "http://127.0.0.1:1", "old")
+        assert kept_key(tmp_path, "http://127.0.0.1:1") == "old"
+        assert kept_key(tmp_path, "http://qdrant:6333") == ""  # another server: it gets no key of ours
+        server = Server(tmp_path, environ={"FRESHET_QDRANT_API_KEY": "from-the-supervisor"})
+        assert server.settings.api_key == "from-the-supervisor"
+        server.kill()

@@ -2,5 +2,5 @@
 
 Clients use `workers/store/qdrant.py` for it as for a server.
 
-May import: store.banks, store.
+May import: store.banks, store, home.
 """

@@ -1,19 +1,23 @@
 """The process that owns the embedded store and answers the Qdrant calls `QdrantStore` makes, so that the other roles
 talk to it exactly as they would to a Qdrant server. Anything else is refused with a text that says so.
 
-It listens on this machine only and asks for no key. Run by `freshet up` as the role `store`.
+It listens on this machine only, where a page in a browser can reach it as well (by a form, or by a name that resolves
+to 127.0.0.1). So it answers only requests that name this machine as their host, come from no page, carry JSON and hold
+the key of this run (`workers/home/store_key.py`). Run by `freshet up` as the role `store`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import hmac
 import logging
 import signal
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 import orjson
 from aiohttp import web
@@ -21,7 +25,8 @@ from aiohttp import web
 from schemas.errors import FreshetError
 from schemas.files import write_whole
 from schemas.settings import Settings
-from workers.store.answers import OLDEST_SERVER
+from workers.home.store_key import drop_key, keep_key, new_key
+from workers.store.answers import LOOPBACK, OLDEST_SERVER
 from workers.store.banks.shard import PREFIX, BankShards
 from workers.store.embedded.engine import Shard
 from workers.store.point import COLLECTION, POOLED, VECTORS
@@ -49,8 +54,12 @@ class _RefusedError(Exception):
         self.status = status
 
 
-def application(shard: Shard) -> web.Application:
-    """Return the web application that serves `shard` as the collection `user_knowledge`, and banks of embeddings."""
+def application(shard: Shard, key: str) -> web.Application:
+    """Return the web application that serves `shard` as the collection `user_knowledge`, and banks of embeddings.
+
+    Args:
+        key: that every request must hold in the header `api-key`.
+    """
     routes = _Routes(shard)
     banks = _BankRoutes()
     app = web.Application(client_max_size=_MAX_REQUEST)
@@ -74,12 +83,12 @@ def application(shard: Shard) -> web.Application:
         ("POST", f"{path}/points/count", routes.count),
         ("*", "/{rest:.*}", routes.unknown),
     ):
-        app.router.add_route(method, where, _in_qdrants_shape(handler))
+        app.router.add_route(method, where, _in_qdrants_shape(handler, key))
     return app
 
 
 def _in_qdrants_shape(
-    handler: Callable[[web.Request], Awaitable[Any]],
+    handler: Callable[[web.Request], Awaitable[Any]], key: str,
 ) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
     """Return a handler that wraps results and errors as Qdrant does."""
 
@@ -87,6 +96,7 @@ def _in_qdrants_shape(
         started = time.perf_counter()
         status, body = 200, {}
         try:
+            _admit(request, key)
             result = await handler(request)
             body = result.body if isinstance(result, _Unwrapped) else {"result": result, "status": "ok"}
         except _RefusedError as error:
@@ -102,6 +112,23 @@ def _in_qdrants_shape(
         return web.Response(body=orjson.dumps(body), status=status, content_type="application/json")
 
     return answer
+
+
+def _admit(request: web.Request, key: str) -> None:
+    """Refuse what does not come from a client of this run."""
+    try:
+        host = urlsplit(f"//{request.headers.get('Host', '')}").hostname
+    except ValueError:
+        host = None
+    if host not in LOOPBACK:
+        raise _RefusedError(403, "the embedded store is asked by this machine's name only")
+    if "Origin" in request.headers or "Sec-Fetch-Site" in request.headers:
+        raise _RefusedError(403, "the embedded store answers no web page")
+    if request.method in ("POST", "PUT", "PATCH") and request.content_type != "application/json":
+        raise _RefusedError(415, "the embedded store takes application/json only")
+    if not hmac.compare_digest(request.headers.get("api-key", "").encode(errors="replace"), key.encode()):
+        raise _RefusedError(401, "the embedded store wants the key of this run; `freshet` commands read it from "
+                                 "run/store.key of their home")
 
 
 class _Routes:
@@ -279,6 +306,8 @@ def _excluded(condition: Any) -> list[str]:
 def main(settings: Settings, port: int = 0) -> None:
     """Serve the store of `settings.home` until SIGTERM or SIGINT; `run/store.ready` then holds its URL.
 
+    Its key is `qdrant.api_key`, or a new one; `run/store.key` holds it.
+
     Args:
         port: to listen on; 0 = any free one.
 
@@ -293,7 +322,8 @@ async def _serve(settings: Settings, port: int) -> None:
     ready.parent.mkdir(parents=True, exist_ok=True)
     shard = Shard(settings.home / "store")  # before the ready file is touched: that may be the other owner's
     ready.unlink(missing_ok=True)
-    runner = web.AppRunner(application(shard), access_log=None)
+    key = settings.qdrant.api_key or new_key()
+    runner = web.AppRunner(application(shard, key), access_log=None)
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for name in (signal.SIGTERM, signal.SIGINT):
@@ -307,6 +337,7 @@ async def _serve(settings: Settings, port: int) -> None:
             raise FreshetError(f"the knowledge store cannot listen on port {port}: {error}") from error
         url = f"http://{HOST}:{runner.addresses[0][1]}"
         log.info("knowledge store at %s, %s", url, shard.path)
+        keep_key(settings.home, url, key)
         write_whole(ready, url.encode(), durable=False)  # others read it as soon as it is there
         while not stopped.is_set():
             with contextlib.suppress(TimeoutError):
@@ -314,5 +345,6 @@ async def _serve(settings: Settings, port: int) -> None:
             await asyncio.to_thread(shard.tend)
     finally:
         ready.unlink(missing_ok=True)
+        drop_key(settings.home)
         await runner.cleanup()
         shard.close()
