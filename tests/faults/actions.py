@@ -17,15 +17,17 @@ from hypothesis import strategies as st
 
 from schemas.artifacts import Registry
 from tests.faults.cluster import PARTITIONS, ROLES, Cluster, Instance
-from tests.faults.oracle import EVENTS, unfinished
+from tests.faults.oracle import EVENTS, LETTERS, unfinished
 from tests.faults.proxy import until
+from workers.kafka.topics import create_topics
 
 Action = dict[str, Any]
 STORE_MODES = ("away", "slow", "busy", "half")
 # What `perform` counts as having happened; a suite that plans one of these and never sees it fails.
 KINDS = ("produce", "duplicate", "disorder", "stray", "bad", "kill streams", "kill knowledge", "kill ranking",
          "pause streams", "pause knowledge", "pause ranking", "leave", "join", "broker clean", "broker killed", "cut",
-         "store away", "store slow", "store busy", "store half", "retention", "new model", "rollback")
+         "store away", "store slow", "store busy", "store half", "letters away", "retention", "sparse", "new model",
+         "rollback")
 
 _instances = st.integers(0, 1)
 _loads = st.fixed_dictionaries({
@@ -37,7 +39,7 @@ _faults = st.one_of(
     st.fixed_dictionaries({"do": st.sampled_from(["leave", "join"]), "instance": _instances}),
     st.fixed_dictionaries({"do": st.just("broker"), "clean": st.booleans()}),
     st.fixed_dictionaries({"do": st.just("store"), "mode": st.sampled_from(STORE_MODES)}),
-    st.sampled_from([{"do": "cut"}, {"do": "retention"}, {"do": "new_model"}, {"do": "rollback"}]))
+    st.sampled_from([{"do": name} for name in ("cut", "letters", "retention", "sparse", "new_model", "rollback")]))
 SEQUENCES = st.lists(st.one_of(_loads, _faults), min_size=2, max_size=6)
 
 ALL_AT_ONCE: Action = {"do": "produce", "users": 12, "each": 30, "disorder": True, "twice": True, "keyed": False,
@@ -50,7 +52,7 @@ FIXED: list[list[Action]] = [
     [{"do": "broker", "clean": False}, {"do": "store", "mode": "away"}, {"do": "rollback"}, {"do": "cut"}],
     [{"do": "pause", "instance": 1, "role": "knowledge"}, {"do": "leave", "instance": 1},
      {"do": "broker", "clean": True}, {"do": "join", "instance": 1}, {"do": "store", "mode": "slow"}],
-    [{"do": "retention"}],
+    [{"do": "letters"}, {"do": "retention"}, {"do": "sparse"}],
 ]
 
 
@@ -67,10 +69,8 @@ def kind(action: Action) -> list[str]:
             return ["broker clean" if action["clean"] else "broker killed"]
         case "store":
             return [f"store {action['mode']}"]
-        case "new_model":
-            return ["new model"]
         case name:
-            return [name]
+            return [{"new_model": "new model", "letters": "letters away"}.get(name, name)]
 
 
 def perform(action: Action, cluster: Cluster, fired: Counter[str]) -> None:
@@ -103,7 +103,7 @@ class Actor:
     def kill(self, instance: int, role: str) -> bool:
         """SIGKILL a role while it works; its supervisor starts it again."""
         target = self.cluster.instances[instance]
-        if not self._up(target):
+        if not self._up(target) or role not in target.roles:
             return False
         self._load(20, 40)
         pid = target.pid(role)
@@ -197,6 +197,46 @@ class Actor:
         front.mode = "ok"
         return True
 
+    def letters(self, seconds: float = 4.0) -> bool:
+        """Take the topic of dead letters away: partitions with a bad record must wait, and nothing be dropped."""
+        self.settle()  # letters written so far are read before they are deleted
+        cluster = self.cluster
+        known = set(cluster.book.bad)
+        admin = AdminClient({"bootstrap.servers": cluster.node.settings.bootstrap, "log_level": 0})
+        cluster.tap.forget(LETTERS)
+        admin.delete_topics([LETTERS], operation_timeout=20)[LETTERS].result()
+        until(lambda: LETTERS not in admin.list_topics(timeout=10).topics, 30, "dead-letters is still there")
+        self.work.send_bad(3)
+        self._load(20, 10)
+        bad = cluster.book.bad - known
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            cluster.observe()
+            done = cluster.committed_events()
+            passed = [place for place in bad if done.get(place[1], 0) > place[2]]
+            assert not passed, f"committed {done} past bad records without a letter: {passed}"
+            time.sleep(0.5)
+        create_topics(cluster.node.settings)
+        cluster.tap.again(LETTERS)
+        return bool(bad)
+
+    def sparse(self, idle_s: float = 4.0, times: int = 3, within_s: float = 10.0) -> bool:
+        """Single events after silence: each is answered at once, not with the next one."""
+        self.settle()
+        cluster = self.cluster
+        for n in range(times):
+            time.sleep(idle_s)
+            user = self._names(2)[n % 2]
+            self.work.send(self.work.events([user], 1))
+            self.work.flush()
+
+            def answered() -> bool:
+                cluster.observe()
+                return not unfinished(cluster.book, cluster.ledger)
+
+            until(answered, within_s, lambda user=user: f"no recommendation for {user}'s event\n{cluster.logs()}")
+        return True
+
     def retention(self) -> bool:
         """Delete events that nobody has read yet, as retention does: all instances were away for too long."""
         self.settle()
@@ -263,7 +303,9 @@ class Actor:
             return not left and cluster.lag() == 0
 
         until(done, seconds, lambda: f"{left[:10]}, {len(left)} in all, lag {cluster.lag()}\n{cluster.logs()}")
-        return time.monotonic() - started
+        took = time.monotonic() - started
+        cluster.look()
+        return took
 
     # --- parts of actions
 
@@ -297,7 +339,8 @@ class Actor:
         return any(one.wanted for one in self.cluster.instances if one is not target)
 
     def _wanted(self) -> int:
-        return sum(instance.wanted for instance in self.cluster.instances)
+        """Return how many instances of streams should be in the group."""
+        return sum(instance.wanted and "streams" in instance.roles for instance in self.cluster.instances)
 
     def _switch(self, *arguments: str) -> bool:
         """Run a command that changes the model and wait until all rankers that run have it."""
@@ -307,7 +350,7 @@ class Actor:
         self.cluster.used.add(version[1])
         self.cluster.switched += 1
         self._load(10, 5)
-        up = [instance for instance in self.cluster.instances if instance.wanted]
+        up = [one for one in self.cluster.instances if one.wanted and "ranking" in one.roles]
 
         def everywhere() -> bool:
             for instance in up:

@@ -49,8 +49,9 @@ GROUPS = {"streams": ("freshet-streams", EVENTS), "knowledge": ("freshet-knowled
 SESSION_S = 4.0
 PARTITIONS = 4
 MODELS = ("m1", "m2", "m3", "m4")
-# Kafka keeps an id of 16 bytes; groups may have sessions shorter than its 6 s.
-_PROPERTIES = ("group.min.session.timeout.ms=1000", "log.retention.check.interval.ms=3600000")
+# Groups may have sessions shorter than Kafka's 6 s.
+# A topic that was deleted must stay away until it is created with its settings.
+_PROPERTIES = ("group.min.session.timeout.ms=1000", "auto.create.topics.enable=false")
 
 
 class Node:
@@ -101,6 +102,7 @@ class Instance:
 
     def __init__(self, name: str, folder: Path, models: Path, environ: Mapping[str, str], roles: Sequence[str]) -> None:
         self.name = name
+        self.roles = tuple(roles)
         self.home = folder / name
         self.home.mkdir(exist_ok=True)
         for shared in ("models", "cache"):
@@ -185,7 +187,7 @@ class Tap:
             assert topic in known, f"no topic {topic}"
             for number in known[topic].partitions:
                 self._at[topic, number] = 0
-        self._consumer.assign([TopicPartition(*part, 0) for part in self._at])
+        self._assign()
 
     def catch_up(self, seconds: float = 60) -> None:
         """Read up to the ends that the topics have now."""
@@ -206,7 +208,21 @@ class Tap:
     def skip(self, topic: str, partition: int, upto: int) -> None:
         """Go on at `upto`: what was before was deleted."""
         self._at[topic, partition] = max(upto, self._at[topic, partition])
-        self._consumer.seek(TopicPartition(topic, partition, self._at[topic, partition]))
+        self._assign()
+
+    def forget(self, topic: str) -> None:
+        """Stop reading a topic: it is about to be deleted."""
+        self._at = {part: offset for part, offset in self._at.items() if part[0] != topic}
+        self._assign()
+
+    def again(self, topic: str) -> None:
+        """Read a topic that was created again, from its start."""
+        for number in self._consumer.list_topics(topic, timeout=10).topics[topic].partitions:
+            self._at[topic, number] = 0
+        self._assign()
+
+    def _assign(self) -> None:
+        self._consumer.assign([TopicPartition(*part, offset) for part, offset in self._at.items()])
 
     def close(self) -> None:
         self._consumer.close()
@@ -217,11 +233,11 @@ class Cluster:
 
     Args:
         folder: empty, for homes, the broker's data and logs.
-        instances: how many of every role.
+        roles: of each instance. The first comes to the broker directly, all others over the network that can be cut.
         environ: settings beside those of the cluster.
     """
 
-    def __init__(self, folder: Path, instances: int = 2, seed: int = 0, roles: Sequence[str] = ROLES,
+    def __init__(self, folder: Path, seed: int = 0, roles: Sequence[Sequence[str]] = (ROLES, ROLES),
                  **environ: str) -> None:
         self.folder = folder
         self.node = Node(folder)
@@ -239,8 +255,8 @@ class Cluster:
         self.instances = [
             Instance(name, folder, folder / "a", base | {
                 "FRESHET_KAFKA_BOOTSTRAP": bootstraps[min(n, 1)],
-                "FRESHET_QDRANT_URL": f"http://{HOST}:{self.front.port}"}, roles)
-            for n, name in enumerate("abcd"[:instances])]
+                "FRESHET_QDRANT_URL": f"http://{HOST}:{self.front.port}"}, some)
+            for n, (name, some) in enumerate(zip("abcdefgh", roles, strict=False))]
         self.book = Book()
         registry = Registry(folder / "a")
         artifacts = {version: registry.open(version) for version in MODELS}
@@ -251,6 +267,7 @@ class Cluster:
         self.workload = Workload(f"{HOST}:{self.node.port}", ITEMS, self.book, seed)
         self.held: dict[str, int] = {}  # knowledge versions in the store, when it was last looked at
         self.faults: list[str] = []
+        self._looked = 0.0
         self.paused: dict[int, str] = {}
         self.switched = 0
         self.first_model = MODELS[0]
@@ -312,10 +329,16 @@ class Cluster:
         return until(ready, seconds, self.logs)
 
     def observe(self) -> None:
-        """Read all topics and the store, and note what must not have happened."""
+        """Read all topics and, once a second, the store; note what must not have happened."""
         committed = {} if self.node.child.exit_code() is not None else self._committed()
         self.tap.catch_up()
         self.faults += self.ledger.ahead(committed)
+        if time.monotonic() - self._looked >= 1.0:
+            self.look()
+
+    def look(self) -> None:
+        """Read the versions in the store; note those that fell."""
+        self._looked = time.monotonic()
         held = self.store_versions()
         if held is not None:
             self.faults += never_fell(self.held, held)
@@ -329,6 +352,10 @@ class Cluster:
                 offsets = reader.offsets([(topic, number) for number in range(PARTITIONS)])
                 out.update({part: done for part, (done, _) in offsets.items()})
         return out
+
+    def committed_events(self) -> dict[int, int]:
+        """Return the committed offset of each partition of the events."""
+        return {number: done for (topic, number), done in self._committed().items() if topic == EVENTS}
 
     def lag(self) -> int:
         """Return how many records the groups have not committed yet."""
