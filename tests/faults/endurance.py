@@ -20,7 +20,7 @@ import tempfile
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -45,15 +45,17 @@ SLOPE_MB_PER_HOUR = 200.0
 GROWTH_MB = 700.0
 
 
-def gaps(kind: str, seconds: float, rng: random.Random) -> Iterator[tuple[float, int]]:
+def gaps(
+    kind: str, seconds: float, rng: random.Random, clock: Callable[[], float] = time.monotonic,
+) -> Iterator[tuple[float, int]]:
     """Yield (seconds to wait, signal) for a run of `seconds`."""
     if kind == "soak":
         while True:
             yield rng.uniform(30, 90), signal.SIGKILL
     if kind == "kill-loop":
-        started = time.monotonic()
+        started = clock()
         while True:
-            part = 3 * (time.monotonic() - started) / seconds % 3
+            part = 3 * (clock() - started) / seconds % 3
             if part < 1:
                 yield rng.uniform(1, 30), rng.choice([signal.SIGTERM, signal.SIGINT])
             elif part < 2:
@@ -151,14 +153,16 @@ class Run:
     rate: float | None
     seed: int
     cluster: Cluster
+    probe: int = 40_000  # events to measure the maximum with
     memory: Memory = field(default_factory=Memory)
     kills: Counter[str] = field(default_factory=Counter)
     lags: list[int] = field(default_factory=list)
+    shown: int = 0  # largest lag that a role itself has reported
 
     def go(self) -> dict[str, object]:
         """Run, and return the report."""
         cluster, rng = self.cluster, random.Random(self.seed)
-        maximum = measure(cluster, 40_000)
+        maximum = measure(cluster, self.probe)
         rate = self.rate or maximum * (10.0 if self.kind == "pressure" else 0.5)
         print(f"maximum {maximum:.0f} events/s; {self.kind} at {rate:.0f} events/s, {self.seconds:.0f} s", flush=True)
         self.memory.sample(cluster, 0.0)
@@ -167,7 +171,8 @@ class Run:
         flow.start()
         self._watch(flow, rng)
         flow.stop()
-        lag = cluster.lag()
+        self._look(self.seconds)
+        lag = self.lags[-1]
         print(f"sending ended; {flow.sent} events sent, lag {lag}", flush=True)
         recovery = Actor(cluster).settle(max(300.0, 3 * self.seconds))
         self.memory.sample(cluster, self.seconds)
@@ -182,7 +187,7 @@ class Run:
             "kind": self.kind, "revision": revision(), "seconds": self.seconds, "seed": self.seed,
             "maximum_events_per_s": round(maximum), "events_per_s": round(rate), "events": flow.sent,
             "kills": dict(self.kills), "delivered_again": repeated(cluster.ledger),
-            "lag_max": max(self.lags, default=0), "lag_at_end": lag,
+            "lag_max": max(self.lags, default=0), "lag_at_end": lag, "lag_max_reported_by_roles": self.shown,
             "recovery_s": round(recovery, 1), "memory_peak_mb": dict(self.memory.peak),
             "memory_slope_mb_per_h": slopes, "supervisors_ended": {i.name: i.ended for i in cluster.instances},
             "wrong": wrong}
@@ -204,14 +209,20 @@ class Run:
                 due = now + wait
             if now - looked >= LOOK_S:
                 looked = now
-                cluster.observe()
-                self.memory.sample(cluster, now)
-                self.lags.append(cluster.lag())
+                self._look(now)
             if now - said >= LINE_S:
                 said = now
                 print(f"{now:6.0f} s  {flow.sent:9d} events  lag {self.lags[-1] if self.lags else 0:7d}  "
                       f"kills {sum(self.kills.values()):4d}  faults {len(cluster.faults)}  memory "
                       + "  ".join(f"{role} {mb} MB" for role, mb in sorted(self.memory.peak.items())), flush=True)
+
+    def _look(self, now: float) -> None:
+        cluster = self.cluster
+        cluster.observe()
+        self.memory.sample(cluster, now)
+        self.lags.append(cluster.lag())
+        said = [instance.counters(role).get("lag") or 0 for instance in cluster.instances for role in instance.roles]
+        self.shown = max(self.shown, *said)
 
     def _kill(self, rng: random.Random, number: int) -> None:
         instance, role = rng.choice(self.cluster.instances), rng.choice(ROLES)
