@@ -23,13 +23,12 @@ def test_a_leak_has_a_slope_and_noise_has_none():
 
 
 def test_the_kill_loop_has_three_parts():
-    now = 0.0
-    kills = []
-    for wait, number in gaps("kill-loop", 600.0, random.Random(1), lambda: now):
-        now += wait
-        if now > 600:
+    now, kills = [0.0], []
+    for wait, number in gaps("kill-loop", 600.0, random.Random(1), lambda: now[0]):
+        now[0] += wait
+        if now[0] > 600:
             break
-        kills.append((now, number))
+        kills.append((now[0], number))
     first, second, third = ([number for at, number in kills if int(at // 200) == part] for part in range(3))
     assert {signal.SIGINT, signal.SIGTERM} >= set(first)
     assert len(first) >= 5
