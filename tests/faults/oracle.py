@@ -16,10 +16,11 @@ import numpy as np
 import orjson
 
 from schemas.errors import PoisonError
-from schemas.settings import StateSettings
+from schemas.reading.reader import EventReader
+from schemas.settings import EventSettings, StateSettings
 from streams.detection.drift import Detector
 from streams.profile.catalogue import ItemVectors
-from streams.profile.decoding import decode_event
+from streams.profile.decoding import decode_record
 from streams.profile.fold import Event, fold
 from streams.profile.interests import rebuild
 from streams.profile.state import UserState, dumps, loads
@@ -84,6 +85,7 @@ class Ledger:
         self._models = models
         self._detector = detector
         self._settings = settings
+        self._reader = EventReader(EventSettings())
         self._replayed: dict[str, UserState] = {}
         self._to_replay: defaultdict[str, list[Event]] = defaultdict(list)
         self._again: set[tuple[str, int]] = set()  # places of records whose event the topic had already
@@ -122,7 +124,7 @@ class Ledger:
 
     def _event(self, partition: int, offset: int, value: bytes | None, timestamp: float) -> None:
         try:
-            event = decode_event(value, offset, timestamp)
+            (event,), _ = decode_record(value, offset, timestamp, False, self._reader)
         except PoisonError:
             return
         user = event.user_id

@@ -8,9 +8,12 @@ import numpy as np
 import orjson
 import pytest
 
-from schemas.settings import RefreshSettings, StateSettings
+from schemas.errors import PoisonError
+from schemas.reading.reader import EventReader
+from schemas.settings import EventSettings, RefreshSettings, StateSettings
 from streams.detection.drift import Detector
 from streams.profile.catalogue import ItemVectors
+from streams.profile.decoding import decode_record
 from streams.profile.fold import Event, fold
 from streams.profile.state import UserState, dumps, loads
 from streams.service.outbox import partition_of
@@ -31,6 +34,7 @@ from tests.faults.oracle import (
     unfinished,
     violations,
 )
+from tests.faults.workload import BAD
 from tests.workers.fitted import CALIBRATION
 
 PARTITIONS, ITEMS, BASE = 4, [f"i{n}" for n in range(12)], 1_700_000_000
@@ -290,3 +294,10 @@ def test_interests_in_another_models_space(world: World):
 
 def test_a_stamp_is_read_back():
     assert stamp_of(event_id("u/1", 42)) == ("u/1", 42)
+
+
+def test_bad_records_of_the_workload_are_no_events():
+    reader = EventReader(EventSettings())
+    for value in BAD:
+        with pytest.raises(PoisonError):
+            decode_record(value, 0, 1.0, False, reader)
