@@ -13,7 +13,6 @@ from typing import Any
 import faust
 from faust.types.auth import AuthProtocol, SASLMechanism
 
-from schemas.errors import FreshetError
 from schemas.liveness import ready_file
 from schemas.settings import KafkaSettings, Settings
 from streams.decisions.planner import Planner

@@ -46,6 +46,7 @@ from workers.supervision.child import Child, tail
 ROLES = ("streams", "knowledge", "ranking")
 GROUPS = {"streams": ("freshet-streams", EVENTS), "knowledge": ("freshet-knowledge", "knowledge-requests"),
           "ranking": ("freshet-ranking", "ranking-requests")}
+STORE_KEY = "the-key-of-this-cluster"
 SESSION_S = 4.0
 PARTITIONS = 4
 MODELS = ("m1", "m2", "m3", "m4")
@@ -247,7 +248,7 @@ class Cluster:
         self._store_url = f"http://{HOST}:{store_port}"
         self.front = StoreFront(store_port)
         base = {key: value for key, value in os.environ.items() if not key.startswith("FRESHET_")}
-        base |= to_environ(self.settings) | {"OMP_NUM_THREADS": "1"} | environ
+        base |= to_environ(self.settings) | {"OMP_NUM_THREADS": "1", "FRESHET_QDRANT_API_KEY": STORE_KEY} | environ
         store_home = folder / "store"
         self.store = Child("store", command("role", "store"), folder / "store.log", base | {
             "FRESHET_HOME": str(store_home), "FRESHET_QDRANT_URL": self._store_url})
@@ -375,8 +376,8 @@ class Cluster:
     def store_versions(self) -> dict[str, int] | None:
         """Return the version of each known user in the store; None if it does not answer."""
         if self._reader is None:
-            self._reader = QdrantStore(
-                self._store_url, self.settings.fit.dim, QdrantSettings(url=self._store_url, timeout_s=10))
+            settings = QdrantSettings(url=self._store_url, api_key=STORE_KEY, timeout_s=10)
+            self._reader = QdrantStore(self._store_url, self.settings.fit.dim, settings)
         try:
             points = self._reader.read(sorted(self.ledger.replayed))
         except FreshetError:
