@@ -15,8 +15,8 @@ from typing import Any
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from schemas.calibration import Calibration, Recalibration
-from schemas.errors import ArtifactError
+from schemas.calibration import CALIBRATION_VERSION, Calibration, Recalibration
+from schemas.errors import ArtifactError, FreshetError, NewerFormatError
 from schemas.events import describe
 from schemas.files import write_whole, written_whole
 
@@ -90,6 +90,8 @@ class Artifact:
         except ValidationError as error:
             raise ArtifactError(f"{self.recalibration}: {describe(error)}; `freshet calibrate` rewrites it, "
                                 "`freshet calibrate --reset` removes it") from error
+        if recalibration.schema_version > CALIBRATION_VERSION:
+            raise NewerFormatError(str(self.recalibration), recalibration.schema_version, CALIBRATION_VERSION)
         if recalibration.calibration_hash != self.card.files["calibration.json"]:
             raise ArtifactError(f"{self.recalibration} was made for another fit; `freshet calibrate` rewrites it, "
                                 "`freshet calibrate --reset` removes it")
@@ -100,12 +102,16 @@ class Artifact:
 
         Raises:
             ArtifactError: the file was written by an incompatible release.
+            NewerFormatError: a newer release wrote it.
         """
         path = self.path("calibration.json")
         try:
-            return Calibration.model_validate_json(path.read_bytes())
+            out = Calibration.model_validate_json(path.read_bytes())
         except ValidationError as error:
             raise ArtifactError(f"{path}: {describe(error)}; run `freshet fit` again") from error
+        if out.schema_version > CALIBRATION_VERSION:
+            raise NewerFormatError(str(path), out.schema_version, CALIBRATION_VERSION)
+        return out
 
     @property
     def recalibration(self) -> Path:
@@ -138,7 +144,8 @@ class Registry:
         """Return a version's card without looking at its other files.
 
         Raises:
-            ArtifactError: there is no such version, or a newer release wrote it.
+            ArtifactError: there is no such version.
+            NewerFormatError: a newer release wrote it.
         """
         path = self.folder / version / "card.json"
         try:
@@ -151,8 +158,7 @@ class Registry:
         except ValidationError as error:
             raise ArtifactError(f"{path}: {describe(error)}") from error
         if card.schema_version > CARD_VERSION:
-            raise ArtifactError(f"{path} is of format {card.schema_version}, newer than this release's {CARD_VERSION}; "
-                                "run the newer release, or fit again with this one")
+            raise NewerFormatError(str(path), card.schema_version, CARD_VERSION)
         return card
 
     def _folders(self) -> list[str]:
@@ -161,7 +167,7 @@ class Registry:
     def _readable(self, version: str) -> Card | None:
         try:
             return self.card(version)
-        except (ArtifactError, OSError):
+        except (FreshetError, OSError):
             return None
 
     def current(self) -> str:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
+CALIBRATION_VERSION = 1
+
 
 class Calibration(BaseModel):
     """Thresholds calibrated on the training part of the timeline, with the evidence for each choice."""
 
     model_config = ConfigDict(frozen=True)
 
-    schema_version: int = 1
+    schema_version: int = CALIBRATION_VERSION
     min_history: int = Field(ge=1, description="events before knowledge is generated for the first time")
     ttl_s: float = Field(gt=0, description="age in event time at which knowledge is stale")
     drift_mean: float = Field(description="population mean of d = 1 − cos(short, anchor)")
@@ -34,7 +36,7 @@ class Recalibration(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
-    schema_version: int = 1
+    schema_version: int = CALIBRATION_VERSION
     model_version: str
     calibration_hash: str = Field(description="SHA-256 of the calibration.json whose mean, sd, prior and slack it uses")
     data_hash: str = Field(description="of the events and items it was calibrated on")

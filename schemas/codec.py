@@ -5,12 +5,13 @@ from __future__ import annotations
 import base64
 from typing import TypeVar
 
+import msgspec
 import orjson
 from pydantic import BaseModel, ValidationError
 
 from schemas.errors import PoisonError
 from schemas.events import describe
-from schemas.messages import DeadLetter
+from schemas.messages import MESSAGE_VERSION, DeadLetter, Message
 
 M = TypeVar("M", bound=BaseModel)
 # A letter must fit into 900 kB, the streams role's largest batch (brokers take 1 MiB by default). Base64 makes 867 kB
@@ -29,14 +30,36 @@ def decode(model: type[M], value: bytes | None) -> M:
     """Return the message of type `model` in `value`.
 
     Raises:
-        PoisonError: the bytes are not such a message.
+        PoisonError: the bytes are not such a message, or a newer release's that this one would misread.
     """
     if not value:
         raise PoisonError("empty value")
     try:
-        return model.model_validate_json(value)
+        message = model.model_validate_json(value)
     except ValidationError as error:
-        raise PoisonError(describe(error)) from error
+        raise PoisonError(_newer(value) or describe(error)) from error
+    if isinstance(message, Message) and message.schema_version > MESSAGE_VERSION:
+        raise PoisonError(_newer(value))
+    return message
+
+
+def _newer(value: bytes) -> str:
+    """Return that a newer release wrote the message, "" if it did not."""
+    try:
+        found = int(orjson.loads(value)["schema_version"])
+    except (ValueError, TypeError, KeyError):
+        return ""
+    return "" if found <= MESSAGE_VERSION else (
+        f"schema_version {found} is newer than this release's {MESSAGE_VERSION}: upgrade this role, then produce the "
+        "record again")
+
+
+def packed_layout(data: bytes) -> int:
+    """Return the layout number that a MessagePack array of any release starts with; 0 = it is no such array."""
+    try:
+        return int(msgspec.msgpack.decode(data)[0])
+    except (msgspec.MsgspecError, UnicodeDecodeError, TypeError, ValueError, LookupError):
+        return 0
 
 
 def dead_letter(

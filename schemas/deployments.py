@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from schemas.artifacts import Registry
-from schemas.errors import ArtifactError
+from schemas.errors import ArtifactError, FreshetError, NewerFormatError
 from schemas.files import sync, written_whole
 from schemas.messages import ModelUpdate
 
@@ -124,7 +124,7 @@ class Deployments:
         """Return all deployments, oldest first; damaged lines are skipped.
 
         Raises:
-            ArtifactError: a newer release wrote a line, so what is in use cannot be known.
+            NewerFormatError: a newer release wrote a line, so what is in use cannot be known.
         """
         try:
             lines = self._log.read_bytes().splitlines()
@@ -137,11 +137,9 @@ class Deployments:
             except ValidationError:
                 if _version(line) <= LINE_VERSION:
                     continue
-                raise ArtifactError(f"{self._log} has a line of format {_version(line)}, newer than this release's "
-                                    f"{LINE_VERSION}; run the newer release") from None
+                raise NewerFormatError(f"a line of {self._log}", _version(line), LINE_VERSION) from None
             if deployed.schema_version > LINE_VERSION:
-                raise ArtifactError(f"{self._log} has a line of format {deployed.schema_version}, newer than this "
-                                    f"release's {LINE_VERSION}; run the newer release")
+                raise NewerFormatError(f"a line of {self._log}", deployed.schema_version, LINE_VERSION)
             out.append(deployed)
         return out
 
@@ -163,7 +161,8 @@ class Deployments:
         Only the card is read: a role checks the files when it loads them.
 
         Raises:
-            ArtifactError: there is no fitted model, or a newer release wrote what is there.
+            ArtifactError: there is no fitted model.
+            NewerFormatError: a newer release wrote what is there.
         """
         card = self.registry.card(self.registry.current())
         return DeploymentHistory.of(self.log(), card.model_version, card.created_at).in_use()
@@ -263,7 +262,7 @@ class Deployments:
                     continue
                 try:
                     self._check(update)
-                except (ArtifactError, OSError) as error:
+                except (FreshetError, OSError) as error:
                     damaged.append(str(error))
                     continue
                 return self._withdraw(history, left.model_version, update, now, reason, author)
@@ -295,7 +294,7 @@ class Deployments:
             if base not in {history.current, *history.withdrawn} and base in versions:
                 try:
                     created_at = self.registry.card(base).created_at
-                except ArtifactError:
+                except FreshetError:
                     created_at = 0.0
                 yield from history.stack(base, created_at)[::-1]
 

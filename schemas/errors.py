@@ -19,6 +19,13 @@ class ArtifactError(FreshetError):
     """A fitted model is missing, incomplete or does not match its hash."""
 
 
+class NewerFormatError(FreshetError):
+    """A newer release wrote this. Nothing was changed; the text says what it is and that the newer release reads it."""
+
+    def __init__(self, what: str, found: int, known: int) -> None:
+        super().__init__(f"{what} is of format {found}, newer than this release's {known}; run the newer release")
+
+
 class StoreUnavailableError(FreshetError):
     """The vector store is away or busy; callers wait, or fall back to behaviour alone.
 

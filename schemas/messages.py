@@ -17,9 +17,12 @@ RankingReason = Literal["event", "knowledge"]
 Fallback = Literal[
     "no_knowledge", "store_unavailable", "damaged_knowledge", "old_knowledge", "no_trust", "control"]
 
+# Raised when a message changes in a way that an older release would misread. A new field is no such change.
+MESSAGE_VERSION = 1
+
 
 class Message(BaseModel):
-    """Base class of all messages: frozen, versioned, accepts fields of newer versions."""
+    """Base class of all messages: frozen, versioned, accepts fields of newer releases."""
 
     model_config = ConfigDict(frozen=True, extra="allow", protected_namespaces=())
 

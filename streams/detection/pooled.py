@@ -24,7 +24,8 @@ from dataclasses import dataclass, field
 import msgspec
 import numpy as np
 
-from schemas.errors import FreshetError
+from schemas.codec import packed_layout
+from schemas.errors import FreshetError, NewerFormatError
 from streams.detection.trust import mixture, wager
 
 # Down to 1/64, smaller than for a single user: thousands of margins can show a mean of −0.01 (best κ: −mean/variance).
@@ -206,12 +207,15 @@ def loads(data: bytes) -> Pools:
     """Return the pools in `data`.
 
     Raises:
-        FreshetError: the bytes are not pools, or have a newer layout.
+        NewerFormatError: a newer release wrote them.
+        FreshetError: the bytes are not pools.
     """
     try:
         pools = _decoder.decode(data)
     except msgspec.MsgspecError as error:
+        if (found := packed_layout(data)) > LAYOUT:
+            raise NewerFormatError("the guard's evidence", found, LAYOUT) from error
         raise FreshetError(f"not the guard's evidence ({error})") from error
     if pools.layout > LAYOUT:
-        raise FreshetError(f"the guard's evidence has layout {pools.layout}, newer than this program's {LAYOUT}")
+        raise NewerFormatError("the guard's evidence", pools.layout, LAYOUT)
     return pools

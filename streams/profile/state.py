@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
-from schemas.errors import FreshetError
+from schemas.codec import packed_layout
+from schemas.errors import FreshetError, NewerFormatError
 from schemas.messages import RefreshReason
 
 LAYOUT = 1
@@ -109,14 +110,16 @@ def loads(data: bytes) -> UserState:
     """Return the state in `data`.
 
     Raises:
-        FreshetError: the bytes are not a state, or have a newer layout.
+        NewerFormatError: a newer release wrote them.
+        FreshetError: the bytes are not a state.
     """
     try:
         state = _decoder.decode(data)
     except msgspec.MsgspecError as error:
+        if (found := packed_layout(data)) > LAYOUT:
+            raise NewerFormatError("a stored user state", found, LAYOUT) from error
         raise FreshetError(f"a stored user state cannot be read ({error}); remove the state folder to rebuild it "
                            "from the changelog topic") from error
     if state.layout > LAYOUT:
-        raise FreshetError(f"a stored user state has layout {state.layout}, newer than this program's {LAYOUT}; "
-                           "run the newer version")
+        raise NewerFormatError("a stored user state", state.layout, LAYOUT)
     return state

@@ -8,7 +8,7 @@ import pytest
 
 from schemas.artifacts import Card, write_card
 from schemas.deployments import RECORD, WEIGHTS, Attempt, Deployed, Deployments
-from schemas.errors import ArtifactError
+from schemas.errors import ArtifactError, NewerFormatError
 from schemas.messages import ModelUpdate
 
 
@@ -182,12 +182,12 @@ def test_a_card_or_a_log_of_a_newer_release_is_refused(deployments: Deployments)
     add(deployments, "m3", 300.0)
     path = deployments.registry.folder / "m3" / "card.json"
     path.write_text(path.read_text().replace('"schema_version": 1', '"schema_version": 2'))
-    with pytest.raises(ArtifactError, match=r"format 2, newer than this release's 1; run the newer release"):
+    with pytest.raises(NewerFormatError, match=r"format 2, newer than this release's 1; run the newer release"):
         deployments.select("m3", 301.0)
     for line in ('{"schema_version": 2, "by": "magic"}\n', '{"schema_version": 2, "by": "select", "update": '
                  '{"model_version": "m1", "published_at": 1.0}}\n'):
         (deployments.registry.folder / "deployed.jsonl").write_text(line)
-        with pytest.raises(ArtifactError, match="run the newer release"):
+        with pytest.raises(NewerFormatError, match="run the newer release"):
             deployments.in_use()
 
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from schemas.deployments import Attempt, Deployed, Deployments, base_of
-from schemas.errors import ArtifactError, FreshetError
+from schemas.errors import FreshetError
 from schemas.messages import ModelUpdate
 from schemas.settings import Settings, load
 
@@ -109,7 +109,7 @@ def _versions(deployments: Deployments, in_use: ModelUpdate, withdrawn: dict[str
         mark = "→" if version == base_of(in_use.model_version) else ""
         try:
             card = deployments.registry.card(version)
-        except ArtifactError as error:
+        except FreshetError as error:
             table.add_row(mark, version, *[""] * 5, str(error))
             continue
         shown = [f"{card.metrics[name]:.4f}" if name in card.metrics else ""

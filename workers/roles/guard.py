@@ -17,7 +17,7 @@ from typing import Any
 
 from schemas.artifacts import Artifact, Registry
 from schemas.deployments import Deployments, base_of
-from schemas.errors import FreshetError
+from schemas.errors import FreshetError, NewerFormatError
 from schemas.files import write_whole
 from schemas.messages import Judgement, ModelUpdate
 from schemas.settings import Settings
@@ -154,6 +154,8 @@ class Guard:
             return loads(self._file.read_bytes())
         except FileNotFoundError:
             return Pools()
+        except NewerFormatError:
+            raise  # a new file would replace it
         except FreshetError as error:
             log.warning("guard: %s: %s; starting without evidence", self._file, error)
             return Pools()
