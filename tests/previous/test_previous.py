@@ -30,7 +30,7 @@ from tests.workers import fitted
 from workers.roles.guard import Guard
 from workers.roles.knowledge.generator import LlmGenerator
 from workers.roles.ranking.ranker import Ranker
-from workers.store.point import from_record
+from workers.store.point import KnowledgePoint, from_record
 
 STATE = (FILES / "state.msgpack").read_bytes()
 MESSAGES = {path.stem: path.read_bytes() for path in sorted((FILES / "messages").iterdir())}
@@ -149,7 +149,8 @@ def test_thresholds_of_a_newer_release_are_refused(home: Path, name: str) -> Non
 
 def test_a_point_of_the_store_is_read() -> None:
     stored = orjson.loads((FILES / "point.json").read_bytes())
-    held, expected = from_record(stored["payload"], stored["vector"]), point()
+    held, expected = from_record("u", stored["payload"], stored["vector"], fitted.DIM), point()
+    assert isinstance(held, KnowledgePoint), held
     assert (held.user_id, held.version, held.codes, held.items, held.weights) == (
         expected.user_id, expected.version, expected.codes, expected.items, expected.weights)
     np.testing.assert_array_equal(held.vectors, expected.vectors)
