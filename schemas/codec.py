@@ -16,7 +16,7 @@ from schemas.messages import MESSAGE_VERSION, DeadLetter, Message
 M = TypeVar("M", bound=BaseModel)
 # A letter must fit into 900 kB, the streams role's largest batch (brokers take 1 MiB by default). Base64 makes 867 kB
 # of the value and 13 kB of the key; a reason of control characters takes 12 kB, since JSON spells each with six.
-_VALUE_KEPT = 650_000  # bytes
+VALUE_KEPT = 650_000  # bytes
 _KEY_KEPT = 10_000  # bytes
 _REASON_KEPT = 2_000  # characters
 
@@ -64,19 +64,22 @@ def packed_layout(data: bytes) -> int:
 
 def dead_letter(
     topic: str, partition: int, offset: int, reason: str, *,
-    value: bytes | None, key: bytes | None, role: str, failed_at: float,
+    value: bytes | None, key: bytes | None, role: str, failed_at: float, kept: int = VALUE_KEPT,
 ) -> DeadLetter:
     """Return the dead letter of one record; `value` and `key` are its bytes as they came.
 
     What would make the letter larger than a broker takes is cut, and the reason says so.
+
+    Args:
+        kept: bytes of the value at most.
     """
     reason = reason[:_REASON_KEPT].encode(errors="replace").decode()  # JSON has no lone surrogates
-    if value is not None and len(value) > _VALUE_KEPT:
-        reason = f"{reason} (first {_VALUE_KEPT} of {len(value)} bytes kept)"
+    if value is not None and len(value) > kept:
+        reason = f"{reason} (first {kept} of {len(value)} bytes kept)"
     if key is not None and len(key) > _KEY_KEPT:
         reason = f"{reason} (first {_KEY_KEPT} of {len(key)} bytes of the key kept)"
     return DeadLetter(
         topic=topic, partition=partition, offset=offset, reason=reason, role=role, failed_at=failed_at,
-        value=base64.b64encode((value or b"")[:_VALUE_KEPT]).decode(),
+        value=base64.b64encode((value or b"")[:kept]).decode(),
         key=None if key is None else base64.b64encode(key[:_KEY_KEPT]).decode(),
     )

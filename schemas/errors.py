@@ -46,6 +46,15 @@ class StalledError(FreshetError):
     """A stage made no progress within its time limit; the text names the stage."""
 
 
+def is_records_fault(error: Exception) -> bool:
+    """Tell whether an error that processing a record raised may be the record's fault: it is tried alone, then buried.
+
+    A lack of memory, a disk error or a FreshetError (the settings, the store, the model) would hit any record. Whatever
+    else a program raises on strange content counts as the record's fault; `FailureLimit` bounds the mistake.
+    """
+    return isinstance(error, PoisonError) or not isinstance(error, (FreshetError, OSError, MemoryError))
+
+
 class PoisonError(FreshetError):
     """A record is unusable; `reason` goes to the dead letters with the record's bytes."""
 

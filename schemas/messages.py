@@ -6,7 +6,7 @@ number of events applied to a user's state so far. It orders a user's messages a
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -19,6 +19,12 @@ Fallback = Literal[
 
 # Raised when a message changes in a way that an older release would misread. A new field is no such change.
 MESSAGE_VERSION = 1
+# What comes back to streams becomes part of a user's state, so it is bounded. A float holds integers up to 2⁵³ exactly,
+# and msgpack, Qdrant and JSON readers hold the ones that follow from them.
+Count = Annotated[int, Field(ge=0, le=2**53)]
+Seconds = Annotated[float, Field(allow_inf_nan=False)]
+Version = Annotated[str, Field(max_length=512)]
+Identity = Annotated[str, Field(max_length=256)]
 
 
 class Message(BaseModel):
@@ -62,11 +68,11 @@ class Margin(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    event_id: str
-    item_id: str
-    count: int
+    event_id: Identity
+    item_id: Identity
+    count: Count
     value: float = Field(allow_inf_nan=False)
-    knowledge_version: int
+    knowledge_version: Count
 
 
 class Judgement(Message):
@@ -74,12 +80,12 @@ class Judgement(Message):
 
     user_id: str
     margins: list[Margin]
-    model_version: str
-    knowledge_model_version: str = Field(
+    model_version: Version
+    knowledge_model_version: Version = Field(
         default="", description="version of the model or adapter that made the knowledge")
-    codes: list[int] = Field(default_factory=list, description="codeword of each soft instruction; [] = not known")
-    event_time: float
-    judged_at: float
+    codes: list[Count] = Field(default_factory=list, description="codeword of each soft instruction; [] = not known")
+    event_time: Seconds
+    judged_at: Seconds
 
 
 class KnowledgeRequest(Message):
@@ -101,14 +107,14 @@ class KnowledgeUpdate(Message):
     """knowledge → streams: this version is in the store."""
 
     user_id: str
-    version: int
-    model_version: str
+    version: Count
+    model_version: Version
     reason: RefreshReason
-    count: int
-    event_time: float
+    count: Count
+    event_time: Seconds
     history_hash: str
-    caused_at: float
-    generated_at: float
+    caused_at: Seconds
+    generated_at: Seconds
     written: bool = Field(default=True, description="false = the store already had a newer version")
 
 
@@ -175,11 +181,14 @@ class ModelUpdate(Message):
 
 
 class DeadLetter(Message):
-    """An unusable record, with its position in the topic and its original bytes (base64)."""
+    """An unusable record, with its position in the topic and its original bytes (base64).
+
+    Also a message of a role's own that is larger than the broker takes: its topic is the one it was meant for.
+    """
 
     topic: str
-    partition: int
-    offset: int
+    partition: int = Field(description="−1 = not written to any")
+    offset: int = Field(description="−1 = not written")
     reason: str
     value: str = Field(description="the record's bytes, base64")
     key: str | None = Field(default=None, description="the record's key, base64")

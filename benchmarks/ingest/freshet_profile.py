@@ -34,12 +34,12 @@ class MeteredPlanner(Planner):
         self.meter = meter
         self.anchor = anchor
 
-    def events(self, states: States, events: Sequence[Event], now: float) -> Plan:
+    def events(self, states: States, events: Sequence[Event], now: float, ticks: float | None = None) -> Plan:
         """Fold the batch; users without a state get one with the anchor."""
         for event in events:
             if event.user_id not in states:
                 states[event.user_id] = UserState(anchor=self.anchor)
-        plan = super().events(states, events, now)
+        plan = super().events(states, events, now, ticks)
         for user in self.meter.sample & plan.changed:
             self.meter.states[user] = states[user]
         self.meter.events += len(events)

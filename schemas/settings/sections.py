@@ -103,7 +103,7 @@ class FitSettings:
         description="the system to fit and serve; `freshet evaluate --list` lists them all")
     train_fraction: float = Field(
         default=0.8, gt=0.05, lt=1, description="share of the timeline, from its start, to fit on")
-    dim: int = Field(default=64, ge=8, description="width of the backbone and of knowledge vectors")
+    dim: int = Field(default=64, ge=8, le=4096, description="width of the backbone and of knowledge vectors")
     layers: int = Field(default=2, ge=1, description="backbone layers")
     heads: int = Field(default=2, ge=1, description="attention heads")
     dropout: float = Field(default=0.2, ge=0, lt=1, description="backbone dropout")
@@ -156,13 +156,18 @@ class EventSettings:
 class StateSettings:
     """Bounds of a user's state."""
 
-    history: int = Field(default=50, ge=2, le=1000, description="newest items kept, by event time")
-    seen: int = Field(default=1000, ge=0, description="distinct older items kept, not to be recommended again")
-    event_ids: int = Field(default=128, ge=1, description="recent event ids kept to drop duplicates")
+    history: int = Field(
+        default=50, ge=2, le=1000, description="newest items kept, by event time; at most 100 kB of ids")
+    seen: int = Field(
+        default=1000, ge=0, le=100_000,
+        description="distinct older items kept, not to be recommended again; at most 300 kB of ids")
+    event_ids: int = Field(
+        default=128, ge=1, le=10_000, description="recent event ids kept to drop duplicates; at most 100 kB of them")
     short_half_life: float = Field(default=3.0, gt=0, description="events after which the short interest halves")
     long_half_life: float = Field(default=30.0, gt=0, description="events after which the long interest halves")
     future_s: float = Field(
-        default=86_400.0, ge=0, description="an event further ahead of the clock than this goes to the dead letters")
+        default=86_400.0, ge=0, description="an event further ahead than this, of the host's clock and of its record's "
+                                            "timestamp, goes to the dead letters")
 
 
 @dataclass(frozen=True, config=STRICT)

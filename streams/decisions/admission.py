@@ -47,8 +47,8 @@ def request_by_reason(states: Sequence[UserState], now: float, policy: Policy) -
 
 
 def request_by_price(
-    users: Sequence[str], states: Sequence[UserState], now: float, policy: Policy, market: Market, limits: Limits,
-    alpha: float,
+    users: Sequence[str], states: Sequence[UserState], now: float, ticks: float, policy: Policy, market: Market,
+    limits: Limits, alpha: float,
 ) -> list[bool]:
     """Request knowledge for users whose expected gain exceeds the price.
 
@@ -57,6 +57,7 @@ def request_by_price(
 
     Args:
         users, states: n users, each once, with their newest events folded.
+        now, ticks: wall clock and monotonic seconds.
         alpha: level of the contradiction test.
 
     Returns:
@@ -80,7 +81,7 @@ def request_by_price(
     gains = market.gain.expected(features)
     due = np.array([reason is not None for reason in reasons])
     waited = np.array([s.wanted_count > 0 and s.count - s.wanted_count >= limits.patience for s in candidates])
-    admitted = admit(market, limits, [users[position] for position in positions], gains, waited & due, due, now)
+    admitted = admit(market, limits, [users[position] for position in positions], gains, waited & due, due, ticks)
     for index, position in enumerate(positions):
         state, reason = states[position], reasons[index]
         if admitted[index]:

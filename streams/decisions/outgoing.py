@@ -64,14 +64,15 @@ def knowledge_request(user: str, state: UserState, pending: Pending, *, as_asked
 
 
 def alignment_samples(user: str, state: UserState, margins: Sequence[Margin]) -> list[AlignmentSample]:
-    """Return the events on which knowledge did harm, each with the history before the event."""
+    """Return the events on which knowledge did harm, each once, with the history before the event."""
     wealth = max(state.log_wealth, default=0.0)
     samples = []
-    for margin in margins:
+    # A judgement that repeats an event many times would otherwise cause as many copies of the history.
+    for margin in {margin.count: margin for margin in reversed(margins)}.values():
         if margin.value < 0 and margin.count in state.counts:
             at = state.counts.index(margin.count)
             samples.append(AlignmentSample(
                 user_id=user, history=state.items[:at], item_id=margin.item_id, margin=margin.value,
                 log_wealth=wealth, knowledge_version=margin.knowledge_version, model_version=state.model_version,
                 event_time=state.times[at]))
-    return samples
+    return samples[::-1]

@@ -47,6 +47,12 @@ class Plan:
     knowledge: list[KnowledgeRequest] = field(default_factory=list)
     alignment: list[AlignmentSample] = field(default_factory=list)
     unknown_users: int = 0  # ignored judgements and updates of users without a state
+    # Of a batch of events; `streams.profile.fold` says what they are.
+    events: int = 0  # applied to a state
+    duplicates: int = 0
+    late: int = 0
+    too_late: int = 0
+    unknown_items: int = 0
 
 
 class Planner:
@@ -103,13 +109,15 @@ class Planner:
         if self.policy.withdrawn != frozenset(versions):
             self.policy = replace(self.policy, withdrawn=frozenset(versions), arrival=Arrival())
 
-    def events(self, states: States, events: Sequence[Event], now: float) -> Plan:
+    def events(self, states: States, events: Sequence[Event], now: float, ticks: float | None = None) -> Plan:
         """Fold behaviour events; request rankings and, where a refresh is due, knowledge.
 
         Args:
             events: in order of arrival.
             now: wall clock, seconds.
+            ticks: monotonic seconds for prices, which a jump of the wall clock must not move; None = `now`.
         """
+        ticks = now if ticks is None else ticks
         groups: dict[str, list[Event]] = {}
         for event in events:
             group = groups.get(event.user_id)
@@ -127,6 +135,10 @@ class Planner:
         concerned: dict[str, bool] = {}
         fresh = 0
         for user, note in self._fold(plan, states, groups, now).items():
+            plan.duplicates += note.duplicates
+            plan.late += note.late
+            plan.too_late += note.too_late
+            plan.unknown_items += note.unknown_items
             if note.live:
                 state = states[user]
                 plan.ranking.append(
@@ -136,8 +148,9 @@ class Planner:
                     fresh += len(groups[user]) - len(note.replayed)
                 elif state.pending is not None:
                     plan.knowledge.append(self._request(user, state))
-        self._advance_market(fresh, now)
-        self._request_refreshes(plan, states, concerned, now)
+        plan.events = len(events) - plan.duplicates - plan.too_late
+        self._advance_market(fresh, ticks)
+        self._request_refreshes(plan, states, concerned, now, ticks)
         return plan
 
     def nightly_requests(self, states: States, events: Sequence[Event], now: float) -> Plan:
@@ -171,10 +184,13 @@ class Planner:
                 notes[user] = notes[user].merged(note) if user in notes else note
         return notes
 
-    def judgements(self, states: States, judgements: Sequence[Judgement], now: float) -> Plan:
-        """Update the contradiction tests with the margins of users' events."""
+    def judgements(
+        self, states: States, judgements: Sequence[Judgement], now: float, ticks: float | None = None,
+    ) -> Plan:
+        """Update the contradiction tests with the margins of users' events. `now`, `ticks`: see `events`."""
         plan = Plan()
-        self._advance_market(0, now)
+        ticks = now if ticks is None else ticks
+        self._advance_market(0, ticks)
         contradicted: dict[str, bool] = {}
         for judgement in judgements:
             state = states.get(judgement.user_id)
@@ -184,17 +200,21 @@ class Planner:
             plan.changed.add(judgement.user_id)
             if self._judge(plan, judgement, state, now) and "contradiction" in self.policy.reasons:
                 contradicted[judgement.user_id] = True
-        self._request_refreshes(plan, states, contradicted, now)
+        self._request_refreshes(plan, states, contradicted, now, ticks)
         return plan
 
-    def updates(self, states: States, updates: Sequence[tuple[KnowledgeUpdate, float]], now: float) -> Plan:
+    def updates(
+        self, states: States, updates: Sequence[tuple[KnowledgeUpdate, float]], now: float,
+        ticks: float | None = None,
+    ) -> Plan:
         """Record which knowledge is in the store and request rankings with it.
 
         Args:
             updates: each with its record's broker timestamp, seconds.
+            now, ticks: see `events`.
         """
         plan = Plan()
-        self._advance_market(0, now)
+        self._advance_market(0, now if ticks is None else ticks)
         newest: dict[str, float] = {}
         for update, caused_at in updates:
             state = states.get(update.user_id)
@@ -217,11 +237,13 @@ class Planner:
             plan.ranking.append(ranking_request(user, states[user], "knowledge", caused_at, now, []))
         return plan
 
-    def _advance_market(self, events: int, now: float) -> None:
+    def _advance_market(self, events: int, ticks: float) -> None:
         if self.market is not None:
-            advance(self.market, self.limits, events, now)
+            advance(self.market, self.limits, events, ticks)
 
-    def _request_refreshes(self, plan: Plan, states: States, users: dict[str, bool], now: float) -> None:
+    def _request_refreshes(
+        self, plan: Plan, states: States, users: dict[str, bool], now: float, ticks: float,
+    ) -> None:
         """Request knowledge for those of `users` whose refresh is due.
 
         Args:
@@ -233,7 +255,7 @@ class Planner:
             requested = request_by_reason(user_states, now, self.policy)
         else:
             requested = request_by_price(
-                names, user_states, now, self.policy, self.market, self.limits, self.alpha)
+                names, user_states, now, ticks, self.policy, self.market, self.limits, self.alpha)
         for user, state, new in zip(names, user_states, requested, strict=True):
             if new or (users[user] and state.pending is not None):
                 plan.knowledge.append(self._request(user, state))

@@ -101,7 +101,7 @@ class Market:
 
 
 def advance(market: Market, limits: Limits, events: int, now: float) -> None:
-    """Advance the prices by `events` events and to the time `now`, wall clock in seconds."""
+    """Advance the prices by `events` events and to the time `now`, seconds of a clock that never goes back."""
     market.events += events
     if limits.budget is not None:
         step = BUDGET_STEP * market.typical_gain * limits.budget

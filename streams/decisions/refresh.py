@@ -100,7 +100,9 @@ def decide(state: UserState, now: float, policy: Policy) -> RefreshReason | None
     if _scheduled(state, policy):
         return "stale" if state.knowledge_version else "cold_start"
     if pending is not None:
-        lost = state.count - pending.count >= PENDING_EVENTS or now - pending.requested_at >= PENDING_S
+        # Asked for in the future: the clock was set back, or the state comes from a host whose clock is ahead. Waiting
+        # until it has caught up would cost hours, a second request costs one call.
+        lost = state.count - pending.count >= PENDING_EVENTS or abs(now - pending.requested_at) >= PENDING_S
         return pending.reason if lost and policy.name != "never" else None
     reason = threshold_crossed(state, policy, now)
     return reason if state.count - state.last_refresh_count >= policy.cooldown else None

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 import orjson
 
 from schemas.errors import PoisonError
 from schemas.events import make_event_id
+from schemas.liveness import DeadLetterKind
 from schemas.reading.envelopes import CE_PREFIX
 from schemas.reading.fields import MAX_ID, MAX_TYPE
 from schemas.reading.reader import EventReader, ReadEvent
@@ -23,6 +24,11 @@ from schemas.reading.times import EARLIEST, LATEST
 from streams.profile.fold import Event
 
 BACKFILL_HEADER = "freshet-backfill"
+
+LOG_APPEND_TIME = 1  # timestamp type of a record that the broker stamped; 0 = the producer did
+# A producer's clock is believed up to this far ahead of the host's. A host that is further off cannot even use TLS; a
+# device that lives in 2099 must not put its users' newest event there, which would make all later ones late.
+BELIEVED_AHEAD_S = 7 * 86_400.0
 
 _Identifier = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_ID)]
 
@@ -36,6 +42,14 @@ class _Plain(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     event_id: Annotated[str, msgspec.Meta(max_length=MAX_ID)] | None = None
     event_type: Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_TYPE)] = "interaction"
     schema_version: Annotated[int, msgspec.Meta(ge=1)] = 1
+
+
+class Unusable(NamedTuple):
+    """A record for the dead letters."""
+
+    record: Any
+    kind: DeadLetterKind
+    reason: str
 
 
 _decode_plain = msgspec.json.Decoder(_Plain).decode
@@ -86,13 +100,15 @@ def decode_record(
 
 def decode_events(
     records: Iterable[Any], now: float, future_s: float, reader: EventReader,
-) -> tuple[list[Event], list[Any], list[tuple[Any, str]]]:
-    """Return the events of a batch of records, their records, and the unusable records, each with a reason.
+) -> tuple[list[Event], list[Any], list[Unusable]]:
+    """Return the events of a batch of records, their records, and the unusable records.
 
     Args:
-        records: aiokafka records (topic, partition, offset, timestamp in ms, headers, key, value).
+        records: aiokafka records (topic, partition, offset, timestamp in ms and its type, headers, key, value).
         now: wall clock, seconds.
-        future_s: events further ahead of `now` are unusable, because the user's later events would count as late.
+        future_s: events further ahead than this are unusable, because the user's later events would count as late.
+            Ahead of the host's clock *and* of the record's timestamp (`time_of`): a host whose clock is slow would
+            otherwise refuse every live event.
         reader: for records that are not plain.
 
     Returns:
@@ -100,7 +116,7 @@ def decode_events(
     """
     events: list[Event] = []
     usable: list[Any] = []
-    unusable: list[tuple[Any, str]] = []
+    unusable: list[Unusable] = []
     latest = now + future_s
     for record in records:
         headers = record.headers
@@ -109,15 +125,17 @@ def decode_events(
             found, reason = decode_record(
                 record.value, record.offset, (record.timestamp or 0) / 1000.0, backfill, reader, headers)
         except PoisonError as error:
-            unusable.append((record, error.reason))
+            unusable.append(Unusable(record, "unreadable", error.reason))
             continue
         if reason:
-            unusable.append((record, reason))
+            unusable.append(Unusable(record, "unreadable", reason))
         for event in found:
             one = record if len(found) == 1 else _part(record, event)
             if event.event_time > latest:
-                unusable.append((one, f"event_time: {event.event_time - now:.0f} s ahead of the clock"))
-                continue
+                ahead = event.event_time - time_of(record, now)
+                if ahead > future_s:
+                    unusable.append(Unusable(one, "future", f"event_time: {ahead:.0f} s ahead of the clock"))
+                    continue
             events.append(event)
             usable.append(one)
     return events, usable, unusable
@@ -127,3 +145,14 @@ def _part(record: Any, event: Event) -> Part:
     alone = ReadEvent(event.user_id, event.item_id, event.event_time, event.event_type, event.event_id)
     value = orjson.dumps(alone._asdict())
     return Part(record.topic, record.partition, record.offset, record.timestamp, record.headers, record.key, value)
+
+
+def time_of(record: Any, now: float) -> float:
+    """Return the time at which a record was written, as far as it can be known, but not before `now`, seconds.
+
+    The broker's timestamp is taken as it is, a producer's up to `BELIEVED_AHEAD_S` ahead of `now`.
+    """
+    written = (record.timestamp or 0) / 1000.0
+    if record.timestamp_type != LOG_APPEND_TIME:
+        written = min(written, now + BELIEVED_AHEAD_S)
+    return max(now, written)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from schemas.settings import StateSettings
 from streams.detection.drift import Detector, DriftColumns, distance, update, update_user
+from streams.profile.bounds import TRIM_EVERY, remember, trim
 from streams.profile.catalogue import ItemVectors
 from streams.profile.state import UserState
 
@@ -41,11 +42,17 @@ class Touched:
     replayed: list[Event] = field(default_factory=list)  # duplicates, and events too old to apply
     live: bool = False  # at least one event is not backfill
     caused_at: float = 0.0  # broker timestamp of the newest record in the batch
+    duplicates: int = 0
+    late: int = 0  # inserted before newer events
+    too_late: int = 0  # older than a full history, not applied
+    unknown_items: int = 0
 
     def merged(self, later: Touched) -> Touched:
         """Return the combined effect of this batch and a later one."""
         return Touched(self.applied + later.applied, self.replayed + later.replayed, self.live or later.live,
-                       max(self.caused_at, later.caused_at))
+                       max(self.caused_at, later.caused_at), self.duplicates + later.duplicates,
+                       self.late + later.late, self.too_late + later.too_late,
+                       self.unknown_items + later.unknown_items)
 
 
 class _Late(msgspec.Struct, gc=False):
@@ -79,7 +86,10 @@ def fold(
     for user, group in events.items():
         state = states[user]
         note = touched[user] = Touched()
+        duplicates, late, too_late, unknown = state.duplicates, state.late, state.too_late, state.unknown_items
         steps = _bookkeep(state, group, note, vectors, settings)
+        note.duplicates, note.late = state.duplicates - duplicates, state.late - late
+        note.too_late, note.unknown_items = state.too_late - too_late, state.unknown_items - unknown
         if steps:
             work.append((state, steps))
     if work:
@@ -87,7 +97,7 @@ def fold(
     return touched
 
 
-def _bookkeep(
+def _bookkeep(  # noqa: PLR0912, PLR0915 - one loop over every event, in which a call costs as much as the work
     state: UserState, group: Sequence[Event], note: Touched, vectors: ItemVectors, settings: StateSettings,
 ) -> list[Step]:
     """Apply one user's events to everything except the vectors; return the steps that the vectors must take."""
@@ -112,8 +122,10 @@ def _bookkeep(
             state.offset = event.offset
         if len(items) >= limit and time < times[0]:
             state.too_late += 1
-            _remember(state, event.item_id, settings.seen)
+            remember(state, event.item_id, settings.seen)
             note.replayed.append(event)
+            if (state.count + state.too_late) % TRIM_EVERY == 0:
+                trim(state, settings)
             continue
         state.count = count = state.count + 1
         event_ids[event_id] = count
@@ -138,21 +150,13 @@ def _bookkeep(
             counts.insert(place, count)
             state.late += 1
         if len(items) > limit:
-            _remember(state, items.pop(0), settings.seen)
+            remember(state, items.pop(0), settings.seen)
             del times[0], types[0], counts[0]
         if len(event_ids) > settings.event_ids:
             del event_ids[next(iter(event_ids))]
+        if (count + state.too_late) % TRIM_EVERY == 0:
+            trim(state, settings)
     return steps
-
-
-def _remember(state: UserState, item: str, limit: int) -> None:
-    """Add `item` to the seen items that left the history; drop the oldest if there are more than `limit`."""
-    seen = state.seen
-    seen.pop(item, None)
-    if limit:
-        seen[item] = None
-        if len(seen) > limit:
-            del seen[next(iter(seen))]
 
 
 def _advance(

@@ -13,7 +13,7 @@ from typing import Any
 import faust
 from faust.types.auth import AuthProtocol, SASLMechanism
 
-from schemas.liveness import ready_file
+from schemas.liveness import Progress
 from schemas.settings import KafkaSettings, Settings
 from streams.decisions.planner import Planner
 from streams.service.batching import BatchConsumer, BatchTransport
@@ -28,11 +28,15 @@ from streams.service.watchdog import FaustWatchdog
 
 log = logging.getLogger("freshet.streams")
 
+ROLE = "streams"
 GROUP = "freshet-streams"
 TABLE = "user-state"
 # Two batches wait while one is processed: enough to keep the fetcher busy, few enough to bound memory.
 BUFFERED_BATCHES = 2
 METADATA_MS = 10_000
+# A batch is the unit of commits. A fetch of 1 MiB holds some 9,000 events, but may hold millions of compressed bad
+# records: too much work without a commit in between.
+BATCH_RECORDS = 10_000
 # Kafka takes batches of up to max.message.bytes, 1 MiB unless raised.
 MAX_BATCH_BYTES = 900_000
 
@@ -42,6 +46,7 @@ class StreamsApp(faust.App):
 
     batched_topics: frozenset[str] = frozenset()
     seeker: Callable[[BatchConsumer], Seeker]  # decides where a consumer reads on
+    progress: Progress
 
 
 def credentials(settings: KafkaSettings) -> Any:
@@ -73,6 +78,7 @@ def build(settings: Settings, planner: Planner, cluster: Cluster | None = None) 
         broker_credentials=credentials(kafka),
         broker_session_timeout=session_s, broker_heartbeat_interval=session_s / 5,
         broker_request_timeout=max(30.0, 1.5 * session_s), broker_commit_interval=1.0,
+        broker_max_poll_records=BATCH_RECORDS,
         store="rocksdb://", datadir=str(folder), web_enabled=False,
         consumer_auto_offset_reset="none",  # `Seeker` decides, and says so
         # A topic that was deleted and created again is missed until the metadata is next asked for (default: 5 min).
@@ -87,15 +93,17 @@ def build(settings: Settings, planner: Planner, cluster: Cluster | None = None) 
     sources = app.topic(*SOURCES, key_serializer="raw", value_serializer="raw")
     store = app.Table(TABLE, key_type=bytes, value_type=bytes, partitions=kafka.partitions,
                       extra_topic_configs={"min.insync.replicas": str(kafka.min_insync)})
-    ready = ready_file(settings.home, "streams")
     app.seeker = lambda consumer: Seeker(consumer, cluster, settings)
     stage: Stage | None = None
+    progress = Progress(settings.home, ROLE, lambda: stage.counters() if stage else {})
+    app.progress = progress
 
     def the_stage() -> Stage:
         nonlocal stage
         if stage is None:
-            outbox = FaustOutbox(app.producer._ensure_producer())
-            stage = Stage(planner, UserTable(store, outbox, app.consumer.positions.events_life), outbox, settings)
+            outbox = FaustOutbox(app.producer._ensure_producer(), progress.moved)
+            table = UserTable(store, outbox, app.consumer.positions.events_life)
+            stage = Stage(planner, table, outbox, settings, progress)
         return stage
 
     @app.agent(sources)
@@ -126,8 +134,8 @@ def build(settings: Settings, planner: Planner, cluster: Cluster | None = None) 
 
     @app.task
     async def watch() -> None:
-        watchdog = FaustWatchdog(settings.watchdog.stall_s)
-        await watchdog.run(app, ready)
+        watchdog = FaustWatchdog(settings.watchdog.stall_s, progress)
+        await watchdog.run(app)
 
     # Without this, knowledge generated after a rollback would count as stale, because it is not of the version that was
     # rolled back, and would be generated again and again.
@@ -156,11 +164,10 @@ def main(settings: Settings) -> None:
     Raises:
         FreshetError: nothing was fitted, no broker answers, or the topics do not fit the settings.
 
-    Writes `run/streams.ready` under the home folder once partitions are assigned and their states recovered.
+    Writes `run/streams.ready` under the home folder once partitions are assigned and their states recovered, and
+    counters to `run/streams.json` (`schemas.liveness.Progress`, `streams.service.stage.COUNTED`).
     """
-    ready = ready_file(settings.home, "streams")
-    ready.parent.mkdir(parents=True, exist_ok=True)
-    ready.unlink(missing_ok=True)
+    Progress(settings.home, ROLE).clear()
     planner = load_planner(settings)
     cluster = Cluster(settings.kafka)
     settle(settings.home / "streams", cluster.checked().origin)
@@ -172,6 +179,7 @@ def main(settings: Settings) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     worker = faust.Worker(app, override_logging=False, redirect_stdouts=False, quiet=True)
     worker.spinner = None  # its escape sequences would end up in the log
+    clean = False
     try:
         worker.execute_from_commandline()
     except SystemExit as exit_:
@@ -179,7 +187,8 @@ def main(settings: Settings) -> None:
             raise app.crash_reason from None
         if exit_.code:
             raise
+        clean = True
     finally:
-        ready.unlink(missing_ok=True)
+        app.progress.end(clean)
 
 

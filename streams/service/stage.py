@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from schemas.codec import decode
-from schemas.errors import FreshetError, PoisonError
+from schemas.errors import FreshetError, PoisonError, is_records_fault
+from schemas.liveness import FailureLimit, Progress
 from schemas.messages import Judgement, KnowledgeUpdate
 from schemas.reading.reader import EventReader
 from schemas.settings import Settings
@@ -23,17 +25,24 @@ from schemas.topics import (
     RANKING_REQUESTS,
 )
 from streams.decisions.planner import Plan, Planner, States
-from streams.profile.decoding import decode_events
+from streams.profile.decoding import Unusable, decode_events
 from streams.profile.state import dumps, loads
-from streams.service.outbox import FaustOutbox, Pair, partition_of, wire
+from streams.service.outbox import FaustOutbox, Pair, Unsent, partition_of, wire
 from streams.service.table import UserTable
 
 log = logging.getLogger("freshet.streams")
 
 SOURCES = (BEHAVIOUR_EVENTS.name, JUDGEMENTS.name, KNOWLEDGE_UPDATES.name)
 
+# Counters of `run/streams.json`, since the start of the process. `events`: applied to a state, `late` ones among them.
+# `duplicates` and `too_late` (older than a full history) changed no history. `unknown_items`: events whose item the
+# model does not know. `unknown_users`: judgements and updates of users without a state. `strays`: events of users whose
+# state is in another partition, sent on to it. The rest is what was asked of other roles.
+COUNTED_BY_PLAN = ("events", "duplicates", "late", "too_late", "unknown_items", "unknown_users")
+COUNTED = (*COUNTED_BY_PLAN, "strays", "ranking_requests", "knowledge_requests", "alignment_samples")
+
 M = TypeVar("M", Judgement, KnowledgeUpdate)
-Step = Callable[[States, list[Any], float], Plan]
+Step = Callable[[States, list[Any], float, float], Plan]
 
 
 @dataclass(slots=True)
@@ -56,44 +65,61 @@ class Delivery:
 
     partition: int
     now: float
+    records: int
     states: list[Pair]
     messages: dict[tuple[str, int], list[Pair]]
-    bad: list[tuple[Any, str]]
+    bad: list[Unusable]
+    counts: Counter[str]
+    strays: dict[int, Any] = field(default_factory=dict)  # id of a message → the record it repeats
 
 
 class Stage:
     """Handles batches of the three source topics.
 
     Args:
+        progress: counts what is durable.
         clock: wall clock, seconds; replaced in tests.
+        ticks: monotonic seconds, for what lasts.
     """
 
     def __init__(
-        self, planner: Planner, table: UserTable, outbox: FaustOutbox, settings: Settings,
-        clock: Callable[[], float] = time.time,
+        self, planner: Planner, table: UserTable, outbox: FaustOutbox, settings: Settings, progress: Progress,
+        clock: Callable[[], float] = time.time, ticks: Callable[[], float] = time.monotonic,
     ) -> None:
         self.planner = planner
         self.table = table
         self.outbox = outbox
         self.settings = settings
         self.reader = EventReader(settings.events)
+        self.progress = progress
         self.clock = clock
+        self.ticks = ticks
+        self.counts: Counter[str] = Counter(dict.fromkeys(COUNTED, 0))
+        self._limits: defaultdict[int, FailureLimit] = defaultdict(FailureLimit)  # by partition
 
     def prepare(self, topic: str, partition: int, records: Sequence[Any]) -> Delivery:
         """Do the part of a batch that needs no broker. Batches of a partition are prepared and delivered in order.
 
         No record is lost: what cannot be used goes to the dead letters, what belongs to another partition goes there.
+
+        Raises:
+            FreshetError: so many records fail that it is not their fault, or stored bytes are no state.
+            Exception: the store cannot be read.
         """
         now = self.clock()
+        self.progress.in_hand(len(records))
         messages: dict[tuple[str, int], list[Pair]] = {}
-        bad: list[tuple[Any, str]] = []
+        repeated: dict[int, Any] = {}
+        bad: list[Unusable] = []
+        counts: Counter[str] = Counter()
         step: Step
         if topic == BEHAVIOUR_EVENTS.name:
             events, good, bad = decode_events(records, now, self.settings.state.future_s, self.reader)
             work = Work([event.user_id for event in events], events, good)
             strays = self._strays(partition, set(work.users))
             if strays:
-                messages = _by_partition(topic, work.only(strays), self.settings.kafka.partitions)
+                messages, repeated = _by_partition(topic, work.only(strays), self.settings.kafka.partitions)
+                counts["strays"] = sum(map(len, messages.values()))
                 work = work.only(set(work.users) - strays)
             step = self.planner.events
         elif topic == JUDGEMENTS.name:
@@ -107,15 +133,44 @@ class Stage:
         changed = {user: states[user] for plan in plans for user in plan.changed}
         for plan in plans:
             _collect(messages, plan, partition)
-        return Delivery(partition, now, self.table.put(partition, changed), messages, bad)
+            _count(counts, plan)
+        states_out = self.table.put(partition, changed)
+        return Delivery(partition, now, len(records), states_out, messages, bad, counts, repeated)
 
     async def deliver(self, delivery: Delivery) -> None:
         """Make a batch's effects durable; on return its offsets may be committed."""
-        jobs: list[Awaitable[Any]] = [self.table.save(delivery.partition, delivery.states)]
-        jobs.extend(self.outbox.send(topic, target, pairs) for (topic, target), pairs in delivery.messages.items())
-        if delivery.bad:
-            jobs.append(self.outbox.send_dead_letters(delivery.bad, delivery.now))
-        await asyncio.gather(*jobs)
+        started = time.monotonic()
+        bad = list(delivery.bad)
+        await asyncio.gather(
+            self.table.save(delivery.partition, delivery.states),
+            self.outbox.send_dead_letters(delivery.bad, delivery.now),
+            *[self._send(topic, target, pairs, delivery, bad) for (topic, target), pairs in delivery.messages.items()])
+        await self.outbox.send_dead_letters(bad[len(delivery.bad):], delivery.now)
+        self.counts.update(delivery.counts)
+        last = {one.kind: one.reason for one in bad}
+        for kind, letters in Counter(one.kind for one in bad).items():
+            self.progress.buried(kind, letters, last[kind])
+        self.progress.produced(sum(map(len, delivery.messages.values())))
+        self.progress.done(delivery.records, time.monotonic() - started)
+
+    async def _send(
+        self, topic: str, target: int, pairs: Sequence[Pair], delivery: Delivery, bad: list[Unusable],
+    ) -> None:
+        """Send messages; those that the broker does not take for their size go to `bad`."""
+        refused: list[Pair] = []
+        await self.outbox.send(topic, target, pairs, refused)
+        for pair in refused:
+            key, value, _ = pair
+            what = f"{len(value or b'')} bytes to {topic}[{target}]: larger than the broker takes"
+            record = delivery.strays.get(id(pair))
+            if record is not None:
+                bad.append(Unusable(record, "too_large", f"cannot be sent on to its user's partition: {what}"))
+            else:
+                bad.append(Unusable(Unsent(topic, target, key, value), "too_large", f"cannot be sent: {what}"))
+
+    def counters(self) -> dict[str, Any]:
+        """Return the counters for the role's progress file."""
+        return self.counts | {"model_version": self.planner.policy.model_version}
 
     def forget(self) -> None:
         """Forget users in memory and their requests on the way: partitions are changing hands."""
@@ -133,43 +188,54 @@ class Stage:
                 if not self.table.known(partition, user) and partition_of(_key(user), partitions) != partition}
 
     def _plan(
-        self, partition: int, work: Work, step: Step, now: float, bad: list[tuple[Any, str]],
+        self, partition: int, work: Work, step: Step, now: float, bad: list[Unusable],
     ) -> tuple[States, list[Plan]]:
         """Return the states after the step and what it leads to.
 
-        If the batch fails as a whole it is taken record by record, and the record at fault goes to `bad`.
+        If the step fails on the batch as a whole, records are taken one by one, and the one at fault goes to `bad`.
         """
-        users = list(dict.fromkeys(work.users))
+        states = self.table.load(partition, dict.fromkeys(work.users))
         try:
-            states = self.table.load(partition, users)
-            return states, [step(states, work.inputs, now)]
-        except Exception:
+            plan = step(states, work.inputs, now, self.ticks())
+        except Exception as error:
+            if not is_records_fault(error):
+                raise
             log.exception("a batch of %d records failed; taking them one by one", len(work.inputs))
-        return self._plan_singly(partition, work, step, now, bad)
+            return self._plan_singly(partition, work, step, now, bad)
+        self._limits[partition].passed(len(work.inputs))
+        return states, [plan]
 
     def _plan_singly(
-        self, partition: int, work: Work, step: Step, now: float, bad: list[tuple[Any, str]],
+        self, partition: int, work: Work, step: Step, now: float, bad: list[Unusable],
     ) -> tuple[States, list[Plan]]:
         states: States = {}
         plans = []
+        limit = self._limits[partition]
         for user, what, record in zip(work.users, work.inputs, work.records, strict=True):
+            if user not in states:
+                states.update(self.table.reload(partition, user))
+            # A copy, so that a failing record leaves nothing behind.
+            trial = {user: loads(dumps(states[user]))} if user in states else {}
             try:
-                if user not in states:
-                    states.update(self.table.reload(partition, user))
-                # A copy, so that a failing record leaves nothing behind.
-                trial = {user: loads(dumps(states[user]))} if user in states else {}
-                plan = step(trial, [what], now)
+                plan = step(trial, [what], now, self.ticks())
             except Exception as error:
-                reason = str(error) if isinstance(error, FreshetError) else f"{type(error).__name__}: {error}"
-                bad.append((record, f"cannot be applied: {reason}"))
+                if not is_records_fault(error):
+                    raise
+                reason = f"cannot be applied: {type(error).__name__}: {error}"
+                exceeded = limit.failed()
+                if exceeded is not None:
+                    raise FreshetError(f"streams: {exceeded}, the last one {reason}; see the log above; nothing of "
+                                       "this batch was committed") from error
+                bad.append(Unusable(record, "failed", reason))
                 continue
+            limit.passed(1)
             states.update(trial)
             plans.append(plan)
         return states, plans
 
 
 def _parse(
-    model: type[M], records: Sequence[Any], bad: list[tuple[Any, str]], build: Callable[[M, Any], Any],
+    model: type[M], records: Sequence[Any], bad: list[Unusable], build: Callable[[M, Any], Any],
 ) -> Work:
     """Return the messages in `records` as the planner takes them; unreadable records go to `bad`."""
     work = Work([], [], [])
@@ -177,7 +243,7 @@ def _parse(
         try:
             message = decode(model, record.value)
         except PoisonError as error:
-            bad.append((record, error.reason))
+            bad.append(Unusable(record, "unreadable", error.reason))
             continue
         work.users.append(message.user_id)
         work.inputs.append(build(message, record))
@@ -194,14 +260,28 @@ def _collect(messages: dict[tuple[str, int], list[Pair]], plan: Plan, partition:
             pairs.extend((_key(message.user_id), wire(message), []) for message in group)
 
 
-def _by_partition(topic: str, strays: Work, partitions: int) -> dict[tuple[str, int], list[Pair]]:
-    """Return strays as they came, but keyed by user, under the partition they belong to."""
+def _count(counts: Counter[str], plan: Plan) -> None:
+    for name in COUNTED_BY_PLAN:
+        if number := getattr(plan, name):
+            counts[name] += number
+    for name, group in (("ranking_requests", plan.ranking), ("knowledge_requests", plan.knowledge),
+                        ("alignment_samples", plan.alignment)):
+        if group:
+            counts[name] += len(group)
+
+
+def _by_partition(
+    topic: str, strays: Work, partitions: int,
+) -> tuple[dict[tuple[str, int], list[Pair]], dict[int, Any]]:
+    """Return strays as they came, but keyed by user, under the partition they belong to; and the record of each."""
     out: dict[tuple[str, int], list[Pair]] = {}
+    repeated: dict[int, Any] = {}
     for user, record in zip(strays.users, strays.records, strict=True):
         key = _key(user)
         pairs = out.setdefault((topic, partition_of(key, partitions)), [])
         pairs.append((key, record.value, list(record.headers)))
-    return out
+        repeated[id(pairs[-1])] = record
+    return out, repeated
 
 
 def _key(user_id: str) -> bytes:

@@ -1,4 +1,4 @@
-"""Writes the ready file, and ends the process when work waits and nothing moves."""
+"""Writes the ready file and the counters, and ends the process when work waits and nothing moves."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ import logging
 import os
 import threading
 import time
-from pathlib import Path
 from typing import Any
 
-from schemas.liveness import STALLED_EXIT, Stall
+from schemas.liveness import STALLED_EXIT, Progress, Stall
 
 log = logging.getLogger("freshet.streams")
 
@@ -23,16 +22,18 @@ class FaustWatchdog:
     """Watches a Faust app from its own loop, and that loop from a thread.
 
     Args:
-        stall_s: seconds of lag without a new offset that are allowed; the loop gets the same time to answer.
+        stall_s: seconds of lag without progress that are allowed; the loop gets the same time to answer.
+        progress: whose files are written, and whose `moves` count as progress.
     """
 
-    def __init__(self, stall_s: float) -> None:
+    def __init__(self, stall_s: float, progress: Progress) -> None:
+        self._progress = progress
         self._stall = Stall(stall_s)
         self._stall_s = stall_s
         self._beat = time.monotonic()
 
-    async def run(self, app: Any, ready: Path) -> None:
-        """Watch until the app stops; write `ready` when partitions are assigned and states recovered."""
+    async def run(self, app: Any) -> None:
+        """Watch until the app stops; write the ready file when partitions are assigned and states recovered."""
         threading.Thread(target=self._watch_loop, args=(app,), daemon=True, name="watchdog").start()
         asked, waiting, said = -ASK_S, 0, False
         while not app.should_stop:
@@ -40,12 +41,13 @@ class FaustWatchdog:
             up = _recovered(app)
             if up and not said:
                 said = True
-                ready.write_text(str(os.getpid()))
+                self._progress.ready()
                 log.info("ready")
             if now - asked >= ASK_S:
                 asked = now
                 waiting = await _waiting(app)
-            done = (up, app.consumer.settled, *_recovery_offsets(app))
+            self._progress.write(waiting)
+            done = (up, app.consumer.settled, self._progress.moves, *_recovery_offsets(app))
             if self._stall.reached(now, done, waiting > 0 or not up):
                 log.error("stalled: work waits and no offset has moved for %.0f s; exiting", self._stall_s)
                 os._exit(STALLED_EXIT)

@@ -56,7 +56,7 @@ class Guard:
         self._alpha = alpha
         self._cells = cells
         self._clock = clock
-        self._kept_at, self._new = clock(), False
+        self._kept_at, self._new = time.monotonic(), False
         self._counts = {"margins": 0, "rollbacks": 0, "rollbacks_failed": 0}
         self.pools = self._load_evidence()
 
@@ -143,7 +143,7 @@ class Guard:
 
         Call it between batches, when everything is committed.
         """
-        now = self._clock()
+        now = time.monotonic()
         if not self._new or (not force and now - self._kept_at < _KEEP_EVERY_S):
             return
         self._kept_at, self._new = now, False

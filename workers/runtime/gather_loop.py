@@ -61,6 +61,7 @@ class GatheringWorker(StreamWorker[M]):
             user, reason = self._read(source)
             if reason is None:
                 self._held[user] = source
+        self._outbox.flush()
         if len(self._held) < self._enough:
             if self._progress.waits_for != "samples":  # offsets stand still and lag grows: no stall
                 self._progress.waiting("samples", None)
@@ -77,8 +78,7 @@ class GatheringWorker(StreamWorker[M]):
                 raise PoisonError(f"{len(value)} bytes, at most {LARGEST} are taken")
             message: BaseModel = decode(self._model, value)
         except PoisonError as error:
-            self._bury(source, error.reason)
-            self._outbox.flush()
+            self._bury(source, error.reason, "unreadable")
             return "", "unreadable"
         reason = self._refuse(message)  # type: ignore[arg-type]
         if reason is not None:

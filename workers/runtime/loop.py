@@ -10,6 +10,7 @@ import logging
 import signal
 import threading
 import time
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
@@ -20,13 +21,13 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 from pydantic import BaseModel
 
 from schemas.codec import decode
-from schemas.errors import FreshetError, PoisonError, StoreUnavailableError
+from schemas.errors import FreshetError, PoisonError, StoreUnavailableError, is_records_fault
+from schemas.liveness import DeadLetterKind, FailureLimit, Progress
 from schemas.settings import Settings
 from schemas.topics import Topic
 from workers.kafka.configuration import consumer
 from workers.kafka.outbox import Outbox, Output, Rejected
 from workers.kafka.topics import create_topics
-from workers.runtime.progress import Progress
 from workers.runtime.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
@@ -40,9 +41,6 @@ _IDLE_POLL_S = 0.2  # how late a stop signal or a hot reload is noticed while no
 # model nor an unreachable store costs the group membership. Earlier, pausing would only throw fetched records away.
 _PATIENCE_S = 1.0
 _BACKOFF_S = (0.5, 8.0)  # first and longest wait for the store
-# One bad record is the record's fault; this many in a row without one good record is the worker's (a lost GPU, a
-# broken model): it exits and the records stay in the topic, instead of all going to the dead letters.
-_FAILURES_IN_A_ROW = 32
 # A commit fails so when the partition has another owner by now: it will process the records again.
 _FENCED = frozenset({
     KafkaError.ILLEGAL_GENERATION, KafkaError.UNKNOWN_MEMBER_ID, KafkaError.REBALANCE_IN_PROGRESS,
@@ -88,7 +86,8 @@ class StreamWorker(Generic[M]):
         self._between = between
         self._owned: set[int] = set()
         self._stopping = threading.Event()
-        self._failures = 0
+        # Beyond these the worker exits and the records stay in the topic: a lost GPU, a broken model.
+        self._limits: defaultdict[int, FailureLimit] = defaultdict(FailureLimit)
         self._progress = Progress(settings.home, role, counters)
 
     def stop(self) -> None:
@@ -168,33 +167,33 @@ class StreamWorker(Generic[M]):
             try:
                 records.append(Record(decode(self._model, source.value()), source))
             except PoisonError as error:
-                self._bury(source, error.reason)
+                self._bury(source, error.reason, "unreadable")
         return records
 
     def _handle(self, records: Sequence[Record[M]]) -> bool:
         """Process `records`, all at once or, after an exception, one by one; return False if stopped before the end."""
         try:
-            if not self._attempt(records):
-                return False
-            self._failures = 0
-            return True
-        except (FreshetError, KafkaException) as error:
-            if not isinstance(error, PoisonError):
-                raise  # not the records' fault
-            failure: Exception = error
+            return self._attempt(records)
+        except KafkaException:
+            raise
         except Exception as error:  # whatever a model raises on a record's content
+            if not is_records_fault(error):
+                raise
             failure = error
         if len(records) > 1:
             log.warning("%s: a batch of %d failed (%s); trying its records one by one", self._role, len(records),
                         _reason(failure), exc_info=failure)
             return all(self._handle([record]) for record in records)
-        self._failures += 1
-        if self._failures > _FAILURES_IN_A_ROW:
-            raise FreshetError(
-                f"{self._role}: {self._failures} records in a row failed, the last with {_reason(failure)}; "
-                "see the log above; nothing of this batch was committed") from failure
-        self._bury(records[0].source, _reason(failure))
+        self._failed(records[0].source, _reason(failure), "failed", failure)
         return True
+
+    def _failed(self, source: Message, reason: str, kind: DeadLetterKind, failure: Exception | None = None) -> None:
+        """Bury a record, unless so many failed that it is not their fault."""
+        exceeded = self._limits[source.partition()].failed()
+        if exceeded is not None:
+            raise FreshetError(f"{self._role}: {exceeded}, the last with {reason}; see the log above; "
+                               "nothing of this batch was committed") from failure
+        self._bury(source, reason, kind)
 
     def _attempt(self, records: Sequence[Record[M]]) -> bool:
         """Run `process` until the store lets it; return False if stopped while waiting for the store."""
@@ -205,9 +204,17 @@ class StreamWorker(Generic[M]):
             try:
                 for part in self._parts([record.message for record in records]):
                     rejected += [one for one in part if isinstance(one, Rejected)]
-                    self._progress.produced(self._outbox.send([one for one in part if isinstance(one, Output)]))
+                    outputs = [one for one in part if isinstance(one, Output)]
+                    sent = self._outbox.send(outputs)
+                    self._progress.produced(sent)
+                    if sent < len(outputs):
+                        self._progress.buried("too_large", len(outputs) - sent)
+                refused = {id(message) for message, _ in rejected}
+                for part, good in Counter(source.partition() for at, source in sources.items()
+                                          if at not in refused).items():
+                    self._limits[part].passed(good)
                 for message, reason in rejected:
-                    self._bury(sources[id(message)], reason)
+                    self._failed(sources[id(message)], reason, "rejected")
                 return True
             except StoreUnavailableError as error:
                 wait = max(pause, error.retry_after_s)  # the store bounds what it passes on
@@ -247,11 +254,11 @@ class StreamWorker(Generic[M]):
             self._consumer.resume(still)
         return future.result()
 
-    def _bury(self, source: Message, reason: str) -> None:
+    def _bury(self, source: Message, reason: str, kind: DeadLetterKind) -> None:
         log.warning("%s: dead letter %s[%s]@%s: %s", self._role, source.topic(), source.partition(), source.offset(),
                     reason)
         self._outbox.bury(source, reason)
-        self._progress.buried()
+        self._progress.buried(kind, reason=reason)
 
     def _commit(self, sources: Sequence[Message]) -> None:
         newest: dict[int, int] = {}

@@ -12,10 +12,9 @@ from collections.abc import Callable
 from confluent_kafka import KafkaException
 
 from schemas.endings import note_error
-from schemas.liveness import STALLED_EXIT, Stall
+from schemas.liveness import STALLED_EXIT, Progress, Stall
 from schemas.settings import Settings
 from workers.kafka.lag import GroupLag
-from workers.runtime.progress import Progress
 
 log = logging.getLogger(__name__)
 

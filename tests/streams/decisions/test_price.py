@@ -234,3 +234,29 @@ def test_a_copied_market_makes_the_same_decisions() -> None:
     stage.market = market
     assert once == play(events[200:], saved)
     assert once
+
+
+@pytest.mark.parametrize("jump", [-3600.0, 3600.0])
+def test_a_jump_of_the_wall_clock_moves_no_price(jump: float) -> None:
+    """Set back by an hour, the queue's price stood still for that hour."""
+    prices = []
+    for shift in (0.0, jump):
+        stage, states = planner(QUIET), {}
+        assert stage.market is not None
+        busy(stage.market, 900)
+        for second in range(60):
+            now = 1e9 + second + (shift if second > 20 else 0.0)
+            stage.updates(states, [], now, float(second))
+            prices.append((stage.market.price, len(stage.market.outstanding)))
+    assert prices[:60] == prices[60:]
+    assert prices[59][0] > prices[21][0] > 0
+
+
+@pytest.mark.parametrize("jump", [-3600.0, 0.0])
+def test_a_lost_request_is_repeated_although_the_clock_was_set_back(jump: float) -> None:
+    stage, states = planner(QUIET), {}
+    for n in range(3):
+        plan = stage.events(states, [event(n)], 1e9, 0.0)
+    assert [request.version for request in plan.knowledge] == [1]
+    later = stage.events(states, [event(3)], 1e9 + 601.0 + jump, 601.0)
+    assert [request.version for request in later.knowledge] == [2]

@@ -64,19 +64,19 @@ def verdict(value: bytes) -> ReadEvent | str:
 
 def record(offset: int, value: bytes | None = None, headers: Any = (), **fields: object) -> SimpleNamespace:
     value = value or orjson.dumps({"user_id": "u", "item_id": "i", "event_time": NOON} | fields)
-    return SimpleNamespace(topic="behaviour-events", partition=2, value=value, offset=offset, timestamp=5000, key=b"k",
-                           headers=headers)
+    return SimpleNamespace(topic="behaviour-events", partition=2, value=value, offset=offset, timestamp=5000,
+                           timestamp_type=0, key=b"k", headers=headers)
 
 
 def test_decode_events_separates_usable_and_unusable_records() -> None:
     far = record(2, event_time=NOON + 900)
     marked = record(3, headers=(("other", b""), ("freshet-backfill", b"")))
-    empty = SimpleNamespace(value=None, offset=4, timestamp=None, headers=())
+    empty = SimpleNamespace(value=None, offset=4, timestamp=None, timestamp_type=0, headers=())
     events, good, bad = decode_events([record(1), far, marked, empty], NOON, 60.0, READER)
     assert [(e.offset, e.caused_at, e.backfill) for e in events] == [(1, 5.0, False), (3, 5.0, True)]
     assert [r.offset for r in good] == [1, 3]
-    assert [(r.offset, reason) for r, reason in bad] == [
-        (2, "event_time: 900 s ahead of the clock"), (4, "empty value")]
+    assert [(r.offset, kind, reason) for r, kind, reason in bad] == [
+        (2, "future", "event_time: 900 s ahead of the clock"), (4, "unreadable", "empty value")]
 
 
 def test_each_event_of_an_array_is_a_record_of_its_own() -> None:
@@ -88,7 +88,7 @@ def test_each_event_of_an_array_is_a_record_of_its_own() -> None:
         ("behaviour-events", 2, 7, b"k")] * 2
     again = [decode_events([part], NOON, 60.0, READER)[0][0] for part in good]
     assert [event.event_id for event in again] == [event.event_id for event in events]
-    assert [(r, reason.split(";")[0]) for r, reason in bad] == [
+    assert [(r, reason.split(";")[0]) for r, _, reason in bad] == [
         (whole, "1 of 3 are unusable: element 1: user_id: missing")]
 
 
@@ -102,3 +102,30 @@ def test_other_names_leave_the_fast_path() -> None:
     reader = EventReader(EventSettings(fields={"user_id": "item_id", "item_id": "user_id"}))
     (event,), _, _ = decode_events([record(1)], NOON, 60.0, reader)
     assert (event.user_id, event.item_id) == ("i", "u")
+
+
+HOUR, DAY = 3600.0, 86_400.0
+
+
+@pytest.mark.parametrize("stamp", ["producer", "broker"])
+@pytest.mark.parametrize(("now", "written", "event_time", "taken"), [
+    (1e9 - 2 * DAY, 1e9, 1e9, True),  # a host two days slow
+    (1e9 + 2 * DAY, 1e9, 1e9, True),  # a host two days fast
+    (1e9, 0.0, 1e9, True),  # a producer that stamps nothing
+    (1e9 + 2 * DAY, 1e9, 1e9 + 2 * DAY, True),  # read so late that it is no longer in the future
+    (1e9, 1e9, 1e9 + 2 * HOUR, False),
+    (1e9 - 2 * DAY, 1e9, 1e9 + 2 * HOUR, False),
+])
+def test_the_future_begins_after_the_host_and_after_the_record(
+    stamp: str, now: float, written: float, event_time: float, taken: bool,
+) -> None:
+    one = record(1, event_time=event_time)
+    one.timestamp, one.timestamp_type = int(written * 1000), int(stamp == "broker")
+    events, _, bad = decode_events([one], now, HOUR, READER)
+    assert (len(events), [kind for _, kind, _ in bad]) == ((1, []) if taken else (0, ["future"]))
+
+
+def test_a_producer_whose_clock_is_years_ahead_cannot_move_its_users_there() -> None:
+    one = record(1, event_time=4e9)
+    one.timestamp = 4_000_000_000_000
+    assert [kind for _, kind, _ in decode_events([one], 1e9, DAY, READER)[2]] == ["future"]

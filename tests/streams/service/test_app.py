@@ -19,6 +19,7 @@ from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 from safetensors.numpy import save_file
 
 from schemas.artifacts import Card, Registry, write_card
+from schemas.liveness import counters_file
 from schemas.messages import DeadLetter, Judgement, KnowledgeRequest, KnowledgeUpdate, Margin, RankingRequest
 from schemas.settings import EventSettings, KafkaSettings, RefreshSettings, Settings, StateSettings, to_environ
 from streams.decisions.planner import Planner
@@ -28,7 +29,7 @@ from streams.profile.state import UserState, loads
 from streams.service.following import FOLLOW_EVERY_S
 from streams.service.outbox import partition_of
 from tests.streams.cases import CALIBRATION, DIM, N_ITEMS, item_vectors
-from tests.workers.brokers import BROKERS, kill_broker, start_broker
+from tests.workers.brokers import BROKERS, kill_broker, needs_kafka, start_broker
 from workers.kafka.topics import create_topics
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -239,11 +240,37 @@ def test_bad_records_strays_and_backfill(broker: str, tmp_path: Path) -> None:
     kept = {base64.b64decode(letter.value) for letter in letters if len(letter.value) < 100_000}
     assert kept == {*bad[:-1], b"?", b"{}"}
     assert all(letter.reason and letter.role == "streams" and letter.topic for letter in letters)
+    said = orjson.loads(counters_file(role.settings.home, "streams").read_bytes())
+    assert said["dead_letters_by"] == {"unreadable": len(bad) + 1, "future": 1}
+    assert (said["processed"], said["events"], said["strays"], said["ranking_requests"], said["ended"]) == (
+        len(bad) + 5, 2, 1, 1, "clean")
     states = role.states()
     assert {user: state.items for user, state in states.items()} == {
         stray: ["i1", "i3"], "old": ["i2"], here: ["i3"]}
     requests = [RankingRequest.model_validate_json(data) for data in role.read("ranking-requests")]
     assert {r.user_id for r in requests} == {stray, here}  # backfill is folded only
+
+
+@pytest.mark.kafka
+@needs_kafka
+def test_a_stray_that_only_fits_compressed_is_a_dead_letter(tmp_path: Path) -> None:
+    """3.3 MB in a compressed batch of a few kB ended streams with MessageSizeTooLargeError, again at every start."""
+    running = start_broker("kafka", tmp_path)
+    role = Role(running.bootstrap, tmp_path / "home")
+    stray = next(f"s{n}" for n in range(99) if partition_of(f"s{n}".encode(), 2) == 1)
+    large = orjson.dumps({"user_id": stray, "item_id": "i1", "event_time": 5.0, "note": "x" * 3_300_000})
+    producer = Producer({"bootstrap.servers": running.bootstrap, "compression.type": "gzip",
+                         "message.max.bytes": 20_000_000})
+    producer.produce("behaviour-events", large, b"other", partition=0)
+    producer.produce("behaviour-events", value(Event("u", "i2", 5.0, "view", "e2", 0, 0.0)), b"u",
+                     partition=partition_of(b"u", 2))
+    assert producer.flush(30) == 0
+    role.start()
+    role.wait(lambda: role.committed("behaviour-events") == 2)
+    assert role.end(signal.SIGTERM) == 0
+    kill_broker(running)
+    said = orjson.loads(counters_file(role.settings.home, "streams").read_bytes())
+    assert (said["dead_letters_by"], said["events"], said["strays"]) == ({"too_large": 1}, 1, 1)
 
 
 def test_update_judgement_and_contradiction_go_round(broker: str, tmp_path: Path) -> None:

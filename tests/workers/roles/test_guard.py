@@ -149,6 +149,19 @@ def test_evidence_survives_a_restart_and_damaged_evidence_is_ignored(tmp_path: P
     assert guard(tmp_path).pools.versions == {}
 
 
+def test_evidence_is_written_although_the_clock_was_set_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("workers.roles.guard._KEEP_EVERY_S", 0.0)
+    publish(tmp_path, "v1")
+    times = [1e9, *[1e9 - 3600.0] * 9]
+    file = tmp_path / "guard" / "evidence.msgpack"
+    watch = Guard(Deployments(tmp_path), file, 1.0, 0.01, 8, clock=lambda: times.pop(0))
+    watch(judgements("v1", 0.1, range(8)))
+    watch.keep()
+    assert file.exists()
+
+
 def test_codewords_are_counted_over_all_instructions(tmp_path: Path) -> None:
     publish(tmp_path, "v1")
     assert cells(Registry(tmp_path).open()) == 8
