@@ -9,38 +9,7 @@ from confluent_kafka.admin import AdminClient
 
 from schemas.errors import BrokerUnavailableError, FreshetError
 from schemas.settings import KafkaSettings
-
-
-def bootstrap(settings: KafkaSettings) -> str:
-    """Return the brokers' addresses.
-
-    Raises:
-        FreshetError: none is set.
-    """
-    if not settings.bootstrap:
-        raise FreshetError(
-            "no broker: set FRESHET_KAFKA_BOOTSTRAP=host:port, or let `freshet up` start the embedded one")
-    return settings.bootstrap
-
-
-def client(settings: KafkaSettings) -> dict[str, Any]:
-    """Return the part of a confluent-kafka configuration that every client shares."""
-    config: dict[str, Any] = {
-        "bootstrap.servers": bootstrap(settings),
-        "security.protocol": settings.security_protocol,
-        # A broker that restarts is back within seconds; librdkafka's own back-off grows to 10 s.
-        "reconnect.backoff.max.ms": 2000,
-        "allow.auto.create.topics": False,
-    }
-    if settings.security_protocol.startswith("SASL"):
-        config |= {
-            "sasl.mechanism": settings.sasl_mechanism,
-            "sasl.username": settings.sasl_username,
-            "sasl.password": settings.sasl_password,
-        }
-    if settings.ssl_cafile:
-        config["ssl.ca.location"] = settings.ssl_cafile
-    return config
+from schemas.settings.librdkafka import client
 
 
 def consumer(settings: KafkaSettings, group: str, **extra: Any) -> dict[str, Any]:

@@ -11,8 +11,8 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaExcepti
 
 from schemas.errors import FreshetError
 from schemas.settings import KafkaSettings
+from schemas.settings.librdkafka import client
 from streams.service.outbox import partition_of
-from workers.kafka.configuration import client
 
 
 class TopicReader:

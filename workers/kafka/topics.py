@@ -11,8 +11,9 @@ from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic
 
 from schemas.errors import FreshetError
 from schemas.settings import KafkaSettings
+from schemas.settings.librdkafka import client
 from schemas.topics import CHANGELOG, TOPICS, Topic, misfits, shortcomings
-from workers.kafka.configuration import check_reachable, client
+from workers.kafka.configuration import check_reachable
 
 log = logging.getLogger(__name__)
 

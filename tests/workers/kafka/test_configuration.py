@@ -9,9 +9,10 @@ from confluent_kafka import Consumer, Producer
 
 from schemas.errors import FreshetError
 from schemas.settings import KafkaSettings
+from schemas.settings.librdkafka import client
 from schemas.topics import BEHAVIOUR_EVENTS
 from tests.workers.brokers import BROKERS, kill_broker, settings_for, start_broker
-from workers.kafka.configuration import check_reachable, client, consumer, producer
+from workers.kafka.configuration import check_reachable, consumer, producer
 from workers.kafka.lag import lag
 from workers.kafka.topics import create_topics
 

@@ -10,10 +10,11 @@ import pytest
 from confluent_kafka import Producer
 
 from schemas.settings import KafkaSettings
+from schemas.settings.librdkafka import client
 from schemas.topics import BEHAVIOUR_EVENTS
 from streams.service.outbox import partition_of
 from tests.workers.brokers import BROKERS, kill_broker, needs_kafka, settings_for, start_broker
-from workers.kafka.configuration import client, producer
+from workers.kafka.configuration import producer
 from workers.kafka.reader import TopicReader, read_all, watermarks
 from workers.kafka.topics import create_topics
 

@@ -13,9 +13,9 @@ from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic
 
 from schemas.errors import FreshetError
 from schemas.settings import KafkaSettings
+from schemas.settings.librdkafka import client
 from schemas.topics import BEHAVIOUR_EVENTS, KEYED_BY_USER, RECOMMENDATIONS, TOPICS, Topic
 from tests.workers.brokers import BROKERS, kill_broker, needs_kafka, settings_for, start_broker
-from workers.kafka.configuration import client
 from workers.kafka.reader import read_all
 from workers.kafka.topics import create_topics, partitions, weaknesses
 

@@ -1,0 +1,40 @@
+"""The settings of the broker in the terms of librdkafka, for the workers and for the changelog of streams."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from schemas.errors import FreshetError
+from schemas.settings.sections import KafkaSettings
+
+
+def bootstrap(settings: KafkaSettings) -> str:
+    """Return the brokers' addresses.
+
+    Raises:
+        FreshetError: none is set.
+    """
+    if not settings.bootstrap:
+        raise FreshetError(
+            "no broker: set FRESHET_KAFKA_BOOTSTRAP=host:port, or let `freshet up` start the embedded one")
+    return settings.bootstrap
+
+
+def client(settings: KafkaSettings) -> dict[str, Any]:
+    """Return the part of a confluent-kafka configuration that every client shares."""
+    config: dict[str, Any] = {
+        "bootstrap.servers": bootstrap(settings),
+        "security.protocol": settings.security_protocol,
+        # A broker that restarts is back within seconds; librdkafka's own back-off grows to 10 s.
+        "reconnect.backoff.max.ms": 2000,
+        "allow.auto.create.topics": False,
+    }
+    if settings.security_protocol.startswith("SASL"):
+        config |= {
+            "sasl.mechanism": settings.sasl_mechanism,
+            "sasl.username": settings.sasl_username,
+            "sasl.password": settings.sasl_password,
+        }
+    if settings.ssl_cafile:
+        config["ssl.ca.location"] = settings.ssl_cafile
+    return config
