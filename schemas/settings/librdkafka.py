@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from schemas.errors import FreshetError
+from schemas.settings.connection import check_connection, key_file, uses_sasl
 from schemas.settings.sections import KafkaSettings
 
 
@@ -21,7 +22,12 @@ def bootstrap(settings: KafkaSettings) -> str:
 
 
 def client(settings: KafkaSettings) -> dict[str, Any]:
-    """Return the part of a confluent-kafka configuration that every client shares."""
+    """Return the part of a confluent-kafka configuration that every client shares.
+
+    Raises:
+        FreshetError: no broker is set, or its security settings cannot be used.
+    """
+    check_connection(settings)
     config: dict[str, Any] = {
         "bootstrap.servers": bootstrap(settings),
         "security.protocol": settings.security_protocol,
@@ -29,7 +35,7 @@ def client(settings: KafkaSettings) -> dict[str, Any]:
         "reconnect.backoff.max.ms": 2000,
         "allow.auto.create.topics": False,
     }
-    if settings.security_protocol.startswith("SASL"):
+    if uses_sasl(settings):
         config |= {
             "sasl.mechanism": settings.sasl_mechanism,
             "sasl.username": settings.sasl_username,
@@ -37,4 +43,8 @@ def client(settings: KafkaSettings) -> dict[str, Any]:
         }
     if settings.ssl_cafile:
         config["ssl.ca.location"] = settings.ssl_cafile
+    if settings.ssl_certfile:
+        config |= {"ssl.certificate.location": settings.ssl_certfile, "ssl.key.location": key_file(settings)}
+    if settings.ssl_key_password:
+        config["ssl.key.password"] = settings.ssl_key_password
     return config

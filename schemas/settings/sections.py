@@ -53,7 +53,16 @@ class KafkaSettings:
     sasl_password: str = Field(
         default="", repr=False,
         description="used with SASL_*; never logged; `FRESHET_KAFKA_SASL_PASSWORD_FILE` names a file that holds it")
-    ssl_cafile: str = Field(default="", description="CA certificate (PEM); empty = the system's")
+    ssl_cafile: str = Field(
+        default="", description="used with *SSL: file of CA certificates to trust (PEM); empty = the system's")
+    ssl_certfile: str = Field(
+        default="", description="used with *SSL: file of the client's certificate and its chain (PEM), for mutual TLS")
+    ssl_keyfile: str = Field(
+        default="", description="file of the client's private key (PEM); empty = in the certificate's file")
+    ssl_key_password: str = Field(
+        default="", repr=False,
+        description="opens the client's key; never logged; `FRESHET_KAFKA_SSL_KEY_PASSWORD_FILE` names a file that "
+                    "holds it")
     session_timeout_s: float = Field(
         default=10.0, gt=0, description="a consumer that is silent for this long loses its place in the group")
 

@@ -5,19 +5,18 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
 import faust
-from faust.types.auth import AuthProtocol, SASLMechanism
 
 from schemas.liveness import Progress
-from schemas.settings import KafkaSettings, Settings
+from schemas.settings import Settings
 from streams.decisions.planner import Planner
 from streams.service.batching import BatchConsumer, BatchTransport
 from streams.service.cluster import Cluster
+from streams.service.connection import check_brokers, credentials
 from streams.service.following import FOLLOW_EVERY_S, ModelFollower, load_planner
 from streams.service.origin import settle
 from streams.service.outbox import FaustOutbox
@@ -47,22 +46,6 @@ class StreamsApp(faust.App):
     batched_topics: frozenset[str] = frozenset()
     seeker: Callable[[BatchConsumer], Seeker]  # decides where a consumer reads on
     progress: Progress
-
-
-def credentials(settings: KafkaSettings) -> Any:
-    """Return Faust's credentials for the settings, None for PLAINTEXT."""
-    if settings.security_protocol == "PLAINTEXT":
-        return None
-    context = None
-    if settings.security_protocol in {"SSL", "SASL_SSL"}:
-        context = ssl.create_default_context(cafile=settings.ssl_cafile or None)
-    if settings.security_protocol == "SSL":
-        return faust.SSLCredentials(context)
-    credentials = faust.SASLCredentials(
-        username=settings.sasl_username, password=settings.sasl_password,
-        mechanism=SASLMechanism(settings.sasl_mechanism), ssl_context=context)
-    credentials.protocol = AuthProtocol(settings.security_protocol)
-    return credentials
 
 
 def build(settings: Settings, planner: Planner, cluster: Cluster | None = None) -> StreamsApp:
@@ -162,13 +145,15 @@ def main(settings: Settings) -> None:
     """Run the role until SIGTERM or SIGINT; a stall or a crash exits non-zero.
 
     Raises:
-        FreshetError: nothing was fitted, no broker answers, or the topics do not fit the settings.
+        FreshetError: nothing was fitted, no broker answers or it refuses the client, or the topics do not fit the
+            settings.
 
     Writes `run/streams.ready` under the home folder once partitions are assigned and their states recovered, and
     counters to `run/streams.json` (`schemas.liveness.Progress`, `streams.service.stage.COUNTED`).
     """
     Progress(settings.home, ROLE).clear()
     planner = load_planner(settings)
+    asyncio.run(check_brokers(settings.kafka))
     cluster = Cluster(settings.kafka)
     settle(settings.home / "streams", cluster.checked().origin)
     app = build(settings, planner, cluster)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import AdminClient
 
 from schemas.errors import FreshetError
 from schemas.settings import KafkaSettings
+from schemas.settings.librdkafka import client
 from schemas.topics import CHANGELOG, KEYED_BY_USER, misfits
 from streams.service.origin import Origin
 from streams.service.stage import SOURCES
@@ -44,7 +44,7 @@ class Cluster:
     def __init__(self, settings: KafkaSettings, timeout_s: float = 30.0) -> None:
         self._settings = settings
         self._timeout_s = timeout_s
-        self._admin = AdminClient(_client(settings))
+        self._admin = AdminClient(client(settings) | {"log_level": 2})
 
     def checked(self) -> Identity:
         """Return who answers, and the topics keyed by user.
@@ -85,15 +85,3 @@ class Cluster:
             raise FreshetError(f"the cluster at {self._settings.bootstrap} cannot be asked for its topics "
                                f"({error.args[0].str()})") from error
         return Identity(cluster_id, topics, partitions)
-
-
-def _client(settings: KafkaSettings) -> dict[str, Any]:
-    config: dict[str, Any] = {
-        "bootstrap.servers": settings.bootstrap, "security.protocol": settings.security_protocol, "log_level": 2,
-        "reconnect.backoff.max.ms": 2000, "allow.auto.create.topics": False}
-    if settings.security_protocol.startswith("SASL"):
-        config |= {"sasl.mechanism": settings.sasl_mechanism, "sasl.username": settings.sasl_username,
-                   "sasl.password": settings.sasl_password}
-    if settings.ssl_cafile:
-        config["ssl.ca.location"] = settings.ssl_cafile
-    return config

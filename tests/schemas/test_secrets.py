@@ -33,11 +33,13 @@ def test_secrets_come_from_files_without_the_newline_at_the_end(toml, tmp_path, 
     path = tmp_path / "secret"
     path.write_bytes(content.encode())
     settings = load({row.file_variable: str(path) for row in SECRETS})
-    assert settings == Settings(kafka=KafkaSettings(sasl_password=secret), qdrant=QdrantSettings(api_key=secret))
+    assert settings == Settings(kafka=KafkaSettings(sasl_password=secret, ssl_key_password=secret),
+                                qdrant=QdrantSettings(api_key=secret))
 
 
 def test_the_secrets_are_these():
-    assert [row.file_variable for row in SECRETS] == ["FRESHET_KAFKA_SASL_PASSWORD_FILE", "FRESHET_QDRANT_API_KEY_FILE"]
+    assert [row.file_variable for row in SECRETS] == [
+        "FRESHET_KAFKA_SASL_PASSWORD_FILE", "FRESHET_KAFKA_SSL_KEY_PASSWORD_FILE", "FRESHET_QDRANT_API_KEY_FILE"]
 
 
 @pytest.mark.parametrize("row", SECRETS, ids=lambda row: row.variable)

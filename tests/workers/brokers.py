@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -35,11 +36,18 @@ BROKERS = ["embedded", pytest.param("kafka", marks=[pytest.mark.kafka, needs_kaf
 
 
 class KafkaNode:
-    """One Apache Kafka node whose data outlives a kill."""
+    """One Apache Kafka node whose data outlives a kill.
 
-    def __init__(self, folder: Path, home: Path) -> None:
+    Args:
+        properties: of the broker, "key=value", made of its port and of further ones that are free.
+    """
+
+    def __init__(
+        self, folder: Path, home: Path, properties: Callable[[int, Callable[[], int]], list[str]] | None = None,
+    ) -> None:
         self.port = free_port()
-        command = [str(home / "start"), str(folder / "kafka"), str(self.port), *_FAST]
+        more = properties(self.port, free_port) if properties else []
+        command = [str(home / "start"), str(folder / "kafka"), str(self.port), *_FAST, *more]
         # A random cluster id may begin with "-", which Kafka takes for an option: one start in 64 failed.
         environ = os.environ | {"KAFKA_CLUSTER_ID": CLUSTER_ID}
         self._child = Child("kafka", command, folder / "kafka.log", environ)

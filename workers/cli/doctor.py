@@ -74,8 +74,8 @@ def examine(settings: Settings) -> Iterator[Check]:
         yield _stack(settings, running)
         settings = connected(settings)
     yield from _crashes(settings.home, time.time())
-    for name, check in (("disk", _disk), ("memory", _memory), ("model", _model), ("LLM", _llm), ("broker", _broker),
-                        ("store", _store)):
+    for name, check in (("disk", _disk), ("memory", _memory), ("model", _model), ("LLM", _llm),
+                        ("connection", _connection), ("broker", _broker), ("store", _store)):
         yield _guarded(name, check, settings)
 
 
@@ -171,6 +171,18 @@ def _llm(settings: Settings) -> Check:
         return Check("LLM", "ok" if good else "broken",
                        name if good else f"{name} is not a Hugging Face model folder: it has no config.json")
     return Check("LLM", "ok", f"{name}, downloaded from Hugging Face on first use")
+
+
+def _connection(settings: Settings) -> Check:
+    from schemas.settings.connection import check_connection, describe_connection
+
+    check_connection(settings.kafka)
+    how = describe_connection(settings.kafka)
+    hosts = [server.strip().rsplit(":", 1)[0] for server in settings.kafka.bootstrap.split(",") if server.strip()]
+    if settings.kafka.security_protocol.endswith("PLAINTEXT") and set(hosts) - {"localhost", "127.0.0.1", "[::1]"}:
+        return Check("connection", "warning", f"to the broker: {how}; FRESHET_KAFKA_SECURITY_PROTOCOL=SASL_SSL "
+                     "protects it (docs/security.md)")
+    return Check("connection", "ok", f"to the broker: {how}")
 
 
 def _broker(settings: Settings) -> Check:

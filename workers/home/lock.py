@@ -35,14 +35,18 @@ def lock(home: Path, name: str) -> Iterator[None]:
         name: a state of `STATES`, or a role without state.
 
     Raises:
-        FreshetError: another process holds it; the text says which.
+        FreshetError: another process holds it, the text says which; or its folder cannot be written.
     """
     path = home / name / _LOCK if name in STATES else run_folder(home) / f"{name}.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
     # thread_local: the thread that releases it may be another one than took it.
     held = FileLock(path, blocking=False, thread_local=False, on_acquired=_sign)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         taken = held.acquire()
+    except PermissionError as error:
+        raise FreshetError(
+            f"{path.parent} is not writable for user {os.getuid()}; give it to that user, or set FRESHET_HOME to "
+            "another folder") from error
     except Timeout as error:
         holder = path.read_text().strip() or "unknown"
         raise FreshetError(

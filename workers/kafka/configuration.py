@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from typing import Any
 
-from confluent_kafka import KafkaException
+from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
 
 from schemas.errors import BrokerUnavailableError, FreshetError
@@ -45,13 +47,42 @@ def producer(settings: KafkaSettings, **extra: Any) -> dict[str, Any]:
 
 
 def check_reachable(settings: KafkaSettings, timeout_s: float = 5.0) -> None:
-    """Raise BrokerUnavailableError if no broker answers within `timeout_s`."""
-    admin = AdminClient(client(settings) | {"log_level": 0})
+    """Raise BrokerUnavailableError if no broker answers within `timeout_s`, FreshetError if it refuses this client."""
+    errors: list[KafkaError] = []
+    admin = AdminClient(client(settings) | {"log_level": 0, "error_cb": errors.append})
     try:
         admin.list_topics(timeout=timeout_s)
     except KafkaException as error:
+        admin.poll(0)  # hands out what the client noted meanwhile; its own error says "no answer", whatever the cause
+        if why := refusal(settings, errors):
+            raise FreshetError(why) from error
         raise BrokerUnavailableError(
-            f"no Kafka broker answers at {settings.bootstrap} within {timeout_s:g} s ({error.args[0].str()}); "
-            "check FRESHET_KAFKA_BOOTSTRAP and, with security, FRESHET_KAFKA_SASL_*") from error
+            f"no Kafka broker answers at {settings.bootstrap} within {timeout_s:g} s ({error.args[0].str()}); check "
+            f"FRESHET_KAFKA_BOOTSTRAP, and FRESHET_KAFKA_SECURITY_PROTOCOL, which is {settings.security_protocol}"
+        ) from error
 
 
+def refusal(settings: KafkaSettings, errors: Sequence[KafkaError]) -> str:
+    """Return why client and broker do not trust each other and what to do, "" if the broker may only be away.
+
+    A connection that ends in the middle says nothing: a broker that stops, or a proxy before it, ends it so too.
+
+    Args:
+        errors: as handed to a client's `error_cb`.
+    """
+    for error in errors:
+        # Without the connection's name before it, how long it took, and the client's advice in its own settings' names.
+        text = re.sub(r"(: broker certificate.*)? \(after \d+ms in state \w+\)$", "", error.str()).split(": ", 1)[-1]
+        if "isconnect" in text:
+            continue
+        if error.code() == KafkaError._AUTHENTICATION:
+            return (f"{settings.bootstrap} refuses user {settings.sasl_username!r} by {settings.sasl_mechanism} "
+                    f"({text}); check FRESHET_KAFKA_SASL_USERNAME, _MECHANISM and _PASSWORD_FILE")
+        if "tls alert" in text:  # the broker's word on this client's certificate
+            return (f"{settings.bootstrap} refuses this client's TLS certificate ({text}); "
+                    + (f"it does not trust the one in {settings.ssl_certfile}" if settings.ssl_certfile else
+                       "it asks for one: set FRESHET_KAFKA_SSL_CERTFILE and FRESHET_KAFKA_SSL_KEYFILE"))
+        if error.code() == KafkaError._SSL:
+            return (f"the certificate of {settings.bootstrap} is not trusted ({text}); set FRESHET_KAFKA_SSL_CAFILE "
+                    "to a file with its CA, and use the host name that is in the certificate")
+    return ""

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 from confluent_kafka import Consumer, Producer
+from confluent_kafka.admin import AdminClient
 
 from schemas.errors import FreshetError
 from schemas.settings import KafkaSettings
 from schemas.settings.librdkafka import client
 from schemas.topics import BEHAVIOUR_EVENTS
+from tests.certificates import KEY_PASSWORD, make
 from tests.workers.brokers import BROKERS, kill_broker, settings_for, start_broker
 from workers.kafka.configuration import check_reachable, consumer, producer
 from workers.kafka.lag import lag
@@ -22,15 +24,21 @@ class TestConfigurations:
         with pytest.raises(FreshetError, match="FRESHET_KAFKA_BOOTSTRAP"):
             client(KafkaSettings())
 
-    def test_security_goes_into_every_client(self) -> None:
+    def test_security_goes_into_every_client(self, tmp_path: Path) -> None:
+        files = make(tmp_path)
         settings = KafkaSettings(
             bootstrap="a:1", security_protocol="SASL_SSL", sasl_mechanism="SCRAM-SHA-256", sasl_username="me",
-            sasl_password="secret", ssl_cafile="/ca.pem")  # noqa: S106
+            sasl_password="secret", ssl_cafile=str(files.ca), ssl_certfile=str(files.client),  # noqa: S106
+            ssl_keyfile=str(files.encrypted_key), ssl_key_password=KEY_PASSWORD)
         for config in (client(settings), consumer(settings, "g"), producer(settings)):
             assert config["security.protocol"] == "SASL_SSL"
             assert (config["sasl.mechanism"], config["sasl.username"]) == ("SCRAM-SHA-256", "me")
-            assert config["ssl.ca.location"] == "/ca.pem"
+            assert config["ssl.ca.location"] == str(files.ca)
+            assert config["ssl.certificate.location"] == str(files.client)
+            assert (config["ssl.key.location"], config["ssl.key.password"]) == (str(files.encrypted_key), KEY_PASSWORD)
+            AdminClient(client(settings) | {"log_level": 0})  # it reads the files
         assert "secret" not in repr(settings)
+        assert KEY_PASSWORD not in repr(settings)
 
     def test_the_clients_take_their_configurations(self) -> None:
         settings = KafkaSettings(bootstrap="127.0.0.1:9")
