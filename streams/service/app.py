@@ -13,8 +13,10 @@ import faust
 
 from schemas.liveness import Progress
 from schemas.settings import Settings
+from schemas.settings.librdkafka import client
 from streams.decisions.planner import Planner
 from streams.service.batching import BatchConsumer, BatchTransport
+from streams.service.changelog import Changelog, LostError
 from streams.service.cluster import Cluster
 from streams.service.connection import check_brokers, credentials
 from streams.service.following import FOLLOW_EVERY_S, ModelFollower, load_planner
@@ -23,7 +25,7 @@ from streams.service.outbox import FaustOutbox
 from streams.service.seeking import Seeker
 from streams.service.stage import SOURCES, Delivery, Stage
 from streams.service.table import UserTable
-from streams.service.watchdog import FaustWatchdog
+from streams.service.watchdog import CRASH_S, FaustWatchdog, end_within
 
 log = logging.getLogger("freshet.streams")
 
@@ -46,6 +48,14 @@ class StreamsApp(faust.App):
     batched_topics: frozenset[str] = frozenset()
     seeker: Callable[[BatchConsumer], Seeker]  # decides where a consumer reads on
     progress: Progress
+    changelog: Changelog
+
+    def _crash(self, reason: BaseException) -> None:
+        # Every crash comes by here, whichever service it begins in. Faust's shutdown may then wait for ever, for
+        # streams that will never acknowledge.
+        if not self.crashed:
+            end_within(CRASH_S, self.progress)
+        super()._crash(reason)
 
 
 def build(settings: Settings, planner: Planner, cluster: Cluster | None = None) -> StreamsApp:
@@ -76,39 +86,41 @@ def build(settings: Settings, planner: Planner, cluster: Cluster | None = None) 
     sources = app.topic(*SOURCES, key_serializer="raw", value_serializer="raw")
     store = app.Table(TABLE, key_type=bytes, value_type=bytes, partitions=kafka.partitions,
                       extra_topic_configs={"min.insync.replicas": str(kafka.min_insync)})
+    app.changelog = Changelog(client(kafka), f"{GROUP}-{TABLE}", store.changelog_topic_name)
     app.seeker = lambda consumer: Seeker(consumer, cluster, settings)
     stage: Stage | None = None
-    progress = Progress(settings.home, ROLE, lambda: stage.counters() if stage else {})
-    app.progress = progress
+    progress = app.progress = Progress(settings.home, ROLE, lambda: stage.counters() if stage else {})
 
     def the_stage() -> Stage:
         nonlocal stage
         if stage is None:
             outbox = FaustOutbox(app.producer._ensure_producer(), progress.moved)
-            table = UserTable(store, outbox, app.consumer.positions.events_life)
+            table = UserTable(store, app.changelog, app.consumer.positions.events_life)
             stage = Stage(planner, table, outbox, settings, progress)
         return stage
 
     @app.agent(sources)
     async def states(stream: Any) -> None:
-        # Acknowledged by hand: Faust takes an exception that leaves the loop for an acknowledgement. While one batch is
-        # on its way to the broker the next one is prepared; they become durable, and are acknowledged, in their order.
-        earlier: asyncio.Task[None] | None = None
+        # Acknowledged by hand: Faust takes an exception that leaves the loop for an acknowledgement. While a batch is
+        # on its way to the broker the partition's next one is prepared; they become durable in their order.
+        earlier: dict[int, asyncio.Task[None]] = {}
         async for event in stream.noack().events():
             message = event.message
             async with crash_on_error(app, message):
                 delivery = the_stage().prepare(message.topic, message.partition, event.value)
-            if earlier is not None:
-                await earlier
-            earlier = asyncio.create_task(finish(delivery, message))
+                if message.partition in earlier:
+                    await earlier[message.partition]
+                earlier[message.partition] = asyncio.create_task(finish(delivery, message))
 
     async def finish(delivery: Delivery, message: Any) -> None:
         async with crash_on_error(app, message):
             await the_stage().deliver(delivery)
-        app.consumer.settle(message)
+            app.consumer.settle(message)
 
     @app.on_partitions_revoked.connect
     async def on_revoked(*args: Any, **kwargs: Any) -> None:
+        # By now Faust has waited for what was on its way, and it is committed.
+        app.changelog.lose()
         the_stage().forget()
 
     @app.on_partitions_assigned.connect
@@ -117,8 +129,7 @@ def build(settings: Settings, planner: Planner, cluster: Cluster | None = None) 
 
     @app.task
     async def watch() -> None:
-        watchdog = FaustWatchdog(settings.watchdog.stall_s, progress)
-        await watchdog.run(app)
+        await FaustWatchdog(settings.watchdog.stall_s, progress).run(app)
 
     # Without this, knowledge generated after a rollback would count as stale, because it is not of the version that was
     # rolled back, and would be generated again and again.
@@ -131,10 +142,16 @@ def build(settings: Settings, planner: Planner, cluster: Cluster | None = None) 
 async def crash_on_error(app: StreamsApp, message: Any) -> AsyncIterator[None]:
     """End the process on an error inside, such as a full disk; bad records and unreachable brokers raise none.
 
-    What was not settled will be delivered again.
+    What belongs to a lost partition is dropped instead. What was not settled will be delivered again.
     """
     try:
         yield
+    except LostError as error:
+        if app.changelog.lost_again_and_again:
+            await app.crash(error)
+            raise
+        log.warning("dropped %s[%d] up to offset %d: %s", message.topic, message.partition, message.offset, error)
+        app.consumer.drop(message)
     except Exception as error:
         log.exception("cannot process %s[%d] up to offset %d", message.topic, message.partition, message.offset)
         await app.crash(error)

@@ -16,12 +16,13 @@ from functools import partial
 from typing import Any
 
 import aiokafka.client
-from aiokafka.errors import OffsetOutOfRangeError
+from aiokafka.errors import NoOffsetForPartitionError, OffsetOutOfRangeError
 from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.structs import OffsetAndMetadata
 from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer, Transport
 from faust.types import TP, ConsumerMessage, Message
 
+from streams.service.changelog import read_ends
 from streams.service.seeking import Seeker
 
 # A broker holds a fetch open for this long while the partitions asked for have nothing new. aiokafka has one fetch at a
@@ -31,6 +32,7 @@ FETCH_WAIT_MS = 50
 # aiokafka's wait for records ends early only for newly *fetched* ones, not for those of a partition that was held back
 # for a full buffer and is wanted again: while any is held back, ask this often (else: standstills of Faust's 5 s).
 HELD_BACK_S = 0.01
+READ_COMMITTED = "read_committed"
 
 
 @dataclass(slots=True)
@@ -70,7 +72,9 @@ class BatchConsumerThread(AIOKafkaConsumerThread):
 
     def _create_worker_consumer(self, transport: Any) -> Any:
         consumer = super()._create_worker_consumer(transport)
-        consumer._fetch_max_wait_ms = FETCH_WAIT_MS  # read when the consumer starts; Faust has no setting for it
+        # Both are read when the consumer starts.
+        consumer._fetch_max_wait_ms = FETCH_WAIT_MS  # Faust has no setting for it
+        consumer._isolation_level = READ_COMMITTED  # Faust does so only with transactions of its own
         commit = consumer.commit
 
         async def commit_with_metadata(offsets: Mapping[Any, OffsetAndMetadata]) -> None:
@@ -79,6 +83,10 @@ class BatchConsumerThread(AIOKafkaConsumerThread):
 
         consumer.commit = commit_with_metadata
         return consumer
+
+    def join_again(self) -> None:
+        """Give the partitions back and have them assigned again, as when another process joins."""
+        self.thread_loop.call_soon_threadsafe(self._ensure_consumer()._coordinator.request_rejoin)
 
     async def committed(self, tps: Collection[Any]) -> dict[TP, tuple[int, str]]:
         """Return (next offset to read, metadata) of the partitions that the group has committed."""
@@ -103,6 +111,7 @@ class BatchConsumer(Consumer):
         self._delivered: defaultdict[TP, deque[int]] = defaultdict(deque)
         self._settled: defaultdict[TP, set[int]] = defaultdict(set)
         self.settled = 0  # batches, since the start
+        self._owned_in: int | None = None  # the group's generation in which the changelog was last taken over
         self.positions: Seeker = self.app.seeker(self)
         self._positioned = False  # before that, aiokafka reads source partitions from wherever it thinks
 
@@ -115,8 +124,22 @@ class BatchConsumer(Consumer):
         """Note that everything the message caused is durable: its offset may be committed in its turn."""
         self.settled += 1
         self._settled[message.tp].add(message.offset)
-        self._acked.setdefault(message.tp, [])  # the commit loop visits the partitions named here
         message.ack(self)  # what a rebalance waits for before it gives a partition up
+
+    def drop(self, message: Message) -> None:
+        """Give up a message of a lost partition: it is not committed, and the partition's next owner gets it again."""
+        message.ack(self)
+        self._thread.join_again()
+
+    def _filter_tps_with_pending_acks(self, topics: Any = None) -> list[TP]:
+        # Faust looks into its own account, which it empties at a rebalance before the last commit.
+        return [tp for tp, settled in self._settled.items() if settled]
+
+    async def commit_and_end_transactions(self) -> None:
+        """Commit what is settled, also if another commit is under way, which may have begun before that."""
+        while self._commit_fut is not None:
+            await self.maybe_wait_for_commit_to_finish()
+        await super().commit_and_end_transactions()
 
     def _new_consumer_thread(self) -> BatchConsumerThread:
         return BatchConsumerThread(self, loop=self.loop, beacon=self.beacon)
@@ -135,6 +158,10 @@ class BatchConsumer(Consumer):
         except OffsetOutOfRangeError as error:
             if self._positioned:
                 await self.positions.out_of_range(error.args[0])
+            return {}
+        except NoOffsetForPartitionError:
+            # aiokafka looked for a committed offset before recovery had said where a changelog is read. It has by now,
+            # or will soon.
             return {}
         if not self._positioned:  # it went out of position meanwhile: these will be read again
             records = {tp: group for tp, group in records.items() if tp.topic not in sources}
@@ -169,6 +196,7 @@ class BatchConsumer(Consumer):
         """
         self._positioned = False
         self._delivered.clear()
+        self._settled.clear()
         await self.positions.seek()
         self._positioned = True
 
@@ -190,17 +218,26 @@ class BatchConsumer(Consumer):
         return await super().highwaters(*partitions)
 
     async def highwaters(self, *partitions: TP) -> Mapping[TP, int]:
-        """Return end offsets that recovery may trust.
+        """Return end offsets that may be trusted; of a changelog, up to where recovery has to read.
+
+        Recovery asks first of all. That is when the changelog's partitions are taken over from their former owners, who
+        might otherwise write after their ends were read.
 
         The embedded broker (tansu 0.6) lists the last *batch's first* record + 1 as the end offset, so a table read up
         to there would lack up to a batch of states. The end offset in its fetch responses is right, so records beyond
         the listed end are requested from each partition.
         """
+        changelogs = [tp for tp in partitions if self._is_changelog_tp(tp)]
+        if changelogs and self._owned_in != self.app.consumer_generation_id:
+            generation = self.app.consumer_generation_id
+            await self.app.changelog.take_over(tp.partition for tp in changelogs)
+            self._owned_in = generation
         ends = {tp: end or 0 for tp, end in (await self.end_offsets(*partitions)).items()}
         filled = [tp for tp, end in ends.items() if end]
         if not filled:
             return ends
         probe = self._thread._create_client_consumer(self.transport)
+        probe._isolation_level = READ_COMMITTED  # read when the consumer starts
         await probe.start()
         try:
             probe.assign(filled)
@@ -209,7 +246,9 @@ class BatchConsumer(Consumer):
             async with asyncio.timeout(self.app.conf.broker_request_timeout):
                 while any(probe.highwater(tp) is None for tp in filled):
                     await probe.getmany(timeout_ms=50, max_records=1)
-            return {tp: max(end, probe.highwater(tp) or 0) if end else 0 for tp, end in ends.items()}
+                ends |= {tp: max(ends[tp], probe.highwater(tp) or 0) for tp in filled}
+                to_read = {tp: ends[tp] for tp in changelogs if tp in filled}
+                return ends | await read_ends(probe, await probe.beginning_offsets(list(to_read)), to_read)
         finally:
             await probe.stop()
 

@@ -27,6 +27,7 @@ from schemas.topics import (
 from streams.decisions.planner import Plan, Planner, States
 from streams.profile.decoding import Unusable, decode_events
 from streams.profile.state import dumps, loads
+from streams.service.changelog import PartitionWriter
 from streams.service.outbox import FaustOutbox, Pair, Unsent, partition_of, wire
 from streams.service.table import UserTable
 
@@ -61,9 +62,9 @@ class Work:
 
 @dataclass(slots=True)
 class Delivery:
-    """Effects of a batch that are not durable yet."""
+    """Effects of a batch that are not durable yet, and the right to make them so."""
 
-    partition: int
+    writer: PartitionWriter
     now: float
     records: int
     states: list[Pair]
@@ -104,8 +105,10 @@ class Stage:
 
         Raises:
             FreshetError: so many records fail that it is not their fault, or stored bytes are no state.
+            LostError: the partition is not this process's any more.
             Exception: the store cannot be read.
         """
+        writer = self.table.writer(partition)
         now = self.clock()
         self.progress.in_hand(len(records))
         messages: dict[tuple[str, int], list[Pair]] = {}
@@ -135,17 +138,24 @@ class Stage:
             _collect(messages, plan, partition)
             _count(counts, plan)
         states_out = self.table.put(partition, changed)
-        return Delivery(partition, now, len(records), states_out, messages, bad, counts, repeated)
+        return Delivery(writer, now, len(records), states_out, messages, bad, counts, repeated)
 
     async def deliver(self, delivery: Delivery) -> None:
-        """Make a batch's effects durable; on return its offsets may be committed."""
+        """Make a batch's effects durable; on return its offsets may be committed.
+
+        The states go first: messages of a batch whose states the broker refuses are not sent.
+
+        Raises:
+            LostError: the partition is not this process's any more; its next owner gets the batch again.
+        """
         started = time.monotonic()
-        bad = list(delivery.bad)
+        bad, check = list(delivery.bad), delivery.writer.check
+        await self.table.save(delivery.writer, delivery.states)
         await asyncio.gather(
-            self.table.save(delivery.partition, delivery.states),
-            self.outbox.send_dead_letters(delivery.bad, delivery.now),
+            self.outbox.send_dead_letters(delivery.bad, delivery.now, check=check),
             *[self._send(topic, target, pairs, delivery, bad) for (topic, target), pairs in delivery.messages.items()])
-        await self.outbox.send_dead_letters(bad[len(delivery.bad):], delivery.now)
+        await self.outbox.send_dead_letters(bad[len(delivery.bad):], delivery.now, check=check)
+        check()  # a later owner of this process, after a rebalance, keeps its own account of what is settled
         self.counts.update(delivery.counts)
         last = {one.kind: one.reason for one in bad}
         for kind, letters in Counter(one.kind for one in bad).items():
@@ -158,7 +168,7 @@ class Stage:
     ) -> None:
         """Send messages; those that the broker does not take for their size go to `bad`."""
         refused: list[Pair] = []
-        await self.outbox.send(topic, target, pairs, refused)
+        await self.outbox.send(topic, target, pairs, refused, delivery.writer.check)
         for pair in refused:
             key, value, _ = pair
             what = f"{len(value or b'')} bytes to {topic}[{target}]: larger than the broker takes"

@@ -9,7 +9,8 @@ from typing import Any
 import rocksdict
 
 from streams.profile.state import UserState, dumps, loads
-from streams.service.outbox import FaustOutbox, Pair
+from streams.service.changelog import Changelog, PartitionWriter
+from streams.service.outbox import Pair
 
 # A decoded state takes some 20 kB, so this is 300 MB at worst; others are read from RocksDB, at 30 µs.
 CACHED_USERS = 16_384
@@ -19,21 +20,22 @@ class UserTable:
     """Reads and writes user states of the partitions this process owns.
 
     Faust's table places and recovers partitions. Its per-key write costs 50 µs and
-    tells RocksDB the changelog offset once per key; here a batch's states are one changelog batch, then one atomic
-    RocksDB write together with the offset. So RocksDB never holds what the changelog does not.
+    tells RocksDB the changelog offset once per key; here a batch's states are one changelog transaction, then one
+    atomic RocksDB write together with the offset. So RocksDB never holds what the changelog does not: what a former
+    owner could not commit is on no disk, and what it committed just before it lost the partition is read again.
 
     Args:
         table: the Faust table, its store RocksDB.
-        outbox: sends the changelog.
+        changelog: writes the changelog, for as long as this process owns the partition.
         source_life: returns the number of the log of events in a partition, 0 = not known. States from another log
             are taken without its offsets.
         cached: users kept decoded.
     """
 
-    def __init__(self, table: Any, outbox: FaustOutbox, source_life: Callable[[int], int] = lambda partition: 0,
+    def __init__(self, table: Any, changelog: Changelog, source_life: Callable[[int], int] = lambda partition: 0,
                  cached: int = CACHED_USERS) -> None:
         self._table = table
-        self._outbox = outbox
+        self._changelog = changelog
         self._source_life = source_life
         self._limit = cached
         # By hand, for every batch goes through it. A get and a put of one of 20,000 users in random order, and in turn:
@@ -41,6 +43,14 @@ class UserTable:
         # 6.4 µs (it looks for its first key among the dropped ones).
         self._cache: OrderedDict[tuple[int, str], UserState] = OrderedDict()
         self._unsaved: dict[tuple[int, str], bytes] = {}
+
+    def writer(self, partition: int) -> PartitionWriter:
+        """Return what `save` needs, and what knows whether the partition is still this process's.
+
+        Raises:
+            LostError: it is not.
+        """
+        return self._changelog.writer(partition)
 
     def known(self, partition: int, user: str) -> bool:
         """Tell whether the user is in memory, so known to belong to the partition."""
@@ -83,11 +93,17 @@ class UserTable:
             cache.popitem(last=False)
         return pairs
 
-    async def save(self, partition: int, pairs: list[Pair]) -> None:
-        """Make states durable: the changelog first, then RocksDB."""
+    async def save(self, writer: PartitionWriter, pairs: list[Pair]) -> None:
+        """Make states durable: the changelog first, then RocksDB.
+
+        Raises:
+            LostError: the partition is not this process's any more.
+        """
         if not pairs:
             return
-        offset = await self._outbox.send(self._table.changelog_topic_name, partition, pairs)
+        partition = writer.partition
+        offset = await writer.write(pairs)
+        writer.check()  # the next owner may be this process again, with newer states in RocksDB
         store = self._table.data
         batch = rocksdict.WriteBatch(raw_mode=True)
         for key, value, _ in pairs:

@@ -16,6 +16,23 @@ log = logging.getLogger("freshet.streams")
 SAMPLE_S = 1.0
 # The broker is asked for end offsets this often: a dead fetcher would never report a lag.
 ASK_S = 5.0
+# A crashed app has nothing left to do: whatever was not settled will be delivered again.
+CRASH_S = 5.0
+# A stopped one commits what is on its way; the broker may be away. Less than supervisors wait before they kill.
+STOP_S = 20.0
+
+
+def end_within(seconds: float, progress: Progress) -> None:
+    """End the process with code 1 after `seconds`, whatever it waits for then; it does not count as ready any more."""
+    progress.end(clean=False)
+
+    def end() -> None:
+        time.sleep(seconds)
+        log.error("the crashed process has not ended within %.0f s; exiting", seconds)
+        logging.shutdown()
+        os._exit(1)
+
+    threading.Thread(target=end, daemon=True, name="end").start()
 
 
 class FaustWatchdog:
@@ -33,7 +50,7 @@ class FaustWatchdog:
         self._beat = time.monotonic()
 
     async def run(self, app: Any) -> None:
-        """Watch until the app stops; write the ready file when partitions are assigned and states recovered."""
+        """Watch until the process ends; write the ready file when partitions are assigned and states recovered."""
         threading.Thread(target=self._watch_loop, args=(app,), daemon=True, name="watchdog").start()
         asked, waiting, said = -ASK_S, 0, False
         while not app.should_stop:
@@ -49,16 +66,22 @@ class FaustWatchdog:
             self._progress.write(waiting)
             done = (up, app.consumer.settled, self._progress.moves, *_recovery_offsets(app))
             if self._stall.reached(now, done, waiting > 0 or not up):
-                log.error("stalled: work waits and no offset has moved for %.0f s; exiting", self._stall_s)
-                os._exit(STALLED_EXIT)
+                self._end("stalled: work waits and no offset has moved for %.0f s; exiting", self._stall_s)
             await asyncio.sleep(SAMPLE_S if said else 0.1)
 
     def _watch_loop(self, app: Any) -> None:
         while not app.should_stop:
             time.sleep(SAMPLE_S)
             if time.monotonic() - self._beat >= self._stall_s + ASK_S:
-                log.error("stalled: the event loop has not answered for %.0f s; exiting", self._stall_s)
-                os._exit(STALLED_EXIT)
+                self._end("stalled: the event loop has not answered for %.0f s; exiting", self._stall_s)
+        time.sleep(STOP_S)
+        self._end("the process was told to stop and has not ended within %.0f s; exiting", STOP_S)
+
+    def _end(self, why: str, seconds: float) -> None:
+        log.error(why, seconds)
+        self._progress.end(clean=False)
+        logging.shutdown()
+        os._exit(STALLED_EXIT)
 
 
 def _recovered(app: Any) -> bool:

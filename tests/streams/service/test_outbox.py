@@ -17,6 +17,7 @@ from schemas.codec import decode
 from schemas.errors import FreshetError
 from schemas.messages import DeadLetter
 from streams.profile.decoding import Unusable
+from streams.service.changelog import LostError
 from streams.service.outbox import LARGEST, FaustOutbox, Pair, partition_of
 
 
@@ -67,6 +68,19 @@ def test_a_broker_that_is_away_is_waited_for(caplog: pytest.LogCaptureFixture) -
         last = asyncio.run(FaustOutbox(producer).send("t", 3, pairs(b"1", b"2")))
     assert (last, producer.sent) == (41, [("t", 3, 2)])
     assert "cannot write to t[3]" in caplog.text
+
+
+def test_messages_of_a_lost_partition_are_not_tried_again() -> None:
+    producer, checks = Producer(KafkaConnectionError("away")), []
+
+    def check() -> None:
+        checks.append(len(producer.taken))
+        if len(checks) > 1:
+            raise LostError
+
+    with pytest.raises(LostError):
+        asyncio.run(FaustOutbox(producer).send("t", 3, pairs(b"1"), check=check))
+    assert (producer.taken, checks) == ([], [0, 0])
 
 
 def test_only_what_the_broker_refuses_is_left_out() -> None:

@@ -25,6 +25,7 @@ from streams.service.stage import Stage
 from streams.service.table import UserTable
 from tests.streams.cases import CALIBRATION, item_vectors
 from tests.streams.service.test_outbox import Producer
+from tests.streams.service.test_table import Writer
 
 BY_HAND = Settings(kafka=KafkaSettings(partitions=2), state=StateSettings(history=6, seen=8, event_ids=16))
 HERE = [f"u{n}" for n in range(400) if partition_of(f"u{n}".encode(), 2) == 0]
@@ -61,8 +62,9 @@ def stage_on(
     outbox = FaustOutbox(producer or Producer())
     faust: Any = SimpleNamespace(changelog_topic_name="changelog", data=SimpleNamespace(
         offset_key=b"offset", _db_for_partition=lambda partition: store))
+    changelog: Any = SimpleNamespace(writer=lambda partition: Writer())
     return Stage(
-        FaultyPlanner(fault), UserTable(faust, outbox), outbox, BY_HAND, Progress(home, "streams"), lambda: 1e9)
+        FaultyPlanner(fault), UserTable(faust, changelog), outbox, BY_HAND, Progress(home, "streams"), lambda: 1e9)
 
 
 def record(n: int, user: str | None = None, **fields: Any) -> Any:
@@ -151,7 +153,7 @@ def test_a_stray_that_is_too_large_to_be_sent_on_is_a_dead_letter(store: rocksdi
     delivery = prepare(stage, [record(0), large, small])
     asyncio.run(stage.deliver(delivery))
     assert sorted(topic for topic, _, _ in producer.sent) == [
-        "behaviour-events", "changelog", "dead-letters", "ranking-requests"]
+        "behaviour-events", "dead-letters", "ranking-requests"]
     (letter,) = [orjson.loads(value) for value in producer.taken if b"failed_at" in value]
     assert (letter["topic"], letter["partition"], letter["offset"]) == ("behaviour-events", 0, 1)
     assert "cannot be sent on to its user's partition: 33" in letter["reason"]
