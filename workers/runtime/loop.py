@@ -129,7 +129,7 @@ class StreamWorker(Generic[M]):
 
     def _turn(self) -> None:
         if self._between is not None:
-            self._wait_for(self._thread.submit(self._between))
+            self._wait_for(self._thread.submit(self._between), "model")
         self._progress.write(self._behind())
         sources = self._poll()
         if not sources:
@@ -232,15 +232,26 @@ class StreamWorker(Generic[M]):
         while (part := self._wait_for(self._thread.submit(next, parts, None))) is not None:
             yield part
 
-    def _wait_for(self, future: Future[Any]) -> Any:
-        """Return the future's result; while it takes long, keep the group membership by polling paused partitions."""
+    def _wait_for(self, future: Future[Any], what: str = "") -> Any:
+        """Return the future's result; while it takes long, keep the group membership by polling paused partitions.
+
+        Args:
+            what: what the role waits for meanwhile, which is no stall as long as a start may take; "" = for its own
+                work.
+        """
         try:
             return future.result(_PATIENCE_S)
         except FutureTimeoutError:
             if future.done():
                 raise
         paused: list[TopicPartition] = []
+        until = time.monotonic() + self._settings.watchdog.start_s
+        if what:
+            self._progress.waiting(what, None)
         while not future.done():
+            if what and time.monotonic() > until:
+                self._progress.waiting("", None)
+                what = ""
             owned = self._consumer.assignment()
             if owned and {p.partition for p in owned} != {p.partition for p in paused}:
                 self._consumer.pause(owned)  # again after a rebalance: new partitions arrive unpaused
@@ -249,6 +260,8 @@ class StreamWorker(Generic[M]):
             if early is not None and early.error() is None:  # it came with an assignment: to be read again
                 self._consumer.seek(TopicPartition(early.topic(), early.partition(), early.offset()))
             self._progress.write(None)
+        if what:
+            self._progress.waiting("", None)
         still = [part for part in paused if part.partition in self._owned]
         if still:
             self._consumer.resume(still)

@@ -47,7 +47,13 @@ def main() -> None:
                 time.sleep(5)
             yield [update(request) for request in part]
 
-    StreamWorker(settings, "echo", "echo", KNOWLEDGE_REQUESTS, process, batch=int(sys.argv[2])).run()
+    def between() -> None:
+        if mode == "loads" and flag.exists():  # a new model
+            flag.unlink()
+            time.sleep(float(sys.argv[3]))
+
+    StreamWorker(
+        settings, "echo", "echo", KNOWLEDGE_REQUESTS, process, batch=int(sys.argv[2]), between=between).run()
 
 
 if __name__ == "__main__":

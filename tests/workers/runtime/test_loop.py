@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import ClassVar
 
@@ -44,10 +44,13 @@ class Worker:
 
     started: ClassVar[list[subprocess.Popen[bytes]]] = []
 
-    def __init__(self, kafka: KafkaSettings, home: Path, mode: str, batch: int = 64, stall_s: float = 60.0) -> None:
-        self.settings = Settings(home=home, kafka=kafka, watchdog=WatchdogSettings(stall_s=stall_s))
+    def __init__(
+        self, kafka: KafkaSettings, home: Path, mode: str, batch: int = 64, stall_s: float = 60.0,
+        start_s: float = 120.0, load_s: float = 0.0,
+    ) -> None:
+        self.settings = Settings(home=home, kafka=kafka, watchdog=WatchdogSettings(stall_s=stall_s, start_s=start_s))
         self.home = home
-        self._command = [sys.executable, "-m", "tests.workers.runtime.echo_worker", mode, str(batch)]
+        self._command = [sys.executable, "-m", "tests.workers.runtime.echo_worker", mode, str(batch), str(load_s)]
         self.start()
 
     def start(self) -> None:
@@ -103,6 +106,13 @@ def collect(kafka: KafkaSettings, topic: str, until: int, seconds: float = 60.0)
         values += [m.value() for m in reader.consume(500, 0.2) if m.error() is None]
     reader.close()
     return values
+
+
+def wait(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def updated(values: list[bytes]) -> set[tuple[str, int]]:
@@ -174,6 +184,26 @@ def test_stopped_while_the_store_is_away_commits_nothing(kafka: KafkaSettings, h
         time.sleep(0.1)
     assert worker.end() == 0
     assert sum(lag(kafka, "echo", [KNOWLEDGE_REQUESTS.name]).values()) == 1
+
+
+def test_loading_a_model_is_no_stall_and_drops_nothing(kafka: KafkaSettings, home: Path) -> None:
+    worker = Worker(kafka, home, "loads", stall_s=2.0, load_s=8.0)
+    worker.wait_ready()
+    (home / "flag").touch()
+    wait(lambda: worker.progress()["waits_for"] == "model")
+    produce(kafka, [request(f"u{i}") for i in range(20)])
+    assert len(updated(collect(kafka, KNOWLEDGE_UPDATES.name, 20))) == 20
+    wait(lambda: worker.progress()["waits_for"] == "")
+    assert worker.end() == 0
+
+
+def test_a_model_that_is_never_loaded_ends_with_code_70(kafka: KafkaSettings, home: Path) -> None:
+    worker = Worker(kafka, home, "loads", stall_s=3.0, start_s=30.0, load_s=3600.0)
+    worker.wait_ready()
+    (home / "flag").touch()
+    wait(lambda: worker.progress()["waits_for"] == "model")
+    produce(kafka, [request("u")])
+    assert worker.process.wait(90) == 70
 
 
 def test_a_hanging_step_ends_with_code_70(kafka: KafkaSettings, home: Path) -> None:
