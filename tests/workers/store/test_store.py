@@ -473,3 +473,19 @@ class TestWhoMayAsk:
         server = Server(tmp_path, environ={"FRESHET_QDRANT_API_KEY": "from-the-supervisor"})
         assert server.settings.api_key == "from-the-supervisor"
         server.kill()
+
+
+def test_a_folder_with_its_owners_lock_or_a_killed_owners_remains_becomes_a_store(tmp_path: Path) -> None:
+    """The lock made the folder non-empty, and no embedded stack could store knowledge any more."""
+    folder = tmp_path / "store"
+    (folder / "segments" / "half").mkdir(parents=True)
+    (folder / "made").mkdir()
+    (folder / "made" / "old").write_bytes(b"x")
+    (folder / ".lock").write_text("1 on here")
+    shard = Shard(folder)
+    assert shard.create(DIM)
+    assert not shard.create(DIM)
+    shard.close()
+    assert (folder / ".lock").read_text() == "1 on here"
+    assert not (folder / "made").exists()
+    assert Shard(folder).dim == DIM

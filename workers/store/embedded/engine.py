@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -34,6 +35,7 @@ from workers.store.point import (
 )
 
 _CONFIG = "edge_config.json"  # written by the engine; it is there as soon as the folder is a shard
+_MADE = "made"  # a new shard's place until it is whole
 # A write to an existing point leaves the old one behind in its segment; when as many writes have been made as there are
 # points (and at least this many) the segments are rewritten without them.
 _VACUUM_EVERY = 20_000
@@ -84,10 +86,25 @@ class Shard:
                 },
                 optimizers=qe.EdgeOptimizersConfig(indexing_threshold=_INDEX_ABOVE_KB),
             )
-            with written_whole(self.path) as scratch:
+            shutil.rmtree(self.path / _MADE, ignore_errors=True)
+            with written_whole(self.path / _MADE) as scratch:
                 qe.EdgeShard.create(str(scratch), config).close()
+            self._settle()
             self._shard = self._open()
             return True
+
+    def _settle(self) -> None:
+        """Move a shard that was made beside its place into it. The folder itself stays: its owner's lock lies in it.
+
+        The file that makes the folder a shard is moved last. What a killed process left without it is removed.
+        """
+        made = self.path / _MADE
+        for left in self.path.iterdir():
+            if left != made and not left.name.startswith("."):
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+        for part in sorted(made.iterdir(), key=lambda part: part.name == _CONFIG):
+            part.replace(self.path / part.name)
+        made.rmdir()
 
     def upsert(self, points: Sequence[tuple[str, dict[str, Any], dict[str, Any]]], below: int) -> None:
         """Write (id, vectors, payload) triples: new ones, and those whose stored version is < `below`."""
