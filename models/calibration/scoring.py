@@ -23,7 +23,7 @@ from models.scorers.fusion import FusedScorer
 from models.scorers.ranks import seen_pairs
 from models.scorers.snapshots import SPAN, after, batch_of, before, regular, shuffled_rows
 from models.trust.radius import EPSILONS, ScoredEvents
-from models.trust.region import trust_region
+from models.trust.region import log_probabilities, trust_region
 from schemas.settings import LlmSettings
 
 
@@ -99,7 +99,7 @@ def _within(
     each = torch.arange(len(target))
     for logits in (ref, fused, alone):
         logits[seen] = -torch.inf
-    ref_logp, fused_logp = ref.log_softmax(-1), fused.log_softmax(-1)
+    ref_logp, fused_logp = log_probabilities(ref), log_probabilities(fused)
     ranks, gains = [], []
     for epsilon in epsilons:
         logp, _, _ = trust_region(ref_logp, fused_logp, torch.full((len(target),), epsilon))
@@ -107,7 +107,7 @@ def _within(
         rank = (logp >= own[:, None]).sum(-1) - 1
         ranks.append(torch.where(own == -torch.inf, ref.shape[1], rank))
         gains.append(torch.where(own == -torch.inf, 0.0, own - ref_logp[each, target]))
-    unbounded = torch.nan_to_num(alone.log_softmax(-1)[each, target] - ref_logp[each, target], nan=0.0)  # −∞ − (−∞)
+    unbounded = torch.nan_to_num(log_probabilities(alone)[each, target] - ref_logp[each, target], nan=0.0)  # −∞ − (−∞)
     return torch.stack(ranks, 1).numpy(), torch.stack(gains, 1).double().numpy(), unbounded.double().numpy()
 
 

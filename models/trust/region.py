@@ -30,6 +30,11 @@ BINS, ROUNDS = 1024, 3  # of histograms of log p_ref − log p_fused: S begins w
 LEAST = -1e30  # nats; replaces −∞ where 0 · ∞ would give NaN
 
 
+def log_probabilities(logits: Tensor) -> Tensor:
+    """Return log softmax (B, n) over the items that are not −∞; a user who has had every item keeps −∞ for all."""
+    return logits.log_softmax(-1).masked_fill_((logits == -torch.inf).all(-1, keepdim=True), -torch.inf)
+
+
 def trust_region(ref_logp: Tensor, fused_logp: Tensor, epsilon: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the best distribution within a radius of the reference, for a batch of users.
 
