@@ -198,6 +198,17 @@ def partitions_of(home: Path) -> set[str]:
     return {path.name for path in (home / "streams").rglob("user-state-*.db")}
 
 
+def send_other_names(stack: Stack) -> str:
+    """Send an event with other names; return its topic/partition/offset once it is a dead letter."""
+    stack.produce([b'{"visitorid": "v1", "itemid": "x", "ts": 1706702400}'])
+
+    def letters() -> list[dict]:
+        return [letter for letter in stack.records("dead-letters") if "visitorid" in letter["reason"]]
+
+    stack.until(lambda: bool(letters()))
+    return "{topic}/{partition}/{offset}".format(**letters()[0])
+
+
 def test_commands_beside_a_running_service(stack: Stack):
     lines = "".join(orjson.dumps(event).decode() + "\n" for event in sessions(catalogue(stack), users=3, per_user=12))
     produced = stack.run("produce", "-", stdin=lines)
@@ -213,6 +224,15 @@ def test_commands_beside_a_running_service(stack: Stack):
     tail = stack.run("tail", "recommendations", "--from-beginning", "-n", "1")
     assert tail.returncode == 0, tail.stderr
     assert "user_id" in tail.stdout
+    place = send_other_names(stack)
+    letters = stack.run("dead-letters")
+    assert letters.returncode == 0, letters.stderr
+    assert "user_id: missing; the event has visitorid" in " ".join(letters.stdout.split())
+    one = stack.run("dead-letters", "--show", place)
+    assert '{"visitorid": "v1"' in one.stdout, one.stderr
+    again = stack.run("dead-letters", "--reason", "visitorid", "--replay")
+    assert "1 records were sent" in again.stdout, again.stderr
+    assert "1 of this user's records" in " ".join(stack.run("user", "v1").stdout.split())
     listed = stack.run("topics")
     assert listed.returncode == 0, listed.stderr
     assert "behaviour-events" in listed.stdout

@@ -15,6 +15,7 @@ from schemas.errors import FreshetError
 from workers.cli import (
     calibrate,
     data,
+    dead_letters,
     doctor,
     documents,
     evaluate,
@@ -45,6 +46,7 @@ app.command()(service.health)
 app.command()(stream.produce)
 app.command()(stream.tail)
 app.command()(stream.topics)
+app.command()(dead_letters.dead_letters)
 app.command()(user.user)
 app.command()(experiment.experiment)
 app.command()(doctor.doctor)

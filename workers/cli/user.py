@@ -7,12 +7,15 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from schemas.codec import decode
 from schemas.errors import PoisonError
 from schemas.messages import KnowledgeRequest, KnowledgeUpdate, RankingRequest, Recommendation
 from schemas.settings import Settings, load
 from schemas.topics import KNOWLEDGE_REQUESTS, KNOWLEDGE_UPDATES, RANKING_REQUESTS, RECOMMENDATIONS, TOPICS
+from workers.cli.dead_letters import read
+from workers.measurement.dead_letters import of_user
 from workers.terminal.durations import ago
 
 
@@ -20,7 +23,7 @@ def user(
     user_id: Annotated[str, typer.Argument(metavar="ID", help="The user_id as it appears in events.")],
     last: Annotated[int, typer.Option(help="Search this many of the newest records per topic.")] = 100_000,
 ) -> None:
-    """Show a user's state, their knowledge, and their last recommendation with its reason.
+    """Show a user's state, their knowledge, and their last recommendation with its reason; also their dead letters.
 
     Example: `freshet user 42`
     """
@@ -46,9 +49,14 @@ def user(
     _knowledge(console, settings, user_id, found.get(KNOWLEDGE_REQUESTS.name),  # type: ignore[arg-type]
                found.get(KNOWLEDGE_UPDATES.name), now)  # type: ignore[arg-type]
     _recommendation(console, found.get(RECOMMENDATIONS.name), now)  # type: ignore[arg-type]
+    letters = of_user(read(settings.kafka, 10_000), user_id)
+    if letters:
+        console.print(f"[yellow]dead letters: {len(letters):,} of this user's records could not be used, the last one "
+                      f"{ago(now, letters[-1].failed_at)}:[/yellow] {escape(letters[-1].reason)}")
     if not found:
-        console.print("Nothing is known about this user. Either no event arrived since the broker started, only "
-                      "history was sent (--backfill), or the id is wrong.")
+        if not letters:
+            console.print("Nothing is known about this user. Either no event arrived since the broker started, only "
+                          "history was sent (--backfill), or the id is wrong.")
         raise typer.Exit(1)
 
 
