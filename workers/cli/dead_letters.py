@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from schemas.codec import decode
 from schemas.errors import FreshetError, PoisonError
@@ -86,16 +85,13 @@ def read(kafka: KafkaSettings, last: int) -> list[DeadLetter]:
 
 
 def _list(console: Console, kinds: Sequence[LetterKind]) -> None:
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    table.add_column("records", justify="right")
-    for column in ("topic", "reason", "last", "for example"):
-        table.add_column(column, overflow="fold")
     now = time.time()
     for kind in kinds:
-        table.add_row(f"{kind.count:,}", kind.topic, _plain(kind.reason, 200), ago(now, kind.last),
-                      f"{kind.topic}/{kind.newest[0]}/{kind.newest[1]}")
-    console.print(table)
-    console.print("`--show` shows a record, `--replay` sends records again.")
+        example = f"{kind.topic}/{kind.newest[0]}/{kind.newest[1]}"
+        console.print(f"{kind.count:,} of {kind.topic}, the last {ago(now, kind.last)}: {_plain(kind.reason, 300)}",
+                      markup=False, soft_wrap=True)
+        console.print(f"    --show {example}", markup=False, soft_wrap=True)
+    console.print("--show shows a record with its bytes, --replay sends records again.", markup=False)
 
 
 def _show(console: Console, letters: list[DeadLetter], place: str) -> None:

@@ -8,7 +8,8 @@ from typer.testing import CliRunner
 
 from workers.cli import app
 
-COMMANDS = ["demo", "fit", "calibrate", "up", "role", "health", "produce", "tail", "topics", "dead-letters", "user", "experiment",
+COMMANDS = ["demo", "fit", "calibrate", "up", "role", "health", "produce", "tail", "topics", "dead-letters", "user",
+            "experiment",
             "doctor", "models", "schema"]
 
 
