@@ -242,8 +242,7 @@ def test_bad_records_strays_and_backfill(broker: str, tmp_path: Path) -> None:
     assert all(letter.reason and letter.role == "streams" and letter.topic for letter in letters)
     said = orjson.loads(counters_file(role.settings.home, "streams").read_bytes())
     assert said["dead_letters_by"] == {"unreadable": len(bad) + 1, "future": 1}
-    assert (said["processed"], said["events"], said["strays"], said["ranking_requests"], said["ended"]) == (
-        len(bad) + 5, 2, 1, 1, "clean")
+    assert (said["processed"], said["events"], said["strays"], said["ended"]) == (len(bad) + 7, 4, 2, "clean")
     states = role.states()
     assert {user: state.items for user, state in states.items()} == {
         stray: ["i1", "i3"], "old": ["i2"], here: ["i3"]}

@@ -39,6 +39,8 @@ def main() -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
             if mode == "chokes" and any(r.user_id == "bad" for r in part):
                 raise RuntimeError("cannot digest this\nsecond line")
+            if mode == "broken":
+                raise KeyError("always")
             if mode == "store" and not flag.exists():
                 raise StoreUnavailableError("the store is away")
             if mode == "hangs":

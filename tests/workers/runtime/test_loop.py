@@ -161,6 +161,17 @@ def test_poison_and_offenders_are_dead_lettered_and_the_rest_goes_on(kafka: Kafk
     assert worker.end() == 0
 
 
+def test_a_step_that_always_fails_ends_the_worker_before_anything_is_buried(kafka: KafkaSettings, home: Path) -> None:
+    produce(kafka, [request(f"u{n}") for n in range(500)])
+    worker = Worker(kafka, home, "broken", batch=500)
+    assert worker.process.wait(60) == 1
+    assert "33 records in a row failed, the last with KeyError: 'always'" in (home / "echo.log").read_text()
+    assert collect(kafka, DEAD_LETTERS.name, 1, seconds=2) == []
+    sound = Worker(kafka, home, "plain")  # nothing was committed: it gets them all
+    assert len(updated(collect(kafka, KNOWLEDGE_UPDATES.name, 500))) == 500
+    assert sound.end() == 0
+
+
 def test_waits_for_the_store_and_goes_on(kafka: KafkaSettings, home: Path) -> None:
     worker = Worker(kafka, home, "store", stall_s=2.0)  # waiting for the store is no stall
     worker.wait_ready()
