@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -22,7 +23,7 @@ from streams.service.connection import check_brokers, credentials
 from streams.service.following import FOLLOW_EVERY_S, ModelFollower, load_planner
 from streams.service.origin import settle
 from streams.service.outbox import FaustOutbox
-from streams.service.seeking import Seeker
+from streams.service.seeking import FOUND, Seeker
 from streams.service.stage import SOURCES, Delivery, Stage
 from streams.service.table import UserTable
 from streams.service.watchdog import CRASH_S, FaustWatchdog, end_within
@@ -78,7 +79,7 @@ def build(settings: Settings, planner: Planner, cluster: Cluster | None = None) 
         consumer_metadata_max_age_ms=METADATA_MS, producer_metadata_max_age_ms=METADATA_MS,
         topic_partitions=kafka.partitions, topic_replication_factor=kafka.replication, topic_disable_leader=True,
         table_standby_replicas=0, stream_buffer_maxsize=BUFFERED_BATCHES, stream_wait_empty=True,
-        # Another changelog, or one shorter than what RocksDB has seen: `origin` and `changelog_cut` deal with both.
+        # Another changelog, or one shorter than what RocksDB has seen: `origin` deals with both.
         recovery_consistency_check=False, stream_recovery_delay=0.0,
         producer_max_batch_size=MAX_BATCH_BYTES, producer_request_timeout=30.0)
     app.batched_topics = frozenset(SOURCES)
@@ -87,9 +88,11 @@ def build(settings: Settings, planner: Planner, cluster: Cluster | None = None) 
     store = app.Table(TABLE, key_type=bytes, value_type=bytes, partitions=kafka.partitions,
                       extra_topic_configs={"min.insync.replicas": str(kafka.min_insync)})
     app.changelog = Changelog(client(kafka), f"{GROUP}-{TABLE}", store.changelog_topic_name)
-    app.seeker = lambda consumer: Seeker(consumer, cluster, settings)
+    found = Counter(dict.fromkeys(FOUND, 0))
+    app.seeker = lambda consumer: Seeker(consumer, cluster, settings, found)
     stage: Stage | None = None
-    progress = app.progress = Progress(settings.home, ROLE, lambda: stage.counters() if stage else {})
+    progress = Progress(settings.home, ROLE, lambda: found | (stage.counters() if stage else {}))
+    app.progress = progress
 
     def the_stage() -> Stage:
         nonlocal stage
@@ -166,7 +169,7 @@ def main(settings: Settings) -> None:
             settings.
 
     Writes `run/streams.ready` under the home folder once partitions are assigned and their states recovered, and
-    counters to `run/streams.json` (`schemas.liveness.Progress`, `streams.service.stage.COUNTED`).
+    counters to `run/streams.json` (`schemas.liveness.Progress`, `COUNTED` of `stage`, `FOUND` of `seeking`).
     """
     Progress(settings.home, ROLE).clear()
     planner = load_planner(settings)

@@ -23,6 +23,7 @@ from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer, T
 from faust.types import TP, ConsumerMessage, Message
 
 from streams.service.changelog import read_ends
+from streams.service.origin import lower_offsets
 from streams.service.seeking import Seeker
 
 # A broker holds a fetch open for this long while the partitions asked for have nothing new. aiokafka has one fetch at a
@@ -235,6 +236,7 @@ class BatchConsumer(Consumer):
         ends = {tp: end or 0 for tp, end in (await self.end_offsets(*partitions)).items()}
         filled = [tp for tp, end in ends.items() if end]
         if not filled:
+            lower_offsets(self.app, {tp: ends[tp] for tp in changelogs})
             return ends
         probe = self._thread._create_client_consumer(self.transport)
         probe._isolation_level = READ_COMMITTED  # read when the consumer starts
@@ -248,9 +250,11 @@ class BatchConsumer(Consumer):
                     await probe.getmany(timeout_ms=50, max_records=1)
                 ends |= {tp: max(ends[tp], probe.highwater(tp) or 0) for tp in filled}
                 to_read = {tp: ends[tp] for tp in changelogs if tp in filled}
-                return ends | await read_ends(probe, await probe.beginning_offsets(list(to_read)), to_read)
+                ends |= await read_ends(probe, await probe.beginning_offsets(list(to_read)), to_read)
         finally:
             await probe.stop()
+        lower_offsets(self.app, {tp: ends[tp] for tp in changelogs})
+        return ends
 
     async def on_partitions_assigned(self, assigned: set[TP], generation_id: int = 0) -> None:
         """Take the partitions; the sources are read once they are in position."""

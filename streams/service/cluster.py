@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import AdminClient
 
-from schemas.errors import FreshetError
+from schemas.errors import BrokerUnavailableError, FreshetError
 from schemas.settings import KafkaSettings
 from schemas.settings.librdkafka import client
 from schemas.topics import CHANGELOG, KEYED_BY_USER, misfits
@@ -64,7 +64,8 @@ class Cluster:
         """Return who answers, and which of the topics `names` are there.
 
         Raises:
-            FreshetError: no broker answers within the time, or it does not let this user describe the topics.
+            BrokerUnavailableError: no broker answers within the time.
+            FreshetError: it does not let this user describe the topics.
         """
         cluster_id, topics, partitions = "", {}, {}
         try:
@@ -82,6 +83,8 @@ class Cluster:
                 topics[name] = "" if str(found.topic_id) == _NO_ID else str(found.topic_id)
                 partitions[name] = len(found.partitions)
         except KafkaException as error:
-            raise FreshetError(f"the cluster at {self._settings.bootstrap} cannot be asked for its topics "
-                               f"({error.args[0].str()})") from error
+            away = error.args[0].code() < 0  # the client's own code: nobody answered
+            raise (BrokerUnavailableError if away else FreshetError)(
+                f"the cluster at {self._settings.bootstrap} cannot be asked for its topics "
+                f"({error.args[0].str()})") from error
         return Identity(cluster_id, topics, partitions)

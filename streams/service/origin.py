@@ -9,13 +9,15 @@ from __future__ import annotations
 import logging
 import re
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import orjson
 import rocksdict
 from faust.stores.rocksdb import Store
+from faust.types import TP
 
 from schemas.errors import FreshetError
 from schemas.files import write_whole
@@ -102,6 +104,32 @@ def confirm(folder: Path, found: Origin) -> None:
         raise FreshetError(f"{_name(found.cluster_id)} answers with another changelog of user states than "
                            f"{_name(kept.cluster_id)} did at the start; streams must be started again")
     write(folder, found)
+
+
+def lower_offsets(app: Any, ends: Mapping[TP, int]) -> None:
+    """Lower the offsets up to which RocksDB holds a changelog where that ends before them: it has lost records.
+
+    The states on disk are newer than such a changelog, and kept. But what others write to it from now on has offsets
+    that RocksDB would claim to hold.
+
+    Args:
+        app: the Faust app, its tables' partitions assigned.
+        ends: end offsets of changelog partitions.
+    """
+    offsets = app.tables.recovery.active_offsets
+    for tp, end in ends.items():
+        table = app.tables._changelogs.get(tp.topic)
+        kept = table.persisted_offset(tp) if table is not None else None
+        if kept is not None and kept >= end:
+            log.error("%s[%d] ends at offset %d, but the states on disk hold it up to %d: the broker lost records. The "
+                      "states are kept. They are on this disk only until their users act again: back it up", tp.topic,
+                      tp.partition, end, kept)
+            store = table.data
+            if end:
+                store.set_persisted_offset(tp, end - 1)
+            else:
+                store._db_for_partition(tp.partition).delete(store.offset_key)
+            offsets[tp] = end - 1 if end else None
 
 
 def read(folder: Path) -> Origin | None:

@@ -25,6 +25,8 @@ log = logging.getLogger("freshet.streams")
 # A log that seems cut is looked at again after this long: a broker that has just become the leader may not yet list
 # what is replicated.
 LOOK_AGAIN_S = 1.0
+# Counters of `run/streams.json`: partitions whose committed offset was no more good, and offsets that were never read.
+FOUND = ("offsets_expired", "offsets_cut", "offsets_recreated", "offsets_forgotten", "offsets_missed")
 
 
 class Seeker:
@@ -34,15 +36,15 @@ class Seeker:
         consumer: the `BatchConsumer` whose partitions are meant.
         cluster: asked at every assignment whether it is the same.
         settings: where the home is.
+        found: counts how often a partition was found in the states of `FOUND`, and the offsets that were missed.
     """
 
-    def __init__(self, consumer: Any, cluster: Cluster, settings: Settings) -> None:
+    def __init__(self, consumer: Any, cluster: Cluster, settings: Settings, found: Counter[str]) -> None:
         self._consumer = consumer
         self._cluster = cluster
         self._folder = settings.home / "streams"
         self.lives: dict[TP, Life] = {}
-        self.findings: Counter[str] = Counter()
-        """How often a partition was found expired, cut, recreated or forgotten; `missed`: offsets never read."""
+        self._found = found
 
     def metadata(self, tp: Any) -> str:
         """Return what is committed along with an offset of the partition."""
@@ -118,8 +120,8 @@ class Seeker:
     def _note(self, tp: TP, offset: int | None, end: int, position: Position) -> None:
         if text := explain(tp.topic, tp.partition, offset, end, position):
             log.error("%s", text)
-            self.findings[position.finding] += 1
-            self.findings["missed"] += position.missed
+            self._found[f"offsets_{position.finding}"] += 1
+            self._found["offsets_missed"] += position.missed
 
     def _processed(self, tp: TP) -> bool:
         """Return whether there are states that records of the partition made."""

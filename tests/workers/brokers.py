@@ -18,6 +18,7 @@ from workers.supervision.child import Child
 
 ROOT = Path(__file__).parents[2]
 CLUSTER_ID = "ZnJlc2hldC10ZXN0LWNsMQ"  # any 16 bytes in base64
+OTHER_CLUSTER_ID = "ZnJlc2hldC10ZXN0LWNsMg"
 # A broker refuses sessions below 6 s by default.
 _FAST = ["group.min.session.timeout.ms=1000"]
 
@@ -46,6 +47,7 @@ class KafkaNode:
         self, folder: Path, home: Path, properties: Callable[[int, Callable[[], int]], list[str]] | None = None,
     ) -> None:
         self.port = free_port()
+        self.data = folder / "kafka" / "data"
         more = properties(self.port, free_port) if properties else []
         command = [str(home / "start"), str(folder / "kafka"), str(self.port), *_FAST, *more]
         # A random cluster id may begin with "-", which Kafka takes for an option: one start in 64 failed.
@@ -70,6 +72,18 @@ class KafkaNode:
 
     def kill(self) -> None:
         self._child.kill()
+
+    def stop(self) -> None:
+        """End it in good order."""
+        self._child.terminate()
+        assert self._child.wait(60), self._child.tail()
+
+    def replace(self) -> None:
+        """Put an empty node of another cluster in its place."""
+        self.kill()
+        shutil.rmtree(self.data)
+        self._child.environ["KAFKA_CLUSTER_ID"] = OTHER_CLUSTER_ID
+        self.start()
 
     @property
     def bootstrap(self) -> str:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import orjson
 import pytest
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
@@ -178,8 +179,9 @@ def test_records_deleted_before_they_were_read_are_said_to_be_lost(role: Role) -
     role.start()
     wait_until_read(role, 600)
     assert applied(role) == 300
-    text = role.log.read_text()
-    assert text.count("before they were read") == 2
+    assert role.log.read_text().count("before they were read") == 2
+    counts = orjson.loads((role.settings.home / "run" / "streams.json").read_bytes())
+    assert (counts["offsets_expired"], counts["offsets_missed"]) == (2, 300)
 
 
 @only_on_kafka
