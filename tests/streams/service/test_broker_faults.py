@@ -1,4 +1,4 @@
-"""The role while its broker is restarted, killed or replaced, on lost logs, and on logs that end with markers."""
+"""The role while its broker is restarted, killed or replaced, and when logs are lost."""
 
 from __future__ import annotations
 
@@ -7,13 +7,11 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from confluent_kafka import Producer
 
-from schemas.settings import WatchdogSettings
 from schemas.topics import CHANGELOG
 from streams.profile.fold import Event
 from tests.streams.service.test_app import Role, assert_equal, expected, make_events, produce, value
@@ -142,31 +140,6 @@ def test_a_log_lost_under_the_running_role_is_read_from_its_start(node: KafkaNod
     assert "before the committed offset" in role.log.read_text()
     assert role.end(signal.SIGTERM) == 0
     assert_equal(role.states(), expected(role, events))
-
-
-def test_markers_at_the_end_of_a_partition_are_no_backlog(node: KafkaNode, role: Role) -> None:
-    role.settings = replace(role.settings, watchdog=WatchdogSettings(stall_s=8.0))
-    producer = Producer({"bootstrap.servers": node.bootstrap, "transactional.id": "test",
-                         "partitioner": "murmur2_random"})
-    producer.init_transactions()
-    events = make_events(60)
-    for start in range(0, 60, 10):
-        producer.begin_transaction()
-        for event in events[start:start + 10]:
-            producer.produce(EVENTS, value(event), event.user_id.encode())
-        producer.commit_transaction()
-    role.start()
-    role.wait_ready()
-    time.sleep(16)  # the watchdog asks for ends every 5 s, and waits for 8
-    assert role.process is not None
-    assert role.process.poll() is None, role.log.read_text()[-3000:]
-    assert applied(role) == len(events)
-    role.start()  # what is left of the partitions is markers alone
-    role.wait_ready()
-    more = [Event("later", f"i{n}", 2e9 + n, "view", f"later{n}", n, 0.0) for n in range(5)]
-    produce(node.bootstrap, [(EVENTS, e.user_id.encode(), value(e), {}) for e in more])
-    role.wait(lambda: role.committed(EVENTS) >= len(events) + 5, 30)
-    assert applied(role) == len(events) + 5
 
 
 def test_states_outlive_a_changelog_that_lost_its_end(node: KafkaNode, role: Role) -> None:
