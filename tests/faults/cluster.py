@@ -175,11 +175,15 @@ class Tap:
 
     def __init__(self, kafka: KafkaSettings, ledger: Ledger) -> None:
         self._ledger = ledger
-        self._consumer = Consumer({
-            "bootstrap.servers": kafka.bootstrap, "group.id": "oracle", "enable.auto.commit": False, "log_level": 0,
-            "enable.partition.eof": True, "auto.offset.reset": "error", "isolation.level": "read_committed",
-            "fetch.wait.max.ms": 20, "reconnect.backoff.max.ms": 500})
+        self._kafka = kafka
+        self._consumer = self._connected()
         self._at: dict[tuple[str, int], int] = {}
+
+    def _connected(self) -> Consumer:
+        return Consumer({
+            "bootstrap.servers": self._kafka.bootstrap, "group.id": "oracle", "enable.auto.commit": False,
+            "log_level": 0, "enable.partition.eof": True, "auto.offset.reset": "error",
+            "isolation.level": "read_committed", "fetch.wait.max.ms": 20, "reconnect.backoff.max.ms": 500})
 
     def open(self) -> None:
         """Take the topics that are there."""
@@ -218,6 +222,8 @@ class Tap:
 
     def again(self, topic: str) -> None:
         """Read a topic that was created again, from its start."""
+        self._consumer.close()  # it would ask for the topic that is gone, by its id
+        self._consumer = self._connected()
         for number in self._consumer.list_topics(topic, timeout=10).topics[topic].partitions:
             self._at[topic, number] = 0
         self._assign()

@@ -30,7 +30,8 @@ import psutil
 
 from tests.faults.actions import Actor
 from tests.faults.cluster import ROLES, Cluster
-from tests.faults.oracle import repeated, violations
+from tests.faults.oracle import repeated, unfinished, violations
+from tests.faults.proxy import until
 from workers.training.revision import revision
 
 USERS = 2000
@@ -104,8 +105,9 @@ class Memory:
 class Flow(threading.Thread):
     """Sends events at a steady rate until told to stop."""
 
-    def __init__(self, cluster: Cluster, rate: float) -> None:
+    def __init__(self, cluster: Cluster, rate: float, users: int) -> None:
         super().__init__(daemon=True, name="flow")
+        self._users = users
         self.sent = 0
         self._cluster = cluster
         self._rate = rate
@@ -121,8 +123,8 @@ class Flow(threading.Thread):
             last = now
             number = int(due)
             due -= number
-            each = max(1, number // USERS)
-            names = [f"u{n}" for n in self._rng.sample(range(USERS), min(USERS, number // each))]
+            each = max(1, number // self._users)
+            names = [f"u{n}" for n in self._rng.sample(range(self._users), min(self._users, number // each))]
             events = work.events(names, each)
             work.send(events)
             self.sent += len(events)
@@ -133,14 +135,22 @@ class Flow(threading.Thread):
         self.join(180)
 
 
-def measure(cluster: Cluster, events: int) -> float:
-    """Return the events per second that pass from producers to recommendations, of a backlog of `events`."""
+def measure(cluster: Cluster, events: int, users: int) -> float:
+    """Return the events per second that get from producers to recommendations, of a backlog of `events`.
+
+    Knowledge may come later: how much of it is made is the price's decision, not the rate's.
+    """
     work = cluster.workload
-    each = max(1, events // USERS)
-    batch = work.events([f"u{n}" for n in range(USERS)], each)
+    batch = work.events([f"u{n}" for n in range(users)], max(1, events // users))
     started = time.monotonic()
     work.send(batch)
-    Actor(cluster).settle(300)
+    work.flush()
+
+    def answered() -> bool:
+        cluster.observe()
+        return not unfinished(cluster.book, cluster.ledger)
+
+    until(answered, 300, cluster.logs)
     return len(batch) / (time.monotonic() - started)
 
 
@@ -153,6 +163,7 @@ class Run:
     rate: float | None
     seed: int
     cluster: Cluster
+    users: int = USERS
     probe: int = 40_000  # events to measure the maximum with
     memory: Memory = field(default_factory=Memory)
     kills: Counter[str] = field(default_factory=Counter)
@@ -162,12 +173,12 @@ class Run:
     def go(self) -> dict[str, object]:
         """Run, and return the report."""
         cluster, rng = self.cluster, random.Random(self.seed)
-        maximum = measure(cluster, self.probe)
+        maximum = measure(cluster, self.probe, self.users)
         rate = self.rate or maximum * (10.0 if self.kind == "pressure" else 0.5)
         print(f"maximum {maximum:.0f} events/s; {self.kind} at {rate:.0f} events/s, {self.seconds:.0f} s", flush=True)
         self.memory.sample(cluster, 0.0)
         before = Counter(self.memory.peak)
-        flow = Flow(cluster, rate)
+        flow = Flow(cluster, rate, self.users)
         flow.start()
         self._watch(flow, rng)
         flow.stop()
@@ -176,7 +187,8 @@ class Run:
         print(f"sending ended; {flow.sent} events sent, lag {lag}", flush=True)
         recovery = Actor(cluster).settle(max(300.0, 3 * self.seconds))
         self.memory.sample(cluster, self.seconds)
-        wrong = cluster.faults + violations(cluster.book, cluster.ledger, cluster.held)
+        wrong = cluster.faults + violations(
+            cluster.book, cluster.ledger, cluster.held, switched=cluster.switched > 0)
         slopes = self.memory.slopes()
         if self.kind == "soak":
             wrong += [f"memory of {name} grows by {mb:.0f} MB/h" for name, mb in slopes.items()

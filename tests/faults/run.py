@@ -100,7 +100,7 @@ def drive(runner: Runner, sequences: int, number: int) -> None:
     one()
 
 
-def report(runner: Runner) -> str:
+def table(runner: Runner) -> str:
     """Return a table of the faults: how often injected, and how long until all was done."""
     lines = ["| fault | injected | seconds until all was done, longest |", "|---|--:|--:|"]
     lines += [f"| {name} | {runner.fired[name]} | {max(runner.recovery_s.get(name, [0.0])):.0f} |"
@@ -128,7 +128,7 @@ def main() -> int:
         except OracleError as error:
             print(error)
             return 1
-        print(report(runner))
+        print(table(runner))
         if missing := runner.never_fired():
             print(f"planned, but never happened: {', '.join(missing)}")
         return bool(missing)
