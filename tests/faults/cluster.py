@@ -365,12 +365,16 @@ class Cluster:
         return {number: done for (topic, number), done in self._committed().items() if topic == EVENTS}
 
     def lag(self) -> int:
-        """Return how many records the groups have not committed yet."""
+        """Return how many records the groups have not committed yet; a broker that does not answer adds one."""
         total = 0
         for group, topic in GROUPS.values():
             reader = self._groups.setdefault(group, GroupLag(self.node.settings, group))
-            offsets = reader.offsets([(topic, number) for number in range(PARTITIONS)])
-            total += sum(max(0, end - done) for done, end in offsets.values())
+            try:
+                offsets = reader.offsets([(topic, number) for number in range(PARTITIONS)])
+            except KafkaException:
+                total += 1
+            else:
+                total += sum(max(0, end - done) for done, end in offsets.values())
         return total
 
     def members(self, role: str) -> int:
