@@ -40,7 +40,8 @@ def place(tmp_path: Path) -> Iterator[Settings]:
     """Settings of a home with a model, the embedded broker, and the store as a process of its own."""
     broker = start_broker("embedded", tmp_path)
     url = f"http://{HOST}:{free_port()}"
-    settings = replace(settings_in(tmp_path / "home"), kafka=settings_for(broker), qdrant=QdrantSettings(url=url))
+    settings = replace(settings_in(tmp_path / "home"), kafka=settings_for(broker),
+                       qdrant=QdrantSettings(url=url, api_key="the-key-of-this-test"))
     publish(settings, "m1")
     create_topics(settings.kafka)
     store = Child("store", command("role", "store"), tmp_path / "store.log", os.environ | to_environ(settings))
@@ -69,7 +70,7 @@ def announced(settings: Settings) -> Counter[tuple[str, int]]:
 
 def test_killed_at_three_points_of_a_batch(place: Settings, tmp_path: Path) -> None:
     """Each process takes over what the one before it left, gets more, and dies one step later."""
-    store = QdrantStore(place.qdrant.url, DIM)
+    store = QdrantStore(place.qdrant.url, DIM, place.qdrant)
     environ = os.environ | to_environ(place)
     users = [f"u{n}" for n in range(USERS)]
     for version, point in enumerate(POINTS, start=1):

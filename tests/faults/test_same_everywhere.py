@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from schemas.settings import KafkaSettings, RefreshSettings, Settings, to_environ
+from schemas.settings import KafkaSettings, QdrantSettings, RefreshSettings, Settings, to_environ
 from tests.system.stack import Stack
 from tests.workers.brokers import kill_broker, needs_kafka, start_broker
 from tests.workers.fitted import DIM, ITEMS, publish, settings_in
+from workers.home.store_key import kept_key
 from workers.store.qdrant import QdrantStore
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300), pytest.mark.kafka, needs_kafka]
@@ -53,7 +54,9 @@ def play(stack: Stack) -> dict[str, tuple[Any, ...]]:
     stack.produce([event for user in range(USERS) for event in events(user, range(total - 1, total))])
     stack.until(lambda: covered(total))
     assert stack.running is not None
-    points = QdrantStore(stack.running.qdrant_url, DIM).read([f"u{n}" for n in range(USERS)])
+    url = stack.running.qdrant_url
+    store = QdrantStore(url, DIM, QdrantSettings(url=url, api_key=kept_key(stack.home, url)))
+    points = store.read([f"u{n}" for n in range(USERS)])
     last = {}
     for offer in stack.records("recommendations"):
         if offer["count"] == total:
