@@ -281,7 +281,7 @@ class Actor:
         self._load(20, 10)
         return self._switch("models", "rollback")
 
-    def settle(self, seconds: float = 120) -> float:
+    def settle(self, seconds: float = 180) -> float:
         """Heal everything and wait until nothing is left to do; return the seconds that took.
 
         Raises:

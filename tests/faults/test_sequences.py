@@ -29,7 +29,7 @@ def test_the_fixed_sequences_plan_every_kind_of_fault():
 @needs_kafka
 @pytest.mark.slow
 @pytest.mark.kafka
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_nothing_is_lost_doubled_or_stuck_whatever_fails(tmp_path: Path):
     with running(tmp_path) as cluster:
         runner = Runner(cluster)
