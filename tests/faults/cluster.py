@@ -326,7 +326,7 @@ class Cluster:
 
     # --- looking
 
-    def until_ready(self, seconds: float = 150) -> float:
+    def until_ready(self, seconds: float = 300) -> float:
         """Wait until everything that should run is ready; return the seconds it took."""
         def ready() -> bool:
             for instance in self.instances:
