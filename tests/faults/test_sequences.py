@@ -17,13 +17,10 @@ from tests.faults.replay import shrink
 from tests.faults.run import Runner, table
 from tests.workers.brokers import needs_kafka
 
-# Found by `make faults` and being repaired: a paused owner's older states win.
-NOT_YET = {"pause streams"}
-
 
 def test_the_fixed_sequences_plan_every_kind_of_fault():
     planned = Counter(name for sequence in FIXED for action in sequence for name in kind(action))
-    assert set(planned) == set(KINDS) - NOT_YET
+    assert set(planned) == set(KINDS)
 
 
 @needs_kafka
