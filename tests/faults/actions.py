@@ -48,7 +48,8 @@ ALL_AT_ONCE: Action = {"do": "produce", "users": 12, "each": 30, "disorder": Tru
 FIXED: list[list[Action]] = [
     [ALL_AT_ONCE, {"do": "kill", "instance": 0, "role": "streams"}, {"do": "kill", "instance": 1, "role": "knowledge"},
      {"do": "store", "mode": "half"}, {"do": "kill", "instance": 0, "role": "ranking"}],
-    [{"do": "pause", "instance": 0, "role": "streams"}, {"do": "store", "mode": "busy"}, {"do": "new_model"}, {"do": "pause", "instance": 1, "role": "ranking"}],
+    [{"do": "pause", "instance": 0, "role": "streams"}, {"do": "store", "mode": "busy"}, {"do": "new_model"},
+     {"do": "pause", "instance": 1, "role": "ranking"}],
     [{"do": "broker", "clean": False}, {"do": "store", "mode": "away"}, {"do": "rollback"}, {"do": "cut"}],
     [{"do": "pause", "instance": 1, "role": "knowledge"}, {"do": "leave", "instance": 1},
      {"do": "broker", "clean": True}, {"do": "join", "instance": 1}, {"do": "store", "mode": "slow"}],
