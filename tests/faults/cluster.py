@@ -194,7 +194,7 @@ class Tap:
                 self._at[topic, number] = 0
         self._assign()
 
-    def catch_up(self, seconds: float = 60) -> None:
+    def catch_up(self, seconds: float = 300) -> None:
         """Read up to the ends that the topics have now."""
         ends = {part: self._consumer.get_watermark_offsets(TopicPartition(*part), timeout=10)[1] for part in self._at}
         deadline = time.monotonic() + seconds

@@ -225,7 +225,7 @@ class Run:
             if now - said >= LINE_S:
                 said = now
                 print(f"{now:6.0f} s  {flow.sent:9d} events  lag {self.lags[-1] if self.lags else 0:7d}  "
-                      f"kills {sum(self.kills.values()):4d}  faults {len(cluster.faults)}  memory "
+                      f"kills {sum(self.kills.values()):4d}  faults {len(cluster.faults) + len(cluster.ledger.faults)}  memory "
                       + "  ".join(f"{role} {mb} MB" for role, mb in sorted(self.memory.peak.items())), flush=True)
 
     def _look(self, now: float) -> None:
@@ -258,7 +258,9 @@ def main() -> int:
     seconds = arguments.seconds or {"soak": 1800.0, "kill-loop": 600.0, "pressure": 300.0}[arguments.kind]
     out = Path("runs") / f"{arguments.kind}-{time.strftime('%Y%m%d-%H%M%S')}"
     out.mkdir(parents=True)
-    with tempfile.TemporaryDirectory(prefix="freshet-endurance-") as folder, Cluster(Path(folder)) as cluster:
+    # The session of the defaults: on a machine under load a shorter one ends by itself, which is not meant here.
+    with (tempfile.TemporaryDirectory(prefix="freshet-endurance-") as folder,
+          Cluster(Path(folder), FRESHET_KAFKA_SESSION_TIMEOUT_S="10") as cluster):
         try:
             report = Run(arguments.kind, seconds, arguments.rate, arguments.seed, cluster).go()
         finally:

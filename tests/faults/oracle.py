@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import numpy as np
 import orjson
 
@@ -34,6 +35,22 @@ TOPICS = (EVENTS, RANKINGS, REQUESTS, OFFERS, UPDATES, LETTERS, CHANGELOG)
 SAME, REBUILT = 1e-6, 1e-4
 SHOWN = 5  # violations of one kind that are spelled out
 Place = tuple[str, int, int]  # topic, partition, offset
+
+
+class _Head(msgspec.Struct, array_like=True, gc=False):
+    """The first fields of a `UserState`, up to its count: reading all of a state takes 20 times as long."""
+
+    layout: int
+    items: msgspec.Raw
+    times: msgspec.Raw
+    types: msgspec.Raw
+    counts: msgspec.Raw
+    seen: msgspec.Raw
+    event_ids: msgspec.Raw
+    count: int
+
+
+_count_of = msgspec.msgpack.Decoder(_Head).decode
 
 
 def event_id(user: str, seq: int) -> str:
@@ -158,7 +175,7 @@ class Ledger:
         if value is None:
             self.faults.append(f"state of {user} was deleted")
             return
-        count = loads(value).count
+        count = _count_of(value).count
         before = self.counts.get(user, 0)
         if count < before:
             self.faults.append(f"the changelog goes back: {user} had {before} events, then {count}")

@@ -292,6 +292,11 @@ def test_interests_in_another_models_space(world: World):
     assert any("short, long differ" in line for line in world.wrong(switched=True))
 
 
+def test_the_head_of_a_state_has_its_count(world: World):
+    for user, data in world.ledger.states.items():
+        assert world.ledger.counts[user] == loads(data).count == 10
+
+
 def test_a_stamp_is_read_back():
     assert stamp_of(event_id("u/1", 42)) == ("u/1", 42)
 
