@@ -224,8 +224,9 @@ class Run:
                 self._look(now)
             if now - said >= LINE_S:
                 said = now
+                faults = len(cluster.faults) + len(cluster.ledger.faults)
                 print(f"{now:6.0f} s  {flow.sent:9d} events  lag {self.lags[-1] if self.lags else 0:7d}  "
-                      f"kills {sum(self.kills.values()):4d}  faults {len(cluster.faults) + len(cluster.ledger.faults)}  memory "
+                      f"kills {sum(self.kills.values()):4d}  faults {faults}  memory "
                       + "  ".join(f"{role} {mb} MB" for role, mb in sorted(self.memory.peak.items())), flush=True)
 
     def _look(self, now: float) -> None:
@@ -258,7 +259,7 @@ def main() -> int:
     seconds = arguments.seconds or {"soak": 1800.0, "kill-loop": 600.0, "pressure": 300.0}[arguments.kind]
     out = Path("runs") / f"{arguments.kind}-{time.strftime('%Y%m%d-%H%M%S')}"
     out.mkdir(parents=True)
-    # The session of the defaults: on a machine under load a shorter one ends by itself, which is not meant here.
+    # The session of the defaults: under load a shorter one ends by itself, which is not meant here.
     with (tempfile.TemporaryDirectory(prefix="freshet-endurance-") as folder,
           Cluster(Path(folder), FRESHET_KAFKA_SESSION_TIMEOUT_S="10") as cluster):
         try:
