@@ -62,12 +62,27 @@ class FaustWatchdog:
                 log.info("ready")
             if now - asked >= ASK_S:
                 asked = now
-                waiting = await _waiting(app)
+                waiting = await self.ask(app)
             self._progress.write(waiting)
             done = (up, app.consumer.settled, self._progress.moves, *_recovery_offsets(app))
             if self._stall.reached(now, done, waiting > 0 or not up):
                 self._end("stalled: work waits and no offset has moved for %.0f s; exiting", self._stall_s)
             await asyncio.sleep(SAMPLE_S if said else 0.1)
+
+    async def ask(self, app: Any) -> int:
+        """Return how much work waits, see `_waiting`; 1 if the broker does not answer, which the counters then say.
+
+        That is a stall all the same: a consumer that hangs cannot be told from a broker that is away. A supervisor
+        waits for the broker before it starts the role again.
+        """
+        try:
+            waiting = await _waiting(app)
+        except Exception as error:
+            log.warning("the broker does not report end offsets: %r", error)
+            self._progress.waits_for = "broker"
+            return 1
+        self._progress.waits_for = ""
+        return waiting
 
     def _watch_loop(self, app: Any) -> None:
         while not app.should_stop:
@@ -94,20 +109,16 @@ def _recovery_offsets(app: Any) -> tuple[int, ...]:
 
 
 async def _waiting(app: Any) -> int:
-    """Return the number of records not fetched and batches not settled; 1 if the broker does not answer.
+    """Return the number of records not fetched and batches not settled.
 
     Fetch positions are compared, not settled offsets: a transaction marker or a compacted hole at the end of a
     partition has an offset that no record will ever have.
     """
     consumer = app.consumer
-    try:
-        owned = [tp for tp in consumer.assignment() if tp.topic in app.batched_topics]
-        if not owned:
-            return 0
-        async with asyncio.timeout(ASK_S):
-            ends = await consumer.end_offsets(*owned)
-            behind = [max(0, ends[tp] - (await consumer.position(tp) or 0)) for tp in owned]
-    except Exception as error:
-        log.warning("the broker does not report end offsets: %r", error)
-        return 1
+    owned = [tp for tp in consumer.assignment() if tp.topic in app.batched_topics]
+    if not owned:
+        return 0
+    async with asyncio.timeout(ASK_S):
+        ends = await consumer.end_offsets(*owned)
+        behind = [max(0, ends[tp] - (await consumer.position(tp) or 0)) for tp in owned]
     return sum(behind) + consumer.unsettled
