@@ -49,6 +49,9 @@ soak: setup ## 30 minutes at half the maximum rate with random kills: memory, la
 pressure: setup ## ten times the maximum rate for 5 minutes: memory bounded, nothing lost (ARGS='--seconds 300')
 	$(BIN)/python -m tests.faults.endurance pressure $(ARGS)
 
+fuzz: setup ## a million hostile inputs for every decoder of bytes from outside (ARGS='--inputs 1000000 --seed 1')
+	$(BIN)/python -m tests.fuzz.run $(ARGS)
+
 lint: setup ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -104,6 +107,6 @@ bench-writing: setup ## speed and likelihood of texts the LLM writes, in 8 bits 
 clean: ## remove the environment, caches and fitted models
 	rm -rf .venv .freshet runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help setup demo test test-quick faults kill-loop soak pressure lint audit bench-frontier bench-ingest \
+.PHONY: help setup demo test test-quick faults fuzz kill-loop soak pressure lint audit bench-frontier bench-ingest \
 	bench-experiment bench-judge bench-drift bench-price bench-ctr bench-refresh bench-quality bench-reference \
 	bench-bounds bench-alignment bench-writing clean

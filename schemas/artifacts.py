@@ -21,6 +21,7 @@ from schemas.events import describe
 from schemas.files import write_whole, written_whole
 
 CARD_VERSION = 1
+_LONGEST = 200  # bytes of a version's name: file systems take 255
 
 
 class Card(BaseModel):
@@ -42,7 +43,13 @@ class Card(BaseModel):
     @property
     def system(self) -> str:
         """The fitted system, a row of the table of systems. Cards without this setting are Freshet's."""
-        return str(self.settings.get("fit", {}).get("system", "freshet"))
+        return str(self.fit.get("system", "freshet"))
+
+    @property
+    def fit(self) -> dict[str, Any]:
+        """The settings of `freshet fit`; empty if the card has none."""
+        fit = self.settings.get("fit")
+        return fit if isinstance(fit, dict) else {}
 
     @property
     def order(self) -> tuple[int, float, str]:
@@ -119,8 +126,19 @@ class Artifact:
         return self.folder.parent / f"{self.model_version}.drift.json"
 
     def items(self) -> list[str]:
-        """Return the item ids in row order."""
-        return list(orjson.loads(self.path("items.json").read_bytes()))
+        """Return the item ids in row order.
+
+        Raises:
+            ArtifactError: the file is not a list of texts.
+        """
+        path = self.path("items.json")
+        try:
+            items = orjson.loads(path.read_bytes())
+        except orjson.JSONDecodeError as error:
+            raise ArtifactError(f"{path} is not JSON: {error}; run `freshet fit` again") from error
+        if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
+            raise ArtifactError(f"{path} is not a list of item ids; run `freshet fit` again")
+        return items
 
 
 class Registry:
@@ -149,12 +167,14 @@ class Registry:
         """
         path = self.folder / version / "card.json"
         try:
-            if Path(version).name != version:  # it may come from a message
+            # It may come from a message or a damaged file: no path, nothing that a file system refuses.
+            if not _plain(version):
                 raise FileNotFoundError(version)
             card = Card.model_validate_json(path.read_bytes())
         except (FileNotFoundError, NotADirectoryError) as error:
             raise ArtifactError(
-                f"no model version {version!r} under {self.folder}; available: {sorted(self._folders())}") from error
+                f"no model version {version[:_LONGEST]!r} under {self.folder}; available: {sorted(self._folders())}"
+            ) from error
         except ValidationError as error:
             raise ArtifactError(f"{path}: {describe(error)}") from error
         if card.schema_version > CARD_VERSION:
@@ -183,7 +203,7 @@ class Registry:
                 f"none of the models under {self.folder} is in use; run `freshet models --select VERSION`, one of "
                 f"{sorted(there)}" if there else
                 f"no fitted model under {self.folder}; run `freshet fit --data DIR` or `make demo` first")
-        return pointer.read_text().strip()
+        return pointer.read_text(encoding="utf-8", errors="replace").strip()
 
     def select(self, version: str) -> None:
         """Make `version` the current one, atomically.
@@ -205,7 +225,7 @@ class Registry:
         card = self.card(version)
         for name, digest in card.files.items():
             path = folder / name
-            if not path.is_file() or file_hash(path) != digest:
+            if not _plain(name) or not path.is_file() or file_hash(path) != digest:
                 raise ArtifactError(f"{path} is missing or does not match its hash; run `freshet fit` again")
         return Artifact(folder, card)
 
@@ -226,6 +246,10 @@ class Registry:
             yield scratch
             if not (scratch / "card.json").is_file():
                 raise ArtifactError(f"model {version} has no card.json")
+
+
+def _plain(name: str) -> bool:
+    return Path(name).name == name and name.isprintable() and len(name.encode(errors="replace")) <= _LONGEST
 
 
 def write_card(folder: Path, card: Card) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 from typing import TypeVar
 
 import msgspec
@@ -23,7 +24,11 @@ _REASON_KEPT = 2_000  # characters
 
 def encode(message: BaseModel) -> bytes:
     """Return a message as JSON bytes, unknown fields included."""
-    return orjson.dumps(message.model_dump(mode="python"))
+    fields = message.model_dump(mode="python")
+    try:
+        return orjson.dumps(fields)
+    except TypeError:  # an unknown field with a number beyond 64 bits: it passes through as it came
+        return json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def decode(model: type[M], value: bytes | None) -> M:
@@ -58,7 +63,7 @@ def packed_layout(data: bytes) -> int:
     """Return the layout number that a MessagePack array of any release starts with; 0 = it is no such array."""
     try:
         return int(msgspec.msgpack.decode(data)[0])
-    except (msgspec.MsgspecError, UnicodeDecodeError, TypeError, ValueError, LookupError):
+    except (msgspec.MsgspecError, TypeError, ValueError, LookupError, OverflowError, RecursionError):
         return 0
 
 

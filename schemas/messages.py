@@ -14,14 +14,18 @@ from schemas.experiment import Arm
 
 RefreshReason = Literal["cold_start", "drift", "contradiction", "stale"]
 RankingReason = Literal["event", "knowledge"]
+# Beyond it orjson and MessagePack refuse to write a number, and other readers round it: JavaScript, and Qdrant where it
+# compares versions.
+LARGEST = 2**53 - 1
+Whole = Annotated[int, Field(ge=-LARGEST, le=LARGEST)]
 Fallback = Literal[
     "no_knowledge", "store_unavailable", "damaged_knowledge", "old_knowledge", "no_trust", "control"]
 
 # Raised when a message changes in a way that an older release would misread. A new field is no such change.
 MESSAGE_VERSION = 1
-# What comes back to streams becomes part of a user's state, so it is bounded. A float holds integers up to 2⁵³ exactly,
-# and msgpack, Qdrant and JSON readers hold the ones that follow from them.
-Count = Annotated[int, Field(ge=0, le=2**53)]
+# What comes back to streams becomes part of a user's state, so it is bounded: by half of the largest, since streams
+# counts on from there, and one record would end a user's versions.
+Count = Annotated[int, Field(ge=0, le=2**52)]
 Seconds = Annotated[float, Field(allow_inf_nan=False)]
 Version = Annotated[str, Field(max_length=512)]
 Identity = Annotated[str, Field(max_length=256)]
@@ -32,7 +36,7 @@ class Message(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="allow", protected_namespaces=())
 
-    schema_version: int = Field(default=1, ge=1)
+    schema_version: Whole = Field(default=1, ge=1)
 
 
 class JudgedEvent(BaseModel):
@@ -42,8 +46,8 @@ class JudgedEvent(BaseModel):
 
     event_id: str
     item_id: str
-    position: int = Field(ge=0, description="index in the request's history; history[:position] is before the event")
-    count: int = Field(ge=1, description="the user's event count with this event")
+    position: Whole = Field(ge=0, description="index in the request's history; history[:position] is before the event")
+    count: Whole = Field(ge=1, description="the user's event count with this event")
 
 
 class RankingRequest(Message):
@@ -54,8 +58,8 @@ class RankingRequest(Message):
     history: list[str] = Field(description="item ids by event time, oldest first, bounded")
     seen: list[str] = Field(default_factory=list, description="distinct items not to recommend, beyond `history`")
     judged: list[JudgedEvent] = Field(default_factory=list)
-    count: int
-    knowledge_version: int = Field(default=0, description="newest version known to be in the store; 0 = none")
+    count: Whole
+    knowledge_version: Whole = Field(default=0, description="newest version known to be in the store; 0 = none")
     knowledge_model_version: str = ""
     trust: float = Field(default=1.0, ge=0.0, le=1.0, description="share of the full trust radius")
     event_time: float = Field(description="event time of the newest event included")
@@ -92,10 +96,10 @@ class KnowledgeRequest(Message):
     """streams → knowledge: generate new knowledge for this user. The newest request per user wins."""
 
     user_id: str
-    version: int = Field(ge=1, description="version of the new knowledge, increasing per user")
+    version: Whole = Field(ge=1, description="version of the new knowledge, increasing per user")
     reason: RefreshReason
     history: list[str]
-    count: int
+    count: Whole
     event_id: str = Field(description="event that caused the refresh")
     event_time: float
     caused_at: float = Field(description="broker timestamp of that event's record")
@@ -140,13 +144,13 @@ class Recommendation(Message):
         description="μ_u ≥ 1 of the trust region, the divisor of fused probabilities; null = reference served")
     kl: float = Field(ge=0, description="KL(p ‖ p_ref), nats: how much knowledge changed the distribution")
     epsilon: float = Field(ge=0, description="radius of the trust region: full radius × trust; 0 = the reference")
-    knowledge_version: int = Field(description="version of the knowledge used; 0 = none")
+    knowledge_version: Whole = Field(description="version of the knowledge used; 0 = none")
     knowledge_age_s: float | None = Field(
         description="event time of the newest event − that of the newest event in the knowledge")
-    knowledge_behind: int | None = Field(description="number of events that the knowledge lacks")
+    knowledge_behind: Whole | None = Field(description="number of events that the knowledge lacks")
     model_version: str
     event_time: float = Field(description="event time of the newest event included")
-    count: int = Field(description="number of this user's events included")
+    count: Whole = Field(description="number of this user's events included")
     caused_at: float
     requested_at: float
     ranked_at: float
@@ -162,7 +166,7 @@ class AlignmentSample(Message):
     item_id: str
     margin: float
     log_wealth: float
-    knowledge_version: int
+    knowledge_version: Whole
     model_version: str
     event_time: float
 
@@ -187,8 +191,8 @@ class DeadLetter(Message):
     """
 
     topic: str
-    partition: int = Field(description="−1 = not written to any")
-    offset: int = Field(description="−1 = not written")
+    partition: Whole = Field(description="−1 = not written to any")
+    offset: Whole = Field(description="−1 = not written")
     reason: str
     value: str = Field(description="the record's bytes, base64")
     key: str | None = Field(default=None, description="the record's key, base64")

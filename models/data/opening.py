@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import gzip
 import io
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -62,7 +63,7 @@ def read_parquet(path: Path) -> Iterator[dict[str, Any]]:
         with parquet.ParquetFile(path) as table:
             for batch in table.iter_batches():
                 yield from batch.to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:  # also a text that is not UTF-8
         raise DataError(f"{path} is no readable Parquet file: {error}") from error
 
 
@@ -89,7 +90,7 @@ def text_lines(path: str, source: IO[bytes], encoding: str = "") -> Iterator[str
     if not encoding:
         try:
             head = source.peek(16)[:16] if isinstance(source, io.BufferedReader | gzip.GzipFile) else b""
-        except (OSError, EOFError) as error:
+        except (OSError, EOFError, zlib.error) as error:
             raise DataError(f"{path} is damaged: {error}") from error
         marked = next((name for mark, name in _MARKS if head.startswith(mark)), "")
         if marked:
@@ -112,5 +113,5 @@ def text_lines(path: str, source: IO[bytes], encoding: str = "") -> Iterator[str
             "Western European files are mostly Windows-1252: say so by --encoding cp1252, or convert it") from None
     except UnicodeError as error:
         raise DataError(f"{path} is not {encoding.upper()}: {error}") from None
-    except (OSError, EOFError, gzip.BadGzipFile) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} is damaged after line {number:,}: {error}") from error

@@ -212,7 +212,7 @@ def loads(data: bytes) -> Pools:
     """
     try:
         pools = _decoder.decode(data)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         if (found := packed_layout(data)) > LAYOUT:
             raise NewerFormatError("the guard's evidence", found, LAYOUT) from error
         raise FreshetError(f"not the guard's evidence ({error})") from error

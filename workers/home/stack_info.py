@@ -32,7 +32,7 @@ class ProcessReport(BaseModel):
 class Running(BaseModel):
     """A running stack, as it tells of itself in `run/up.json`."""
 
-    pid: int = Field(description="of the supervisor")
+    pid: int = Field(ge=1, lt=2**31, description="of the supervisor")
     started_at: float
     bootstrap: str
     qdrant_url: str

@@ -163,7 +163,7 @@ class Guard:
 
 def cells(artifact: Artifact) -> int:
     """Return the number of codewords of a model over all instructions."""
-    fitted = artifact.card.settings.get("fit", {})
+    fitted = artifact.card.fit
     return max(1, int(fitted.get("instructions", 1)) * int(fitted.get("codes", 1)))
 
 

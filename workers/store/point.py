@@ -18,11 +18,10 @@ import orjson
 from numpy.typing import NDArray
 
 from schemas.errors import FreshetError, StoreUnavailableError
+from schemas.messages import LARGEST
 
 COLLECTION = "user_knowledge"
 VECTORS, POOLED = "knowledge", "pooled"  # names of a point's two vectors
-# Qdrant compares numbers as float64, which has every whole number up to this one.
-LARGEST_VERSION = 2**53 - 1
 STEP = 2.0**-13  # of evidence weights; a copy of `models.evidence.ease.STEP`, so that torch need not be imported
 # Never change it: another namespace would give every user a second point.
 _NAMESPACE = uuid.UUID("6b1f3c1e-2f0e-5b7a-9d55-6e1d1f0a7c11")
@@ -160,8 +159,8 @@ def by_version(points: Sequence[KnowledgePoint]) -> dict[int, list[KnowledgePoin
 def check(points: Sequence[KnowledgePoint], dim: int) -> None:
     """Raise ValueError if a point's vectors are not finite or not of shapes (K, dim) and (dim,)."""
     for point in points:
-        shapes = (point.vectors.ndim, point.vectors.shape[-1], point.pooled.shape)
-        if shapes != (2, dim, (dim,)) or not len(point.vectors):
+        if point.vectors.ndim != 2 or point.vectors.shape[1] != dim or point.pooled.shape != (dim,) or not len(
+                point.vectors):
             raise ValueError(f"knowledge of {point.user_id!r} has shape {point.vectors.shape}, not (K, {dim})")
         if not (np.isfinite(point.vectors).all() and np.isfinite(point.pooled).all()):
             raise ValueError(f"knowledge of {point.user_id!r} is not finite")
@@ -213,7 +212,7 @@ def from_record(user_id: str, fields: Any, named: Any, dim: int) -> KnowledgePoi
     """
     try:
         version = fields["version"]
-        if type(version) is not int or not 1 <= version <= LARGEST_VERSION:
+        if type(version) is not int or not 1 <= version <= LARGEST:
             raise ValueError(f"version {str(version)[:40]!r}")
         if fields["user"] != user_id:
             raise ValueError("it belongs to another user")

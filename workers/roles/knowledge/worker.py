@@ -12,7 +12,7 @@ import numpy as np
 
 from models.knowledge.generation import Generation
 from schemas.artifacts import Registry
-from schemas.messages import KnowledgeRequest, KnowledgeUpdate
+from schemas.messages import LARGEST, KnowledgeRequest, KnowledgeUpdate
 from schemas.settings import Settings
 from schemas.topics import KNOWLEDGE_REQUESTS, KNOWLEDGE_UPDATES
 from workers.kafka.lag import KNOWLEDGE_GROUP
@@ -21,7 +21,7 @@ from workers.kafka.topics import create_topics
 from workers.roles.knowledge.generator import LlmGenerator
 from workers.runtime.loop import StreamWorker
 from workers.runtime.model_updates import ModelUpdates
-from workers.store.point import LARGEST_VERSION, DamagedPoint, KnowledgePoint, KnowledgeStore
+from workers.store.point import DamagedPoint, KnowledgePoint, KnowledgeStore
 from workers.store.qdrant import QdrantStore
 
 log = logging.getLogger(__name__)
@@ -135,7 +135,7 @@ class KnowledgeProcessor:
         vectors, there = made.vectors[row], made.items[row] >= 0
         # A user's versions never fall, also where the damaged point's was ahead of the request.
         held = damaged.version if damaged is not None and damaged.version is not None else 0
-        version = max(request.version, held if held <= LARGEST_VERSION else 0)
+        version = max(request.version, held if held <= LARGEST else 0)
         return KnowledgePoint(
             user_id=request.user_id, version=version, model_version=self.generator.model_version,
             vectors=vectors.astype(np.float16), pooled=vectors.mean(0).astype(np.float32),

@@ -36,6 +36,11 @@ HOST = "127.0.0.1"
 READY = "store.ready"
 # Writes survive a crash of the process at once (write-ahead log); this bounds what a power cut can take.
 _TEND_EVERY_S = 2.0
+# In the engine's errors: what is wrong is the request. As failures of the store, clients would repeat it for ever.
+_CALLERS_FAULT = (
+    "dimension", "failed to parse", "Not existing vector name", "Wrong input", "Bad request", "to convert",
+    "can't convert")
+_MOST_FOUND = 10_000
 _MAX_REQUEST = 32 * 2**20  # bytes, as a Qdrant server
 
 
@@ -103,11 +108,14 @@ def _in_qdrants_shape(
             status, body = error.status, {"status": {"error": str(error)}}
         except web.HTTPException as error:  # a body above the limit
             status, body = error.status, {"status": {"error": error.reason}}
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             status, body = 400, {"status": {"error": f"Format error in JSON body: {error!r}"}}
         except Exception as error:  # the engine raises bare Exception; the caller sees it as Qdrant would say it
-            log.exception("%s %s failed", request.method, request.path)
-            status, body = 500, {"status": {"error": f"Service internal error: {error}"}}
+            if any(words in str(error) for words in _CALLERS_FAULT):
+                status, body = 400, {"status": {"error": f"Wrong input: {error}"}}
+            else:
+                log.exception("%s %s failed", request.method, request.path)
+                status, body = 500, {"status": {"error": f"Service internal error: {error}"}}
         body["time"] = time.perf_counter() - started
         return web.Response(body=orjson.dumps(body), status=status, content_type="application/json")
 
@@ -186,10 +194,7 @@ class _Routes:
                 raise _RefusedError(400, f"the embedded store only upserts, not {sorted(operation)}")
             points = operation["upsert"]["points"]
             below = _below(operation["upsert"].get("update_filter"))
-            try:
-                self._shard.upsert([(p["id"], p["vector"], p["payload"]) for p in points], below)
-            except Exception as error:  # bare Exception for a wrong width, too
-                raise _RefusedError(400 if "dimension" in str(error) else 500, f"Wrong input: {error}") from error
+            self._shard.upsert([(p["id"], p["vector"], p["payload"]) for p in points], below)
             done.append({"operation_id": len(done), "status": "completed"})
         return done
 
@@ -213,7 +218,7 @@ class _Routes:
         asked = await _json(request)
         if asked.get("using") != POOLED or set(asked.get("query") or {}) != {"nearest"}:
             raise _RefusedError(400, f"the embedded store searches nearest by {POOLED} only")
-        found = self._shard.nearest(asked["query"]["nearest"], int(asked["limit"]), _excluded(asked.get("filter")))
+        found = self._shard.nearest(asked["query"]["nearest"], _limit(asked["limit"]), _excluded(asked.get("filter")))
         return {"points": [
             {"id": id_, "version": 0, "score": score, "payload": fields} for id_, score, fields in found]}
 
@@ -247,7 +252,7 @@ class _BankRoutes:
     async def query(self, request: web.Request) -> list[Any]:
         name, asked = self._name(request), await _json(request)
         return await self._banks.query(name, [
-            (search["query"]["nearest"], int(search["limit"]), [int(id_) for id_ in _excluded(search.get("filter"))])
+            (search["query"]["nearest"], _limit(search["limit"]), [int(id_) for id_ in _excluded(search.get("filter"))])
             for search in asked["searches"]])
 
     async def count(self, request: web.Request) -> dict[str, int]:
@@ -270,13 +275,20 @@ async def _json(request: web.Request) -> dict[str, Any]:
     return asked
 
 
+def _limit(value: Any) -> int:
+    number = int(value)
+    if not 0 <= number <= _MOST_FOUND:
+        raise ValueError(f"limit {number}: 0 to {_MOST_FOUND} are possible")
+    return number
+
+
 def _below(condition: Any) -> int:
     """Return v of the one condition this store knows, `version < v`."""
     try:
         (one,) = condition["must"]
         if one["key"] == "version" and set(condition) == {"must"} and list(one["range"]) == ["lt"]:
             return int(one["range"]["lt"])
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         pass
     raise _RefusedError(400, "the embedded store writes on the condition `version < v` only")
 
@@ -287,7 +299,7 @@ def _with_version(condition: Any) -> tuple[list[str], int]:
         ids, version = condition["must"]
         if set(condition) == {"must"} and version["key"] == "version":
             return [str(id_) for id_ in ids["has_id"]], int(version["match"]["value"])
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         pass
     raise _RefusedError(400, "the embedded store deletes by has_id, or by has_id and a version only")
 
@@ -299,7 +311,7 @@ def _excluded(condition: Any) -> list[str]:
     try:
         (one,) = condition["must_not"]
         return list(one["has_id"])
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         raise _RefusedError(400, "the embedded store filters a search by must_not has_id only") from None
 
 
