@@ -145,6 +145,10 @@ class EventSettings:
         default=date(1980, 1, 1),
         description="events before this day are refused: days, minutes or counts taken for seconds lie before 1980; "
                     "1970-01-01 for times that do not count from 1970")
+    most_bad: float = Field(
+        default=1.0, gt=0, le=1,
+        description="streams ends when more than this share of the last minute's events are dead letters; 1 = never. A "
+                    "half is logged")
     encoding: str = Field(default="", max_length=40, description="of files; empty = UTF-8, or a public data set's own")
     columns: str = Field(
         default="", max_length=1000,

@@ -27,6 +27,7 @@ from schemas.topics import (
 from streams.decisions.planner import Plan, Planner, States
 from streams.profile.decoding import Unusable, decode_events
 from streams.profile.state import dumps, loads
+from streams.profile.unusable import WINDOW_S, UnusableShare
 from streams.service.changelog import PartitionWriter
 from streams.service.outbox import FaustOutbox, Pair, Unsent, partition_of, wire
 from streams.service.table import UserTable
@@ -39,6 +40,7 @@ SOURCES = (BEHAVIOUR_EVENTS.name, JUDGEMENTS.name, KNOWLEDGE_UPDATES.name)
 # `duplicates` and `too_late` (older than a full history) changed no history. `unknown_items`: events whose item the
 # model does not know. `unknown_users`: judgements and updates of users without a state. `strays`: events of users whose
 # state is in another partition, sent on to it. The rest is what was asked of other roles.
+LOUD = 0.5  # share of unusable events that is logged
 COUNTED_BY_PLAN = ("events", "duplicates", "late", "too_late", "unknown_items", "unknown_users")
 COUNTED = (*COUNTED_BY_PLAN, "strays", "ranking_requests", "knowledge_requests", "alignment_samples")
 
@@ -96,6 +98,8 @@ class Stage:
         self.clock = clock
         self.ticks = ticks
         self.counts: Counter[str] = Counter(dict.fromkeys(COUNTED, 0))
+        self._unusable = UnusableShare()
+        self._said = -WINDOW_S
         self._limits: defaultdict[int, FailureLimit] = defaultdict(FailureLimit)  # by partition
 
     def prepare(self, topic: str, partition: int, records: Sequence[Any]) -> Delivery:
@@ -118,6 +122,7 @@ class Stage:
         step: Step
         if topic == BEHAVIOUR_EVENTS.name:
             events, good, bad = decode_events(records, now, self.settings.state.future_s, self.reader)
+            self._check_share(len(records), bad)
             work = Work([event.user_id for event in events], events, good)
             strays = self._strays(partition, set(work.users))
             if strays:
@@ -187,6 +192,24 @@ class Stage:
         self.table.clear()
         if self.planner.market is not None:
             self.planner.market.outstanding.clear()
+
+    def _check_share(self, records: int, bad: Sequence[Unusable]) -> None:
+        """Say loudly, once a minute, that most events cannot be used.
+
+        Raises:
+            FreshetError: more than `events.most_bad` of them; their offsets stay as they are.
+        """
+        ticks = self.ticks()
+        share = self._unusable.note(ticks, records, len(bad))
+        if not bad or share < min(LOUD, self.settings.events.most_bad):
+            return
+        text = (f"{share:.0%} of the last minute's {self._unusable.records:,} events are dead letters, the last: "
+                f"{bad[-1].reason}; `freshet dead-letters` lists them")
+        if share > self.settings.events.most_bad:
+            raise FreshetError(f"{text}. FRESHET_EVENTS_MOST_BAD={self.settings.events.most_bad:g} ends streams here")
+        if ticks - self._said >= WINDOW_S:
+            self._said = ticks
+            log.error("%s", text)
 
     def _strays(self, partition: int, users: set[str]) -> set[str]:
         """Return the users whose state is elsewhere: their producer used another partitioner, or none.

@@ -7,6 +7,7 @@ import base64
 import contextlib
 import json
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +18,7 @@ import rocksdict
 
 from schemas.errors import FreshetError
 from schemas.liveness import Progress
-from schemas.settings import KafkaSettings, Settings, StateSettings
+from schemas.settings import EventSettings, KafkaSettings, Settings, StateSettings
 from streams.decisions.planner import Plan, Planner, States
 from streams.profile.fold import Event
 from streams.service.outbox import FaustOutbox, partition_of
@@ -202,3 +203,20 @@ def test_what_comes_back_from_other_roles_is_bounded(store: rocksdict.Rdict, tmp
         one.value = orjson.dumps(message)
         delivery = stage.prepare(topic, 0, [one])
         assert (delivery.bad, len(delivery.states)) == ([], 1)
+
+
+def test_a_flood_of_unusable_events_is_said_and_stops_streams_if_told_to(
+    store: rocksdict.Rdict, tmp_path: Path, caplog: pytest.LogCaptureFixture,
+) -> None:
+    strange = [record(n, item_id=None) for n in range(120)]
+    stage = stage_on(store, tmp_path)
+    assert len(prepare(stage, strange).bad) == 120
+    prepare(stage, strange)
+    said = [entry.getMessage() for entry in caplog.records if "dead letters" in entry.getMessage()]
+    assert len(said) == 1, "once a minute"
+    assert "100% of the last minute's 120 events are dead letters, the last: item_id: null or empty" in said[0]
+    strict = stage_on(store, tmp_path)
+    strict.settings = replace(BY_HAND, events=EventSettings(most_bad=0.6))
+    assert len(prepare(strict, [record(n) for n in range(100)] + strange).bad) == 120
+    with pytest.raises(FreshetError, match=r"71% of the last minute's 340 .* FRESHET_EVENTS_MOST_BAD=0.6"):
+        prepare(strict, strange)
