@@ -58,8 +58,9 @@ class Role:
         self.log = home / "streams.log"
         self.process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> None:
-        code = "from schemas.settings import load; from streams.service.app import main; main(load())"
+    def start(self, broken: str = "") -> None:
+        """Start the process; `broken` is Python that makes something in it fail."""
+        code = f"{broken}\nfrom schemas.settings import load; from streams.service.app import main; main(load())"
         with self.log.open("ab") as out:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", code], stdout=out, stderr=out, cwd=ROOT,

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from confluent_kafka import Producer
 
 from streams.profile.fold import Event
 from tests.streams.service.test_app import Role, assert_equal, expected, make_events, produce, value
@@ -20,6 +21,7 @@ SESSION_S = 3.0
 USERS = 30
 EXPELLED = "member_id was not recognized"
 ROUND, ROUNDS = 30_000, 8  # events
+STEP = 3_000
 
 
 @pytest.fixture
@@ -100,3 +102,60 @@ def test_a_paused_owner_does_not_overwrite_what_its_successor_wrote(
     assert_states(role(bootstrap, tmp_path / "fresh"), events[:sent])  # it knows nothing but the changelog
     for each in two:  # what they left on disk is no newer, and no other, than the changelog
         assert_states(each, events[:sent])
+
+
+def test_processes_that_come_and_go_repeat_nothing(bootstrap: str, tmp_path: Path) -> None:
+    """1 → 3 → 1, the second and third while others recover: what is settled is committed before partitions move."""
+    events = make_events(ROUNDS * STEP, USERS)
+    roles = [role(bootstrap, tmp_path / name) for name in ("one", "two", "three")]
+    parts = [events[start:start + STEP] for start in range(0, len(events), STEP)]
+    first = roles[0]
+    try:
+        first.start()
+        first.wait_ready()
+        for number, part in enumerate(parts):
+            send(bootstrap, part)
+            first.wait(lambda: first.committed(EVENTS) > 0)
+            if number == 1:
+                roles[1].start()
+                roles[2].start()
+            elif number == len(parts) - 2:
+                for each in roles[1:]:
+                    each.wait_ready()
+                    assert each.end(signal.SIGTERM) == 0
+            else:
+                time.sleep(0.3)  # a third of the time between commits: some of it is always settled and not committed
+        first.wait(lambda: first.committed(EVENTS) == len(events))
+        assert first.end(signal.SIGTERM) == 0
+    finally:
+        for each in roles:
+            if each.process is not None and each.process.poll() is None:
+                each.process.kill()
+    fresh = role(bootstrap, tmp_path / "fresh")
+    assert_states(fresh, events)
+    assert sum(state.duplicates for state in fresh.states().values()) == 0
+
+
+def test_events_of_an_aborted_transaction_do_not_count(bootstrap: str, tmp_path: Path) -> None:
+    one = role(bootstrap, tmp_path / "one")
+    events = make_events(300, USERS)
+    producer = Producer({"bootstrap.servers": bootstrap, "transactional.id": "test", "partitioner": "murmur2_random"})
+    producer.init_transactions(30)
+    for number, start in enumerate(range(0, 300, 100)):
+        producer.begin_transaction()
+        for event in events[start:start + 100]:
+            producer.produce(EVENTS, value(event), event.user_id.encode())
+        assert producer.flush(30) == 0
+        if number == 1:
+            producer.abort_transaction(30)
+        else:
+            producer.commit_transaction(30)
+    kept = [*events[:100], *events[200:]]
+    try:
+        one.start()
+        one.wait(lambda: one.committed(EVENTS) >= 300)  # and the markers before the last records
+        assert one.end(signal.SIGTERM) == 0
+    finally:
+        if one.process is not None and one.process.poll() is None:
+            one.process.kill()
+    assert_equal(one.states(), expected(one, kept))
