@@ -65,7 +65,7 @@ class CachedGenerator:
     """
 
     def __init__(self, folder: Path, model_version: str, load: Callable[[], Generator]) -> None:
-        self.model_version = model_version
+        self.model_version, self.has_knowledge = model_version, True
         self.llm_s = 0.0
         self.made = 0
         self._folder = folder

@@ -126,7 +126,7 @@ class LlmGenerator:
         return parts
 
     def _put(self, parts: OpenedVersion | None, model_version: str) -> None:
-        self._made = parts
+        self._made, self.has_knowledge = parts, parts is not None
         self._rows = {item: row for row, item in enumerate(parts.items)} if parts is not None else {}
         self.model_version = model_version
 

@@ -35,6 +35,8 @@ class Generator(Protocol):
     """Generates knowledge from histories. It hides `models`, so that the batch logic can be used with any generator."""
 
     model_version: str
+    has_knowledge: bool
+    """False = the model in use serves behaviour alone; `generate` must not be called."""
 
     def generate(self, histories: Sequence[Sequence[str]], users: Sequence[str] = ()) -> Generation:
         """Return the knowledge of users from their item ids, oldest first. Unknown items are skipped.
@@ -74,7 +76,7 @@ class KnowledgeProcessor:
         self._clock = clock
         self.counters: dict[str, Any] = {
             "requests": 0, "superseded": 0, "already_held": 0, "generated": 0, "forward_passes": 0, "rejected": 0,
-            "overtaken": 0, "damaged": 0, "generate_s": 0.0}
+            "overtaken": 0, "damaged": 0, "not_needed": 0, "generate_s": 0.0}
 
     def __call__(self, requests: Sequence[KnowledgeRequest]) -> Iterator[list[Output | Rejected]]:
         """Yield the outputs of each pass.
@@ -82,6 +84,10 @@ class KnowledgeProcessor:
         Raises:
             StoreUnavailableError: nothing of the current pass was announced; call again with the same requests.
         """
+        if not self.generator.has_knowledge:  # requested before that model came into use: nothing to do for them
+            self.counters["requests"] += len(requests)
+            self.counters["not_needed"] += len(requests)
+            return
         newest = newest_requests(requests)
         found = self._store.look([request.user_id for request in newest])
         held = found.points

@@ -17,13 +17,14 @@ class Ranker:
         model: computes scores.
         items: item ids in row order.
         epsilon: the calibrated trust radius at full trust, nats.
+        has_knowledge: whether the model uses knowledge of users.
     """
 
     def __init__(self, model: Ranking, items: list[str], model_version: str, epsilon: float,
-                 registry: Registry | None = None) -> None:
+                 registry: Registry | None = None, *, has_knowledge: bool = True) -> None:
         self._registry = registry
         self._withdrawn: frozenset[str] = frozenset()
-        self._put(model, items, model_version, epsilon)
+        self._put(model, items, model_version, epsilon, has_knowledge)
 
     @classmethod
     def load(cls, settings: Settings) -> Ranker:
@@ -34,8 +35,9 @@ class Ranker:
         """
         registry = Registry(settings.home)
         artifact = registry.open()
-        return cls(load_ranking(artifact), artifact.items(), artifact.model_version,
-                   artifact.calibration().epsilon, registry)
+        calibration = artifact.calibration()
+        return cls(load_ranking(artifact), artifact.items(), artifact.model_version, calibration.epsilon, registry,
+                   has_knowledge=calibration.knowledge)
 
     @property
     def dim(self) -> int:
@@ -75,12 +77,14 @@ class Ranker:
         if model.dim != self.dim:
             raise ArtifactError(f"model {artifact.model_version} is {model.dim} wide, but the store and the model in "
                                 f"use are {self.dim} wide; restart with another store to change the width")
-        self._put(model, items, artifact.model_version, artifact.calibration().epsilon)
+        calibration = artifact.calibration()
+        self._put(model, items, artifact.model_version, calibration.epsilon, calibration.knowledge)
 
-    def _put(self, model: Ranking, items: list[str], model_version: str, epsilon: float) -> None:
+    def _put(self, model: Ranking, items: list[str], model_version: str, epsilon: float, has_knowledge: bool) -> None:
         self.model = model
         self.items = items
         self.model_version = model_version
         self.epsilon = epsilon
+        self.has_knowledge = has_knowledge
         self._rows = {item: row for row, item in enumerate(items)}
         self._compatible = {model_version}

@@ -38,7 +38,8 @@ from workers.store.qdrant import QdrantStore
 
 log = logging.getLogger(__name__)
 ROLE = "ranking"
-# Requests for damaged knowledge: at most so many users within so many seconds, each once however often ranked.
+# Requests for damaged or missing knowledge: at most so many users within so many seconds, each once however often
+# ranked.
 _ASKED = (1_000, 60.0)
 
 
@@ -60,7 +61,7 @@ class UserRequests:
         self.wanted_version = max(request.knowledge_version for request in requests)
 
     def repair(self, now: float) -> KnowledgeRequest:
-        """Return the request to generate the user's damaged knowledge again, in its version.
+        """Return the request to generate the user's damaged or missing knowledge again, in its version.
 
         Args:
             now: wall clock, seconds.
@@ -133,7 +134,7 @@ class RankingProcessor:
         self, users: Sequence[UserRequests],
     ) -> tuple[dict[str, KnowledgePoint], dict[str, Fallback], list[Output]]:
         """Return the usable knowledge per user, the fallback reason of the other users, and requests for those whose
-        knowledge is damaged.
+        knowledge is damaged or missing.
         """
         wanted = {user.newest.user_id: user.wanted_version for user in users if user.wanted_version > 0}
         found = self._reader.read(wanted)
@@ -143,7 +144,9 @@ class RankingProcessor:
         for user in users:
             name = user.newest.user_id
             point = found.points.get(name)
-            if name in found.damaged and name not in self._asked and len(self._asked) < self._asked.maxsize:
+            # Damaged, or its store was lost or restored from before it was made.
+            gone = name in wanted and point is None and name not in found.unavailable and self._ranker.has_knowledge
+            if gone and name not in self._asked and len(self._asked) < self._asked.maxsize:
                 self._asked[name] = None
                 repairs.append(Output(KNOWLEDGE_REQUESTS, name, user.repair(self._clock())))
             if point is None:

@@ -108,7 +108,7 @@ class Broken:
 
     def __init__(self, real: LlmGenerator, victims: set[int]) -> None:
         self._real, self._victims = real, victims
-        self.model_version = real.model_version
+        self.model_version, self.has_knowledge = real.model_version, real.has_knowledge
 
     def generate(self, histories: Sequence[Sequence[str]], users: Sequence[str] = ()) -> Generation:
         made = self._real.generate(histories, users)

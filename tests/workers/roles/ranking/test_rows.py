@@ -17,12 +17,13 @@ from models.serving.generative import GenerativeRanking
 from models.serving.ranking_model import RankingModel
 from schemas.artifacts import Artifact, Card, Registry, write_card
 from schemas.errors import ArtifactError, DataError, FreshetError
-from schemas.messages import ModelUpdate
+from schemas.messages import KnowledgeRequest, ModelUpdate
 from schemas.settings import Settings
 from tests.workers.fitted import DIM, ITEMS, N, publish, settings_in
 from tests.workers.roles.ranking.test_worker import judged, point, processor, request, split
 from workers.roles.alignment.worker import Aligner
 from workers.roles.knowledge.generator import LlmGenerator
+from workers.roles.knowledge.worker import KnowledgeProcessor
 from workers.roles.ranking.ranker import Ranker
 from workers.store.embedded.engine import EdgeStore
 from workers.terminal.stages import Stages
@@ -89,6 +90,21 @@ def test_workers_switch_between_versions_with_and_without_knowledge(settings: Se
             role.apply(ModelUpdate(model_version="w1", published_at=1.0))
         assert role.model_version == "m1"
     np.testing.assert_array_equal(generator.generate([["i1", "i2"]], ["ann"]).vectors, made.vectors)
+
+
+def test_requests_from_before_a_model_without_knowledge_came_into_use_stop_no_worker(
+    settings: Settings, tmp_path: Path,
+) -> None:
+    generator = LlmGenerator.load(settings, put(settings, "d1", behaviour()))
+    with_store = EdgeStore(tmp_path / "store", DIM)
+    with_store.ensure()
+    work = KnowledgeProcessor(generator, with_store, 4)
+    asked = [KnowledgeRequest(
+        user_id="ann", version=1, reason="cold_start", history=["i1"], count=2, event_id="e", event_time=10.0,
+        caused_at=1.0, requested_at=2.0)]
+    assert list(work(asked)) == []
+    with_store.close()
+    assert (work.counters["requests"], work.counters["not_needed"]) == (1, 1)
 
 
 @pytest.mark.parametrize("model", [behaviour, generative])

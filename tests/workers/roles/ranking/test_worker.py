@@ -305,6 +305,17 @@ class TestDamagedKnowledge:
                  if one.topic is KNOWLEDGE_REQUESTS]
         assert len(asked) == 1
 
+    def test_knowledge_that_a_lost_store_no_longer_has_is_asked_for_once(
+        self, ranker: Ranker, store: EdgeStore,
+    ) -> None:
+        work = processor(ranker, store)
+        out = [work([request("ann", knowledge_version=3), request("new", knowledge_version=0)]) for _ in range(3)]
+        assert [rec.fallback for rec in split(out[0])[0].values()] == ["no_knowledge", "no_knowledge"]
+        asked = [one for parts in out for part in parts for one in part if one.topic is KNOWLEDGE_REQUESTS]
+        assert [(one.key, one.message.version) for one in asked] == [("ann", 3)]
+        ranker.has_knowledge = False
+        assert processor(ranker, store)([request("ann", knowledge_version=3)])[0][1:] == [], "it would be in vain"
+
     def test_after_the_repair_it_is_used(self, ranker: Ranker, damaged: EdgeStore) -> None:
         work = processor(ranker, damaged)
         work([request("ann", knowledge_version=3)])
