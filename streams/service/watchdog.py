@@ -63,11 +63,16 @@ class FaustWatchdog:
             if now - asked >= ASK_S:
                 asked = now
                 waiting = await self.ask(app)
-            self._progress.write(waiting)
+            self.write(app, waiting)
             done = (up, app.consumer.settled, self._progress.moves, *_recovery_offsets(app))
             if self._stall.reached(now, done, waiting > 0 or not up):
                 self._end("stalled: work waits and no offset has moved for %.0f s; exiting", self._stall_s)
             await asyncio.sleep(SAMPLE_S if said else 0.1)
+
+    def write(self, app: Any, waiting: int) -> None:
+        """Write the counters. A batch that a rebalance dropped is in nobody's hand, though it was never done."""
+        self._progress.busy = app.consumer.unsettled > 0
+        self._progress.write(waiting)
 
     async def ask(self, app: Any) -> int:
         """Return how much work waits, see `_waiting`; 1 if the broker does not answer, which the counters then say.

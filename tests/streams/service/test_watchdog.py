@@ -57,3 +57,16 @@ def test_a_broker_that_is_away_is_what_the_role_waits_for(tmp_path: Path) -> Non
     assert said() == (1, 1, "broker")
     consumer.away = False
     assert said() == (4, 4, "")
+
+
+def test_a_dropped_batch_is_in_nobodys_hand(tmp_path: Path) -> None:
+    progress, consumer = Progress(tmp_path, "streams"), Consumer()
+    progress.clear()
+    watchdog = FaustWatchdog(60.0, progress)
+    app: Any = SimpleNamespace(consumer=consumer, batched_topics=frozenset({HERE.topic}))
+    progress.in_hand(9)
+    for unsettled in (1, 0):
+        consumer.unsettled = unsettled
+        watchdog.write(app, 0)
+        progress.write(0, force=True)
+        assert orjson.loads(counters_file(tmp_path, "streams").read_bytes())["busy"] is bool(unsettled)
