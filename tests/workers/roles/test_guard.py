@@ -117,6 +117,31 @@ def test_a_version_that_did_harm_before_is_skipped(tmp_path: Path) -> None:
     assert update.model_version == "v1"
 
 
+def test_a_version_found_harmful_and_chosen_again_is_tested_from_the_start(tmp_path: Path) -> None:
+    for version in ("v1", "v2"):
+        publish(tmp_path, version)
+    watch, deployments = guard(tmp_path), Deployments(tmp_path)
+    (back,) = updates(watch(judgements("v2", -0.8)))
+    watch.apply(back)
+    watch.apply(deployments.select("v2", 100.0, "ann"))
+    assert not watch.counters()["versions"].get("v2", {}).get("harmful")
+    assert updates(watch(judgements("v2", -0.8))) == [], "margins that were counted before do not count again"
+    (again,) = updates(watch(judgements("v2", -0.8, range(100, 160))))
+    assert (again.model_version, again.withdrawn) == ("v1", ["v2"])
+    assert [line.author for line in deployments.log()] == ["guard", "ann", "guard"]
+
+
+def test_the_bounds_are_those_of_the_version_in_use(tmp_path: Path) -> None:
+    publish(tmp_path, "v1")
+    watch, deployments = guard(tmp_path), Deployments(tmp_path)
+    with deployments.registry.publish("v2") as folder:
+        (folder / "calibration.json").write_text(CALIBRATION.model_copy(update={"margin_bound": 4.0}).model_dump_json())
+        write_card(folder, Card(model_version="v2", created_at=0.0, data_hash="", split_time=0, files={},
+                                settings={"fit": {"instructions": 3, "codes": 5}}))
+    watch.apply(deployments.fitted("v2", 100.0))
+    assert (watch._bound, watch._cells) == (4.0, 15)
+
+
 def test_a_harmful_codeword_is_named_and_nothing_is_rolled_back(
     tmp_path: Path, caplog: pytest.LogCaptureFixture,
 ) -> None:
