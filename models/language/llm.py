@@ -32,6 +32,20 @@ WORST_LOSS = 6.0
 _INCIDENTAL = {"_name_or_path", "dtype", "torch_dtype", "transformers_version", "architectures"}  # not hashed
 
 
+def unsupported(causal: nn.Module) -> str:
+    """Return the class of a model whose layers cannot be continued from stored states, "" if they can.
+
+    They can where a decoder has a list of `layers`, each with `self_attn` and q_proj, and takes an attention function
+    by name.
+    """
+    try:
+        layers = causal.get_decoder().layers  # type: ignore[operator]
+        fits = hasattr(layers[0].self_attn, "q_proj") and getattr(causal, "_supports_attention_backend", False)
+    except (AttributeError, IndexError, TypeError, NotImplementedError):
+        fits = False
+    return "" if fits else type(causal).__name__
+
+
 class LanguageModel:
     """A frozen decoder whose forward pass continues from stored states (`models/language/item_cache.py`).
 
@@ -90,6 +104,11 @@ class LanguageModel:
                 f"the language model {name!r} cannot be loaded: {_first_line(error)}. FRESHET_LLM_NAME takes a folder, "
                 f"a Hugging Face id (which needs the network or a filled cache), or {PACKAGED!r}, which comes with "
                 "Freshet") from error
+        if (kind := unsupported(causal)):
+            raise FreshetError(
+                f"the language model {name!r} is a {kind}. Freshet continues decoders from stored states and supports "
+                "those built like Llama: Gemma, Mistral, Qwen and many more, but not GPT-2, Falcon, BLOOM, Mamba or "
+                "encoders such as BERT. Set FRESHET_LLM_NAME to another model")
         model = cls(causal, tokenizer, name)
         if not (loss := model.loss(PROBE)) <= WORST_LOSS:  # NaN too
             raise FreshetError(

