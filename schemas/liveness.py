@@ -112,11 +112,11 @@ class Progress:
 
     Fields of the file, of every role: `role`, `pid`, `started_at`, `ready_at`, `updated_at` (wall clock, seconds; the
     last is written about once a second), `beat` and `moved` (monotonic seconds at which the file was written, and at
-    which something was last finished), `busy` (a batch is in hand), `processed` (records whose effects are durable),
-    `produced` (messages sent), `dead_letters`, `dead_letters_by` (their number by kind), `last_dead_letter` (its
-    reason), `batches`, `last_batch` (records), `last_batch_s`, `last_batch_at`, `lag` (records that wait, null = not
-    known), `waits_for` ("" = nothing), and `ended` ("clean" or "failed") after the end. All count from the start of the
-    process. A role's own counters follow.
+    which something was last finished or nothing waited), `busy` (a batch is in hand), `processed` (records whose
+    effects are durable), `produced` (messages sent), `dead_letters`, `dead_letters_by` (their number by kind),
+    `last_dead_letter` (its reason), `batches`, `last_batch` (records), `last_batch_s`, `last_batch_at`, `lag` (records
+    that wait, null = not known), `waits_for` ("" = nothing), and `ended` ("clean" or "failed") after the end. All count
+    from the start of the process. A role's own counters follow.
 
     Args:
         counters: returns the role's own counters.
@@ -133,6 +133,8 @@ class Progress:
         """Goes up whenever something was finished; the watchdog looks for a standstill."""
         self.busy = False
         self.waits_for = ""
+        self.broker_away = False
+        """Set by the watchdogs, which ask the broker."""
         self._fields: dict[str, Any] = {
             "role": role, "pid": os.getpid(), "started_at": time.time(), "ready_at": None, "processed": 0,
             "produced": 0, "dead_letters": 0, "dead_letters_by": {}, "last_dead_letter": "",
@@ -203,9 +205,11 @@ class Progress:
             self._written = now
             if lag is not None:
                 self._fields["lag"] = lag
+            if not self.busy and not self._fields["lag"]:
+                self._moved = now  # else the first record after an idle hour would look like an hour's standstill
             fields = self._fields | {
-                "waits_for": self.waits_for, "busy": self.busy, "beat": now, "moved": self._moved,
-                "updated_at": time.time()} | self._counters()
+                "waits_for": "broker" if self.broker_away else self.waits_for, "busy": self.busy, "beat": now,
+                "moved": self._moved, "updated_at": time.time()} | self._counters()
             content = orjson.dumps(fields, option=orjson.OPT_SERIALIZE_NUMPY)
             try:
                 write_whole(self._file, content, durable=False)

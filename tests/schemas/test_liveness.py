@@ -106,3 +106,33 @@ class TestProgress:
     def test_a_disk_that_takes_no_counters_ends_no_role(self, tmp_path: Path) -> None:
         (tmp_path / "run").write_bytes(b"not a folder")
         Progress(tmp_path, "streams").write(0, force=True)
+
+    def test_the_file_tells_since_when_work_stands_still(self, tmp_path: Path) -> None:
+        progress = Progress(tmp_path, "ranking")
+
+        def said(lag: int) -> tuple[float, float]:
+            progress.write(lag, force=True)
+            fields = orjson.loads(counters_file(tmp_path, "ranking").read_bytes())
+            return fields["beat"], fields["moved"]
+
+        idle, moved = said(0)
+        assert moved == idle  # nothing waits: an hour of this is no standstill
+        later, moved = said(5)
+        assert idle == moved < later  # records wait, and nothing was finished since
+        progress.produced(1)
+        assert said(5)[1] > idle
+        progress.in_hand(5)
+        later, moved = said(0)
+        assert moved < later  # a batch is in hand
+        progress.done(5, 0.1)
+        later, moved = said(0)
+        assert moved == later
+
+    def test_an_absent_broker_is_what_a_role_waits_for(self, tmp_path: Path) -> None:
+        progress = Progress(tmp_path, "alignment")
+        said = []
+        progress.waits_for = "samples"
+        for progress.broker_away in (True, False):
+            progress.write(0, force=True)
+            said.append(orjson.loads(counters_file(tmp_path, "alignment").read_bytes())["waits_for"])
+        assert said == ["broker", "samples"]

@@ -46,6 +46,14 @@ class GroupLag:
             out[part.topic, part.partition] = (max(low, part.offset), high)  # no commit is offset −1001
         return out
 
+    def ping(self, timeout_s: float = 5.0) -> None:
+        """Return when the broker answers.
+
+        Raises:
+            KafkaException: it does not.
+        """
+        self._consumer.list_topics(timeout=timeout_s)
+
     def _committed(self, asked: list[TopicPartition], timeout_s: float) -> list[TopicPartition]:
         tries = Retrying(retry=retry_if_exception(_no_coordinator_yet), wait=wait_fixed(0.1),
                          stop=stop_after_delay(timeout_s), reraise=True)

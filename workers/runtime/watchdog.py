@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import threading
@@ -17,6 +16,7 @@ from schemas.settings import Settings
 from workers.kafka.lag import GroupLag
 
 log = logging.getLogger(__name__)
+_BEAT_S = 1.0
 
 
 class Watchdog:
@@ -35,18 +35,26 @@ class Watchdog:
         self._progress = progress
         self._owned = owned
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=f"{role}-watchdog", daemon=True)
+        self._threads = [threading.Thread(target=run, name=f"{role}{run.__name__}", daemon=True)
+                         for run in (self._watch, self._beat)]
 
     def start(self) -> None:
         """Start watching."""
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     def stop(self) -> None:
         """Stop watching."""
         self._stopping.set()
-        self._thread.join(10.0)
+        for thread in self._threads:
+            thread.join(10.0)
 
-    def _run(self) -> None:
+    def _beat(self) -> None:
+        """Write the progress file also while the role's own thread is busy or blocked: the process lives."""
+        while not self._stopping.wait(_BEAT_S):
+            self._progress.write(None)
+
+    def _watch(self) -> None:
         stall_s, start_s = self._settings.watchdog.stall_s, self._settings.watchdog.start_s
         stall, started = Stall(stall_s), time.monotonic()
         reader = GroupLag(self._settings.kafka, self._group)
@@ -55,16 +63,23 @@ class Watchdog:
                 now = time.monotonic()
                 if not self._progress.is_ready and now - started > start_s:
                     self._end(f"has no partitions of {self._topic} after {start_s:g} s")
-                with contextlib.suppress(KafkaException):
+                try:
                     behind, committed = self._behind(reader)
-                    waits = (self._progress.busy or behind > 0) and not self._progress.waits_for
-                    if stall.reached(now, (self._progress.moves, committed), waits):
-                        self._end(f"made no progress for {stall_s:g} s with {behind} records of {self._topic} waiting")
+                except KafkaException:
+                    self._progress.broker_away = True
+                    continue
+                self._progress.broker_away = False
+                waits = (self._progress.busy or behind > 0) and not self._progress.waits_for
+                if stall.reached(now, (self._progress.moves, committed), waits):
+                    self._end(f"made no progress for {stall_s:g} s with {behind} records of {self._topic} waiting")
         finally:
             reader.close()
 
     def _behind(self, reader: GroupLag) -> tuple[int, tuple[int, ...]]:
-        offsets = reader.offsets([(self._topic, part) for part in sorted(self._owned())])
+        owned = sorted(self._owned())
+        if not owned:
+            reader.ping()
+        offsets = reader.offsets([(self._topic, part) for part in owned])
         return sum(max(0, end - done) for done, end in offsets.values()), tuple(done for done, _ in offsets.values())
 
     def _end(self, why: str) -> None:

@@ -117,6 +117,8 @@ def test_a_broker_that_is_away_is_waited_for(tmp_path: Path, started: list[Up], 
     assert up.healthz() == (200, "ok")
     assert broker.child is not None
     broker.child.kill()
+    up.wait(lambda: up.healthz() == (503, "waiting"))  # the role itself says so: it has not ended
+    assert "guard: waiting (waiting for the broker)" in up.run("health", "--verbose").stdout
     assert up.running is not None
     os.kill(up.running.pids["guard"], signal.SIGKILL)
     up.wait(lambda: up.running is not None and up.running.processes["guard"].waits_for == "broker")
@@ -180,6 +182,10 @@ def test_a_role_that_hangs_is_killed_in_bounded_time(tmp_path: Path, started: li
     guard = up.running.pids["guard"]
     assert up.run("health").returncode == 0
     os.kill(guard, signal.SIGSTOP)
+    up.wait(lambda: up.healthz() == (503, "hung"))
+    health = up.run("health", "--verbose")
+    assert health.returncode == 1
+    assert "guard: hung (has written nothing for" in health.stdout
     assert up.end() == 0
     with pytest.raises(ProcessLookupError):
         os.kill(guard, 0)
