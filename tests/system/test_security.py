@@ -20,6 +20,7 @@ from confluent_kafka.admin import (
     AdminClient,
     ScramCredentialInfo,
     ScramMechanism,
+    UserScramCredentialDeletion,
     UserScramCredentialUpsertion,
 )
 
@@ -52,6 +53,7 @@ class Doors:
     inside: str
     address: dict[str, str]
     files: Certificates
+    node: KafkaNode | None = None
 
     def settings(self, way: str) -> KafkaSettings:
         """Return the settings of a way: PROTOCOL or PROTOCOL/MECHANISM."""
@@ -66,6 +68,12 @@ class Doors:
             out = replace(out, ssl_certfile=str(self.files.client), ssl_keyfile=str(self.files.encrypted_key),
                           ssl_key_password=KEY_PASSWORD)
         return out
+
+
+def alter(bootstrap: str, change: UserScramCredentialUpsertion | UserScramCredentialDeletion) -> None:
+    admin = AdminClient({"bootstrap.servers": bootstrap})  # a name: without one it ends before its answers come
+    for done in admin.alter_user_scram_credentials([change]).values():
+        done.result()
 
 
 @pytest.fixture(scope="module")
@@ -95,13 +103,11 @@ def doors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Doors]:
     assert home is not None
     node = KafkaNode(folder, home, properties)
     try:
-        admin = AdminClient({"bootstrap.servers": node.bootstrap})
         for mechanism in (ScramMechanism.SCRAM_SHA_256, ScramMechanism.SCRAM_SHA_512):
-            user = UserScramCredentialUpsertion(USER, ScramCredentialInfo(mechanism, 4096), PASSWORD.encode())
-            for made in admin.alter_user_scram_credentials([user]).values():
-                made.result()
+            alter(node.bootstrap, UserScramCredentialUpsertion(
+                USER, ScramCredentialInfo(mechanism, 4096), PASSWORD.encode()))
         create_topics(KafkaSettings(bootstrap=node.bootstrap, partitions=2))
-        yield Doors(node.bootstrap, {door: f"127.0.0.1:{port}" for door, port in ports.items()}, files)
+        yield Doors(node.bootstrap, {door: f"127.0.0.1:{port}" for door, port in ports.items()}, files, node)
     finally:
         node.kill()
 
@@ -229,3 +235,34 @@ def test_a_process_with_a_wrong_password_ends_with_one_line(
     assert "Traceback" not in done.stderr
     assert sum(says in line for line in done.stderr.splitlines()) == 1, done.stderr
     assert not any(secret in done.stdout + done.stderr for secret in SECRETS)
+
+
+@pytest.mark.timeout(240)
+def test_a_service_whose_user_is_removed_ends_with_one_line(doors: Doors, home: Settings, tmp_path: Path) -> None:
+    """Kafka asks at connection time only, so a restart of the broker is when it shows. Last: it restarts the broker."""
+    assert doors.node is not None
+    user, mechanism = "leaver", ScramMechanism.SCRAM_SHA_256
+    alter(doors.inside, UserScramCredentialUpsertion(user, ScramCredentialInfo(mechanism, 4096), PASSWORD.encode()))
+    kafka = replace(doors.settings("SASL_PLAINTEXT/SCRAM-SHA-256"), sasl_username=user)
+    environ = environ_with_files(replace(home, kafka=kafka, home=tmp_path), tmp_path)
+    environ["FRESHET_WATCHDOG_STALL_S"] = "3"
+    (tmp_path / "models").symlink_to(home.home / "models")
+    log = tmp_path / "up.log"
+    with log.open("wb") as out:
+        service = subprocess.Popen(command("up", "--roles", "guard"), env=environ, stdout=out, stderr=subprocess.STDOUT)
+    try:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "run" / "guard.ready").exists():
+            assert service.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.2)
+        alter(doors.inside, UserScramCredentialDeletion(user, mechanism))
+        doors.node.kill()
+        doors.node.start()
+        assert service.wait(100) == 1
+    finally:
+        service.kill()
+    text = log.read_text()
+    assert text.strip().splitlines()[-1].startswith(f"freshet: {kafka.bootstrap} refuses user 'leaver'"), text
+    assert "Traceback" not in text
+    assert PASSWORD not in text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,8 @@ from confluent_kafka.admin import AdminClient
 from schemas.errors import BrokerUnavailableError, FreshetError
 from schemas.settings import KafkaSettings
 from schemas.settings.librdkafka import client
+
+_PATIENCE_S = 1.0  # a broker that refuses the client answers within milliseconds, and the client asks again and again
 
 
 def consumer(settings: KafkaSettings, group: str, **extra: Any) -> dict[str, Any]:
@@ -50,16 +53,22 @@ def check_reachable(settings: KafkaSettings, timeout_s: float = 5.0) -> None:
     """Raise BrokerUnavailableError if no broker answers within `timeout_s`, FreshetError if it refuses this client."""
     errors: list[KafkaError] = []
     admin = AdminClient(client(settings) | {"log_level": 0, "error_cb": errors.append})
-    try:
-        admin.list_topics(timeout=timeout_s)
-    except KafkaException as error:
-        admin.poll(0)  # hands out what the client noted meanwhile; its own error says "no answer", whatever the cause
-        if why := refusal(settings, errors):
-            raise FreshetError(why) from error
-        raise BrokerUnavailableError(
-            f"no Kafka broker answers at {settings.bootstrap} within {timeout_s:g} s ({error.args[0].str()}); check "
-            f"FRESHET_KAFKA_BOOTSTRAP, and FRESHET_KAFKA_SECURITY_PROTOCOL, which is {settings.security_protocol}"
-        ) from error
+    deadline = time.monotonic() + timeout_s
+    while True:
+        left = deadline - time.monotonic()
+        try:
+            admin.list_topics(timeout=max(0.01, min(left, _PATIENCE_S)))
+            return
+        except KafkaException as error:
+            admin.poll(0)  # hands out what the client noted; its own error says "no answer", whatever the cause
+            if why := refusal(settings, errors):
+                raise FreshetError(why) from error
+            if left <= _PATIENCE_S:
+                raise BrokerUnavailableError(
+                    f"no Kafka broker answers at {settings.bootstrap} within {timeout_s:g} s ({error.args[0].str()}); "
+                    "check FRESHET_KAFKA_BOOTSTRAP, and FRESHET_KAFKA_SECURITY_PROTOCOL, which is "
+                    f"{settings.security_protocol}") from error
+            time.sleep(min(0.1, left))  # the client gives up at once where it has just seen every broker down
 
 
 def refusal(settings: KafkaSettings, errors: Sequence[KafkaError]) -> str:

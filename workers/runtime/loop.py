@@ -27,6 +27,7 @@ from schemas.settings import Settings
 from schemas.topics import Topic
 from workers.kafka.configuration import consumer
 from workers.kafka.outbox import Outbox, Output, Rejected
+from workers.kafka.refusals import Refusals
 from workers.kafka.topics import create_topics
 from workers.runtime.watchdog import Watchdog
 
@@ -105,8 +106,10 @@ class StreamWorker(Generic[M]):
                 signal.signal(name, lambda *_: self.stop())
         self._progress.clear()
         create_topics(self._settings.kafka)
+        self._refusals = Refusals(self._settings.kafka)
         self._consumer = Consumer(
-            consumer(self._settings.kafka, self._group), logger=logging.getLogger(f"{__name__}.kafka"))
+            consumer(self._settings.kafka, self._group, error_cb=self._refusals.note),
+            logger=logging.getLogger(f"{__name__}.kafka"))
         self._outbox = Outbox(self._settings.kafka, self._role)
         self._consumer.subscribe([self._topic.name], on_assign=self._assigned, on_revoke=self._revoked,
                                  on_lost=self._revoked)
@@ -128,6 +131,7 @@ class StreamWorker(Generic[M]):
             self._progress.end(clean)
 
     def _turn(self) -> None:
+        self._refusals.check()
         if self._between is not None:
             self._wait_for(self._thread.submit(self._between), "model")
         self._progress.write(self._behind())
