@@ -7,11 +7,14 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from confluent_kafka import Producer
+from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource
 
+from schemas.settings import WatchdogSettings
 from schemas.topics import CHANGELOG
 from streams.profile.fold import Event
 from tests.streams.service.test_app import Role, assert_equal, expected, make_events, produce, value
@@ -27,7 +30,8 @@ EVENTS = "behaviour-events"
 def node(tmp_path: Path) -> Iterator[KafkaNode]:
     home = kafka_home()
     assert home is not None
-    running = KafkaNode(tmp_path, home)
+    # It looks for what to compact every 15 s otherwise.
+    running = KafkaNode(tmp_path, home, lambda port, free: ["log.cleaner.backoff.ms=100"])
     yield running
     running.kill()
 
@@ -158,3 +162,59 @@ def test_states_outlive_a_changelog_that_lost_its_end(node: KafkaNode, role: Rol
     assert role.end(signal.SIGTERM) == 0
     assert role.log.read_text().count("the broker lost records") == 2
     assert_equal(role.states(), expected(role, events))
+
+
+def test_markers_at_the_end_of_a_partition_are_no_backlog(node: KafkaNode, role: Role) -> None:
+    role.settings = replace(role.settings, watchdog=WatchdogSettings(stall_s=8.0))
+    producer = Producer({"bootstrap.servers": node.bootstrap, "transactional.id": "test",
+                         "partitioner": "murmur2_random"})
+    producer.init_transactions()
+    events = make_events(60)
+    for turn, start in enumerate(range(0, 60, 10)):
+        producer.begin_transaction()
+        for event in events[start:start + 10]:
+            producer.produce(EVENTS, value(event), event.user_id.encode())
+        producer.flush()  # also the records of a transaction that is aborted are on the broker then
+        (producer.abort_transaction if turn % 2 else producer.commit_transaction)()
+    kept = [event for n, event in enumerate(events) if not n // 10 % 2]
+    role.start()
+    role.wait_ready()
+    time.sleep(16)  # the watchdog asks for ends every 5 s, and waits for 8
+    assert role.process is not None
+    assert role.process.poll() is None, role.log.read_text()[-3000:]
+    assert applied(role) == len(kept)
+    role.start()  # what is left of the partitions is markers alone
+    role.wait_ready()
+    before = role.committed(EVENTS)
+    produce(node.bootstrap, [(EVENTS, b"later", value(Event("later", "i1", 1.2e9, "view", "later", 0, 0.0)), {})])
+    role.wait(lambda: role.committed(EVENTS) > before, 30)
+    assert applied(role) == len(kept) + 1
+
+
+def test_states_come_back_from_a_changelog_with_holes(node: KafkaNode, role: Role) -> None:
+    events = make_events(1200, users=8)
+    role.start()
+    for start in range(0, 1200, 200):
+        produce(node.bootstrap, [(EVENTS, e.user_id.encode(), value(e), {}) for e in events[start:start + 200]])
+        role.wait(lambda start=start: role.committed(EVENTS) == start + 200)  # type: ignore[misc]
+    assert role.end(signal.SIGTERM) == 0
+    written = len(read_all(role.settings.kafka, [CHANGELOG]))
+    admin = AdminClient({"bootstrap.servers": node.bootstrap})
+    wanted = {"segment.ms": "100", "min.cleanable.dirty.ratio": "0.001", "max.compaction.lag.ms": "200"}
+    entries = [ConfigEntry(name, text, incremental_operation=AlterConfigOpType.SET) for name, text in wanted.items()]
+    for done in admin.incremental_alter_configs([
+            ConfigResource("topic", CHANGELOG, incremental_configs=entries)]).values():
+        done.result(10)
+    role.start()
+    more = [Event(f"late{n}", "i1", 1.2e9, "view", f"late{n}", n, 0.0) for n in range(20)]
+    for event in more:  # a segment is closed by the next record
+        produce(node.bootstrap, [(EVENTS, event.user_id.encode(), value(event), {})])
+        time.sleep(0.2)
+    role.wait(lambda: role.committed(EVENTS) == 1220)
+    role.wait(lambda: len(read_all(role.settings.kafka, [CHANGELOG])) < written, 30)
+    role.end(signal.SIGKILL)
+    shutil.rmtree(role.settings.home / "streams")
+    role.start()
+    role.wait_ready()
+    assert role.end(signal.SIGTERM) == 0
+    assert_equal(role.states(), expected(role, events + more))
