@@ -212,7 +212,7 @@ def test_states_come_back_from_a_changelog_with_holes(node: KafkaNode, role: Rol
         time.sleep(0.2)
     role.wait(lambda: role.committed(EVENTS) == 1220)
     role.wait(lambda: len(read_all(role.settings.kafka, [CHANGELOG])) < written, 30)
-    role.end(signal.SIGKILL)
+    assert role.end(signal.SIGTERM) == 0
     shutil.rmtree(role.settings.home / "streams")
     role.start()
     role.wait_ready()
