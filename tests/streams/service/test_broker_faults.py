@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 from confluent_kafka import Producer
-from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource
 
 from schemas.settings import WatchdogSettings
 from schemas.topics import CHANGELOG
@@ -30,8 +29,7 @@ EVENTS = "behaviour-events"
 def node(tmp_path: Path) -> Iterator[KafkaNode]:
     home = kafka_home()
     assert home is not None
-    # It looks for what to compact every 15 s otherwise.
-    running = KafkaNode(tmp_path, home, lambda port, free: ["log.cleaner.backoff.ms=100"])
+    running = KafkaNode(tmp_path, home)
     yield running
     running.kill()
 
@@ -189,32 +187,3 @@ def test_markers_at_the_end_of_a_partition_are_no_backlog(node: KafkaNode, role:
     produce(node.bootstrap, [(EVENTS, b"later", value(Event("later", "i1", 1.2e9, "view", "later", 0, 0.0)), {})])
     role.wait(lambda: role.committed(EVENTS) > before, 30)
     assert applied(role) == len(kept) + 1
-
-
-def test_states_come_back_from_a_changelog_with_holes(node: KafkaNode, role: Role) -> None:
-    events = make_events(1200, users=8)
-    role.start()
-    for start in range(0, 1200, 200):
-        produce(node.bootstrap, [(EVENTS, e.user_id.encode(), value(e), {}) for e in events[start:start + 200]])
-        role.wait(lambda start=start: role.committed(EVENTS) == start + 200)  # type: ignore[misc]
-    assert role.end(signal.SIGTERM) == 0
-    written = len(read_all(role.settings.kafka, [CHANGELOG]))
-    admin = AdminClient({"bootstrap.servers": node.bootstrap})
-    wanted = {"segment.ms": "100", "min.cleanable.dirty.ratio": "0.001", "max.compaction.lag.ms": "200"}
-    entries = [ConfigEntry(name, text, incremental_operation=AlterConfigOpType.SET) for name, text in wanted.items()]
-    for done in admin.incremental_alter_configs([
-            ConfigResource("topic", CHANGELOG, incremental_configs=entries)]).values():
-        done.result(10)
-    role.start()
-    more = [Event(f"late{n}", "i1", 1.2e9, "view", f"late{n}", n, 0.0) for n in range(20)]
-    for event in more:  # a segment is closed by the next record
-        produce(node.bootstrap, [(EVENTS, event.user_id.encode(), value(event), {})])
-        time.sleep(0.2)
-    role.wait(lambda: role.committed(EVENTS) == 1220)
-    role.wait(lambda: len(read_all(role.settings.kafka, [CHANGELOG])) < written, 30)
-    assert role.end(signal.SIGTERM) == 0
-    shutil.rmtree(role.settings.home / "streams")
-    role.start()
-    role.wait_ready()
-    assert role.end(signal.SIGTERM) == 0
-    assert_equal(role.states(), expected(role, events + more))
