@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import hypothesis
 import pytest
 from hypothesis import settings
 
 # Machines are shared: how long an example took there says nothing of this code.
 settings.register_profile("freshet", deadline=None)
 settings.load_profile("freshet")
-
-# Time-outs per example measure the machine, which tests share with brokers and models.
-hypothesis.settings.register_profile("freshet", deadline=None)
-hypothesis.settings.load_profile("freshet")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
