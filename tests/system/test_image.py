@@ -78,6 +78,7 @@ def files(folder: Path) -> set[Path]:
     return set(folder.rglob("*"))
 
 
+@pytest.mark.timeout(300)
 def test_every_role_runs_as_the_images_user_with_code_that_nobody_can_change(code: Path, place: Path) -> None:
     home = place / "home"
     settings = settings_in(home)
