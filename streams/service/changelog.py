@@ -67,7 +67,6 @@ class PartitionWriter:
         self.partition = partition
         self._threads = threads
         self._producer: Producer | None = None
-        self._refused: KafkaError | None = None  # why the broker took a record of the current transaction not
         self._offset = -1  # of the last record it took
         self.lost = False
         self.fenced = False  # lost because the broker said so
@@ -120,15 +119,14 @@ class PartitionWriter:
             raise LostError(f"{self._topic}[{self.partition}] has another owner: {error.str()}")
         self.check()
         log.warning("cannot write to %s[%d]: %s; trying again", self._topic, self.partition, error.str())
-        refused = self._refused or error
         try:
             await self._in_thread(self._abort)
         except KafkaException as failure:
             if failure.args[0].fatal():
                 await self._recover(failure.args[0])
             raise
-        if refused.code() == KafkaError.MSG_SIZE_TOO_LARGE:
-            raise FreshetError(f"a state is larger than the broker takes in {self._topic}: {refused.str()}")
+        if error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
+            raise FreshetError(f"a state is larger than the broker takes in {self._topic}: {error.str()}")
         await asyncio.sleep(RETRY_S)
 
     def close(self) -> None:
@@ -148,10 +146,12 @@ class PartitionWriter:
     def _transaction(self, pairs: Sequence[Pair]) -> int:
         producer = self._producer
         assert producer is not None  # noqa: S101 - for the type checker
-        self._refused, self._offset = None, -1
+        self._offset = -1
         producer.begin_transaction()
-        for key, value, _ in pairs:
-            producer.produce(self._topic, value, key, partition=self.partition, on_delivery=self._taken)
+        for key, value, _ in pairs[:-1]:
+            producer.produce(self._topic, value, key, partition=self.partition)
+        key, value, _ = pairs[-1]  # only this one is reported: a report copies the record
+        producer.produce(self._topic, value, key, partition=self.partition, on_delivery=self._taken)
         self._until_done(producer.commit_transaction)
         self.written += 1
         return self._offset
@@ -161,9 +161,7 @@ class PartitionWriter:
         self._until_done(self._producer.abort_transaction)
 
     def _taken(self, error: KafkaError | None, message: Message) -> None:
-        if error is not None:
-            self._refused = self._refused or error
-        else:
+        if error is None:
             self._offset = message.offset() or 0
 
     def _until_done(self, call: Callable[[float], None]) -> None:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 from confluent_kafka import Producer
 
 from streams.profile.fold import Event
+from tests.faults.proxy import Network
 from tests.streams.service.test_app import Role, assert_equal, expected, make_events, produce, value
-from tests.workers.brokers import kill_broker, needs_kafka, start_broker
+from tests.workers.brokers import KafkaNode, kafka_home, kill_broker, needs_kafka, start_broker
 
 pytestmark = [pytest.mark.slow, pytest.mark.kafka, needs_kafka, pytest.mark.timeout(300)]
 EVENTS = "behaviour-events"
@@ -69,22 +71,25 @@ def dropped(made: Role) -> bool:
     return "dropped behaviour-events" in made.log.read_text()
 
 
-def pause_amid(paused: Role, other: Role, events: list[Event], done: int) -> None:
-    """Send events, stop a process while it works on them, and let it go on when the other has done all.
+def break_amid(
+    broken: Role, other: Role, begin: Callable[[], None], end: Callable[[], None], events: list[Event], done: int,
+) -> None:
+    """Send events, break a process while it works on them, and mend it when the other has done all.
 
     Args:
+        begin: breaks it, beyond the session time-out.
+        end: mends it.
         done: offsets committed once all events are processed.
     """
-    assert paused.process is not None
-    before, expelled = other.committed(EVENTS), paused.log.read_text().count(EXPELLED)
+    before, expelled = other.committed(EVENTS), broken.log.read_text().count(EXPELLED)
     send(other.settings.kafka.bootstrap, events)
     other.wait(lambda: other.committed(EVENTS) > before)
-    paused.process.send_signal(signal.SIGSTOP)
-    stopped = time.monotonic()
-    other.wait(lambda: other.committed(EVENTS) == done)
-    time.sleep(max(0.0, stopped + 1.5 * SESSION_S - time.monotonic()))
-    paused.process.send_signal(signal.SIGCONT)
-    paused.wait(lambda: paused.log.read_text().count(EXPELLED) > expelled)
+    begin()
+    begun = time.monotonic()
+    other.wait(lambda: other.committed(EVENTS) == done, 120)
+    time.sleep(max(0.0, begun + 1.5 * SESSION_S - time.monotonic()))
+    end()
+    broken.wait(lambda: broken.log.read_text().count(EXPELLED) > expelled)
 
 
 def test_a_paused_owner_does_not_overwrite_what_its_successor_wrote(
@@ -94,7 +99,9 @@ def test_a_paused_owner_does_not_overwrite_what_its_successor_wrote(
     sent = 0
     while sent < len(events) and not all(map(dropped, two)):
         paused, other = reversed(two) if dropped(two[0]) else two
-        pause_amid(paused, other, events[sent:sent + ROUND], sent + ROUND)
+        assert paused.process is not None
+        signals = [partial(paused.process.send_signal, which) for which in (signal.SIGSTOP, signal.SIGCONT)]
+        break_amid(paused, other, signals[0], signals[1], events[sent:sent + ROUND], sent + ROUND)
         sent += ROUND
     assert all(map(dropped, two)), "no pause came amid a batch"
     for each in two:
@@ -102,6 +109,43 @@ def test_a_paused_owner_does_not_overwrite_what_its_successor_wrote(
     assert_states(role(bootstrap, tmp_path / "fresh"), events[:sent])  # it knows nothing but the changelog
     for each in two:  # what they left on disk is no newer, and no other, than the changelog
         assert_states(each, events[:sent])
+
+
+def test_an_owner_that_was_cut_off_does_not_either(tmp_path: Path) -> None:
+    """The cut holds what the owner sent, and lets it through at its end, when the partition is another's."""
+    home = kafka_home()
+    assert home is not None
+    ports: list[int] = []
+
+    def properties(port: int, free: Callable[[], int]) -> list[str]:
+        ports.extend([free(), free()])
+        return [f"listeners=PLAINTEXT://127.0.0.1:{port},CUT://127.0.0.1:{ports[0]},CONTROLLER://127.0.0.1:{port + 1}",
+                f"advertised.listeners=PLAINTEXT://127.0.0.1:{port},CUT://127.0.0.1:{ports[1]}",
+                "listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,CUT:PLAINTEXT"]
+
+    broker = KafkaNode(tmp_path / "node", home, properties)
+    with Network(ports[1], ports[0]) as network:
+        far, near = role(f"127.0.0.1:{ports[1]}", tmp_path / "far"), role(broker.bootstrap, tmp_path / "near")
+        try:
+            for each in (far, near):
+                each.start()
+            for each in (far, near):
+                each.wait_ready()
+            events = make_events(ROUNDS * ROUND, USERS)
+            sent = 0
+            while sent < len(events) and not dropped(far):
+                break_amid(far, near, network.cut, network.heal, events[sent:sent + ROUND], sent + ROUND)
+                sent += ROUND
+            assert dropped(far), "no cut came amid a batch"
+            for each in (far, near):
+                assert each.end(signal.SIGTERM) == 0
+            assert_states(role(broker.bootstrap, tmp_path / "fresh"), events[:sent])
+            assert_states(far, events[:sent])
+        finally:
+            for each in (far, near):
+                if each.process is not None and each.process.poll() is None:
+                    each.process.kill()
+            kill_broker(broker)
 
 
 def test_processes_that_come_and_go_repeat_nothing(bootstrap: str, tmp_path: Path) -> None:
