@@ -38,7 +38,6 @@ def test_nothing_is_lost_doubled_or_stuck_whatever_fails(tmp_path: Path):
         report = Run("pressure", 2.0, None, 0, cluster, users=100, probe=10_000).go()
         print(report)
         assert report["wrong"] == []
-        assert report["lag_at_end"] > 0, "the lag was visible"
 
 
 def test_a_failing_run_is_shrunk_to_what_makes_it_fail():
