@@ -99,5 +99,5 @@ def decoders(run: Callable[[bytes], None]) -> list[Decoder]:
     def bodies(line: str) -> Callable[[bytes], None]:
         return lambda data: run(line.encode() + b"\n" + data)
 
-    return [Decoder(f"store: {line.split('/', 2)[2][-26:]}", bodies(line), [orjson.dumps(body)], "json", 0.3, 16_000)
+    return [Decoder(f"store: {line.split('/', 2)[2][-26:]}", bodies(line), [orjson.dumps(body)], "json", 0.2, 16_000)
             for line, body in REQUESTS.items()]

@@ -140,6 +140,19 @@ def test_the_error_for_a_refused_bank_says_what_to_do(server: Server) -> None:
         bank.nearest(torch.zeros(1, 0), 1, torch.tensor([-1]))
 
 
+@pytest.mark.parametrize("vector", [[[]], [None], ["a"], {}, [[1.0, 0.0]], [True, False]])
+def test_a_vector_that_is_none_is_refused(vector: object) -> None:
+    banks = BankShards()
+
+    async def use() -> None:
+        await banks.create("a", {"vectors": {"size": 2}})
+        with pytest.raises(ValueError, match="list of numbers"):
+            await banks.put("a", {"points": [{"id": 7, "vector": vector}]})
+        await banks.put("a", {"points": [{"id": 7, "vector": [1.0, 0.0]}]})
+
+    asyncio.run(use())
+
+
 def test_the_longest_unused_bank_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("workers.store.banks.shard._KEPT", 2)
     banks = BankShards()

@@ -103,7 +103,7 @@ class BankShards:
 
     async def put(self, name: str, asked: dict[str, Any]) -> dict[str, Any]:
         """Answer `PUT …/points`."""
-        points = [(int(point["id"]), point["vector"]) for point in asked["points"]]
+        points = [(int(point["id"]), _flat(point["vector"])) for point in asked["points"]]
         await asyncio.to_thread(self._banks[name].put, points)
         return {"operation_id": 0, "status": "completed"}
 
@@ -111,3 +111,10 @@ class BankShards:
         """Answer `POST …/points/query/batch`."""
         found = await asyncio.to_thread(self._banks[name].nearest, searches)
         return [{"points": [{"id": id_, "version": 0, "score": score} for id_, score in points]} for points in found]
+
+
+def _flat(vector: Any) -> list[float]:
+    """Return a vector's numbers. Of an empty list within a list the engine panics."""
+    if not isinstance(vector, list) or not all(type(number) in (int, float) for number in vector):
+        raise ValueError("a vector is a list of numbers")
+    return vector

@@ -110,7 +110,9 @@ def _in_qdrants_shape(
             status, body = error.status, {"status": {"error": error.reason}}
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             status, body = 400, {"status": {"error": f"Format error in JSON body: {error!r}"}}
-        except Exception as error:  # the engine raises bare Exception; the caller sees it as Qdrant would say it
+        except BaseException as error:  # the engine raises bare Exception, and its panics are not even that
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
             if any(words in str(error) for words in _CALLERS_FAULT):
                 status, body = 400, {"status": {"error": f"Wrong input: {error}"}}
             else:
