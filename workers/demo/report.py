@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import platform
-from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import orjson
+from pydantic import TypeAdapter
 
 from schemas.artifacts import Artifact
 from schemas.settings import Settings, rows
@@ -36,9 +36,8 @@ def versions(artifact: Artifact) -> dict[str, str]:
 
 
 def plain_settings(settings: Settings) -> dict[str, Any]:
-    """Return the settings without passwords and keys."""
-    out = asdict(settings)
-    out["home"] = str(settings.home)
+    """Return the settings without passwords and keys, as JSON writes them."""
+    out: dict[str, Any] = TypeAdapter(Settings).dump_python(settings, mode="json")
     for row in rows():
         if row.secret:
             del out[row.section][row.name]

@@ -1,3 +1,5 @@
+import json
+
 from schemas.settings import KafkaSettings, QdrantSettings, Settings
 from workers.demo.report import plain_settings
 
@@ -7,3 +9,4 @@ def test_the_settings_in_a_report_leave_out_secrets() -> None:
                                     qdrant=QdrantSettings(api_key="hunter2")))
     assert shown["kafka"]["bootstrap"] == "kafka:9092"
     assert "hunter2" not in str(shown)
+    assert json.loads(json.dumps(shown)) == shown, "the report writes them as JSON"
