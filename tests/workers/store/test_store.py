@@ -25,7 +25,7 @@ from qdrant_client import models as qm
 
 from schemas.errors import FreshetError, StoreUnavailableError
 from schemas.settings import QdrantSettings
-from workers.home.store_key import keep_key, kept_key
+from workers.home.store_key import keep_key, kept_key, new_key
 from workers.store import KnowledgePoint, KnowledgeStore, QdrantStore, point_id
 from workers.store.embedded.engine import EdgeStore, Shard
 from workers.store.point import payload
@@ -46,7 +46,7 @@ class Server:
 
     def __init__(self, home: Path, environ: dict[str, str] | None = None) -> None:
         self.home = home
-        self.environ = environ or {}
+        self.environ = {"FRESHET_QDRANT_API_KEY": new_key()} | (environ or {})  # handed on over restarts, as `up` does
         self.port = 0
         self.start()
 
@@ -454,7 +454,7 @@ class TestWhoMayAsk:
         assert self.ask(server, path=path, method="POST" if path == self.URL else "GET", api_key=key) == 401
 
     def test_the_key_is_readable_by_its_user_only_and_new_in_every_run(self, tmp_path: Path) -> None:
-        server = Server(tmp_path)
+        server = Server(tmp_path, {"FRESHET_QDRANT_API_KEY": ""})  # nobody hands one on
         first = server.settings.api_key
         assert len(first) > 40
         assert stat.S_IMODE((tmp_path / "run" / "store.key").stat().st_mode) == 0o600
