@@ -135,7 +135,8 @@ def made_up(folder: Path) -> Path:
     events = ["user_id,item_id,timestamp"]
     for user in range(60):
         start = int(rng.integers(40))
-        events += [f"{user},{(start + step * (1 + user % 2)) % 40},{user + 100 * step}" for step in range(16)]
+        events += [f"{user},{(start + step * (1 + user % 2)) % 40},{1_600_000_000 + user + 100 * step}"
+                   for step in range(16)]
     (folder / "events.csv").write_text("\n".join(events) + "\n")
     (folder / "items.jsonl").write_text("".join(f'{{"item_id": "{i}", "title": "thing {i}"}}\n' for i in range(40)))
     return folder
