@@ -11,11 +11,11 @@ settings.load_profile("freshet")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give tests of real processes a second try, reported as "rerun".
+    """Give tests of real processes a second and a third try, reported as "rerun".
 
     They start brokers and models on machines that others share, and a start that took a minute there says nothing of
-    this code. A second failure in a row does. Unit and property tests get no second try.
+    this code. A third failure in a row does. Unit and property tests get no second try.
     """
     for item in items:
         if item.get_closest_marker("slow"):
-            item.add_marker(pytest.mark.flaky(reruns=1, reruns_delay=2))
+            item.add_marker(pytest.mark.flaky(reruns=2, reruns_delay=2))

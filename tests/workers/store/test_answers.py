@@ -23,7 +23,9 @@ from workers.store.answers import LONGEST_WAIT_S, StoreRefusedError, check_versi
 from workers.store.banks.bank import ServerBank
 from workers.store.cache import CachedReader
 
+pytestmark = pytest.mark.slow  # its second of patience is the point, and a busy machine may need more
 SETTINGS = QdrantSettings(timeout_s=1)
+PATIENT = QdrantSettings(timeout_s=30)
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +44,9 @@ def proxy(server: Server) -> Iterator[Proxy]:
 
 @pytest.fixture
 def store(proxy: Proxy) -> Iterator[QdrantStore]:
+    patient = QdrantStore(proxy.url, DIM, PATIENT)
+    patient.ensure()
+    patient.close()
     store = QdrantStore(proxy.url, DIM, SETTINGS)
     store.ensure()
     yield store
