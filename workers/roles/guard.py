@@ -121,7 +121,7 @@ class Guard:
         return self._deployments.roll_back(now, reason, author=ROLE, harmful=harmful)
 
     def apply(self, update: ModelUpdate) -> None:
-        """Take the bounds of the version in use, and test it anew if it was found harmful and chosen all the same.
+        """Take the bounds of the version in use; restart its test if it was found harmful and chosen all the same.
 
         Raises:
             ArtifactError: it is not here, or damaged.

@@ -74,11 +74,11 @@ def dropped(made: Role) -> bool:
 def break_amid(
     broken: Role, other: Role, begin: Callable[[], None], end: Callable[[], None], events: list[Event], done: int,
 ) -> None:
-    """Send events, break a process while it works on them, and mend it when the other has done all.
+    """Send events, break a process while it works on them, and heal it when the other has done all.
 
     Args:
         begin: breaks it, beyond the session time-out.
-        end: mends it.
+        end: heals it.
         done: offsets committed once all events are processed.
     """
     before, expelled = other.committed(EVENTS), broken.log.read_text().count(EXPELLED)
