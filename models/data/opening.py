@@ -94,7 +94,7 @@ def text_lines(path: str, source: IO[bytes], encoding: str = "") -> Iterator[str
             raise DataError(f"{path} is damaged: {error}") from error
         marked = next((name for mark, name in _MARKS if head.startswith(mark)), "")
         if marked:
-            raise DataError(f"{path} is encoded as {marked.upper()}: say so by --encoding {marked}")
+            raise DataError(f"{path} is encoded as {marked.upper()}: FRESHET_EVENTS_ENCODING={marked} reads it")
     try:
         text = io.TextIOWrapper(source, encoding=encoding or "utf-8-sig", errors="strict", newline=None)
     except LookupError:
@@ -110,7 +110,7 @@ def text_lines(path: str, source: IO[bytes], encoding: str = "") -> Iterator[str
         byte, before = error.object[error.start], number + error.object[:error.start].count(b"\n") + 1
         raise DataError(
             f"{path} is not {(encoding or 'UTF-8').upper()}: byte 0x{byte:02x} in line {before:,} or before. "
-            "Western European files are mostly Windows-1252: say so by --encoding cp1252, or convert it") from None
+            "Western European files are mostly Windows-1252: FRESHET_EVENTS_ENCODING=cp1252 reads them") from None
     except UnicodeError as error:
         raise DataError(f"{path} is not {encoding.upper()}: {error}") from None
     except (OSError, EOFError, zlib.error) as error:

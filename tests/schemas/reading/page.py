@@ -42,8 +42,8 @@ function (`schemas/reading`), so an id or a time means the same wherever it come
 | | |
 |---|---|
 | formats | values separated by comma, tab, semicolon, `|` or `::`; JSON lines; a JSON array; Parquet; each also in gzip or zstd |
-| encoding | UTF-8, with or without a byte order mark; another one is refused by name, or read with `--encoding cp1252` |
-| columns | found by their names (`user_id`, `userId`, `visitorid`, `reviewerID`, …), or mapped as above; `--columns` names those of a file without a header |
+| encoding | UTF-8, with or without a byte order mark; another one is refused by name, or read with `FRESHET_EVENTS_ENCODING=cp1252` (`freshet fit --encoding`) |
+| columns | found by their names (`user_id`, `userId`, `visitorid`, `reviewerID`, …), or mapped as above; `FRESHET_EVENTS_COLUMNS` (`freshet fit --columns`) names those of a file without a header |
 | broken rows | an unclosed quote, a wrong number of columns, a broken line of JSON: one row each, counted, the first one shown |
 | public data sets | MovieLens 100K, 1M, 10M, 20M, 25M; Amazon reviews 2018 and 2023 with their `meta_` file; Yelp; RetailRocket; RecBole's atomic files |
 
