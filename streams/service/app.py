@@ -25,7 +25,7 @@ from streams.service.origin import settle
 from streams.service.outbox import FaustOutbox
 from streams.service.seeking import FOUND, Seeker
 from streams.service.stage import SOURCES, Delivery, Stage
-from streams.service.table import UserTable
+from streams.service.table import UserTable, store_options
 from streams.service.watchdog import CRASH_S, FaustWatchdog, end_within
 
 log = logging.getLogger("freshet.streams")
@@ -86,6 +86,7 @@ def build(settings: Settings, planner: Planner, cluster: Cluster | None = None) 
     app.transport = BatchTransport(app.conf.broker_consumer, app)
     sources = app.topic(*SOURCES, key_serializer="raw", value_serializer="raw")
     store = app.Table(TABLE, key_type=bytes, value_type=bytes, partitions=kafka.partitions,
+                      options=store_options(kafka.partitions),
                       extra_topic_configs={"min.insync.replicas": str(kafka.min_insync)})
     app.changelog = Changelog(client(kafka), f"{GROUP}-{TABLE}", store.changelog_topic_name)
     found = Counter(dict.fromkeys(FOUND, 0))

@@ -14,6 +14,23 @@ from streams.service.outbox import Pair
 
 # A decoded state takes some 20 kB, so this is 300 MB at worst; others are read from RocksDB, at 30 µs.
 CACHED_USERS = 16_384
+# What RocksDB may take in a process that owns every partition, in bytes. Faust's defaults are three write buffers of
+# 64 MiB and a cache of 2 GiB for each partition, so memory grows for hours before it reaches its bound.
+WRITE_BUFFERS = 128 * 2**20
+BLOCK_CACHES = 64 * 2**20
+BUFFERS = 2  # of each partition: one is written while the other goes to disk
+SMALLEST_BUFFER = 4 * 2**20  # below this, files become so many that merging them costs more than the memory is worth
+SMALLEST_CACHE = 2**20
+
+
+def store_options(partitions: int) -> dict[str, int]:
+    """Return RocksDB's options for each of `partitions` stores, so that together they keep within the bounds above.
+
+    With more than 16 partitions the smallest buffers apply: 8 MiB of them and 1 MiB of cache a partition.
+    """
+    return {"write_buffer_size": max(SMALLEST_BUFFER, WRITE_BUFFERS // BUFFERS // partitions),
+            "max_write_buffer_number": BUFFERS,
+            "block_cache_size": max(SMALLEST_CACHE, BLOCK_CACHES // partitions)}
 
 
 class UserTable:

@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 import rocksdict
+from faust.stores.rocksdb import RocksDBOptions
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from streams.profile.state import UserState
 from streams.service.changelog import LostError
 from streams.service.outbox import Pair
-from streams.service.table import UserTable
+from streams.service.table import BLOCK_CACHES, WRITE_BUFFERS, UserTable, store_options
 
 CACHED = 3
 
@@ -88,3 +89,33 @@ def test_a_reloaded_state_is_the_last_good_one(store: rocksdict.Rdict) -> None:
     table.load(0, ["ann"])["ann"].count = 7  # a step that failed half way
     assert table.reload(0, "ann")["ann"].count == 2
     assert table.reload(0, "bob") == {}
+
+
+def memory(store: rocksdict.Rdict, name: str) -> int:
+    return int(store.property_int_value(f"rocksdb.{name}"))
+
+
+def test_a_process_with_all_partitions_keeps_its_stores_within_the_bound(tmp_path: Path) -> None:
+    partitions = 4
+    made = RocksDBOptions(**store_options(partitions))
+    stores = [made.open(tmp_path / str(n)) for n in range(partitions)]
+    most = 0
+    for n in range(40):
+        for store in stores:
+            batch = rocksdict.WriteBatch(raw_mode=True)
+            for key in range(1000):
+                batch.put(b"%d" % (n * 1000 + key), b"%05d" % key * 400)  # 2 kB
+            store.write(batch)
+        most = max(most, sum(memory(store, "cur-size-all-mem-tables") for store in stores))
+    assert 20 * 2**20 < most <= WRITE_BUFFERS  # 312 MB went through them
+    for n in range(0, 40_000, 3):
+        for store in stores:
+            assert store.get(b"%d" % n) is not None
+    assert sum(memory(store, "block-cache-usage") for store in stores) <= 1.1 * BLOCK_CACHES
+    for store in stores:
+        store.close()
+
+
+def test_many_partitions_keep_buffers_that_can_be_worked_with() -> None:
+    assert store_options(1000) == {"write_buffer_size": 4 * 2**20, "max_write_buffer_number": 2,
+                                   "block_cache_size": 2**20}
