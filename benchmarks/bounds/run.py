@@ -32,6 +32,7 @@ from benchmarks.quality.run import ROOT, TUNED, made_up
 from models.calibration.evidence import WORDS, calibrate_evidence
 from models.data.loading import load_dataset
 from models.evidence.ease import Ease
+from models.evidence.item_knowledge import Parts
 from models.measuring.harm import harmed
 from models.measuring.metrics import ndcg
 from models.measuring.outcomes import mean_by_user
@@ -91,15 +92,16 @@ def points(context: Context, split: Split) -> Iterator[dict[str, Any]]:
     reference, scorer = context.backbone("sasrec")[0], context.backbone("sasrec+text")[0]
     assert isinstance(scorer, FusedScorer)
     fold = split.fold
-    texts = context.dataset.texts
+    known = context.known()
     affinity, _ = calibrate_evidence(
         fold.sequences, fold.begin, reference, scorer,
-        [Ease.fit(fold.training(), fold.n_items, texts, words) for words in WORDS], seed=context.settings.fit.seed)
+        [Ease.fit(fold.training(), fold.n_items, known, Parts(words=words)) for words in WORDS],
+        seed=context.settings.fit.seed)
     reference, fused = context.served(reference, "reference"), context.served(scorer, "with texts")
     assert isinstance(fused, FusedScorer)
     if split.extends:
         affinity = replace(
-            Ease.fit(fold.sequences, fold.n_items, texts, affinity.words), half_life=affinity.half_life)
+            Ease.fit(fold.sequences, fold.n_items, known, affinity.parts), half_life=affinity.half_life)
     rows, by_behaviour = hidden_before(reference, split.test, split.begin, rows=split.rows())
     hidden = hidden_before(fused, split.test, split.begin, rows=split.rows())[1]
     sides = reference.item_side(), fused.item_side()

@@ -139,7 +139,7 @@ def calibrate_evidence(
     return candidates[at], {
         "evidence_ndcg_at_10": ranked, "evidence_ndcg_at_10_without": plain[0], "evidence_gain": best.gain,
         "evidence_half_life": best.half_life, "evidence_history_half_life": candidates[at].half_life,
-        "evidence_words": candidates[at].words, "evidence_reference_share": best.share,
+        "evidence_words": candidates[at].parts.words, "evidence_reference_share": best.share,
         "evidence_temperature": best.temperature, "evidence_nll": nll, "evidence_nll_without": plain[1][0]}
 
 

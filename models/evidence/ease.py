@@ -4,9 +4,10 @@ B = argmin ‖X − XB‖² + λ‖B‖² with a zero diagonal, X the users × i
 (EASE, Steck, WWW 2019, arXiv 1905.03375). EASE treats the history as a set, which complements a transformer that reads
 it as a sequence: stream-time NDCG@10 rises from .103 to .118 on MovieLens-100K and from .034 to .038 on Amazon Beauty.
 
-Words of the item texts can serve as additional rows of X (collective EASE, Jeunen et al., RecSys 2020). Items are then
-similar if they share a maker or a kind, too. This helps most for items with few users, and it is the only signal for
-items without users.
+Item knowledge can serve as additional rows of X (collective EASE, Jeunen et al., RecSys 2020): words of the texts, a
+sentence encoder's similarities, and words that a language model wrote (`models.evidence.item_knowledge`). Items are
+then similar if they share a maker or a kind, too. This helps most for items with few users, and it is the only signal
+for items without users. Where texts say little, it costs, so each part has a weight that held-out events choose.
 
 The evidence is Σ_j 2^(−j/h) B[item_j] over the history, newest first; its largest `SIZE` entries are kept. Ranking
 recomputes it for every request (`ranking.evidence`). Evidence from a refresh is stored with the user's vectors and ages
@@ -15,8 +16,7 @@ with them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
@@ -24,7 +24,8 @@ from torch import Tensor
 
 from models.data.dataset import IntArray
 from models.data.sequences import Sequences
-from models.evidence.words import add_similarity, weigh_words
+from models.evidence.item_knowledge import BEHAVIOUR, ItemKnowledge, Parts
+from models.evidence.words import add_encodings, add_similarity, weigh_words
 from models.scorers.fusion import Evidence
 
 # Neighbours kept per item, and entries kept per user. MovieLens NDCG@10: .1182 with 128 and 128, .1178 with 64 and 64,
@@ -45,13 +46,13 @@ class Ease:
         neighbours: (n, k) int64 item rows; unused entries have weight 0.
         weights: (n, k) float32.
         half_life: h, in items of the history.
-        words: weight of the texts in the fit, see `fit`.
+        parts: weights of item knowledge in the fit.
     """
 
     neighbours: Tensor
     weights: Tensor
     half_life: float = HALF_LIFE
-    words: float = 0.0
+    parts: Parts = BEHAVIOUR
 
     @classmethod
     def none(cls, n_items: int) -> Ease:
@@ -59,37 +60,11 @@ class Ease:
         return cls(torch.zeros(n_items, 0, dtype=torch.int64), torch.zeros(n_items, 0))
 
     @classmethod
-    def fit(cls, sequences: Sequences, n_items: int, texts: Sequence[str] = (), words: float = 0.0) -> Ease:
-        """Fit the weights to users' sequences and, optionally, to the words of item texts.
-
-        Args:
-            texts: (n_items,) item texts; needed if `words` > 0.
-            words: how much two equal texts count, as a multiple of the mean number of users per item; 0 = texts are
-                ignored. An item without users gets neighbours only through its words.
-        """
-        counts = np.bincount(sequences.item, minlength=n_items)
-        has_text = np.array([bool(text) for text in texts]) if words > 0 else np.zeros(n_items, dtype=bool)
-        known = np.flatnonzero((counts > 0) | has_text)
-        chosen = np.sort(known[np.argsort(-counts[known], kind="stable")[:MOST]])
-        if len(chosen) < 2 or not counts.any():
-            return cls.none(n_items)
-        gram = torch.from_numpy(_gram(sequences, n_items, chosen))
-        mean = float(gram.diagonal().sum()) / int((counts[chosen] > 0).sum())
-        if words > 0:
-            add_similarity(gram, weigh_words([texts[row] for row in chosen.tolist()]), words * mean)
-        gram.diagonal().add_(RIDGE * mean)
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram))
-        del gram
-        weights = inverse.div_(-inverse.diagonal().clone())  # column j is divided by its diagonal entry
-        weights.fill_diagonal_(0.0)
-        k = min(NEIGHBOURS, len(chosen) - 1)
-        neighbours, kept = torch.zeros(n_items, k, dtype=torch.int64), torch.zeros(n_items, k)
-        rows = torch.from_numpy(chosen)
-        for part in torch.arange(len(chosen)).split(1024):  # sorting all rows at once would take another 1 GB
-            best = weights[part].abs().topk(k, 1).indices
-            neighbours[rows[part]], kept[rows[part]] = rows[best], weights[part].gather(1, best)
-        # The artifact stores half precision; rounding here keeps fitted and loaded models equal.
-        return cls(neighbours, kept.half().float(), words=words)
+    def fit(
+        cls, sequences: Sequences, n_items: int, knowledge: ItemKnowledge | None = None, parts: Parts = BEHAVIOUR,
+    ) -> Ease:
+        """Fit the weights to users' sequences and, optionally, to item knowledge; see `ClosedForm`."""
+        return ClosedForm(sequences, n_items, knowledge).solve(parts)
 
     def evidence(self, histories: Tensor | IntArray) -> Evidence:
         """Return the evidence from histories (B, H) of item rows, oldest first, −1 = none.
@@ -108,6 +83,111 @@ class Ease:
         best = total[:, :n].abs().topk(min(SIZE, n), 1).indices
         weights = (total.gather(1, best) / STEP).round() * STEP
         return Evidence(torch.where(weights == 0, -1, best), weights)
+
+
+class ClosedForm:
+    """The closed form on one set of sequences, to be solved for several weights of item knowledge.
+
+    Args:
+        sequences: users' sequences.
+        n_items: size of the catalogue.
+        knowledge: of the catalogue's items; needed for parts with a weight above 0.
+        keep: keep the similarities between solutions. They are (m, m) float32 for each part.
+        only: (m,) item rows to use, ascending; None = all that have users or knowledge.
+    """
+
+    def __init__(
+        self, sequences: Sequences, n_items: int, knowledge: ItemKnowledge | None = None, keep: bool = False,
+        only: IntArray | None = None,
+    ) -> None:
+        self.n_items, self._knowledge, self._only = n_items, knowledge, only
+        self._sequences = sequences
+        self._counts = np.bincount(sequences.item, minlength=n_items)
+        self._kept: dict[tuple[str, bytes], Tensor] | None = {} if keep else None
+
+    def solve(self, parts: Parts = BEHAVIOUR) -> Ease:
+        """Return the weights. An item without users gets neighbours only through what is known of it.
+
+        Raises:
+            ValueError: a part has a weight but no knowledge.
+        """
+        on = {name: weight for name, weight in asdict(parts).items() if weight > 0}
+        has = np.zeros(self.n_items, dtype=bool)
+        for name in on:
+            has |= self._described(name)
+        known = np.flatnonzero((self._counts > 0) | has)
+        chosen = self._only if self._only is not None else np.sort(
+            known[np.argsort(-self._counts[known], kind="stable")[:MOST]])
+        if len(chosen) < 2 or not self._counts.any():
+            return Ease.none(self.n_items)
+        gram = self._part("users", chosen, torch.zeros(len(chosen), len(chosen)), 1.0)
+        mean = float(self._counts_once(chosen).sum()) / int((self._counts[chosen] > 0).sum())
+        for name, weight in on.items():
+            gram = self._part(name, chosen, gram, weight * mean)
+        weights = _inverse(gram, RIDGE * mean)
+        weights.div_(-weights.diagonal().clone())  # column j is divided by its diagonal entry
+        weights.fill_diagonal_(0.0)
+        k = min(NEIGHBOURS, len(chosen) - 1)
+        neighbours, kept = torch.zeros(self.n_items, k, dtype=torch.int64), torch.zeros(self.n_items, k)
+        rows = torch.from_numpy(chosen)
+        for part in torch.arange(len(chosen)).split(1024):  # sorting all rows at once would take another 1 GB
+            best = weights[part].abs().topk(k, 1).indices
+            neighbours[rows[part]], kept[rows[part]] = rows[best], weights[part].gather(1, best)
+        # The artifact stores half precision; rounding here keeps fitted and loaded models equal.
+        return Ease(neighbours, kept.half().float(), parts=parts)
+
+    def _counts_once(self, chosen: IntArray) -> IntArray:
+        """Return the number of users of each chosen item."""
+        users = np.repeat(np.arange(len(self._sequences.offsets) - 1), self._sequences.lengths())
+        pairs = np.unique(users * self.n_items + self._sequences.item)
+        return np.bincount(pairs % self.n_items, minlength=self.n_items)[chosen]
+
+    def _described(self, name: str) -> np.ndarray:
+        """Return (n_items,) bool: items of which a part knows something."""
+        known = self._knowledge
+        if known is None or not known.has(name):
+            raise ValueError(f"the part {name!r} has a weight, and there is no such knowledge")
+        if name == "encoder":
+            assert known.encoded is not None  # noqa: S101 - `has` looked
+            return np.any(known.encoded != 0, 1)
+        return np.array([bool(text) for text in (known.texts if name == "words" else known.joined())])
+
+    def _part(self, name: str, chosen: IntArray, gram: Tensor, share: float) -> Tensor:
+        """Return gram (m, m) plus `share` times a part; gram is modified."""
+        if self._kept is None:
+            self._add(name, chosen, gram, share)
+            return gram
+        key = name, chosen.tobytes()
+        if key not in self._kept:
+            self._kept[key] = torch.zeros_like(gram)
+            self._add(name, chosen, self._kept[key], 1.0)
+        return gram.add_(self._kept[key], alpha=share)
+
+    def _add(self, name: str, chosen: IntArray, gram: Tensor, share: float) -> None:
+        if name == "users":
+            gram.add_(torch.from_numpy(_gram(self._sequences, self.n_items, chosen)), alpha=share)
+            return
+        assert self._knowledge is not None  # noqa: S101 - `_described` looked
+        known = self._knowledge.at(chosen.tolist())
+        if name == "encoder":
+            assert known.encoded is not None  # noqa: S101 - `_described` looked
+            add_encodings(gram, torch.from_numpy(np.ascontiguousarray(known.encoded, np.float32)), share)
+        else:
+            add_similarity(gram, weigh_words(known.texts if name == "words" else known.joined()), share)
+
+
+def _inverse(gram: Tensor, ridge: float) -> Tensor:
+    """Return (gram + ridge I)⁻¹; gram is modified.
+
+    Cutting negative similarities to 0 can leave a slightly negative eigenvalue; then more is added to the diagonal.
+    """
+    for _ in range(8):
+        gram.diagonal().add_(ridge)
+        factor, failed = torch.linalg.cholesky_ex(gram)
+        if not failed:
+            return torch.cholesky_inverse(factor)
+        del factor
+    raise ValueError("the item–item matrix has no inverse; its similarities are not finite")
 
 
 def _gram(sequences: Sequences, n_items: int, chosen: IntArray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Word similarity of item texts: makers, product lines and genres, which a language model's mean state blurs.
+"""Similarity of item texts. Words: makers, product lines and genres, which a language model's mean state blurs.
 
 Shared words are weighted by tf-idf, because rare words are more informative. Vectors have unit length, so all texts
 count the same. Words are runs of Unicode word characters; in scripts without spaces only whole phrases can match.
@@ -50,3 +50,16 @@ def add_similarity(gram: Tensor, weights: Tensor, share: float) -> None:
     for part in torch.arange(len(gram)).split(1024):  # all at once would need another (n, n)
         block = weights.index_select(0, part).to_dense().T.contiguous()
         gram[:, part] += share * torch.sparse.mm(weights, block)
+
+
+def add_encodings(gram: Tensor, encoded: Tensor, share: float) -> None:
+    """Add `share` times the similarity of each pair of sentence encodings to gram (n, n), in place.
+
+    The similarity is the cosine cubed, negatives cut to 0. Any two titles of one shop have a cosine of some .2 to .4;
+    the cube leaves .03 of that and .5 of a cosine of .8.
+
+    Args:
+        encoded: (n, d) float32, rows of unit length or zero.
+    """
+    for part in torch.arange(len(gram)).split(1024):  # all at once would need another (n, n)
+        gram[:, part] += (encoded @ encoded[part].T).clamp_(min=0.0).pow_(3).mul_(share)

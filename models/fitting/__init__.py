@@ -2,6 +2,6 @@
 
 Building and training of systems is in `systems`; what a worker loads is in `serving`.
 
-May import: serving, systems, systems.freshet, systems.lwgr, calibration, knowledge, generative, language, scorers,
-trust, measuring, data.
+May import: serving, systems, systems.freshet, systems.lwgr, calibration, evidence, knowledge, generative, language,
+scorers, trust, measuring, data.
 """

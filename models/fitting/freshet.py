@@ -17,6 +17,7 @@ from pathlib import Path
 
 from models.data.dataset import Dataset, Events, FloatArray
 from models.data.fold import Fold
+from models.evidence.item_knowledge import ItemKnowledge
 from models.language.item_cache import ItemCache
 from models.language.llm import LanguageModel
 from models.scorers.training import Keep
@@ -54,7 +55,7 @@ class Fitted:
 
 def fit(
     dataset: Dataset, events: Events, settings: Settings, llm: LanguageModel, cache: ItemCache,
-    report: Report | None = None, keep: Keep | None = None,
+    report: Report | None = None, keep: Keep | None = None, items: ItemKnowledge | None = None,
 ) -> Fitted:
     """Train and calibrate everything on `events`, the training part of `dataset`.
 
@@ -62,9 +63,11 @@ def fit(
         cache: item states of `dataset.texts`, built with `llm`.
         report: called with stage (one of `STAGES`), steps done, total steps and metrics.
         keep: storage for trained behaviour scorers; None = no storage.
+        items: what is known of the items; None = the texts of `dataset`.
     """
     fold = Fold.of(events, len(dataset.users), len(dataset.items))
-    made = fit_fold(fold, dataset.texts, settings, llm, cache, extends=True, report=report, keep=keep)
+    made = fit_fold(
+        fold, items or ItemKnowledge(dataset.texts), settings, llm, cache, extends=True, report=report, keep=keep)
     config = {
         "backbone": {
             "n_items": fold.n_items, "dim": settings.fit.dim, "layers": settings.fit.layers,

@@ -2,6 +2,6 @@
 
 Parts shared by several systems are in `knowledge`.
 
-May import: systems.freshet, systems.coco, systems.grasp, systems.kar, systems.lwgr, calibration, knowledge,
-generative, language, scorers, measuring, compute, data.
+May import: systems.freshet, systems.coco, systems.grasp, systems.kar, systems.lwgr, calibration, evidence,
+knowledge, generative, language, scorers, measuring, compute, data.
 """

@@ -14,6 +14,7 @@ import torch
 from models.compute.neighbours import Banks, exact
 from models.compute.pca import Whitening, condense
 from models.data.dataset import Dataset
+from models.evidence.item_knowledge import ItemKnowledge
 from models.generative.semantic_ids import SemanticIds, quantise
 from models.knowledge.composition import Composed
 from models.language.item_cache import ItemCache
@@ -53,6 +54,7 @@ class Context:
         language: opens language model and item cache; called at most once.
         report: called with stage, steps done, total steps and metrics.
         banks: builds the banks of embeddings for neighbour search.
+        items: returns what is known of the items; called at most once. None = their texts.
     """
 
     dataset: Dataset
@@ -62,6 +64,7 @@ class Context:
     report: Report = lambda *_: None
     banks: Banks = exact
     keep: training.Keep | None = None
+    items: Callable[[], ItemKnowledge] | None = None
     _made: dict[str, Any] = field(default_factory=dict)
 
     def once(self, name: str, make: Callable[[], Any]) -> Any:
@@ -78,6 +81,10 @@ class Context:
     def llm(self) -> tuple[LanguageModel, ItemCache]:
         """Return language model and item cache."""
         return self.once("llm", self.language)
+
+    def known(self) -> ItemKnowledge:
+        """Return what is known of the catalogue's items."""
+        return self.once("items", self.items or (lambda: ItemKnowledge(self.dataset.texts)))
 
     def texts(self) -> torch.Tensor:
         """Return condensed item texts (n_items, ≤ 128)."""

@@ -84,7 +84,7 @@ def _freshet(system: System, control: str | None, context: Context) -> Trained:
     llm, cache = context.llm()
     shuffled = control == "shuffled-knowledge"
     made = fit_fold(
-        context.split.fold, context.dataset.texts, context.settings, llm, cache, extends=context.split.extends,
+        context.split.fold, context.known(), context.settings, llm, cache, extends=context.split.extends,
         report=context.report, once=context.once, keep=context.keep, words=EVIDENCE.get(control or "", WORDS),
         bounded=control != "unconstrained", shuffled=shuffled, objective=_objective(system, control))
     model = WithEvidence(

@@ -178,6 +178,7 @@ class Evaluator:
         from models.measuring.protocols import protocol
         from models.systems.context import Context
         from workers.store.banks.bank import banks
+        from workers.training.item_knowledge import item_knowledge
 
         key = (wanted.protocol, wanted.seed, wanted.events)
         if self._context is None or self._context[0] != key:
@@ -185,7 +186,8 @@ class Evaluator:
             split = protocol(wanted.protocol, self.dataset, settings.fit.train_fraction, wanted.events)
             self._context = key, Context(
                 self.dataset, split, settings, self._language, banks=banks(settings),
-                keep=ScorerCache(settings.home / "cache" / "scorers"))
+                keep=ScorerCache(settings.home / "cache" / "scorers"),
+                items=lambda: item_knowledge(settings, self.dataset, self.stages))
         self._context[1].report = self._report = TrainingStages(self.stages, opened)
         return self._context[1]
 

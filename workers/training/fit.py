@@ -183,6 +183,7 @@ def _trained(
     from models.fitting.row import fit_row, training_split
     from models.systems.context import Context
     from workers.store.banks.bank import banks
+    from workers.training.item_knowledge import item_knowledge
     from workers.training.scorer_cache import ScorerCache
 
     def language() -> tuple[LanguageModel, ItemCache]:
@@ -192,9 +193,11 @@ def _trained(
     system = system_named(settings.fit.system)
     keep = ScorerCache(settings.home / "cache" / "scorers")  # an interrupted fit resumes after the last trained scorer
     if system.backbone == "sasrec+text+evidence":
-        return fit(dataset, past, settings, *language(), report, keep)
+        return fit(dataset, past, settings, *language(), report, keep, item_knowledge(settings, dataset, stages))
     split = training_split(Fold.of(past, len(dataset.users), len(dataset.items)))
-    return fit_row(system, Context(dataset, split, settings, language, report, banks(settings), keep))
+    return fit_row(system, Context(
+        dataset, split, settings, language, report, banks(settings), keep,
+        lambda: item_knowledge(settings, dataset, stages)))
 
 
 def calibrate(

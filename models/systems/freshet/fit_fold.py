@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -15,7 +15,8 @@ from models.calibration.evidence import WORDS, calibrate_evidence
 from models.calibration.scoring import score_events
 from models.compute.pca import condense
 from models.data.fold import Fold
-from models.evidence.ease import Ease
+from models.evidence.ease import ClosedForm, Ease
+from models.evidence.item_knowledge import ItemKnowledge, Parts
 from models.knowledge.objectives import Objective, PrimalDual
 from models.knowledge.training import TrainingPlan, train
 from models.language.item_cache import ItemCache
@@ -65,14 +66,14 @@ def _make(_: str, make: Callable[[], Any]) -> Any:
 
 
 def fit_fold(
-    fold: Fold, texts: Sequence[str], settings: Settings, llm: LanguageModel, cache: ItemCache, *, extends: bool,
+    fold: Fold, known: ItemKnowledge, settings: Settings, llm: LanguageModel, cache: ItemCache, *, extends: bool,
     report: Report | None = None, once: Once = _make, objective: Objective | None = None, bounded: bool = True,
     keep: Keep | None = None, words: tuple[float, ...] = WORDS, shuffled: bool = False,
 ) -> FittedFold:
     """Train and calibrate Freshet's composition on a fold.
 
     Args:
-        texts: item texts of the catalogue.
+        known: what is known of the catalogue's items.
         cache: states of the item texts, built with `llm`.
         extends: whether scorers are finally trained further on the fold's held-out rows
             (`models.measuring.protocols.Split.extends`).
@@ -102,9 +103,9 @@ def fit_fold(
     began = time.monotonic()
     relating = during("affinity")
     affinities: list[Ease] = [] if words else [Ease.none(fold.n_items)]
+    form = ClosedForm(fold.training(), fold.n_items, known)
     for at, share in enumerate(words):
-        affinities.append(once(
-            f"affinity, words {share:g}", partial(Ease.fit, fold.training(), fold.n_items, texts, share)))
+        affinities.append(once(f"affinity, words {share:g}", partial(form.solve, Parts(words=share))))
         relating(at + 1, len(words) + 1, {})
 
     def with_evidence() -> tuple[FusedScorer, Ease, dict[str, float]]:
@@ -147,8 +148,8 @@ def fit_fold(
         extended.attention = fused.attention  # the extension does not involve user vectors
         fused = extended
         if words:
-            whole = once(f"extended affinity, words {affinity.words:g}", partial(
-                Ease.fit, fold.sequences, fold.n_items, texts, affinity.words))
+            whole = once(f"extended affinity, {affinity.parts}", lambda: ClosedForm(
+                fold.sequences, fold.n_items, known).solve(affinity.parts))
             affinity = replace(whole, half_life=affinity.half_life)
         metrics["extension_seconds"] = time.monotonic() - began
     return FittedFold(

@@ -7,6 +7,7 @@ import torch
 from models.calibration.evidence import HALF_LIVES, calibrate_evidence
 from models.data.sequences import Sequences
 from models.evidence.ease import Ease
+from models.evidence.item_knowledge import ItemKnowledge, Parts
 from models.scorers.backbone import Backbone
 from models.scorers.fusion import FusedScorer
 
@@ -35,14 +36,14 @@ def calibrated(kind, **more):
     past = Sequences(sequences.item[keep], sequences.index[keep], np.arange(0, USERS * (LENGTH - 1) + 1, LENGTH - 1))
     fused = FusedScorer(torch.randn(N, 4), None, N, 8, 1, 2, 10, 0.0).eval()
     reference = Backbone(N, 8, 1, 2, 10, 0.0).eval()
-    affinities = [Ease.fit(past, N, TEXTS, words) for words in (0.0, 0.6)]
+    affinities = [Ease.fit(past, N, ItemKnowledge(TEXTS), Parts(words=words)) for words in (0.0, 0.6)]
     affinity, found = calibrate_evidence(sequences, begin, reference, fused, affinities, **more)
     return affinity, found, fused
 
 
 def test_words_are_chosen_if_they_help():
     affinity, found, fused = calibrated("makes")
-    assert affinity.words == found["evidence_words"] == 0.6
+    assert affinity.parts.words == found["evidence_words"] == 0.6
     assert affinity.half_life in HALF_LIVES
     assert float(fused.evidence_gain) == found["evidence_gain"] > 0
     assert found["evidence_ndcg_at_10"] > found["evidence_ndcg_at_10_without"] + 0.2
@@ -71,7 +72,7 @@ def test_evidence_of_other_users_gets_no_weight():
 
 def test_without_events_nothing_changes():
     affinity, found, fused = calibrated("makes", limit=0)
-    assert (affinity.words, found) == (0.0, {})
+    assert (affinity.parts.words, found) == (0.0, {})
     assert float(fused.evidence_gain) == 0
 
 

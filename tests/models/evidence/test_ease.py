@@ -1,12 +1,14 @@
 """EASE: planted associations are found, old items count less, and weights survive a store."""
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.data.sequences import Sequences
-from models.evidence.ease import HALF_LIFE, STEP, Ease
+from models.evidence.ease import HALF_LIFE, STEP, ClosedForm, Ease
+from models.evidence.item_knowledge import ItemKnowledge, Parts
 from models.scorers.fusion import Evidence, FusedScorer
 from workers.store import point
 
@@ -23,7 +25,17 @@ def planted(users=400, seed=0):
     return Sequences(np.concatenate(items), np.arange(sum(lengths)), np.concatenate([[0], np.cumsum(lengths)]))
 
 
+def dense(found):
+    """Return evidence as (B, N)."""
+    return torch.zeros(len(found.items), N).scatter_add(1, found.items.clamp(min=0), found.weights)
+
+
 AFFINITY = Ease.fit(planted(), N)
+GROUPS = np.eye(6, dtype=np.float32)[np.arange(N) // 5]
+KNOWN = ItemKnowledge(
+    [f"thing {item % 4}" for item in range(N)], [f"group {'abcdef'[item // 5]}" for item in range(N)],
+    (GROUPS + 0.2) / np.linalg.norm(GROUPS + 0.2, axis=1, keepdims=True))
+KEPT = ClosedForm(planted(), N, KNOWN, keep=True)
 
 
 def test_evidence_favours_items_related_to_the_history():
@@ -70,7 +82,7 @@ def test_older_items_weigh_less():
 def test_words_give_evidence_for_items_without_users():
     texts = [f"{'red' if item % 10 == 9 else 'blue'} {'abc'[item // 10]}" for item in range(N)]
     texts[5] = "red only"
-    found = Ease.fit(planted(), N, texts, words=0.6).evidence(np.array([[9, -1], [29, -1]]))
+    found = Ease.fit(planted(), N, ItemKnowledge(texts), Parts(words=0.6)).evidence(np.array([[9, -1], [29, -1]]))
     dense = torch.zeros(2, N).scatter_add(1, found.items.clamp(min=0), found.weights)
     assert dense[0, 29] > 0.01  # another red item, without users
     assert dense[1, 20:29].min() > dense[1, :5].max()  # the new item is closest to its group
@@ -78,9 +90,47 @@ def test_words_give_evidence_for_items_without_users():
 
 
 def test_texts_with_weight_zero_have_no_effect():
-    other = Ease.fit(planted(), N, ["red"] * N, words=0.0)
+    other = Ease.fit(planted(), N, KNOWN, Parts())
     assert torch.equal(other.neighbours, AFFINITY.neighbours)
     assert torch.equal(other.weights, AFFINITY.weights)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.sampled_from(["words", "encoder", "written"]), st.floats(0.1, 1.5), st.randoms(use_true_random=False))
+def test_the_order_of_items_has_no_effect(part, weight, random):
+    order = np.array(random.sample(range(N), N))
+    place = np.argsort(order)
+    sequences = planted()
+    moved = Sequences(place[sequences.item], sequences.index, sequences.offsets)
+    histories = np.array([[0, 1, 12], [29, 5, -1]])
+    found = Ease.fit(sequences, N, KNOWN, Parts(**{part: weight})).evidence(histories)
+    there = Ease.fit(moved, N, KNOWN.at(order.tolist()), Parts(**{part: weight})).evidence(
+        np.where(histories >= 0, place[histories], -1))
+    torch.testing.assert_close(dense(found), dense(there)[:, torch.from_numpy(place)], atol=3 * STEP, rtol=0)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.floats(0, 1.5), min_size=3, max_size=3))
+def test_kept_similarities_give_the_same_weights(weights):
+    parts = Parts(*weights)
+    kept = KEPT.solve(parts).evidence(np.array([[0, 1, 12], [29, 5, -1]]))
+    alone = Ease.fit(planted(), N, KNOWN, parts).evidence(np.array([[0, 1, 12], [29, 5, -1]]))
+    torch.testing.assert_close(dense(kept), dense(alone), atol=3 * STEP, rtol=0)
+
+
+def test_encodings_and_written_words_reach_items_without_users():
+    for parts in (Parts(encoder=0.6), Parts(written=0.6)):
+        found = dense(Ease.fit(planted(), N, KNOWN, parts).evidence(np.array([[29, -1]])))[0]
+        assert found[25:29].min() > found[:20].max()
+    assert not dense(AFFINITY.evidence(np.array([[29, -1]]))).any()
+
+
+def test_a_part_without_knowledge_is_refused():
+    for parts in (Parts(encoder=0.3), Parts(written=0.3)):
+        with pytest.raises(ValueError, match="no such knowledge"):
+            Ease.fit(planted(), N, ItemKnowledge(["red"] * N), parts)
+    with pytest.raises(ValueError, match="2 rows of knowledge for 3 items"):
+        ItemKnowledge(["a", "b", "c"], ["", ""])
 
 
 def test_weights_survive_a_store():
