@@ -30,6 +30,7 @@ from schemas.settings.sections import (
     ExperimentSettings,
     FitSettings,
     HealthSettings,
+    ItemSettings,
     KafkaSettings,
     LlmSettings,
     LogSettings,
@@ -42,9 +43,9 @@ from schemas.settings.sections import (
 
 __all__ = [
     "AlignmentSettings", "Envelope", "EventField", "EventSettings", "Evidence", "ExperimentSettings", "FitSettings",
-    "HealthSettings", "KafkaSettings", "LlmSettings", "LogSettings", "QdrantSettings", "RankingSettings",
-    "RefreshSettings", "SettingRow", "Settings",
-    "StateSettings", "WatchdogSettings", "load", "rows", "to_environ",
+    "HealthSettings", "ItemSettings", "KafkaSettings", "LlmSettings", "LogSettings", "QdrantSettings",
+    "RankingSettings", "RefreshSettings", "SettingRow", "Settings", "StateSettings", "WatchdogSettings", "load", "rows",
+    "to_environ",
 ]
 
 PREFIX = "FRESHET_"
@@ -59,6 +60,7 @@ class Settings:
     kafka: KafkaSettings = field(default_factory=KafkaSettings)
     qdrant: QdrantSettings = field(default_factory=QdrantSettings)
     llm: LlmSettings = field(default_factory=LlmSettings)
+    items: ItemSettings = field(default_factory=ItemSettings)
     fit: FitSettings = field(default_factory=FitSettings)
     events: EventSettings = field(default_factory=EventSettings)
     state: StateSettings = field(default_factory=StateSettings)

