@@ -1,4 +1,9 @@
-"""Events grouped by user in order of time, and the windows that a backbone reads."""
+"""Events grouped by user in order of time, and the windows that a backbone reads.
+
+Events of one user at the same time are *tied*. Nothing could be recommended between them, so none of them may be
+predicted from another one: 43% of the predicted events on Amazon Beauty are tied with the user's previous event, and
+the order of ties in its file gives the answer away (ties ascend by item).
+"""
 
 from __future__ import annotations
 
@@ -8,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.data.dataset import Events, IntArray
+from models.data.dataset import BoolArray, Events, FloatArray, IntArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,29 +24,80 @@ class Sequences:
         item: (n,) item rows.
         index: (n,) position of each in the `Events` it came from.
         offsets: (users + 1,) user u has rows offsets[u]:offsets[u + 1].
+        tie: (n,) first row of the user's events at the same time; None = every row counts as later than the one before.
     """
 
     item: IntArray
     index: IntArray
     offsets: IntArray
+    tie: IntArray | None = None
 
     @classmethod
-    def of(cls, events: Events, n_users: int) -> Sequences:
-        """Group time-ordered events by user."""
-        index = np.argsort(events.user, kind="stable")
+    def of(cls, events: Events, n_users: int, key: FloatArray | None = None, strict: bool = True) -> Sequences:
+        """Group time-ordered events by user.
+
+        Args:
+            key: (n,) order of tied events, see `tie_order`; None = the order of the file.
+            strict: whether tied events are predicted from strictly earlier events only. False = from all rows before
+                them, as most published figures.
+        """
+        order = np.arange(len(events)) if key is None else key
+        index = np.lexsort((order, events.time, events.user))
         offsets = np.concatenate([[0], np.cumsum(np.bincount(events.user, minlength=n_users))])
-        return cls(events.item[index], index, offsets)
+        return cls(events.item[index], index, offsets,
+                   _first_of_tie(events.user[index], events.time[index]) if strict else None)
 
     def lengths(self) -> IntArray:
         """Return the number of events of each user, (users,)."""
         return np.diff(self.offsets)
+
+    def user(self, rows: IntArray) -> IntArray:
+        """Return the user (m,) of each row (m,)."""
+        return np.searchsorted(self.offsets, rows, "right") - 1
+
+    def known(self, rows: IntArray) -> IntArray:
+        """Return for each row (m,) the first row of its tie (m,): what was known before it are the user's rows below.
+
+        A result is its own result, so it does no harm to ask twice.
+        """
+        return rows if self.tie is None else self.tie[rows]
+
+    def with_history(self) -> BoolArray:
+        """Return (n,) bool: whether the user has an event before the row that it may be predicted from."""
+        rows = np.arange(len(self.item))
+        return np.asarray(self.known(rows) > np.repeat(self.offsets[:-1], self.lengths()))
+
+    def kept(self, keep: BoolArray) -> Sequences:
+        """Return the rows where `keep` (n,) is True as new sequences."""
+        place = np.concatenate([[0], np.cumsum(keep)])  # number of kept rows before each
+        tie = None if self.tie is None else place[self.tie[keep]]
+        return Sequences(self.item[keep], self.index[keep], place[self.offsets], tie)
+
+
+def tie_order(n: int, seed: int | None, *cuts: int) -> FloatArray | None:
+    """Return a random order (n,) of tied events for `Sequences.of`; None without a seed: the order of the file.
+
+    The first events get the same order whatever n is, and an event before a cut stays before those after it: sequences
+    of the training part and of all events agree.
+    """
+    if seed is None:
+        return None
+    return np.asarray(np.random.default_rng(seed).random(n) + sum(np.arange(n) >= cut for cut in cuts))
+
+
+def _first_of_tie(user: IntArray, time: FloatArray) -> IntArray:
+    n = len(user)
+    new = np.ones(n, dtype=bool)
+    new[1:] = (user[1:] != user[:-1]) | (time[1:] != time[:-1])
+    return np.maximum.accumulate(np.where(new, np.arange(n), 0))
 
 
 @dataclass(frozen=True, slots=True)
 class Windows:
     """Stretches of users' sequences: rows start:stop are read in order, rows first:stop are predicted.
 
-    All (w,), rows of a `Sequences`. Row r is predicted from rows start:r.
+    All (w,), rows of a `Sequences`. Row r is predicted from rows start:r, or from the strictly earlier ones among them
+    (see `tensors`).
     """
 
     start: IntArray
@@ -105,8 +161,12 @@ def batches(part: Windows, slots: int, rng: np.random.Generator | None = None) -
     return out
 
 
-def tensors(sequences: Sequences, part: Windows) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def tensors(sequences: Sequences, part: Windows, strict: bool = True) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the backbone's input for a batch of windows.
+
+    Args:
+        strict: whether a tied event is predicted from strictly earlier events only. False = from all rows before it,
+            which is for training and for rows that start a tie.
 
     Returns:
         Tokens (B, T) to read, padded with 0; and for the m predicted rows: row of `tokens`, slot of the hidden state,
@@ -121,6 +181,8 @@ def tensors(sequences: Sequences, part: Windows) -> tuple[Tensor, Tensor, Tensor
     tokens = np.where(read, sequences.item[np.where(inside, rows, 0)] + 1, 0)[:, : max(1, width - 1)]
     predicted = inside & (rows >= part.first[:, None])
     where, slots = np.nonzero(predicted)
+    if strict:  # a tie that began before a window of a long history is predicted from no history
+        slots = np.maximum(sequences.known(rows[predicted]) - part.start[where], 0)
     return (
         torch.from_numpy(np.ascontiguousarray(tokens)), torch.from_numpy(where), torch.from_numpy(slots),
         torch.from_numpy(rows[predicted]),

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name the field uses
 
 from models.data.dataset import IntArray
-from models.data.sequences import Sequences, batches, tensors, windows
+from models.data.sequences import Sequences
 from models.generative.semantic_ids import SemanticIds, Trie
 from models.measuring.outcomes import Ranks
 from models.scorers.backbone import Block
 from models.scorers.epochs import SequenceScorer
-from models.scorers.ranks import seen_pairs
+from models.scorers.ranks import seen_pairs, states_before
 
 BEAMS = 64
 EVENTS = 256  # events ranked at a time
@@ -148,34 +148,19 @@ def rank_generative(
         only: rank only these rows, ascending; None = all.
     """
     model.eval()
-    part = windows(sequences, model.max_len, 1, begin)
-    if only is not None:
-        part = part[np.flatnonzero(np.searchsorted(only, part.first) < np.searchsorted(only, part.stop))]
-    rows, ranks, logp = [], [], []
-    done, total = 0, int((part.stop - part.first).sum()) if only is None else len(only)
-    for batch in batches(part, EVENTS * (model.max_len + 1)):
-        tokens, where, slots, at = tensors(sequences, part[batch])
-        hidden, predicted = model(tokens)[where, slots], at.numpy()
-        if only is not None:
-            asked = np.isin(predicted, only)
-            hidden, predicted = hidden[torch.from_numpy(asked)], predicted[asked]
-        for first in range(0, len(predicted), EVENTS):
-            some, state = predicted[first : first + EVENTS], hidden[first : first + EVENTS]
-            target = torch.from_numpy(sequences.item[some])
-            low = sequences.offsets[np.searchsorted(sequences.offsets, some, "right") - 1]
-            items, _ = model.beam(state, seen_pairs(sequences, low, some), width)
-            hit = items == target[:, None]
-            ranks.append(torch.where(hit.any(1), hit.int().argmax(1), model.n_items).numpy())
-            logp.append(model.log_probability(state, target).double().numpy())
-        rows.append(predicted)
-        done += len(predicted)
+    rows, hidden = states_before(
+        model, model.dim, model.max_len, sequences, begin, rows=only, room=EVENTS * (model.max_len + 1))
+    ranks, logp = np.zeros(len(rows), np.int64), np.zeros(len(rows))
+    for first in range(0, len(rows), EVENTS):
+        part = slice(first, first + EVENTS)
+        some, state = rows[part], hidden[part]
+        target = torch.from_numpy(sequences.item[some])
+        items, _ = model.beam(state, seen_pairs(sequences, sequences.offsets[sequences.user(some)], some), width)
+        hit = items == target[:, None]
+        ranks[part] = torch.where(hit.any(1), hit.int().argmax(1), model.n_items).numpy()
+        logp[part] = model.log_probability(state, target).double().numpy()
         if progress is not None:
-            progress(done, total)
-    if not rows:
-        none = np.zeros(0, np.int64)
-        return Ranks(none, none, np.zeros(0))
-    joined = np.concatenate(rows)
-    order = np.argsort(joined)
-    return Ranks(joined[order], np.concatenate(ranks)[order], np.concatenate(logp)[order])
+            progress(min(first + EVENTS, len(rows)), len(rows))
+    return Ranks(rows, ranks, logp)
 
 

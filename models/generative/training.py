@@ -51,7 +51,7 @@ def _window_loss(model: Generative, sequences: Sequences, part: Windows) -> tupl
 
 
 def _nll(model: Generative, sequences: Sequences, part: Windows) -> Tensor:
-    tokens, where, slots, rows = tensors(sequences, part)
+    tokens, where, slots, rows = tensors(sequences, part, strict=False)
     target = torch.from_numpy(sequences.item[rows.numpy()])
     tokens, where, slots, target = moved((tokens, where, slots, target), model.codes.device)
     return -model.log_probability(model(tokens)[where, slots], target)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -68,5 +67,5 @@ class Source(nn.Module, ABC):
 
 def moments_at(sequences: Sequences, rows: IntArray, hidden: Tensor, items: int) -> Moments:
     """Return the moments before rows (B,), with the newest `items` of each user's history."""
-    user = np.searchsorted(sequences.offsets, rows, "right") - 1
-    return Moments(user, hidden, before(sequences, rows, items), rows - sequences.offsets[user])
+    user = sequences.user(rows)
+    return Moments(user, hidden, before(sequences, rows, items), sequences.known(rows) - sequences.offsets[user])

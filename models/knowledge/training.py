@@ -23,7 +23,7 @@ from models.data.sequences import Sequences, tensors
 from models.knowledge.composition import Composed
 from models.knowledge.objectives import Losses, Objective
 from models.knowledge.sources import moments_at
-from models.scorers.snapshots import SPAN, after, draw
+from models.scorers.snapshots import SPAN, after, draw, slots_at
 
 Progress = Callable[[int, int, dict[str, float]], None]
 
@@ -188,7 +188,7 @@ def _losses(
             model.reference.train(training)
         vectors = None
         if model.source is not None:
-            state = ref_hidden[torch.arange(len(part), device=device), torch.from_numpy(part.first - part.start)]
+            state = ref_hidden[torch.arange(len(part), device=device), slots_at(sequences, part)]
             known = model.knowledge(moments_at(sequences, part.first, state, model.source.items))
             vectors = known[where] if known is not None else None
         side = model.backbone.item_side()

@@ -1,4 +1,4 @@
-"""Ranks of target items: each event is predicted from earlier events, and seen items are excluded."""
+"""Ranks of target items: each event is predicted from strictly earlier events, and items seen by then are excluded."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ELEMENTS = 4_000_000  # scores in memory at a time
 def hidden_before(
     backbone: Backbone, sequences: Sequences, begin: IntArray, stride: int = 1, rows: IntArray | None = None,
 ) -> tuple[IntArray, Tensor]:
-    """Return the backbone's hidden state before each event from row `begin` on.
+    """Return the backbone's hidden state before each event from row `begin` on; tied events share one.
 
     Args:
         begin: (users,) first row of each user.
@@ -32,21 +32,42 @@ def hidden_before(
     """
     training = backbone.training
     backbone.eval()
-    part: Windows = windows(sequences, backbone.max_len, stride, begin)
-    if rows is not None:
-        part = part[np.flatnonzero(np.searchsorted(rows, part.first) < np.searchsorted(rows, part.stop))]
-    found, hidden = [np.zeros(0, np.int64)], [torch.zeros(0, backbone.dim)]
     side = backbone.item_side()
-    for batch in batches(part, SLOTS):
-        tokens, where, slots, predicted = tensors(sequences, part[batch])
-        found.append(predicted.numpy())
-        hidden.append(backbone(tokens, side)[where, slots])
+    found, hidden = states_before(
+        lambda tokens: backbone(tokens, side), backbone.dim, backbone.max_len, sequences, begin, stride, rows)
     backbone.train(training)
-    joined = np.concatenate(found)
-    order = np.argsort(joined)
-    if rows is not None:
-        order = order[np.isin(joined[order], rows)]
-    return joined[order], torch.cat(hidden)[torch.from_numpy(order)]
+    return found, hidden
+
+
+def states_before(
+    read: Callable[[Tensor], Tensor], dim: int, max_len: int, sequences: Sequences, begin: IntArray, stride: int = 1,
+    rows: IntArray | None = None, room: int = SLOTS,
+) -> tuple[IntArray, Tensor]:
+    """Return what `hidden_before` returns, for any reader of histories.
+
+    Args:
+        read: tokens (B, T) → states (B, T + 1, dim), slot t has read the first t tokens.
+        room: padded positions per call of `read`.
+    """
+    if rows is None:
+        first = np.repeat(begin, sequences.lengths())
+        rows = np.flatnonzero(np.arange(len(sequences.item)) >= first)
+    moments, place = np.unique(sequences.known(rows), return_inverse=True)
+    # A tie may begin before the first predicted row.
+    inside = begin < sequences.offsets[1:]
+    begin = begin.copy()
+    begin[inside] = sequences.known(begin[inside])
+    part: Windows = windows(sequences, max_len, stride, begin)
+    part = part[np.flatnonzero(np.searchsorted(moments, part.first) < np.searchsorted(moments, part.stop))]
+    found, hidden = [np.zeros(0, np.int64)], [torch.zeros(0, dim)]
+    for batch in batches(part, room):
+        tokens, where, slots, predicted = tensors(sequences, part[batch], strict=False)
+        wanted = np.isin(predicted.numpy(), moments)
+        asked = torch.from_numpy(wanted)
+        found.append(predicted.numpy()[wanted])
+        hidden.append(read(tokens)[where[asked], slots[asked]])
+    order = np.argsort(np.concatenate(found))
+    return rows, torch.cat(hidden)[torch.from_numpy(order[place])]
 
 
 @torch.no_grad()
@@ -60,11 +81,11 @@ def target_ranks(
         rows: (m,) rows of `sequences`.
 
     Returns:
-        Ranks (m,) among items the user has not had before; ties count against the target, and a repeated item gets
-        n_items. Log-probabilities (m,) over the whole catalogue, without masking.
+        Ranks (m,) among items the user has not had before; equal scores count against the target, and a repeated item
+        gets n_items. Log-probabilities (m,) over the whole catalogue, without masking.
     """
     ranks, logp = np.zeros(len(rows), np.int64), np.zeros(len(rows))
-    low = sequences.offsets[np.searchsorted(sequences.offsets, rows, "right") - 1]
+    low = sequences.offsets[sequences.user(rows)]
     for part in torch.arange(len(rows)).split(max(1, ELEMENTS // n_items)):
         at = part.numpy()
         target = torch.from_numpy(sequences.item[rows[at]])
@@ -80,8 +101,12 @@ def target_ranks(
 
 
 def seen_pairs(sequences: Sequences, low: IntArray, high: IntArray) -> tuple[Tensor, Tensor]:
-    """Return pairs (row of the chunk, item) for all items in sequences rows low:high."""
-    counts = high - low
+    """Return pairs (row of the chunk, item) for all items in sequences rows low:high, without those tied with `high`.
+
+    Args:
+        low, high: (c,) a user's first row and the predicted row.
+    """
+    counts = sequences.known(high) - low
     user = np.repeat(np.arange(len(low)), counts)
     offset = np.arange(len(user)) - np.repeat(np.cumsum(counts) - counts, counts)
     return torch.from_numpy(user), torch.from_numpy(sequences.item[np.repeat(low, counts) + offset])

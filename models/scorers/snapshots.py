@@ -48,16 +48,16 @@ def draw(sequences: Sequences, n: int, rng: np.random.Generator, begin: IntArray
     Args:
         begin: (users,) first row allowed; None = any.
     """
-    low = sequences.offsets[:-1]
-    first = np.repeat(np.maximum(low + 1, low if begin is None else begin), sequences.lengths())
-    rows = np.flatnonzero(np.arange(len(sequences.item)) >= first)
+    first = np.repeat(sequences.offsets[:-1] if begin is None else begin, sequences.lengths())
+    rows = np.flatnonzero((np.arange(len(sequences.item)) >= first) & sequences.with_history())
     return rng.permutation(rows)[:n]
 
 
 def regular(sequences: Sequences, begin: IntArray, span: int = SPAN) -> IntArray:
     """Return rows with a history at which users are refreshed: from `begin` on, every `span` events."""
     low, high = sequences.offsets[:-1], sequences.offsets[1:]
-    spans = [np.arange(max(a + 1, b), c, span) for a, b, c in zip(low, begin, high, strict=True)]
+    without = np.bincount(sequences.user(np.flatnonzero(~sequences.with_history())), minlength=len(low))
+    spans = [np.arange(max(a, b), c, span) for a, b, c in zip(low + without, begin, high, strict=True)]
     return np.concatenate(spans) if spans else np.zeros(0, np.int64)
 
 
@@ -66,6 +66,11 @@ def after(sequences: Sequences, rows: IntArray, max_len: int, span: int = SPAN) 
     user = np.searchsorted(sequences.offsets, rows, "right") - 1
     stop = np.minimum(rows + span, sequences.offsets[user + 1])
     return Windows(np.maximum(sequences.offsets[user], stop - 1 - max_len), rows, stop)
+
+
+def slots_at(sequences: Sequences, part: Windows) -> Tensor:
+    """Return the slot (B,) of each window's hidden state at the snapshot, before all events tied with its first one."""
+    return torch.from_numpy(np.maximum(sequences.known(part.first) - part.start, 0))
 
 
 @torch.no_grad()
@@ -81,7 +86,7 @@ def batch_of(
     tokens, where, slots, rows = tensors(sequences, part)
     ref_hidden = reference(tokens)
     return SnapshotBatch(
-        user_hidden=ref_hidden[torch.arange(len(part)), torch.from_numpy(part.first - part.start)],
+        user_hidden=ref_hidden[torch.arange(len(part)), slots_at(sequences, part)],
         histories=before(sequences, part.first, history),
         fused_hidden=fused(tokens), user=where, slot=slots, rows=rows.numpy(),
         ref_logits=reference.scores(ref_hidden[where, slots]),
@@ -89,9 +94,9 @@ def batch_of(
 
 
 def before(sequences: Sequences, rows: IntArray, n: int) -> IntArray:
-    """Return the user's newest n items before each of `rows` (B,), (B, n), oldest first, −1 = none."""
-    low = sequences.offsets[np.searchsorted(sequences.offsets, rows, "right") - 1]
-    places = rows[:, None] - np.arange(n, 0, -1)
+    """Return the user's newest n items strictly before each of `rows` (B,), (B, n), oldest first, −1 = none."""
+    low = sequences.offsets[sequences.user(rows)]
+    places = sequences.known(rows)[:, None] - np.arange(n, 0, -1)
     return np.where(places >= low[:, None], sequences.item[np.maximum(places, 0)], -1)
 
 

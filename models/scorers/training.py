@@ -118,7 +118,7 @@ def _loss(
 
 
 def _window_loss(model: Backbone, train: Sequences, part: Windows, *, counts: Tensor) -> tuple[Tensor, int]:
-    tokens, where, places, rows = tensors(train, part)
+    tokens, where, places, rows = tensors(train, part, strict=False)
     target = torch.from_numpy(train.item[rows.numpy()])
     device = model.items.device
     tokens, where, places, target, counts = moved((tokens, where, places, target, counts), device)

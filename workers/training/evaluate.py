@@ -31,6 +31,7 @@ from workers.training.scorer_cache import ScorerCache
 if TYPE_CHECKING:
     from models.language.item_cache import ItemCache
     from models.language.llm import LanguageModel
+    from models.measuring.protocols import Split
     from models.systems.context import Context
 
 FORMAT = 1  # format version of the result files
@@ -45,7 +46,8 @@ class EvaluationRun:
         protocol: a name from `models.measuring.protocols`.
         seed: of every random choice.
         ages: whether to measure older knowledge too (only for systems with knowledge).
-        events: maximum number of predicted events, the same events for every system and seed; None = all.
+        events: maximum number of predicted events, the same events for every system; None = all.
+        ties: how tied events are ordered and predicted, a name from `models.measuring.protocols.TIES`.
     """
 
     system: str
@@ -54,6 +56,7 @@ class EvaluationRun:
     seed: int = 0
     ages: bool = False
     events: int | None = None
+    ties: str = "strict"
 
 
 class Evaluator:
@@ -74,7 +77,7 @@ class Evaluator:
         self._code = code_hash()  # hash the code that this process loaded, before anyone edits it
         self.name = name or folder.resolve().name
         self._llm: tuple[LanguageModel, ItemCache] | None = None
-        self._context: tuple[tuple[str, int, int | None], Context] | None = None
+        self._context: tuple[tuple[str, str, int, int | None], Context] | None = None
         self._report: TrainingStages | None = None
 
     def run(self, wanted: EvaluationRun) -> dict[str, Any]:
@@ -107,7 +110,7 @@ class Evaluator:
         outcome = trained.rank(protocols.FRESH)
         result = {
             "format": FORMAT, "dataset": self.name, "data_hash": self.dataset.hash, "protocol": wanted.protocol,
-            "system": wanted.system, "control": wanted.control, "seed": wanted.seed,
+            "ties": wanted.ties, "system": wanted.system, "control": wanted.control, "seed": wanted.seed,
             "metrics": outcomes.summary(outcome, context.split), "by": outcomes.breakdown(outcome, context.split),
             "training": trained.about, "seconds": 0.0, "revision": revision()}
         if wanted.ages and has_knowledge:
@@ -132,10 +135,12 @@ class Evaluator:
         settings = self.settings
         llm = {key: value for key, value in asdict(settings.llm).items() if key not in {"device", "batch"}}
         fit = {key: value for key, value in asdict(settings.fit).items() if key not in {"seed", "system", "device"}}
-        about = [FORMAT, self.dataset.hash, wanted.system, wanted.control, wanted.protocol, wanted.seed, wanted.events,
-                 self._code, fit, settings.state.history, llm]
+        about = [FORMAT, self.dataset.hash, wanted.system, wanted.control, wanted.protocol, wanted.ties, wanted.seed,
+                 wanted.events, self._code, fit, settings.state.history, llm]
         digest = hashlib.sha256(orjson.dumps(about, option=orjson.OPT_SORT_KEYS)).hexdigest()
-        name = "-".join(part for part in (wanted.system, wanted.control, wanted.protocol, f"{wanted.seed}") if part)
+        ties = wanted.ties if wanted.ties != "strict" else ""
+        name = "-".join(
+            part for part in (wanted.system, wanted.control, wanted.protocol, ties, f"{wanted.seed}") if part)
         return settings.home / "evaluations" / f"{name}-{digest[:16]}.json"
 
     def ranks(self, wanted: EvaluationRun) -> dict[str, np.ndarray]:
@@ -152,10 +157,7 @@ class Evaluator:
 
     def users(self, wanted: EvaluationRun, rows: np.ndarray) -> np.ndarray:
         """Return the users (m,) of predicted rows (m,) under a run's protocol."""
-        from models.measuring.protocols import protocol
-
-        split = protocol(wanted.protocol, self.dataset, self.settings.fit.train_fraction)
-        return split.user(rows)
+        return self._split(wanted).user(rows)
 
     def gain(self, wanted: EvaluationRun) -> tuple[float, float, float] | None:
         """Return a finished run's gain in NDCG@10 over its own reference with its 95% interval; None without reference.
@@ -169,23 +171,25 @@ class Evaluator:
 
     def _interval(self, wanted: EvaluationRun, rows: np.ndarray, gain: np.ndarray) -> tuple[float, float, float]:
         from models.measuring.intervals import paired_interval
+
+        return paired_interval(self._split(wanted).user(rows), gain)
+
+    def _split(self, wanted: EvaluationRun) -> Split:
         from models.measuring.protocols import protocol
 
-        split = protocol(wanted.protocol, self.dataset, self.settings.fit.train_fraction)
-        return paired_interval(split.user(rows), gain)
+        fraction = self.settings.fit.train_fraction
+        return protocol(wanted.protocol, self.dataset, fraction, wanted.events, wanted.ties, wanted.seed)
 
     def _context_for(self, wanted: EvaluationRun, opened: ExitStack) -> Context:
-        from models.measuring.protocols import protocol
         from models.systems.context import Context
         from workers.store.banks.bank import banks
         from workers.training.item_knowledge import item_knowledge
 
-        key = (wanted.protocol, wanted.seed, wanted.events)
+        key = (wanted.protocol, wanted.ties, wanted.seed, wanted.events)
         if self._context is None or self._context[0] != key:
             settings = replace(self.settings, fit=replace(self.settings.fit, seed=wanted.seed))
-            split = protocol(wanted.protocol, self.dataset, settings.fit.train_fraction, wanted.events)
             self._context = key, Context(
-                self.dataset, split, settings, self._language, banks=banks(settings),
+                self.dataset, self._split(wanted), settings, self._language, banks=banks(settings),
                 keep=ScorerCache(settings.home / "cache" / "scorers"),
                 items=lambda: item_knowledge(settings, self.dataset, self.stages))
         self._context[1].report = self._report = TrainingStages(self.stages, opened)
@@ -202,7 +206,8 @@ class Evaluator:
 def label(wanted: EvaluationRun) -> str:
     """Return a readable name of a run."""
     control = f" ({wanted.control})" if wanted.control else ""
-    return f"{wanted.system}{control}, {wanted.protocol}, seed {wanted.seed}"
+    ties = f", ties {wanted.ties}" if wanted.ties != "strict" else ""
+    return f"{wanted.system}{control}, {wanted.protocol}{ties}, seed {wanted.seed}"
 
 
 def read(path: Path) -> dict[str, Any] | None:

@@ -132,10 +132,10 @@ def composed(context, control=False):
 def test_a_composition_starts_at_its_reference(context):
     model = composed(context)
     split = context.split
-    before = model.rank(split.test, split.begin, FRESH)
+    before = model.rank(split.test, split.begin, FRESH, rows=split.rows())
     plain = context.rank(context.backbone("sasrec")[0])
     np.testing.assert_allclose(before.logp, plain.logp, atol=1e-5)
-    inside = model.rank(split.test, split.begin, FRESH, epsilon=0.0)
+    inside = model.rank(split.test, split.begin, FRESH, epsilon=0.0, rows=split.rows())
     np.testing.assert_allclose(inside.logp, plain.logp, atol=1e-5)
 
 
