@@ -10,6 +10,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,26 +20,43 @@ _WORD = re.compile(r"\w+")
 
 
 def weigh_words(texts: Sequence[str]) -> Tensor:
-    """Return tf-idf weights of the words in texts, sparse (n, w), rows of unit length.
+    """Return tf-idf weights of the words in texts, sparse (n, w), rows of unit length; see `Vocabulary`."""
+    return Vocabulary.of(texts).weigh(texts)
 
-    Words that occur in one text only or in more than a fifth of the texts are dropped. Rows without remaining words
-    are 0.
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """The words that count in a catalogue's texts, and how much.
+
+    Words that occur in one text only or in more than a fifth of the texts are dropped.
+
+    Args:
+        column: word → column.
+        weight: (w,) log(n / number of texts with the word).
     """
-    words = [sorted(set(_WORD.findall(text.casefold()))) for text in texts]
-    counts = Counter(word for text in words for word in text)
-    column = {word: at for at, word in enumerate(
-        word for word, count in counts.items() if 2 <= count <= max(2, COMMON * len(texts)))}
-    rows, columns, values = [], [], []
-    for row, text in enumerate(words):
-        kept = [word for word in text if word in column]
-        weights = [math.log(len(texts) / counts[word]) for word in kept]
-        length = math.hypot(*weights)
-        rows += [row] * len(kept)
-        columns += [column[word] for word in kept]
-        values += [weight / length if length else 0.0 for weight in weights]
-    place = torch.tensor([rows, columns], dtype=torch.int64).reshape(2, -1)
-    shape = (len(texts), len(column))
-    return torch.sparse_coo_tensor(place, torch.tensor(values), shape, check_invariants=False).coalesce()
+
+    column: dict[str, int]
+    weight: list[float]
+
+    @classmethod
+    def of(cls, texts: Sequence[str]) -> Vocabulary:
+        """Count the words of n texts."""
+        counts = Counter(word for text in texts for word in set(_WORD.findall(text.casefold())))
+        kept = sorted(word for word, count in counts.items() if 2 <= count <= max(2, COMMON * len(texts)))
+        return cls({word: at for at, word in enumerate(kept)}, [math.log(len(texts) / counts[word]) for word in kept])
+
+    def weigh(self, texts: Sequence[str]) -> Tensor:
+        """Return tf-idf weights of the words in texts, sparse (m, w), rows of unit length, or 0 without such words."""
+        rows, columns, values = [], [], []
+        for row, text in enumerate(texts):
+            found = sorted({self.column[word] for word in set(_WORD.findall(text.casefold())) if word in self.column})
+            length = math.hypot(*(self.weight[at] for at in found))
+            rows += [row] * len(found)
+            columns += found
+            values += [self.weight[at] / length if length else 0.0 for at in found]
+        place = torch.tensor([rows, columns], dtype=torch.int64).reshape(2, -1)
+        shape = (len(texts), len(self.column))
+        return torch.sparse_coo_tensor(place, torch.tensor(values), shape, check_invariants=False).coalesce()
 
 
 def add_similarity(gram: Tensor, weights: Tensor, share: float) -> None:
