@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.data.account import Account
+from models.data.written import WrittenItems
 from schemas.errors import DataError
 
 IntArray = npt.NDArray[np.int64]
@@ -50,6 +51,7 @@ class Dataset:
         hash: SHA-256 of both files' bytes.
         accounts: what became of the rows of each file.
         warnings: what is probably not meant, a line each.
+        written: what a language model wrote of the items, as the folder has it; None = nothing.
     """
 
     events: Events
@@ -61,6 +63,7 @@ class Dataset:
     hash: str
     accounts: tuple[Account, ...] = ()
     warnings: tuple[str, ...] = field(default=())
+    written: WrittenItems | None = None
 
 
 def split(dataset: Dataset, fraction: float) -> tuple[Events, Events]:

@@ -16,6 +16,7 @@ from models.data.dataset import Dataset, Events
 from models.data.layouts import EVENT_NAMES, ITEM_NAMES, Layout, Table, recognise
 from models.data.tables import Row, read_table
 from models.data.texts import item_text
+from models.data.written import PLACE, read_written
 from schemas.errors import DataError, PoisonError
 from schemas.reading.fields import identifier, lookup
 from schemas.reading.reader import EventReader, ReadEvent
@@ -27,6 +28,8 @@ _WHOLE = ".0"  # pandas writes a column of numbers with a gap as floats: 7.0 is 
 
 def load_dataset(path: Path, settings: EventSettings | None = None, now: float | None = None) -> Dataset:
     """Read a data set: a folder with events.csv and items.jsonl, a public data set, or a file of events.
+
+    A folder may have `knowledge/items.jsonl`, too (`models.data.written`). The data set's hash does not depend on it.
 
     Args:
         settings: where an event's fields are, how files are encoded; None = the defaults.
@@ -70,7 +73,7 @@ def load_dataset(path: Path, settings: EventSettings | None = None, now: float |
         list(user_rows), list(item_rows), list(type_rows), texts, skipped,
         _hash([table.path for table in (layout.events, layout.items) if table is not None], settings),
         (*accounts, account), tuple(_warnings(layout, catalogue, ints[:, 1], list(item_rows), without_text)),
-    )
+        read_written(path / PLACE, list(item_rows), texts))
 
 
 def read_events(

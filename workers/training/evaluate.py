@@ -24,11 +24,13 @@ from schemas.files import write_whole, written_whole
 from schemas.settings import Settings
 from workers.terminal.stages import Stages, TrainingStages
 from workers.training.code_hash import files_of, hash_of
+from workers.training.item_knowledge import item_knowledge, knowledge_key
 from workers.training.language import open_language
 from workers.training.revision import revision
 from workers.training.scorer_cache import ScorerCache
 
 if TYPE_CHECKING:
+    from models.evidence.item_knowledge import ItemKnowledge
     from models.language.item_cache import ItemCache
     from models.language.llm import LanguageModel
     from models.measuring.protocols import Split
@@ -74,6 +76,7 @@ class Evaluator:
         self.stages = stages
         with stages.stage("data", 300.0):
             self.dataset = load_dataset(folder, self.settings.events)
+        self._known = knowledge_key(self.settings, self.dataset)
         self._code = code_hash()  # hash the code that this process loaded, before anyone edits it
         self.name = name or folder.resolve().name
         self._llm: tuple[LanguageModel, ItemCache] | None = None
@@ -136,7 +139,7 @@ class Evaluator:
         llm = {key: value for key, value in asdict(settings.llm).items() if key not in {"device", "batch"}}
         fit = {key: value for key, value in asdict(settings.fit).items() if key not in {"seed", "system", "device"}}
         about = [FORMAT, self.dataset.hash, wanted.system, wanted.control, wanted.protocol, wanted.ties, wanted.seed,
-                 wanted.events, self._code, fit, settings.state.history, llm]
+                 wanted.events, self._code, fit, settings.state.history, llm, self._known]
         digest = hashlib.sha256(orjson.dumps(about, option=orjson.OPT_SORT_KEYS)).hexdigest()
         ties = wanted.ties if wanted.ties != "strict" else ""
         name = "-".join(
@@ -183,7 +186,6 @@ class Evaluator:
     def _context_for(self, wanted: EvaluationRun, opened: ExitStack) -> Context:
         from models.systems.context import Context
         from workers.store.banks.bank import banks
-        from workers.training.item_knowledge import item_knowledge
 
         key = (wanted.protocol, wanted.ties, wanted.seed, wanted.events)
         if self._context is None or self._context[0] != key:
@@ -191,9 +193,14 @@ class Evaluator:
             self._context = key, Context(
                 self.dataset, self._split(wanted), settings, self._language, banks=banks(settings),
                 keep=ScorerCache(settings.home / "cache" / "scorers"),
-                items=lambda: item_knowledge(settings, self.dataset, self.stages))
+                items=self._items)
         self._context[1].report = self._report = TrainingStages(self.stages, opened)
         return self._context[1]
+
+    def _items(self) -> ItemKnowledge:
+        if self._report is not None:
+            self._report.close()
+        return item_knowledge(self.settings, self.dataset, self.stages)
 
     def _language(self) -> tuple[LanguageModel, ItemCache]:
         if self._llm is None:

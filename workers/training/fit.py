@@ -21,6 +21,7 @@ from safetensors.numpy import load_file
 
 from models.data import dataset as data
 from models.data.loading import load_dataset
+from models.data.written import PLACE
 from models.systems.table import system_named
 from schemas.artifacts import Artifact, Card, Registry, write_card
 from schemas.calibration import Calibration
@@ -35,11 +36,13 @@ from streams.profile.fold import Event
 from workers.home.lock import run_folder
 from workers.terminal.stages import Stages, TrainingStages
 from workers.training.code_hash import files_of, hash_of
+from workers.training.item_knowledge import item_knowledge, knowledge_key
 from workers.training.language import open_language
 from workers.training.revision import revision
 from workers.training.thresholds import by_user
 
 if TYPE_CHECKING:  # these import torch, which a fit that reuses everything does not need
+    from models.evidence.item_knowledge import ItemKnowledge
     from models.fitting.freshet import Fitted
     from models.fitting.row import FittedRow
     from models.language.item_cache import ItemCache
@@ -79,9 +82,10 @@ def run(settings: Settings, folder: Path, stages: Stages) -> Artifact:
         dataset = load_dataset(folder, settings.events)
         past, _ = data.split(dataset, settings.fit.train_fraction)
     for line in [line for account in dataset.accounts for line in account.lines()] + [
-            f"note: {warning}" for warning in dataset.warnings]:
+            f"note: {warning}" for warning in dataset.warnings] + (
+            dataset.written.lines(str(PLACE)) if dataset.written else []):
         stages.say(f"  {line}")
-    key = fit_key(dataset.hash, settings)
+    key = fit_key(f"{dataset.hash}|{knowledge_key(settings, dataset)}", settings)
     artifact = published(Registry(settings.home), key)
     if artifact is None:
         artifact = _fit(settings, dataset, past, key, stages)
@@ -110,7 +114,7 @@ def _put_into_use(deployments: Deployments, version: str, stages: Stages) -> Non
 
 
 def fit_key(data_hash: str, settings: Settings) -> str:
-    """Return a hash of everything that a fitted version depends on: data, settings, code."""
+    """Return a hash of everything that a fitted version depends on: data and item knowledge, settings, code."""
     digest = hashlib.sha256(data_hash.encode())
     parts = [asdict(part) for part in (settings.fit, settings.state, settings.llm)]
     for part in parts:  # these change where and how fast it runs, but not the result
@@ -183,21 +187,22 @@ def _trained(
     from models.fitting.row import fit_row, training_split
     from models.systems.context import Context
     from workers.store.banks.bank import banks
-    from workers.training.item_knowledge import item_knowledge
     from workers.training.scorer_cache import ScorerCache
 
     def language() -> tuple[LanguageModel, ItemCache]:
         report.close()
         return open_language(settings, dataset.texts, stages)
 
+    def items() -> ItemKnowledge:
+        report.close()
+        return item_knowledge(settings, dataset, stages)
+
     system = system_named(settings.fit.system)
     keep = ScorerCache(settings.home / "cache" / "scorers")  # an interrupted fit resumes after the last trained scorer
     if system.backbone == "sasrec+text+evidence":
-        return fit(dataset, past, settings, *language(), report, keep, item_knowledge(settings, dataset, stages))
+        return fit(dataset, past, settings, *language(), report, keep, items())
     split = training_split(Fold.of(past, len(dataset.users), len(dataset.items)))
-    return fit_row(system, Context(
-        dataset, split, settings, language, report, banks(settings), keep,
-        lambda: item_knowledge(settings, dataset, stages)))
+    return fit_row(system, Context(dataset, split, settings, language, report, banks(settings), keep, items))
 
 
 def calibrate(
