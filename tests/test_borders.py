@@ -25,7 +25,7 @@ ORDER = {
         "aligning", "fitting", "serving", "systems", "systems.freshet", "systems.coco", "systems.grasp", "systems.kar",
         "systems.lwgr", "calibration", "evidence", "knowledge", "generative", "language", "scorers", "trust",
         "measuring", "compute", "data"),
-    "streams": ("service", "calibration", "decisions", "profile", "detection"),
+    "streams": ("service", "calibration", "decisions", "registry", "profile", "detection"),
     "workers": (
         "cli", "demo", "replay", "training", "measurement", "supervision", "roles.alignment", "roles.knowledge",
         "roles.ranking", "roles", "runtime", "store.embedded", "store.banks", "store", "data", "kafka", "home",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import pydantic_core
@@ -11,14 +11,13 @@ from schemas.errors import PoisonError
 from schemas.events import make_event_id
 from schemas.reading.envelopes import open_envelope
 from schemas.reading.fields import DEFAULT_TYPE, MAX_ID, MAX_TYPE, PLAIN, Paths, first, identifier, label
+from schemas.reading.framing import Headers, Schemas, frame_of
 from schemas.reading.times import LATEST, seconds
 from schemas.settings import EventSettings
 
 BOM = b"\xef\xbb\xbf"
-_FRAMED = 0  # first byte of Confluent's framing; a schema's id of four bytes follows, then what its serializer wrote
+_FRAMED = 0  # first byte of Confluent's framing, see `framing`
 _NAMES_SHOWN = 12
-Headers = Iterable[tuple[str, bytes | None]]
-Decoder = Callable[[bytes], Any]  # the bytes of a framed record to plain data; ValueError if they are none
 
 
 class ReadEvent(NamedTuple):
@@ -35,14 +34,15 @@ class EventReader:
     """Reads events, as the settings say where their fields are.
 
     Args:
-        framed: decodes records in Confluent's framing (Avro, Protobuf); None = only JSON behind the framing.
+        schemas: those of a schema registry, for records that its serializers wrote (Avro, Protobuf); None = of framed
+            records only JSON is read.
     """
 
-    def __init__(self, settings: EventSettings, framed: Decoder | None = None) -> None:
+    def __init__(self, settings: EventSettings, schemas: Schemas | None = None) -> None:
         self.earliest = settings.earliest_s
         self._envelope = settings.envelope
         self._mapped: dict[str, tuple[str, ...]] = {name: (path,) for name, path in settings.fields.items()}
-        self._framed = framed
+        self._schemas = schemas
 
     @property
     def plain(self) -> bool:
@@ -57,7 +57,7 @@ class EventReader:
         """
         if not value:
             raise PoisonError("empty value")
-        data = self._parse(value)
+        data = self._parse(value, headers)
         if not isinstance(data, list):
             return self.object(data, headers)
         if not data:
@@ -87,15 +87,16 @@ class EventReader:
         """
         return self._event(row, PLAIN, latest)
 
-    def _parse(self, value: bytes) -> Any:
+    def _parse(self, value: bytes, headers: Headers) -> Any:
+        if self._schemas is not None and (frame := frame_of(value, headers)) is not None:
+            try:
+                return self._schemas.decode(frame)
+            except ValueError as error:
+                raise PoisonError(str(error)) from None
         if value[0] == _FRAMED and len(value) > 5:
-            if self._framed is not None:
-                try:
-                    return self._framed(value)
-                except ValueError as error:
-                    raise PoisonError(f"framed record: {error}") from error
             if value[5:].lstrip()[:1] not in {b"{", b"["}:
-                raise PoisonError("framed by a schema registry's serializer, and what follows is no JSON")
+                raise PoisonError("framed by a schema registry's serializer, and what follows is no JSON; for Avro and "
+                                  "Protobuf set FRESHET_REGISTRY_URL")
             value = value[5:]
         try:
             # pydantic's parser, for it takes NaN in fields that do not matter; Python's own writes it.

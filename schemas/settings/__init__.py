@@ -37,6 +37,7 @@ from schemas.settings.sections import (
     QdrantSettings,
     RankingSettings,
     RefreshSettings,
+    RegistrySettings,
     StateSettings,
     WatchdogSettings,
 )
@@ -58,6 +59,7 @@ class Settings:
 
     home: Path = Field(default=Path(".freshet"), description="models, caches, state; FRESHET_HOME")
     kafka: KafkaSettings = field(default_factory=KafkaSettings)
+    registry: RegistrySettings = field(default_factory=RegistrySettings)
     qdrant: QdrantSettings = field(default_factory=QdrantSettings)
     llm: LlmSettings = field(default_factory=LlmSettings)
     items: ItemSettings = field(default_factory=ItemSettings)

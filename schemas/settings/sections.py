@@ -75,6 +75,23 @@ class KafkaSettings:
 
 
 @dataclass(frozen=True, config=STRICT)
+class RegistrySettings:
+    """The schema registry of producers that write Avro, Protobuf or JSON by its serializers."""
+
+    url: str = Field(
+        default="", description="https://host:8081 of a registry with Confluent's interface, or several of one cluster "
+                                "separated by commas; empty = none, so framed records are read only if they are JSON")
+    username: str = Field(default="", description="user, or API key, for basic authentication; empty = none")
+    password: str = Field(
+        default="", repr=False,
+        description="its password, or API secret; never logged; `FRESHET_REGISTRY_PASSWORD_FILE` names a file that "
+                    "holds it")
+    ssl_cafile: str = Field(
+        default="", description="used with https: file of CA certificates to trust (PEM); empty = the system's")
+    timeout_s: float = Field(default=10.0, gt=0, description="for one question; then streams waits and asks again")
+
+
+@dataclass(frozen=True, config=STRICT)
 class QdrantSettings:
     """The knowledge store."""
 

@@ -2,5 +2,5 @@
 
 Decisions are in `streams/decisions`.
 
-May import: decisions, profile.
+May import: decisions, registry, profile.
 """

@@ -16,6 +16,7 @@ from schemas.liveness import Progress
 from schemas.settings import Settings
 from schemas.settings.librdkafka import client
 from streams.decisions.planner import Planner
+from streams.registry.client import check_registry
 from streams.service.batching import BatchConsumer, BatchTransport
 from streams.service.changelog import Changelog, LostError
 from streams.service.cluster import Cluster
@@ -111,6 +112,9 @@ def build(settings: Settings, planner: Planner, cluster: Cluster | None = None) 
         async for event in stream.noack().events():
             message = event.message
             async with crash_on_error(app, message):
+                if not await the_stage().learn(message.topic, event.value, lambda: app.rebalancing or app.should_stop):
+                    message.ack(app.consumer)  # not settled: whoever has the partition next gets it again
+                    continue
                 delivery = the_stage().prepare(message.topic, message.partition, event.value)
                 if message.partition in earlier:
                     await earlier[message.partition]
@@ -166,8 +170,8 @@ def main(settings: Settings) -> None:
     """Run the role until SIGTERM or SIGINT; a stall or a crash exits non-zero.
 
     Raises:
-        FreshetError: nothing was fitted, no broker answers or it refuses the client, or the topics do not fit the
-            settings.
+        FreshetError: nothing was fitted, no broker answers, it or the schema registry refuses the client, or the topics
+            do not fit the settings.
 
     Writes `run/streams.ready` under the home folder once partitions are assigned and their states recovered, and
     counters to `run/streams.json` (`schemas.liveness.Progress`, `COUNTED` of `stage`, `FOUND` of `seeking`).
@@ -175,6 +179,7 @@ def main(settings: Settings) -> None:
     Progress(settings.home, ROLE).clear()
     planner = load_planner(settings)
     asyncio.run(check_brokers(settings.kafka))
+    asyncio.run(check_registry(settings.registry))
     cluster = Cluster(settings.kafka)
     settle(settings.home / "streams", cluster.checked().origin)
     app = build(settings, planner, cluster)

@@ -14,6 +14,7 @@ from schemas.codec import decode
 from schemas.errors import FreshetError, PoisonError, is_records_fault
 from schemas.liveness import FailureLimit, Progress
 from schemas.messages import Judgement, KnowledgeUpdate
+from schemas.reading.framing import Schemas, frame_of
 from schemas.reading.reader import EventReader
 from schemas.settings import Settings
 from schemas.topics import (
@@ -28,6 +29,7 @@ from streams.decisions.planner import Plan, Planner, States
 from streams.profile.decoding import Unusable, decode_events
 from streams.profile.state import dumps, loads
 from streams.profile.unusable import WINDOW_S, UnusableShare
+from streams.registry.client import SchemaRegistry
 from streams.service.changelog import PartitionWriter
 from streams.service.outbox import FaustOutbox, Pair, Unsent, partition_of, wire
 from streams.service.table import UserTable
@@ -93,7 +95,9 @@ class Stage:
         self.table = table
         self.outbox = outbox
         self.settings = settings
-        self.reader = EventReader(settings.events)
+        schemas = Schemas() if settings.registry.url else None
+        self.registry = SchemaRegistry(settings.registry, schemas) if schemas is not None else None
+        self.reader = EventReader(settings.events, schemas)
         self.progress = progress
         self.clock = clock
         self.ticks = ticks
@@ -101,6 +105,26 @@ class Stage:
         self._unusable = UnusableShare()
         self._said = -WINDOW_S
         self._limits: defaultdict[int, FailureLimit] = defaultdict(FailureLimit)  # by partition
+
+    async def learn(self, topic: str, records: Sequence[Any], stop: Callable[[], bool]) -> bool:
+        """Fetch the schemas that a batch's records were written by, before it is prepared.
+
+        A registry that is away is waited for, as the broker is: the records are sound.
+
+        Args:
+            stop: tells whether to give up, since the partition may go to another process.
+
+        Returns:
+            Whether the batch may be prepared now.
+        """
+        if self.registry is None or topic != BEHAVIOUR_EVENTS.name:
+            return True
+        frames = [frame for one in records if (one.headers or (one.value or b"x")[0] == 0)
+                  and (frame := frame_of(one.value, one.headers)) is not None]
+        return not frames or await self.registry.learn(frames, stop, self._waits, self.progress.moved)
+
+    def _waits(self, why: str) -> None:
+        self.progress.waiting("schema registry" if why else "", None)
 
     def prepare(self, topic: str, partition: int, records: Sequence[Any]) -> Delivery:
         """Do the part of a batch that needs no broker. Batches of a partition are prepared and delivered in order.

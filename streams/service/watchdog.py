@@ -84,9 +84,9 @@ class FaustWatchdog:
             waiting = await _waiting(app)
         except Exception as error:
             log.warning("the broker does not report end offsets: %r", error)
-            self._progress.waits_for = "broker"
+            self._progress.broker_away = True
             return 1
-        self._progress.waits_for = ""
+        self._progress.broker_away = False
         return waiting
 
     def _watch_loop(self, app: Any) -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
+import math
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
 import orjson
 from aiokafka import ConsumerRecord
+from fastavro import parse_schema, schemaless_writer
 from pydantic import BaseModel
 
 from schemas.codec import dead_letter, decode, encode
@@ -24,6 +29,7 @@ from schemas.messages import (
     Recommendation,
     ScoredItem,
 )
+from schemas.reading.framing import Schemas, Written
 from schemas.reading.reader import EventReader
 from schemas.settings import EventSettings
 from schemas.topics import TOPICS
@@ -34,6 +40,7 @@ from streams.profile.state import UserState, dumps, loads
 from streams.service.outbox import wire
 from tests.fuzz.campaign import Decoder
 from tests.schemas.reading.cases import GROUPS, RECORDS
+from tests.schemas.reading.schemas import EVENT, NOON_UTC, event_message, order_message
 from tests.streams.cases import event, planner
 from workers.roles.knowledge.worker import history_hash, newest_requests
 from workers.roles.ranking.worker import merge
@@ -73,6 +80,8 @@ RANKING = RankingRequest(
     user_id="u", reason="event", history=["i1", "i2", "i3"], seen=["i9"], count=3, knowledge_version=1, event_time=7.0,
     caused_at=1.0, requested_at=2.0, judged=[JudgedEvent(event_id="e", item_id="i3", position=2, count=3)])
 READER = EventReader(EventSettings())
+REGISTRY = Schemas()
+REGISTERED = EventReader(EventSettings(), REGISTRY)
 HEADERS = ((), (("ce_type", b"view"), ("ce_id", b"e1"), ("ce_time", b"2020-01-01T00:00:00Z")))
 EVENTS = [
     b'{"user_id": "u", "item_id": "i3", "event_time": 1000.5, "event_id": "e9", "event_type": "view"}',
@@ -101,18 +110,71 @@ def _sent(plan: Plan, states: States) -> None:
         wire(message)
 
 
-def behaviour_event(data: bytes) -> None:
+def behaviour_event(data: bytes, reader: EventReader = READER) -> None:
     """Decode an event and fold it into a user's state."""
     records = [ConsumerRecord(
         topic="behaviour-events", partition=0, offset=100, timestamp=1_700_000_000_000, timestamp_type=0, key=b"u",
         value=data, checksum=None, serialized_key_size=1, serialized_value_size=len(data), headers=headers)
         for headers in HEADERS]
-    events, usable, unusable = decode_events(records, NOW, 86_400.0, READER)
+    events, usable, unusable = decode_events(records, NOW, 86_400.0, reader)
     assert len(events) == len(usable)
     for bad in unusable:
         encode(dead_letter("t", 0, 1, bad.reason, value=bad.record.value, key=b"u", role="streams", failed_at=NOW))
     states: States = {"u": loads(BASE)}
     _sent(_planner.events(states, events, NOW), states)
+
+
+_AVRO = [
+    EVENT,
+    {"type": "record", "name": "All", "fields": [
+        {"name": "user_id", "type": ["null", "string", "long", {"type": "fixed", "name": "F", "size": 16}]},
+        {"name": "item_id", "type": {"type": "bytes", "logicalType": "decimal", "precision": 30, "scale": 2}},
+        {"name": "event_time", "type": {"type": "long", "logicalType": "timestamp-micros"}},
+        {"name": "more", "type": {"type": "map", "values": {"type": "array", "items": ["int", "double", "boolean"]}}},
+        {"name": "day", "type": {"type": "int", "logicalType": "date"}},
+        {"name": "kind", "type": {"type": "enum", "name": "K", "symbols": ["a", "b"]}}]},
+    {"type": "record", "name": "Tree", "fields": [
+        {"name": "user_id", "type": "string"}, {"name": "item_id", "type": "string"},
+        {"name": "ts", "type": "double"}, {"name": "inner", "type": {"type": "array", "items": ["null", "Tree"]}}]}]
+_VALUES: list[dict[str, Any]] = [
+    {"user_id": "u", "item_id": 3, "event_time": NOON_UTC, "event_type": "view"},
+    {"user_id": "u", "item_id": Decimal("7.00"), "event_time": NOON_UTC, "more": {"a": [1, 2.5, True]},
+     "day": 5, "kind": "b"},
+    {"user_id": "u", "item_id": "i3", "ts": NOW, "inner": [None, {
+        "user_id": "v", "item_id": "i", "ts": 1.0, "inner": []}]}]
+
+
+def schema(data: bytes) -> None:
+    """Take a schema as the registry gave it, and read a record by it."""
+    known = Schemas()
+    known.learn(1, Written("AVRO", data.decode(errors="replace")), math.inf)
+    behaviour_event(b"\x00\x00\x00\x00\x01\x02u\x06" + b"\x02" * 40, EventReader(EventSettings(), known))
+
+
+def file_descriptor(data: bytes) -> None:
+    """Take a Protobuf file as the registry gave it, and read a record by it."""
+    known = Schemas()
+    known.learn(1, Written("PROTOBUF", base64.b64encode(data).decode()), math.inf)
+    behaviour_event(b"\x00\x00\x00\x00\x01\x00" + event_message().SerializeToString(),
+                    EventReader(EventSettings(), known))
+
+
+def _framed() -> list[bytes]:
+    """Teach the registry's schemas and return a record of each."""
+    values = []
+    for number, (schema, value) in enumerate(zip(_AVRO, _VALUES, strict=True), 1):
+        REGISTRY.learn(number, Written("AVRO", json.dumps(schema)), math.inf)
+        file = io.BytesIO()
+        schemaless_writer(file, parse_schema(schema), value)
+        values.append(b"\x00" + number.to_bytes(4, "big") + file.getvalue())
+    file_of = event_message().DESCRIPTOR.file
+    people = file_of.dependencies[1]
+    REGISTRY.learn(4, Written("PROTOBUF", base64.b64encode(file_of.serialized_pb).decode(), [
+        (people.name, base64.b64encode(people.serialized_pb).decode())]), math.inf)
+    values += [b"\x00\x00\x00\x00\x04" + place + message.SerializeToString() for place, message in (
+        (b"\x00", event_message()), (b"\x02\x02", order_message()), (b"\x04\x02\x00", order_message().lines[0]))]
+    REGISTRY.learn(5, Written("JSON", "{}"), math.inf)
+    return [*values, b"\x00\x00\x00\x00\x05" + EVENTS[0]]
 
 
 def judgement(data: bytes) -> None:
@@ -205,6 +267,10 @@ def decoders() -> list[Decoder]:
         Decoder("behaviour-events", behaviour_event, EVENTS, share=3),
         Decoder("events of other producers", behaviour_event, SHAPES, share=2),
         Decoder("events in other framings", behaviour_event, RAW, "bytes"),
+        Decoder("events framed by a registry", lambda data: behaviour_event(data, REGISTERED), _framed(), "bytes", 2),
+        Decoder("schemas of a registry", schema, [json.dumps(one).encode() for one in _AVRO]),
+        Decoder("schemas of a registry, Protobuf", file_descriptor, [event_message().DESCRIPTOR.file.serialized_pb],
+                "bytes", 0.5),
         Decoder("judgements", judgement, [encode(JUDGEMENT)], share=2),
         Decoder("knowledge-updates", knowledge_update, [encode(UPDATE)], share=2),
         Decoder("knowledge-requests", knowledge_request, [encode(REQUEST)]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import time
@@ -75,7 +76,8 @@ def examine(settings: Settings) -> Iterator[Check]:
         settings = connected(settings)
     yield from _crashes(settings.home, time.time())
     for name, check in (("disk", _disk), ("memory", _memory), ("model", _model), ("LLM", _llm),
-                        ("connection", _connection), ("broker", _broker), ("store", _store)):
+                        ("connection", _connection), ("broker", _broker), ("registry", _registry),
+                        ("store", _store)):
         yield _guarded(name, check, settings)
 
 
@@ -226,6 +228,21 @@ def _broker(settings: Settings) -> Check:
         (RANKING_GROUP, "ranking-requests"), (KNOWLEDGE_GROUP, "knowledge-requests"))}
     return Check("broker", "ok", f"{where}, {len(TOPICS)} topics; lag: "
                    + ", ".join(f"{group} {count:,}" for group, count in behind.items()))
+
+
+def _registry(settings: Settings) -> Check:
+    from schemas.reading.framing import Schemas
+    from streams.registry.client import AwayError, RefusedError, SchemaRegistry
+
+    if not settings.registry.url:
+        return Check("registry", "ok", "none, so framed events are read only if they are JSON")
+    try:
+        asyncio.run(SchemaRegistry(settings.registry, Schemas()).check())
+    except RefusedError as error:
+        return Check("registry", "broken", str(error))
+    except AwayError as error:
+        return Check("registry", "warning", f"{error}; events in Avro and Protobuf wait for it")
+    return Check("registry", "ok", f"{settings.registry.url} answers")
 
 
 def _store(settings: Settings) -> Check:

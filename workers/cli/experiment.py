@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from rich.table import Table
 from schemas.codec import decode
 from schemas.errors import FreshetError, PoisonError
 from schemas.messages import Recommendation
+from schemas.reading.framing import Schemas, frame_of
 from schemas.reading.reader import EventReader, ReadEvent
 from schemas.settings import load
 from schemas.topics import BEHAVIOUR_EVENTS, RECOMMENDATIONS
@@ -46,6 +48,7 @@ def experiment(
 
     `freshet experiment spring --window 604800 --json spring.json --plot spring.svg`
     """
+    from streams.registry.client import SchemaRegistry
     from workers.home.stack_info import connected
     from workers.kafka.reader import read_all, watermarks
     from workers.measurement.experiment import REWARDS, RunningExperiment, chosen, fold
@@ -56,7 +59,9 @@ def experiment(
     console = Console(highlight=False)
     topics = [BEHAVIOUR_EVENTS.name, RECOMMENDATIONS.name]
     records: list[tuple[float, ReadEvent | Recommendation]] = []
-    reader = EventReader(settings.events)
+    schemas = Schemas() if settings.registry.url else None
+    registry = SchemaRegistry(settings.registry, schemas) if schemas is not None else None
+    reader = EventReader(settings.events, schemas)
     names: Counter[str] = Counter()
     unreadable = 0
     with Console(stderr=True).status(f"reading {' and '.join(topics)}"):
@@ -65,7 +70,10 @@ def experiment(
             try:
                 if message.topic() == BEHAVIOUR_EVENTS.name:
                     at = message.timestamp()[1] / 1000
-                    events, _ = reader.record(message.value(), message.headers() or ())
+                    headers = message.headers() or ()
+                    if registry is not None and (frame := frame_of(message.value(), headers)) is not None:
+                        asyncio.run(registry.learn([frame], waits=_give_up))
+                    events, _ = reader.record(message.value(), headers)
                     records.extend((at, event) for event in events)
                 else:
                     recommendation = decode(Recommendation, message.value())
@@ -91,6 +99,10 @@ def experiment(
         from workers.demo import plots
 
         plots.save(plots.uplift(figures), plot)
+
+
+def _give_up(why: str) -> None:
+    raise FreshetError(why)
 
 
 def _show(console: Console, figures: dict[str, Any]) -> None:

@@ -24,7 +24,8 @@ EXIT_CODES: dict[State, int] = {"ok": 0, "starting": 3, "waiting": 4, "stalled":
 _WORST: tuple[State, ...] = ("ok", "starting", "waiting", "stalled", "crashed", "hung")
 # Files are written every second. A role that is stopped, swapped out or has lost its interpreter lock writes none.
 HUNG_S = 10.0
-_SERVERS = ("broker", "store")  # a role that waits for these is not at work; one that gathers samples is
+# A role that waits for these is not at work; one that gathers samples is.
+_SERVERS = ("broker", "store", "schema registry")
 # A single crash is over when the role is ready again; a second one soon after makes a loop.
 _LOOP = 2
 

@@ -33,6 +33,9 @@ function (`schemas/reading`), so an id or a time means the same wherever it come
   ```
 - **Envelopes** of Segment, Snowplow, Debezium and CloudEvents are recognised; `FRESHET_EVENTS_ENVELOPE` names one, or `none`.
 - **A record** is one JSON object or an array of them, with or without a byte order mark or Confluent's framing.
+- **Avro, Protobuf and JSON** that a schema registry's serializers wrote are read with `FRESHET_REGISTRY_URL`
+  ([operations](operations.md#schema-registry)). Avro's timestamps, decimals and UUIDs and Protobuf's `Timestamp` are
+  times and ids like any others. A Protobuf id of 0 that is not `optional` was not set, so it is missing.
 
 ## Files
 

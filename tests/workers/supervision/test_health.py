@@ -50,6 +50,7 @@ def test_a_stack_that_works(good: Health) -> None:
     (health(beat=NOW - HUNG_S - 1), "hung", "supervisor"),
     (health(held=counters(waits_for="broker")), "waiting", "waiting for the broker"),
     (health(held=counters(waits_for="store")), "waiting", "waiting for the store"),
+    (health(held=counters(waits_for="schema registry")), "waiting", "waiting for the schema registry"),
     (health(report(running=False, ready=False, waits_for="broker", error="no broker")), "waiting", "no broker"),
     (health(report(running=False, ready=False, failures=3, error="out of memory")), "crashed", "out of memory"),
     (health(report(ready=False, failures=1, error="exit 1"), there=False), "crashed", "starting again after: exit 1"),
