@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
-from confluent_kafka import Producer
+from confluent_kafka import Consumer, Producer, TopicPartition
 
 from streams.profile.fold import Event
 from tests.faults.proxy import Network
@@ -19,10 +21,11 @@ from tests.workers.brokers import KafkaNode, kafka_home, kill_broker, needs_kafk
 
 pytestmark = [pytest.mark.slow, pytest.mark.kafka, needs_kafka, pytest.mark.timeout(300)]
 EVENTS = "behaviour-events"
+CHANGELOG = "freshet-streams-user-state-changelog"
 SESSION_S = 3.0
 USERS = 30
 EXPELLED = "member_id was not recognized"
-ROUND, ROUNDS = 30_000, 8  # events
+ROUND, ROUNDS = 100_000, 4  # events; a batch has 10,000 at most, and each process has half of them
 STEP = 3_000
 
 
@@ -66,6 +69,10 @@ def assert_states(made: Role, events: list[Event]) -> None:
     assert_equal(made.states(), expected(made, events))
 
 
+def changelog_ends(consumer: Consumer) -> list[int]:
+    return [consumer.get_watermark_offsets(TopicPartition(CHANGELOG, number), timeout=10)[1] for number in range(2)]
+
+
 def dropped(made: Role) -> bool:
     """Whether it had something in hand for a partition that it had lost."""
     return "dropped behaviour-events" in made.log.read_text()
@@ -76,16 +83,23 @@ def break_amid(
 ) -> None:
     """Send events, break a process while it works on them, and heal it when the other has done all.
 
+    It is broken as soon as its first batch is in the changelog: four more are on their way then. The offsets would say
+    so a second later, when a fast machine has nothing in hand any more.
+
     Args:
         begin: breaks it, beyond the session time-out.
         end: heals it.
         done: offsets committed once all events are processed.
     """
-    before, expelled = other.committed(EVENTS), broken.log.read_text().count(EXPELLED)
-    send(other.settings.kafka.bootstrap, events)
-    other.wait(lambda: other.committed(EVENTS) > before)
-    begin()
+    bootstrap, expelled = other.settings.kafka.bootstrap, broken.log.read_text().count(EXPELLED)
+    sending = threading.Thread(target=send, args=(bootstrap, events))
+    with closing(Consumer({"bootstrap.servers": bootstrap, "group.id": "test"})) as consumer:
+        before = changelog_ends(consumer)
+        sending.start()
+        other.wait(lambda: all(now > then for now, then in zip(changelog_ends(consumer), before, strict=True)))
+        begin()
     begun = time.monotonic()
+    sending.join()
     other.wait(lambda: other.committed(EVENTS) == done, 120)
     time.sleep(max(0.0, begun + 1.5 * SESSION_S - time.monotonic()))
     end()
