@@ -35,7 +35,7 @@ PATIENCE = 2  # epochs without a better held-out NDCG@10 or likelihood; NDCG@10 
 WARMUP = 100  # steps
 FEWEST = 300  # steps before patience counts: small data sets make little progress before that
 EXTENSION = 3  # epochs that include the held-out events
-SCALES = (1.15, 1.0, 0.92, 0.85, 0.78, 0.71, 0.64, 0.57, 0.5)  # candidates for the scale of logits
+SCALES = (1.75, 1.5, 1.3, 1.15, 1.0, 0.92, 0.85, 0.78, 0.71, 0.64, 0.57, 0.5)  # candidates for the scale of logits
 
 
 class SequenceScorer(nn.Module):

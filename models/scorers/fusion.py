@@ -58,6 +58,7 @@ class KnowledgeAttention(nn.Module):
         B, T, d = hidden.shape
         split = (B, -1, self.heads, d // self.heads)
         key, value = self.knowledge(knowledge).chunk(2, -1)
+        value = value - self.knowledge.bias[d:]  # zero knowledge adds nothing
         key = torch.cat([key, self.nothing.expand(B, 1, d)], 1)
         value = F.pad(value, (0, 0, 0, 1))
         mixed = F.scaled_dot_product_attention(

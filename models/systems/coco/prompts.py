@@ -174,7 +174,7 @@ class PromptSource(Source):
 
 
 class GatedFusion(nn.Module):
-    """h ← h + σ(g) ⊙ W MLP[h; k], W = 0 at the start."""
+    """h ← h + σ(g) ⊙ W (φ[h; k] − φ[h; 0]), W = 0 at the start; zero knowledge changes nothing."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -185,5 +185,7 @@ class GatedFusion(nn.Module):
 
     def forward(self, hidden: Tensor, knowledge: Tensor) -> Tensor:
         """Return the update (B, T, d) of hidden (B, T, d) for knowledge (B, 1, d)."""
-        both = torch.cat([self.norm(hidden), knowledge.expand(-1, hidden.shape[1], -1)], -1)
-        return torch.sigmoid(self.gate(both)) * self.out(F.gelu(self.inner(both)))
+        state = self.norm(hidden)
+        both = torch.cat([state, knowledge.expand(-1, hidden.shape[1], -1)], -1)
+        without = F.gelu(self.inner(torch.cat([state, torch.zeros_like(state)], -1)))
+        return torch.sigmoid(self.gate(both)) * self.out(F.gelu(self.inner(both)) - without)

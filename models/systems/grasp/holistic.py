@@ -140,7 +140,11 @@ class HolisticSource(Source):
 
 
 class ConcatFusion(nn.Module):
-    """h ← h + W MLP([h; a_1 … a_K]) with W = 0 at the start, so training begins at the scorer without knowledge."""
+    """h ← h + W (φ([h; a_1 … a_K]) − φ([h; 0 … 0])), W = 0 at the start, so training begins without knowledge.
+
+    The second term leaves to knowledge what comes from knowledge. Without it the layer also learns from h alone, for
+    users whose knowledge is zero, too: a larger scorer and more steps, and not one word from a language model.
+    """
 
     def __init__(self, dim: int, vectors: int) -> None:
         super().__init__()
@@ -151,8 +155,11 @@ class ConcatFusion(nn.Module):
 
     def forward(self, hidden: Tensor, knowledge: Tensor) -> Tensor:
         """Return the update (B, T, d) of hidden (B, T, d) for knowledge (B, K, d)."""
+        state = self.norm(hidden)
         known = knowledge.flatten(1)[:, None].expand(-1, hidden.shape[1], -1)
-        return self.out(nn.functional.gelu(self.inner(torch.cat([self.norm(hidden), known], -1))))
+        with_it, without = (
+            nn.functional.gelu(self.inner(torch.cat([state, one], -1))) for one in (known, torch.zeros_like(known)))
+        return self.out(with_it - without)
 
 
 def texts_with_neighbours(embeddings: np.ndarray, banks: Banks = exact) -> Tensor:

@@ -68,7 +68,7 @@ SETTINGS = replace(
 def fitted(data, llm, tmp_path_factory):
     patch = pytest.MonkeyPatch()
     patch.setattr("models.systems.lwgr.source.THROUGH_LLM", 24)
-    patch.setattr("models.knowledge.training.JUDGED", 16)
+    patch.setattr("models.knowledge.judging.JUDGED", 50)
     cache = ItemCache.build(llm, data.texts, tmp_path_factory.mktemp("cache"), None, SETTINGS.llm.item_tokens)
     calls = []
     result = fit(data, split(data, 0.9)[0], SETTINGS, llm, cache, lambda *call: calls.append(call))
@@ -229,7 +229,7 @@ def test_serving_gives_the_fitted_scores(fitted, data, llm, tmp_path):
 def test_harmful_knowledge_is_not_used(data, llm, fitted, monkeypatch):
     _, cache, _ = fitted
     monkeypatch.setattr("models.systems.lwgr.source.THROUGH_LLM", 16)
-    monkeypatch.setattr("models.knowledge.training.JUDGED", 16)
+    monkeypatch.setattr("models.knowledge.judging.JUDGED", 50)
     monkeypatch.setattr("models.knowledge.training.LEARNING_RATE", 30.0)  # ruins everything it trains
     fold = Fold.of(data.events, USERS, ITEMS)
     fit_settings = replace(SETTINGS.fit, epochs=3, knowledge_epochs=1)

@@ -50,8 +50,8 @@ def language(data, tmp_path_factory):
 @pytest.fixture(scope="module")
 def context(data, language, tmp_path_factory):
     patch = pytest.MonkeyPatch()
-    for name in ("JUDGED", "FEW"):
-        patch.setattr(training, name, 16)
+    patch.setattr(training, "FEW", 16)
+    patch.setattr("models.knowledge.judging.JUDGED", 50)
     for module in (
         "grasp.holistic.FROZEN", "kar.written.FROZEN", "lwgr.source.THROUGH_LLM", "coco.prompts.THROUGH_LLM",
     ):

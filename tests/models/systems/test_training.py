@@ -47,8 +47,8 @@ def language(data, tmp_path_factory):
 @pytest.fixture(scope="module")
 def context(data, language, tmp_path_factory):
     patch = pytest.MonkeyPatch()
-    for name in ("JUDGED", "FEW"):
-        patch.setattr(training, name, 48)
+    patch.setattr(training, "FEW", 48)
+    patch.setattr("models.knowledge.judging.JUDGED", 150)
     patch.setattr("models.systems.lwgr.source.THROUGH_LLM", 48)
     settings = replace(SETTINGS, home=tmp_path_factory.mktemp("home"))
     yield Context(data, stream_time(data), settings, language)

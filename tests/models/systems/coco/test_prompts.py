@@ -42,7 +42,7 @@ def composed(made):
 
 
 def train(made, model, objective, monkeypatch, epochs=2):
-    monkeypatch.setattr(training, "JUDGED", 16)
+    monkeypatch.setattr("models.knowledge.judging.JUDGED", 50)
     plan = training.TrainingPlan(epochs, objective, seed=2, none_is_an_epoch=False, snapshots=48)
     return training.train(model, made[2].fold, plan)
 
