@@ -40,13 +40,14 @@ from schemas.settings.sections import (
     RegistrySettings,
     StateSettings,
     WatchdogSettings,
+    WriterSettings,
 )
 
 __all__ = [
     "AlignmentSettings", "Envelope", "EventField", "EventSettings", "Evidence", "ExperimentSettings", "FitSettings",
     "HealthSettings", "ItemSettings", "KafkaSettings", "LlmSettings", "LogSettings", "QdrantSettings",
-    "RankingSettings", "RefreshSettings", "SettingRow", "Settings", "StateSettings", "WatchdogSettings", "load", "rows",
-    "to_environ",
+    "RankingSettings", "RefreshSettings", "SettingRow", "Settings", "StateSettings", "WatchdogSettings",
+    "WriterSettings", "load", "rows", "to_environ",
 ]
 
 PREFIX = "FRESHET_"
@@ -63,6 +64,7 @@ class Settings:
     qdrant: QdrantSettings = field(default_factory=QdrantSettings)
     llm: LlmSettings = field(default_factory=LlmSettings)
     items: ItemSettings = field(default_factory=ItemSettings)
+    writer: WriterSettings = field(default_factory=WriterSettings)
     fit: FitSettings = field(default_factory=FitSettings)
     events: EventSettings = field(default_factory=EventSettings)
     state: StateSettings = field(default_factory=StateSettings)

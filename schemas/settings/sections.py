@@ -136,6 +136,36 @@ class ItemSettings:
 
 
 @dataclass(frozen=True, config=STRICT)
+class WriterSettings:
+    """The language model that writes about items and users (`freshet describe`)."""
+
+    provider: Literal["local", "server", "recorded"] = Field(
+        default="local", description="local = the language model of `llm`, server = an OpenAI-compatible server, "
+                                     "recorded = answers from a file")
+    url: str = Field(default="", max_length=2000, description="server: base URL, such as http://localhost:8000/v1")
+    model: str = Field(default="", max_length=500, description="server: name of the model")
+    api_key: str = Field(
+        default="", repr=False, max_length=10_000,
+        description="server: key; never logged; `FRESHET_WRITER_API_KEY_FILE` names a file that holds it")
+    concurrency: int = Field(default=8, ge=1, le=256, description="server: requests at a time")
+    timeout_s: float = Field(default=60.0, gt=0, description="server: an answer must be complete within this time")
+    retries: int = Field(
+        default=6, ge=0, le=100, description="server: further tries of a request that fails, up to 60 s apart")
+    requests_per_minute: float = Field(default=0.0, ge=0, description="server: at most; 0 = no limit")
+    most_tokens: int | None = Field(
+        default=20_000_000, ge=1, description="server: spending limit of one run, tokens read and written")
+    most_cost: float | None = Field(
+        default=None, ge=0, description="server: spending limit of one run, in the currency of the prices; None = none")
+    price_read: float = Field(default=0.0, ge=0, description="server: price of a million tokens read")
+    price_written: float = Field(default=0.0, ge=0, description="server: price of a million tokens written")
+    parameters: str = Field(
+        default="", max_length=10_000,
+        description="server: JSON object merged into every request, such as {\"reasoning_effort\": \"low\"}; null "
+                    "leaves a field out")
+    recording: str = Field(default="", max_length=2000, description="recorded: file of answers")
+
+
+@dataclass(frozen=True, config=STRICT)
 class FitSettings:
     """What `freshet fit` trains and for how long."""
 

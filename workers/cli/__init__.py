@@ -1,6 +1,6 @@
 """The `freshet` command line: one file per group of subcommands. Each parses options, calls another room and prints.
 
-May import: demo, replay, training, measurement, supervision, store, data, kafka, home, terminal.
+May import: demo, replay, training, writing, measurement, supervision, store, data, kafka, home, terminal.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ app = typer.Typer(
          "writes a report. With your own data: `freshet fit --data DIR`, then `freshet up`.")
 app.command()(data.demo)
 app.command()(data.fit)
+app.command()(data.describe)
 app.command()(evaluate.evaluate)
 app.command()(calibrate.calibrate)
 app.command()(replay.replay)

@@ -1,13 +1,15 @@
-"""`freshet fit` and `freshet demo`: fit models on a data set, and run the whole system on one machine."""
+"""`freshet fit`, `describe` and `demo`: fit models on a data set, have its items described, run the whole system."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from schemas.errors import FreshetError
 from schemas.settings import load
 
 DataFolder = Annotated[
@@ -66,6 +68,69 @@ def fit(
                    f"FRESHET_FIT_EPOCHS={4 * settings.fit.epochs} to train until held-out events stop improving")
     if Registry(settings.home).current() == artifact.model_version:
         typer.echo("it is in use: `freshet up` starts with it, roles that run load it within seconds")
+
+
+def describe(
+    items: Annotated[bool, typer.Option("--items", help="Describe the catalogue's items.")] = False,
+    users: Annotated[bool, typer.Option("--users", help="Write what each user is likely to want next.")] = False,
+    data: DataFolder = None,
+    limit: Annotated[int, typer.Option(
+        min=0, help="Describe at most so many: items with most events, or users with the newest events. 0 = all.")] = 0,
+    until: Annotated[datetime | None, typer.Option(
+        help="With --users: read only events before this time (UTC). [default: all events]")] = None,
+    dry_run: Annotated[bool, typer.Option(
+        "--dry-run", help="Show what would be asked and its cost; ask nothing.")] = False,
+) -> None:
+    """Have a language model write about items or users, and keep what it wrote for the next `freshet fit`.
+
+    FRESHET_WRITER_PROVIDER says who writes: `local` (the language model of FRESHET_LLM_NAME on this machine), `server`
+    (any OpenAI-compatible server: vLLM, SGLang, llama.cpp, Ollama, or a hosted one) or `recorded` (answers from a
+    file). Only language models that know something about your items are worth their calls; `freshet fit` measures on
+    held-out events what the texts add, and says so. docs/knowledge.md shows how to connect a server.
+
+    Before it starts, the number of questions and the probable cost are shown. Answers are kept as they arrive in
+    knowledge/answers.jsonl under the home folder: after Ctrl-C, a kill or the spending limit, the same command goes on
+    where it was, and what is answered is never asked again. The texts are in knowledge/items.jsonl and users.jsonl.
+
+    Exit codes: 0 all questions were asked; 3 stopped at the spending limit (FRESHET_WRITER_MOST_TOKENS and _MOST_COST);
+    1 another error.
+
+    Examples:
+
+    `freshet describe --items --dry-run`
+
+    `FRESHET_WRITER_PROVIDER=server FRESHET_WRITER_URL=http://localhost:8000/v1 FRESHET_WRITER_MODEL=NAME freshet
+    describe --items --data my-shop`
+    """
+    from models.data.loading import load_dataset
+    from workers.data import movielens
+    from workers.terminal.stages import Stages
+    from workers.writing import describe as job
+    from workers.writing.provider import SpendingLimitError
+    from workers.writing.recorded import Answers
+
+    if items == users:
+        raise FreshetError("say what to describe: --items or --users")
+    settings = load()
+    home = settings.home.absolute()
+    dataset = load_dataset(data or movielens.fetch(settings.home, typer.echo), settings.events)
+    before = None if until is None else until.replace(tzinfo=until.tzinfo or UTC).timestamp()
+    plan = job.plan_items(dataset, limit) if items else job.plan_users(dataset, limit, before)
+    with Stages() as stages:
+        provider = job.provider_of(settings, stages)
+        missing = plan.missing(Answers(home / job.KEPT).read(), provider.model)
+        for line in job.estimate(plan, missing, provider):
+            stages.say(line)
+        if dry_run:
+            return
+        account, stopped = job.describe(plan, provider, home, stages)
+        for line in account.lines(plan.kind, home / (job.PLACE if items else job.USERS)):
+            stages.say(line)
+    if isinstance(stopped, SpendingLimitError):
+        typer.secho(f"freshet: {stopped}", fg=typer.colors.YELLOW, err=True)
+        raise typer.Exit(3)
+    if stopped is not None:
+        raise stopped
 
 
 def demo(
