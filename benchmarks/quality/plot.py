@@ -11,17 +11,25 @@ import matplotlib as mpl
 mpl.use("Agg")
 from matplotlib import pyplot as plt
 
+from models.systems.table import SYSTEMS
+
 LINES = {"constraint": "C on held-out events, nats", "allowed": "ε_C", "lagrange": "λ",
          "code_use": "use of codes, mean", "code_use_least": "use of codes, minimum"}
 PANELS = (("constraint", "allowed"), ("lagrange",), ("code_use", "code_use_least"))
 
 
 def draw(runs: list[dict[str, Any]], path: Path) -> None:
-    """Write the plot: bars are means over seeds, lines standard deviations, dots single runs, pale bars controls."""
+    """Write the plot of NDCG@10 on known items, strict ties.
+
+    Bars are means over seeds, lines standard deviations, dots single runs, pale bars controls.
+    """
+    runs = [run for run in runs if run["ties"] == "strict"]
     panels = sorted({(run["dataset"], run["protocol"]) for run in runs})
     if not panels:
         return
-    names = sorted({(run["system"], run["control"] or "") for run in runs})
+    order = list(SYSTEMS)
+    names = sorted({(run["system"], run["control"] or "") for run in runs},
+                   key=lambda name: (order.index(name[0]), name[1]))
     figure, axes = plt.subplots(
         1, len(panels), figsize=(2.2 + 3.2 * len(panels), 1.4 + 0.3 * len(names)), squeeze=False, sharey=True)
     for axis, panel in zip(axes[0], panels, strict=True):
@@ -34,7 +42,7 @@ def draw(runs: list[dict[str, Any]], path: Path) -> None:
                 axis.barh(at, statistics.mean(values), xerr=sd, color="#9ecae1" if control else "#3182bd", height=0.7)
                 axis.plot(values, [at] * len(values), "k.", markersize=3)
         axis.set_title(f"{panel[0]}\n{panel[1].replace('_', '-')}", fontsize=9)
-        axis.set_xlabel("NDCG@10")
+        axis.set_xlabel("NDCG@10, known items")
     labels = [f"{system}, {control}" if control else system for system, control in names]
     axes[0][0].set_yticks(range(len(names)), labels)
     axes[0][0].invert_yaxis()

@@ -1,11 +1,11 @@
 """Which system recommends best? All systems and their controls, under both protocols, with several seeds.
 
-    python -m benchmarks.quality.run [--quick] [--systems dense,lwgr] [--controls all|none|first|NAMES] [--seeds 1,2,3]
+    python -m benchmarks.quality.run [--quick] [--rows cheap|NAMES] [--ties strict,file] [--seeds 1,2,3]
 
 Finished runs are cached (see `freshet evaluate`), so an interrupted run can be resumed. Writes
 benchmarks/results/quality.json (a list of runs), the ranks, docs/quality.svg, docs/quality-training.svg and the tables
-of docs/results.md: mean ± standard deviation over seeds, and the gain over `dense` with its 95% interval (paired
-bootstrap over users, gains averaged over seeds first). The tables include all runs in quality.json.
+of docs/results.md: mean ± standard deviation over seeds, and the gain over the reference with its 95% interval (paired
+bootstrap over users, and over training where there are several seeds). The tables include all runs in quality.json.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,9 @@ import numpy as np
 
 from benchmarks.pages import fill
 from benchmarks.quality import page, plot
-from benchmarks.quality.ranks import RankBook
-from models.measuring.protocols import PROTOCOLS
-from models.systems.table import CONTROLS, SYSTEMS, system_named
+from benchmarks.quality.ranks import Name, RankBook
+from models.measuring.protocols import PROTOCOLS, TIES
+from models.systems.table import SYSTEMS, system_named
 from schemas.errors import FreshetError
 from schemas.files import write_whole
 from schemas.settings import FitSettings, Settings, load
@@ -45,36 +46,66 @@ BEAUTY = ROOT / ".." / "shared" / "data" / "amazon-beauty"
 TUNED: dict[str, dict[str, Any]] = {
     "movielens-100k": {"dropout": 0.5, "epochs": 80, "id_components": 32, "id_dropout": 0.2},
     "amazon-beauty": {"dropout": 0.4, "epochs": 40, "id_components": 128, "id_dropout": 0.4}}
-EVENTS = 4000  # predicted events per run; the language model needs 15 ms per event on a CPU core
-KEY = ("dataset", "protocol", "system", "control", "seed")
+EVENTS = 4000  # predicted events of rows that read histories with a language model, 15 ms each on a CPU core
+KEY = ("dataset", "protocol", "ties", "system", "control", "seed")
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The runs to make on every data set."""
+    """The runs to make on every data set.
 
-    systems: tuple[str, ...]
-    controls: str
+    Args:
+        rows: systems and controls.
+        events: maximum number of events that rows with a language model predict; None = all. Other rows predict all.
+    """
+
+    rows: tuple[Name, ...]
     protocols: tuple[str, ...]
+    ties: tuple[str, ...]
     seeds: tuple[int, ...]
     events: int | None = None
 
     def runs(self) -> Iterator[EvaluationRun]:
-        """Yield the runs, grouped so that runs with the same reference are adjacent."""
-        for name in self.protocols:
-            for seed in self.seeds:
-                chosen = self.controls.split(",")
-                every = "all" in chosen or ("first" in chosen and seed == self.seeds[0])
-                for system in self.systems:
-                    controls = [name for name in SYSTEMS[system].controls() if every or name in chosen]
-                    for control in (None, *controls):
-                        yield EvaluationRun(system, name, control, seed, events=self.events)
+        """Yield the runs, grouped so that runs with the same reference are adjacent.
+
+        Rows with a language model per event are not run with the file's ties, which are for comparison with published
+        figures only.
+        """
+        for protocol, ties, seed in product(self.protocols, self.ties, self.seeds):
+            for system, control in self.rows:
+                if cheap(system) or ties == "strict":
+                    yield EvaluationRun(
+                        system, protocol, control, seed, events=None if cheap(system) else self.events, ties=ties)
+
+
+def cheap(system: str) -> bool:
+    """Return whether a row costs no language model per event, and so predicts all events."""
+    return not SYSTEMS[system].has_knowledge and SYSTEMS[system].backbone != "semantic-ids"
+
+
+def chosen_rows(text: str) -> tuple[Name, ...]:
+    """Return the rows that a text names: "all", "cheap", or names of systems or SYSTEM/CONTROL with commas.
+
+    Raises:
+        FreshetError: a row does not exist.
+    """
+    every = [(system, control) for system, row in SYSTEMS.items() for control in (None, *row.controls())]
+    if text == "all":
+        return tuple(every)
+    if text == "cheap":
+        return tuple((system, control) for system, control in every
+                     if cheap(system) and not SYSTEMS[system].needs_llm and control not in {"extra-steps", "text-init"})
+    out = []
+    for part in text.split(","):
+        system, _, control = part.strip().partition("/")
+        system_named(system, control or None)
+        out.append((system, control or None))
+    return tuple(out)
 
 
 def record(result: dict[str, Any]) -> dict[str, Any]:
     """Return a result's entry in quality.json."""
-    return {key: result[key] for key in KEY} | {
-        "metrics": {name: result["metrics"][name] for name in page.METRICS},
+    return {key: result[key] for key in KEY} | page.entry(result) | {
         "seconds": result["seconds"], "revision": result["revision"]}
 
 
@@ -98,14 +129,14 @@ def evaluate(evaluator: Evaluator, choice: Choice, stages: Stages, folder: Path)
             continue
         save(folder / "quality.json", [record(results[-1])])
         ranks = evaluator.ranks(run)
-        book(folder, evaluator.name, run.protocol).add(
-            results[-1], ranks["row"], evaluator.users(run, ranks["row"]), ranks["rank"])
+        book(folder, evaluator.name, run.protocol, run.ties).add(
+            results[-1], evaluator.predicted(run, ranks["row"]), ranks["rank"])
     return results, failed
 
 
-def book(folder: Path, dataset: str, protocol: str) -> RankBook:
-    """Return the stored ranks of a data set and protocol."""
-    return RankBook(folder / "quality-ranks" / f"{dataset}-{protocol}.npz")
+def book(folder: Path, dataset: str, protocol: str, ties: str) -> RankBook:
+    """Return the stored ranks of a data set, protocol and order of ties."""
+    return RankBook(folder / "quality-ranks" / f"{dataset}-{protocol}-{ties}.npz")
 
 
 def saved(folder: Path) -> list[dict[str, Any]]:
@@ -119,7 +150,8 @@ def tables(folder: Path) -> dict[str, str]:
     """Return Markdown tables of all saved runs, by data set."""
     runs = saved(folder)
     return {name: page.table(name, page.summarise(
-        [run for run in runs if run["dataset"] == name], {each: book(folder, name, each) for each in PROTOCOLS}))
+        [run for run in runs if run["dataset"] == name],
+        {pair: book(folder, name, *pair) for pair in product(PROTOCOLS, TIES)}))
         for name in sorted({run["dataset"] for run in runs})}
 
 
@@ -143,11 +175,11 @@ def made_up(folder: Path) -> Path:
 
 
 def quick(stages: Stages) -> None:
-    """Run `dense`, which needs no language model, on synthetic data, in seconds; save nothing."""
+    """Run rows that need no language model on synthetic data, in seconds; save nothing."""
     with tempfile.TemporaryDirectory() as folder:
         home = made_up(Path(folder))
         settings = replace(Settings(), home=home, fit=FitSettings(dim=16, layers=1, epochs=8, knowledge_epochs=1))
-        choice = Choice(("dense",), "extra-steps", PROTOCOLS, (1,))
+        choice = Choice(chosen_rows("popularity,walk,evidence,dense"), PROTOCOLS, ("strict", "file"), (1,))
         _, failed = evaluate(Evaluator(settings, home, stages, "made-up"), choice, stages, home / "results")
         if failed:
             raise FreshetError("; ".join(failed))
@@ -180,15 +212,16 @@ def datasets(chosen: tuple[str, ...], settings: Settings) -> list[tuple[str, Pat
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="benchmarks.quality.run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="synthetic data, dense only, takes seconds, saves nothing")
-    parser.add_argument("--systems", default="all", help=f"comma-separated: {', '.join(SYSTEMS)} (%(default)s)")
-    parser.add_argument("--controls", default="all",
-                        help="all, none, first (= all, with the first seed only) or names (%(default)s)")
+    parser.add_argument("--quick", action="store_true", help="cheap rows on synthetic data, in seconds; saves nothing")
+    parser.add_argument("--rows", default="all", help="all, cheap (no language model), or names with commas, controls "
+                        f"as SYSTEM/CONTROL; systems: {', '.join(SYSTEMS)} (%(default)s)")
     parser.add_argument("--protocols", default="all", help="comma-separated: leave-one-out, stream-time (%(default)s)")
+    parser.add_argument("--ties", default="strict,file", help=f"comma-separated: {', '.join(TIES)} (%(default)s)")
     parser.add_argument("--datasets", default="all",
                         help="comma-separated: movielens-100k, amazon-beauty (%(default)s)")
     parser.add_argument("--seeds", default="1,2,3", help="(%(default)s)")
-    parser.add_argument("--events", type=int, default=EVENTS, help="predicted events per run, 0 = all (%(default)s)")
+    parser.add_argument("--events", type=int, default=EVENTS, help="predicted events of rows that read histories with "
+                        "a language model, 0 = all (%(default)s)")
     parser.add_argument("--report", action="store_true",
                         help="only write tables and plots of the runs in quality.json, without training")
     args = parser.parse_args(argv)
@@ -200,13 +233,8 @@ def main(argv: list[str] | None = None) -> None:
                 return
             settings = load()
             choice = Choice(
-                names(args.systems, tuple(SYSTEMS), "system"),
-                ",".join(names(args.controls, ("all", "none", "first", *CONTROLS), "control"))
-                if args.controls != "all" else "all",
-                names(args.protocols, PROTOCOLS, "protocol"), tuple(int(seed) for seed in args.seeds.split(",")),
-                args.events or None)
-            for system in choice.systems:
-                system_named(system)
+                chosen_rows(args.rows), names(args.protocols, PROTOCOLS, "protocol"), names(args.ties, TIES, "ties"),
+                tuple(int(seed) for seed in args.seeds.split(",")), args.events or None)
             with_history = []
             chosen = names(args.datasets, ("movielens-100k", "amazon-beauty"), "dataset")
             for name, folder in [] if args.report else datasets(chosen, settings):

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+LIMIT = 4.0  # standard deviations, as for states of a language model (`models.compute.pca`)
 COMMON = 0.2  # share of texts: a more frequent word separates nothing, and its pairs would cost most
 _WORD = re.compile(r"\w+")
 
@@ -81,3 +82,17 @@ def add_encodings(gram: Tensor, encoded: Tensor, share: float) -> None:
     """
     for part in torch.arange(len(gram)).split(1024):  # all at once would need another (n, n)
         gram[:, part] += (encoded @ encoded[part].T).clamp_(min=0.0).pow_(3).mul_(share)
+
+
+def words_condensed(texts: Sequence[str], width: int = 128) -> Tensor:
+    """Return the leading singular directions of the words of texts, (n, ≤ width) float32 of unit variance, within ±4.
+
+    They are what a scorer reads of texts without a language model. Rows without words are 0.
+    """
+    weights = weigh_words(texts)
+    torch.manual_seed(0)
+    q = min(width, *weights.shape)
+    if not q:
+        return torch.zeros(len(texts), width)
+    u, _, _ = torch.svd_lowrank(weights, q, niter=4)
+    return (u / u.std(0).clamp(min=1e-9)).clamp(-LIMIT, LIMIT)

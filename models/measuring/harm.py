@@ -1,4 +1,8 @@
-"""Harm: the users for whom a scorer is worse than behaviour alone."""
+"""Harm: the users for whom a scorer is worse than behaviour alone, by the likelihood of what they did.
+
+The trust region bounds this harm by construction: it is a guarantee on the likelihood and says nothing of the top of
+the list. `models.measuring.metrics.hits_lost` measures that.
+"""
 
 from __future__ import annotations
 

@@ -21,6 +21,15 @@ def ndcg(ranks: IntArray, k: int = 10) -> FloatArray:
     return np.where(ranks < k, 1 / np.log2(np.minimum(ranks, k) + 2), 0.0)
 
 
+def hits_lost(ranks: IntArray, reference: IntArray, k: int = 10) -> float:
+    """Return the share of the reference's hits (rank below k) that ranks (m,) of the same events do not have.
+
+    0 without hits. A bound on the likelihood does not bound it.
+    """
+    hit = reference < k
+    return float((ranks[hit] >= k).mean()) if hit.any() else 0.0
+
+
 def metrics(ranks: IntArray, k: int = 10) -> dict[str, float]:
     """Return {"recall_at_k", "ndcg_at_k", "n"} of ranks (m,)."""
     n = len(ranks)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from models.data.dataset import FloatArray, IntArray
+from models.data.dataset import BoolArray, FloatArray, IntArray
 from models.measuring.harm import harmed
-from models.measuring.metrics import ndcg, recall
+from models.measuring.metrics import hits_lost, ndcg, recall
 from models.measuring.protocols import Split
 
 CUTS = (5, 10)
@@ -31,6 +31,10 @@ class Ranks:
     rank: IntArray
     logp: FloatArray
 
+    def at(self, inside: BoolArray) -> Ranks:
+        """Return the ranks of some of the events (m,) bool."""
+        return Ranks(self.rows[inside], self.rank[inside], self.logp[inside])
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -39,8 +43,12 @@ class Outcome:
     ranks: Ranks
     reference: Ranks | None = None
 
+    def at(self, inside: BoolArray) -> Outcome:
+        """Return the outcome on some of the events (m,) bool."""
+        return Outcome(self.ranks.at(inside), None if self.reference is None else self.reference.at(inside))
+
     def harmed(self, task: Split) -> tuple[float, float] | None:
-        """Return the shares of users and of events with s_ref − s_θ > δ; None without a reference.
+        """Return the shares of users and of events with s_ref − s_θ > δ, in nats; None without a reference.
 
         Args:
             task: the split whose events were ranked. A user's s is the mean over their events (one in leave-one-out).
@@ -55,18 +63,34 @@ class Outcome:
 
 
 def summary(outcome: Outcome, task: Split) -> dict[str, float | None]:
-    """Return Recall and NDCG at 5 and 10, log-likelihood, and the harmed share of users and of events."""
+    """Return the headline: the figures of events on items known from the training part, see `figures`."""
+    return figures(outcome.at(task.seen(outcome.ranks.rows) > 0), task)
+
+
+def figures(outcome: Outcome, task: Split) -> dict[str, float | None]:
+    """Return Recall and NDCG at 5 and 10, log-likelihood, the harmed share of users and events, and hits lost at 10."""
     users, events = outcome.harmed(task) or (None, None)
+    lost = None if outcome.reference is None else hits_lost(outcome.ranks.rank, outcome.reference.rank)
     return _figures(outcome.ranks, np.ones(len(outcome.ranks.rows), dtype=bool)) | {
-        "harmed_fraction": users, "harmed_events": events}
+        "harmed_fraction": users, "harmed_events": events, "hits_lost": lost}
 
 
 def breakdown(outcome: Outcome, task: Split) -> dict[str, dict[str, dict[str, float | None]]]:
-    """Return figures by the number of training events of the target item, and by the number of earlier user events."""
+    """Return figures of parts of the events.
+
+    "items": all, those known from the training part and those unseen in it; "sessions": at their start and within, on
+    known items; "item_seen": by the number of training events of the item; "user_events": by the number of the user's
+    earlier events.
+    """
     rows = outcome.ranks.rows
-    seen = np.bincount(task.fold.sequences.item, minlength=task.fold.n_items)[task.test.item[rows]]
-    length = rows - task.test.offsets[task.user(rows)]
-    return {"item_seen": _buckets(outcome.ranks, seen, SEEN), "user_events": _buckets(outcome.ranks, length, LENGTHS)}
+    seen, start = task.seen(rows), task.starts(rows)
+    length = task.test.known(rows) - task.test.offsets[task.user(rows)]
+    parts = {"items": {"all": seen >= 0, "known": seen > 0, "unseen": seen == 0},
+             "sessions": {"start": start & (seen > 0), "within": ~start & (seen > 0)}}
+    out = {name: {part: figures(outcome.at(inside), task) for part, inside in each.items()}
+           for name, each in parts.items()}
+    return out | {
+        "item_seen": _buckets(outcome.ranks, seen, SEEN), "user_events": _buckets(outcome.ranks, length, LENGTHS)}
 
 
 def mean_by_user(user: IntArray, values: FloatArray) -> FloatArray:
@@ -89,6 +113,6 @@ def _figures(ranks: Ranks, inside: np.ndarray) -> dict[str, float | None]:
         return float(values[inside].mean()) if inside.any() else 0.0
 
     measures: tuple[tuple[str, Callable[[IntArray, int], FloatArray]], ...] = (("recall", recall), ("ndcg", ndcg))
-    figures: dict[str, float | None] = {
+    found: dict[str, float | None] = {
         f"{name}_at_{k}": mean(measure(ranks.rank, k)) for k in CUTS for name, measure in measures}
-    return figures | {"logp": mean(ranks.logp), "n": float(inside.sum())}
+    return found | {"logp": mean(ranks.logp), "n": float(inside.sum())}

@@ -24,12 +24,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from models.data.dataset import Dataset, IntArray, split
+from models.data.dataset import BoolArray, Dataset, FloatArray, IntArray, split
 from models.data.fold import Fold, held_out
 from models.data.sequences import Sequences, tie_order
 from schemas.errors import DataError
 
 FEWEST = 3  # events of a user in leave-one-out: one each for training, validation and test
+# A session starts when a user comes back after more than half an hour, the usual limit of web analytics. Times on
+# Beauty are days, so there a session is a day with purchases, as for the recorded texts about users.
+GAP = 30 * 60.0  # seconds
 TIES = ("strict", "shuffled", "file")
 
 
@@ -46,6 +49,7 @@ class Split:
         limit: maximum number of predicted events, the same events for every system and, in stream time, every seed;
             None = all.
         ties: one of `TIES`.
+        time: (n,) seconds of the rows of `test`; None = unknown.
     """
 
     protocol: str
@@ -55,10 +59,25 @@ class Split:
     extends: bool
     limit: int | None = None
     ties: str = "strict"
+    time: FloatArray | None = None
 
     def user(self, rows: IntArray) -> IntArray:
         """Return the users (m,) of rows (m,) of `test`."""
         return self.test.user(rows)
+
+    def seen(self, rows: IntArray) -> IntArray:
+        """Return how many training events the item of each row (m,) has, (m,); 0 = an unseen item."""
+        return np.bincount(self.fold.sequences.item, minlength=self.fold.n_items)[self.test.item[rows]]
+
+    def starts(self, rows: IntArray) -> BoolArray:
+        """Return whether each predicted row (m,) starts a session, (m,) bool: more than `GAP` after what is known.
+
+        With strict ties, all events at the first moment of a session start it: all are predicted from before it.
+        """
+        if self.time is None:
+            return np.zeros(len(rows), dtype=bool)
+        newest = self.test.known(rows) - 1
+        return np.asarray(self.time[rows] - self.time[newest] > GAP)
 
     def rows(self) -> IntArray:
         """Return the predicted rows of `test`, ascending (m,): those from `begin` on whose users have a history."""
@@ -92,7 +111,8 @@ def leave_one_out(dataset: Dataset, ties: str = "strict", seed: int = 0) -> Spli
     keep[last[tested]] = False
     known = test.kept(keep)
     fold = Fold(known, known.offsets[1:] - tested, len(dataset.items))
-    return Split("leave_one_out", fold, test, test.offsets[1:] - tested, extends=False, ties=ties)
+    return Split("leave_one_out", fold, test, test.offsets[1:] - tested, extends=False, ties=ties,
+                 time=dataset.events.time[test.index])
 
 
 def stream_time(dataset: Dataset, fraction: float = 0.8, ties: str = "strict", seed: int = 0) -> Split:
@@ -112,7 +132,7 @@ def stream_time(dataset: Dataset, fraction: float = 0.8, ties: str = "strict", s
     key = tie_order(len(dataset.events), order, held_out(len(past)), len(past))
     test = Sequences.of(dataset.events, users, key, strict)
     begin = test.offsets[:-1] + np.bincount(past.user, minlength=users)
-    return Split("stream_time", fold, test, begin, extends=True, ties=ties)
+    return Split("stream_time", fold, test, begin, extends=True, ties=ties, time=dataset.events.time[test.index])
 
 
 def _shuffled(ties: str, seed: int) -> int | None:

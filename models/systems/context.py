@@ -15,6 +15,7 @@ from models.compute.neighbours import Banks, exact
 from models.compute.pca import Whitening, condense
 from models.data.dataset import Dataset
 from models.evidence.item_knowledge import ItemKnowledge
+from models.evidence.words import words_condensed
 from models.generative.semantic_ids import SemanticIds, quantise
 from models.knowledge.composition import Composed
 from models.language.item_cache import ItemCache
@@ -109,6 +110,11 @@ class Context:
                 fold, fit, self.max_len, self.during("reference"), self.keep))
         if kind == "sasrec+written":
             return self.once(kind, self._with_written)
+
+        if kind == "sasrec+words":
+            return self.once(kind, lambda: training.train_fused(
+                fold, words_condensed(self.dataset.texts), fit, self.max_len, self.during("scorer with words"),
+                self.keep))
 
         def with_texts() -> tuple[Backbone, dict[str, float]]:
             text = self.texts() if kind == "sasrec+text" else texts_with_neighbours(

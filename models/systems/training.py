@@ -32,6 +32,7 @@ from models.systems.freshet.with_evidence import WithEvidence
 from models.systems.lwgr.source import CodebookSource
 from models.systems.registry import FUSIONS, OBJECTIVES, SOURCES
 from models.systems.table import System
+from models.systems.untrained import UNTRAINED, train_untrained
 
 EVIDENCE: dict[str, tuple[float, ...]] = {"no-evidence": (), "no-words": (0.0,)}  # candidates for `words`
 UNBOUNDED = ("unconstrained", "no-trust-region")
@@ -43,6 +44,8 @@ def train(system: System, control: str | None, context: Context) -> Trained:
         return _freshet(system, control, context)
     if system.has_knowledge:
         return _knowledge(system, control, context)
+    if system.backbone in UNTRAINED:
+        return train_untrained(system.backbone, control, context)
     if control == "extra-steps":
         return _extra_steps(context)
     if system.backbone == "semantic-ids":

@@ -46,7 +46,7 @@ def fit(
 
     `freshet fit --data Beauty_5.jsonl.gz`
     """
-    from models.systems.table import system_named
+    from models.systems.table import served_system
     from schemas.artifacts import Registry
     from workers.data import movielens
     from workers.terminal.stages import Stages
@@ -58,7 +58,7 @@ def fit(
     if encoding or columns:
         settings = replace(settings, events=replace(
             settings.events, encoding=encoding or settings.events.encoding, columns=columns or settings.events.columns))
-    system_named(settings.fit.system)  # fail on a wrong name before anything is downloaded
+    served_system(settings.fit.system)  # fail on a wrong name before anything is downloaded
     folder = data or movielens.fetch(settings.home, typer.echo)
     with Stages() as stages:
         artifact = run(settings, folder, stages)

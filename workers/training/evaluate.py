@@ -13,7 +13,7 @@ import time
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import orjson
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from models.measuring.protocols import Split
     from models.systems.context import Context
 
-FORMAT = 1  # format version of the result files
+FORMAT = 2  # format version of the result files
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +59,22 @@ class EvaluationRun:
     ages: bool = False
     events: int | None = None
     ties: str = "strict"
+
+
+class Predicted(NamedTuple):
+    """Predicted events.
+
+    Args:
+        event: (m,) place in the file; the same for every seed.
+        user: (m,) user rows.
+        known: (m,) bool, whether the item is known from the training part.
+        start: (m,) bool, whether a session starts.
+    """
+
+    event: np.ndarray
+    user: np.ndarray
+    known: np.ndarray
+    start: np.ndarray
 
 
 class Evaluator:
@@ -158,24 +174,25 @@ class Evaluator:
         with np.load(path, allow_pickle=False) as columns:
             return {name: columns[name] for name in columns.files}
 
-    def users(self, wanted: EvaluationRun, rows: np.ndarray) -> np.ndarray:
-        """Return the users (m,) of predicted rows (m,) under a run's protocol."""
-        return self._split(wanted).user(rows)
+    def predicted(self, wanted: EvaluationRun, rows: np.ndarray) -> Predicted:
+        """Return what the rows (m,) of a finished run are."""
+        split = self._split(wanted)
+        return Predicted(split.test.index[rows], split.user(rows), split.seen(rows) > 0, split.starts(rows))
 
     def gain(self, wanted: EvaluationRun) -> tuple[float, float, float] | None:
         """Return a finished run's gain in NDCG@10 over its own reference with its 95% interval; None without reference.
+
+        On items known from the training part, as all of the headline.
         """
+        from models.measuring.intervals import paired_interval
         from models.measuring.metrics import ndcg
 
-        columns = self.ranks(wanted)
+        columns, split = self.ranks(wanted), self._split(wanted)
         if "reference_rank" not in columns:
             return None
-        return self._interval(wanted, columns["row"], ndcg(columns["rank"]) - ndcg(columns["reference_rank"]))
-
-    def _interval(self, wanted: EvaluationRun, rows: np.ndarray, gain: np.ndarray) -> tuple[float, float, float]:
-        from models.measuring.intervals import paired_interval
-
-        return paired_interval(self._split(wanted).user(rows), gain)
+        known = split.seen(columns["row"]) > 0
+        gain = ndcg(columns["rank"]) - ndcg(columns["reference_rank"])
+        return paired_interval(split.user(columns["row"][known]), gain[known])
 
     def _split(self, wanted: EvaluationRun) -> Split:
         from models.measuring.protocols import protocol

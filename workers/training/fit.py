@@ -22,7 +22,7 @@ from safetensors.numpy import load_file
 from models.data import dataset as data
 from models.data.loading import load_dataset
 from models.data.written import PLACE
-from models.systems.table import system_named
+from models.systems.table import served_system
 from schemas.artifacts import Artifact, Card, Registry, write_card
 from schemas.calibration import Calibration
 from schemas.deployments import Deployments
@@ -77,7 +77,7 @@ def run(settings: Settings, folder: Path, stages: Stages) -> Artifact:
         StalledError: a stage made no progress.
     """
     settings = replace(settings, home=settings.home.absolute())
-    system_named(settings.fit.system)
+    served_system(settings.fit.system)
     with stages.stage("data", 300.0):
         dataset = load_dataset(folder, settings.events)
         past, _ = data.split(dataset, settings.fit.train_fraction)
@@ -197,7 +197,7 @@ def _trained(
         report.close()
         return item_knowledge(settings, dataset, stages)
 
-    system = system_named(settings.fit.system)
+    system = served_system(settings.fit.system)
     keep = ScorerCache(settings.home / "cache" / "scorers")  # an interrupted fit resumes after the last trained scorer
     if system.backbone == "sasrec+text+evidence":
         return fit(dataset, past, settings, *language(), report, keep, items())

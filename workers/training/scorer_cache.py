@@ -75,6 +75,8 @@ def _key(stage: str, start: DenseScorer, fold: Fold, settings: FitSettings) -> s
         digest.update(name.encode() + np.ascontiguousarray(tensor.detach().cpu().numpy()).tobytes())
     for column in (fold.sequences.item, fold.sequences.offsets, fold.begin):
         digest.update(np.ascontiguousarray(column).tobytes())
+    # Ties decide which history the held-out events, and so the epochs, are judged from.
+    digest.update(fold.sequences.known(np.arange(len(fold.sequences.item))).tobytes())
     return digest.hexdigest()[:24]
 
 

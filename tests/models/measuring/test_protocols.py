@@ -1,9 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from models.data.dataset import Dataset, Events
 from models.data.sequences import Sequences
-from models.measuring.outcomes import Outcome, Ranks, breakdown, mean_by_user, summary
+from models.measuring.metrics import hits_lost
+from models.measuring.outcomes import Outcome, Ranks, breakdown, figures, mean_by_user, summary
 from models.measuring.protocols import FRESH, FROZEN, Age, leave_one_out, moments, protocol, stream_time
 from schemas.errors import DataError
 
@@ -80,17 +83,55 @@ def test_figures_by_hand(mixed):
     rank[:3] = (0, 4, 7)
     ranks = Ranks(rows, rank, np.full(len(rows), -2.0))
     reference = Ranks(rows, rank, np.where(np.arange(len(rows)) < 2, -1.0, -2.05))
-    figures = summary(Outcome(ranks, reference), split)
-    assert figures["recall_at_5"] == pytest.approx(2 / len(rows))
-    assert figures["ndcg_at_5"] == pytest.approx((1 + 1 / np.log2(6)) / len(rows))
-    assert figures["recall_at_10"] == pytest.approx(3 / len(rows))
-    assert figures["harmed_events"] == pytest.approx(2 / len(rows))
+    found = figures(Outcome(ranks, reference), split)
+    assert found["recall_at_5"] == pytest.approx(2 / len(rows))
+    assert found["ndcg_at_5"] == pytest.approx((1 + 1 / np.log2(6)) / len(rows))
+    assert found["recall_at_10"] == pytest.approx(3 / len(rows))
+    assert found["harmed_events"] == pytest.approx(2 / len(rows))
     lost, user = np.where(np.arange(len(rows)) < 2, 1.0, -0.05), split.user(rows)
     loss = [lost[user == one].mean() for one in np.unique(user)]
-    assert figures["harmed_fraction"] == pytest.approx(sum(mean > 0.1 for mean in loss) / len(loss))
-    assert 0 < figures["harmed_fraction"] < 1
+    assert found["harmed_fraction"] == pytest.approx(sum(mean > 0.1 for mean in loss) / len(loss))
+    assert 0 < found["harmed_fraction"] < 1
     assert summary(Outcome(ranks), split)["harmed_fraction"] is None
-    for buckets in breakdown(Outcome(ranks), split).values():
+    parts = breakdown(Outcome(ranks), split)
+    assert parts["items"]["all"]["recall_at_10"] == found["recall_at_10"]
+    assert sum(parts["items"][name]["n"] for name in ("known", "unseen")) == len(rows)
+    for name in ("item_seen", "user_events"):
+        buckets = parts[name]
         assert sum(part["n"] for part in buckets.values()) == len(rows)
         assert sum(part["recall_at_10"] * part["n"] for part in buckets.values()) == pytest.approx(3)
     assert mean_by_user(user, lost) == pytest.approx(loss)
+
+
+def test_hits_lost_by_hand():
+    reference, ranks = np.array([0, 9, 3, 10, 50]), np.array([5, 10, 2, 0, 99])
+    assert hits_lost(ranks, reference) == pytest.approx(1 / 3)  # of three hits, the second is gone
+    assert hits_lost(ranks, np.full(5, 77)) == 0
+    assert hits_lost(reference, reference) == 0
+
+
+def timed(user, item, time):
+    made = dataset(user, item)
+    return replace(made, events=replace(made.events, time=np.array(time, dtype=float)))
+
+
+def test_known_items_make_the_headline():
+    # In the training part users have the items 0 and 1; later one known and two unseen items.
+    split = stream_time(timed([0, 1, 0, 1, 0, 1], [0, 1, 1, 0, 2, 3], range(6)), 0.6)
+    rows = split.rows()
+    assert split.test.item[rows].tolist() == [2, 0, 3]
+    assert split.seen(rows).tolist() == [0, 1, 0]
+    outcome = Outcome(Ranks(rows, np.array([0, 1, 0]), np.zeros(3)))
+    assert summary(outcome, split)["ndcg_at_10"] == pytest.approx(1 / np.log2(3))
+    assert summary(outcome, split)["n"] == 1
+    assert breakdown(outcome, split)["items"]["unseen"]["ndcg_at_10"] == 1
+
+
+def test_sessions_start_after_a_gap():
+    hour = 3600.0
+    time = [0, 1, 10 * hour, 10 * hour, 10 * hour + 60, 30 * hour]
+    made = timed([0] * 6, list(range(6)), time)
+    strict, file = (stream_time(made, 0.2, ties=ties) for ties in ("strict", "file"))
+    assert strict.rows().tolist() == [1, 2, 3, 4, 5]
+    assert strict.starts(strict.rows()).tolist() == [False, True, True, False, True]  # both of the tie
+    assert file.starts(file.rows()).tolist() == [False, True, False, False, True]

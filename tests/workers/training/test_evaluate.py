@@ -57,8 +57,9 @@ def test_a_finished_run_is_read_instead_of_repeated(evaluator, monkeypatch):
 
 def test_the_file_of_a_run_depends_on_every_parameter(evaluator):
     wanted = EvaluationRun("dense", "leave_one_out", seed=3)
-    others = [replace(wanted, seed=4), replace(wanted, protocol="stream_time"), replace(wanted, control="extra-steps")]
-    assert len({evaluator.path(run) for run in [wanted, *others]}) == 4
+    others = [replace(wanted, seed=4), replace(wanted, protocol="stream_time"), replace(wanted, control="extra-steps"),
+              replace(wanted, ties="file")]
+    assert len({evaluator.path(run) for run in [wanted, *others]}) == 5
     longer = Evaluator.__new__(Evaluator)
     longer.__dict__ |= evaluator.__dict__ | {
         "settings": replace(evaluator.settings, fit=replace(evaluator.settings.fit, epochs=3))}
@@ -78,9 +79,11 @@ def test_a_run_is_compared_with_its_reference_event_by_event(evaluator):
     assert gain == pytest.approx(other["metrics"]["ndcg_at_10"] - one["metrics"]["ndcg_at_10"])
     assert low <= gain <= high
     rows = evaluator.ranks(plain)["row"]
-    users = evaluator.users(plain, rows)
-    assert (np.diff(users) >= 0).all()  # rows are by user
-    assert len(users) == len(rows)
+    events = evaluator.predicted(plain, rows)
+    assert (np.diff(events.user) >= 0).all()  # rows are by user
+    assert len(events.event) == len(set(events.event)) == len(rows)
+    assert events.known.sum() == one["metrics"]["n"]
+    assert 0 <= other["metrics"]["hits_lost"] <= 1
     with pytest.raises(DataError, match="has not been run"):
         evaluator.ranks(replace(plain, seed=99))
 
@@ -90,6 +93,8 @@ def test_the_error_for_a_wrong_name_lists_the_valid_names(evaluator):
         evaluator.run(EvaluationRun("sense", "stream_time"))
     with pytest.raises(FreshetError, match="leave_one_out"):
         evaluator.run(EvaluationRun("dense", "last"))
+    with pytest.raises(FreshetError, match="there are strict, shuffled, file"):
+        evaluator.run(EvaluationRun("dense", "stream_time", ties="loose"))
 
 
 def test_the_command_prints_tables_and_writes_json(evaluator, folder, place, monkeypatch):

@@ -56,9 +56,11 @@ def test_the_cache_key_depends_on_everything_that_affects_weights(fold, tmp_path
     train_reference(fold, SETTINGS, 6, keep=shelf)
     train_fused(fold, text, SETTINGS, 8, keep=shelf)
     train_fused(fold, text + 1, SETTINGS, 8, keep=shelf)
-    assert len(list(tmp_path.glob("trained-*.safetensors"))) == 8
+    tied = np.arange(len(events.item)) // 2 * 2
+    train_reference(Fold(replace(fold.sequences, tie=tied), fold.begin, ITEMS), SETTINGS, 8, keep=shelf)
+    assert len(list(tmp_path.glob("trained-*.safetensors"))) == 9
     train_reference(fold, replace(SETTINGS, harm=0.1, codes=8), 8, keep=shelf)  # no effect on scorers
-    assert len(list(tmp_path.iterdir())) == 8
+    assert len(list(tmp_path.iterdir())) == 9
 
 
 def test_a_damaged_file_is_replaced(fold, tmp_path):
