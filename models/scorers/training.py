@@ -123,10 +123,12 @@ def _window_loss(model: Backbone, train: Sequences, part: Windows, *, counts: Te
     device = model.items.device
     tokens, where, places, target, counts = moved((tokens, where, places, target, counts), device)
     side = model.item_side((torch.rand(model.n_items) < DROPPED).to(device))
-    return _softmax_loss(model, model(tokens, side)[where, places], target, side, counts), len(target)
+    return _softmax_loss(model, model(tokens, side)[where, places], target, side, counts, where), len(target)
 
 
-def _softmax_loss(model: Backbone, hidden: Tensor, target: Tensor, side: ItemSide, counts: Tensor) -> Tensor:
+def _softmax_loss(
+    model: Backbone, hidden: Tensor, target: Tensor, side: ItemSide, counts: Tensor, window: Tensor,
+) -> Tensor:
     """Return the mean negative log-likelihood (nats) of targets (m,) given hidden states (m, d).
 
     In large catalogues the partition function is estimated from the step's targets and `NEGATIVES` other items, each
@@ -134,8 +136,13 @@ def _softmax_loss(model: Backbone, hidden: Tensor, target: Tensor, side: ItemSid
     takes 8 CPU seconds instead of 40. On a GPU every item is scored, in chunks. Fresh items are not used as negatives,
     because the model would learn to score new items, and the texts of these ones, low.
 
+    The targets of an event's own window are in the step whenever the event is, so their weight is 1. They are what the
+    same user takes before and after: with the weights of others, up to 5 on Beauty, training would push down what the
+    user takes next.
+
     Args:
         counts: (n_items,) training events of each item.
+        window: (m,) ascending, the window of each event.
     """
     n = model.n_items
     if n <= FULL or target.device.type == "cuda":
@@ -145,12 +152,27 @@ def _softmax_loss(model: Backbone, hidden: Tensor, target: Tensor, side: ItemSid
     absent = (1 - counts[pool] / counts.sum()).pow(len(target)) * (1 - 1 / n) ** NEGATIVES
     weight = -torch.log1p(-absent)
     own = column[: len(target)]
-    # Adding weights and mask to the bias, and correcting the target in place, saves a fifth of an epoch on Beauty.
+    # Adding weights and mask to the bias, and correcting targets in place, saves a fifth of an epoch on Beauty.
     bias = (side[1][pool] + weight).masked_fill(model.fresh[pool], -torch.inf)
-    logits = F.linear(hidden, side[0][pool], bias)
-    each = torch.arange(len(target))
-    logits = logits.index_put_((each, own), -weight[own], accumulate=True)  # targets are always included
+    row, at = _together(window, own, len(pool))
+    logits = F.linear(hidden, side[0][pool], bias).index_put_((row, at), -weight[at], accumulate=True)
     return F.cross_entropy(logits, own)
+
+
+def _together(window: Tensor, column: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Return all distinct pairs of an event and the column of a target in its window, itself included.
+
+    Args:
+        window: (m,) ascending, the window of each event.
+        column: (m,) column of each event's target, below `width`.
+    """
+    size = torch.bincount(window)
+    first = (size.cumsum(0) - size)[window]
+    many = size[window]
+    row = torch.arange(len(window)).repeat_interleave(many)
+    inside = torch.arange(len(row)) - (many.cumsum(0) - many).repeat_interleave(many)
+    pair = torch.unique(row * width + column[first.repeat_interleave(many) + inside])
+    return pair // width, pair % width
 
 
 @torch.no_grad()

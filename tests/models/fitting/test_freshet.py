@@ -111,10 +111,11 @@ def test_sampled_negatives_estimate_the_full_softmax(monkeypatch):
     side = (torch.randn(2000, 8), torch.randn(2000))
     counts = torch.randint(1, 100, (2000,)) * ~model.fresh
     hidden, target = torch.randn(300, 8), torch.multinomial(counts.double(), 300, replacement=True)
-    full = training._softmax_loss(model, hidden, target, side, counts)
+    window = torch.arange(len(target))
+    full = training._softmax_loss(model, hidden, target, side, counts, window)
     monkeypatch.setattr(training, "FULL", 10)
     monkeypatch.setattr(training, "NEGATIVES", 500)
-    sampled = [training._softmax_loss(model, hidden, target, side, counts).item() for _ in range(30)]
+    sampled = [training._softmax_loss(model, hidden, target, side, counts, window).item() for _ in range(30)]
     assert np.mean(sampled) == pytest.approx(full.item(), rel=0.02)
 
 
