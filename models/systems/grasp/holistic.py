@@ -37,16 +37,14 @@ class HolisticAttention(nn.Module):
 
     def __init__(self, query: int, keys: int, dim: int, length: int, softmax: bool = False) -> None:
         super().__init__()
-        self.softmax = softmax
         self.query, self.key = nn.Linear(query, dim, bias=False), nn.Linear(keys, dim, bias=False)
         self.value = nn.Linear(keys, dim, bias=False)
-        self.bias = nn.Parameter(torch.tensor(-math.log(max(1, length))))
+        self.bias = None if softmax else nn.Parameter(torch.tensor(-math.log(max(1, length))))
 
     def forward(self, query: Tensor, keys: Tensor, mask: Tensor) -> Tensor:
         """Return (B, d) for a query (B, q) over keys (B, H, k); mask (B, H) is False for missing keys."""
-        like = torch.einsum("bd,bhd->bh", self.query(query), self.key(keys)) * self.bias.new_tensor(
-            self.query.out_features).rsqrt()
-        if self.softmax:
+        like = torch.einsum("bd,bhd->bh", self.query(query), self.key(keys)) * self.query.out_features**-0.5
+        if self.bias is None:
             weights = torch.softmax(like.masked_fill(~mask, torch.finfo(like.dtype).min), -1)
         else:
             weights = torch.sigmoid(like + self.bias)

@@ -20,6 +20,7 @@ from models.scorers.snapshots import before
 from models.serving.bake import ranking_model
 from models.serving.requests import RankBatch, UserKnowledge
 from models.systems.context import Context
+from models.systems.kar.written import KnowledgeScorer
 from models.systems.table import CONTROLS, SYSTEMS, system_named
 from models.systems.training import train
 from schemas.errors import FreshetError
@@ -168,6 +169,38 @@ def test_training_keeps_the_reference_and_is_reproducible(context):
         assert model.fusion.out.weight.abs().sum() > 0
     assert found[0][0] == found[1][0]
     assert torch.equal(found[0][1], found[1][1])
+
+
+@pytest.mark.parametrize(("name", "control"), [
+    ("kar", None), ("coco", None), ("grasp", None), ("grasp", "softmax-attention"), ("lwgr", None)])
+def test_every_weight_of_knowledge_is_trained(context, name, control, monkeypatch):
+    """No path is dead: every weight gets a gradient, and those of the kept epoch have moved."""
+    from models.systems.registry import FUSIONS, OBJECTIVES, SOURCES
+
+    system, reference = SYSTEMS[name], context.backbone("sasrec")[0]
+    monkeypatch.setattr(training, "WEIGHT_DECAY", 0.0)
+    source = SOURCES[system.instruction, system.extraction, control or system.adaptor](context)
+    backbone = copy.deepcopy(reference)
+    if name == "kar":
+        torch.manual_seed(0)
+        backbone = KnowledgeScorer(
+            torch.randn(reference.n_items, source.whiten.width), None, reference.n_items, 16, 1, 2, 10, 0.1)
+    source.attach(backbone)
+    model = Composed(backbone, reference, source, FUSIONS[system.fusion](SETTINGS.fit))
+    shared = "backbone.experts."  # KAR's towers are the scorer's, too
+    parts = ("source.", "fusion.", shared)
+    ours = {part: weight for part, weight in model.named_parameters() if part.startswith(parts)}
+    before = {part: weight.detach().clone() for part, weight in ours.items()}
+    reached = set()
+    for part, weight in ours.items():
+        weight.requires_grad_(True)
+        weight.register_hook(lambda gradient, part=part: reached.add(part) if gradient.any() else None)
+    training.train(model, context.split.fold, training.TrainingPlan(
+        3, OBJECTIVES[system.objective](), seed=1, snapshots=48, none_is_an_epoch=False))
+    assert sorted(set(ours) - reached) == []
+    still = [part for part, weight in ours.items() if torch.equal(weight, before[part])]
+    assert [part for part in still if ".adapter." not in part] == []  # the kept epoch may be before LoRA's first
+    assert len({part.split(".")[0] for part in ours}) == 2
 
 
 def test_the_dual_variable_follows_the_constraint():
