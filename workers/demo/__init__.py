@@ -2,5 +2,5 @@
 
 `workers/supervision` starts the processes.
 
-May import: training, measurement, supervision, data, kafka, home, terminal.
+May import: training, writing, measurement, supervision, data, kafka, home, terminal.
 """

@@ -49,6 +49,7 @@ from workers.kafka.topics import partitions
 from workers.measurement.experiment import RunningExperiment
 from workers.supervision.child import bound
 from workers.supervision.stack import Stack, role_environ
+from workers.writing.describe import describe_recorded
 
 WATCHED = (RECOMMENDATIONS.name, KNOWLEDGE_UPDATES.name, KNOWLEDGE_REQUESTS.name, DEAD_LETTERS.name)
 QUIET_S = 1.0  # after the last answer: late knowledge still causes one more recommendation
@@ -115,10 +116,12 @@ class Demo:
         problem: BaseException | None = None
         try:
             folder = self.folder or movielens.fetch(self.settings.home, self.screen.say)
-            self._begin_stage("fit")
-            artifact = self._fit(folder)
             self._begin_stage("load")
             dataset = load_dataset(folder, self.settings.events)
+            if films := describe_recorded(dataset, self.settings.home):
+                self.screen.say(f"{films:,} films are described by recorded answers of a language model")
+            self._begin_stage("fit")
+            artifact = self._fit(folder)
             past, future = data.split(dataset, self.settings.fit.train_fraction)
             future = future[:self.limit] if self.limit else future
             self.window = self.window or default_window(len(future))

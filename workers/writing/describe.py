@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 import orjson
 from filelock import FileLock, Timeout
+from rich.console import Console
 
 from models.data.dataset import Dataset
-from models.data.written import PLACE, about
+from models.data.written import PLACE, about, read_written
 from schemas.errors import FreshetError
 from schemas.files import write_whole
 from schemas.settings import Settings
@@ -27,7 +28,7 @@ from workers.terminal.stages import Stages
 from workers.writing.local import LocalProvider
 from workers.writing.prompts import Prompt, prompt_named
 from workers.writing.provider import Answer, Asked, Provider, ProviderError
-from workers.writing.recorded import Answers, RecordedProvider
+from workers.writing.recorded import FILMS, Answers, RecordedProvider
 from workers.writing.server import ServerProvider
 
 USERS = Path("knowledge") / "users.jsonl"
@@ -159,6 +160,24 @@ def provider_of(settings: Settings, stages: Stages) -> Provider:
     if settings.writer.provider == "recorded":
         return RecordedProvider(Path(settings.writer.recording))
     return LocalProvider(settings, stages)
+
+
+def describe_recorded(dataset: Dataset, home: Path, recording: Path = FILMS) -> int:
+    """Write what a recording says of a catalogue's items, if it knows most of them; return of how many.
+
+    Items that are described already keep their texts.
+    """
+    provider = RecordedProvider(recording)
+    plan = plan_items(dataset)
+    found = [subject for subject in plan.subjects if provider.has(plan.prompt.asks(subject.input))]
+    if not found or 2 * len(found) < len(plan.subjects):
+        return 0
+    held = read_written(home / PLACE, dataset.items, dataset.texts)
+    described = held.texts if held else {}
+    left = [subject for subject in found if subject.line["item_id"] not in described]
+    if left:
+        describe(replace(plan, subjects=left), provider, home, Stages(Console(quiet=True)))
+    return len(found)
 
 
 def estimate(plan: DescribePlan, missing: list[Asked], provider: Provider) -> list[str]:

@@ -23,10 +23,19 @@ from schemas.settings import Settings, WriterSettings
 from tests.workers.writing.stub import KEY, Stub, completion
 from workers.cli import app
 from workers.terminal.stages import Stages
-from workers.writing.describe import KEPT, USERS, DescribeAccount, describe, plan_items, plan_users, provider_of
+from workers.writing.describe import (
+    KEPT,
+    USERS,
+    DescribeAccount,
+    describe,
+    describe_recorded,
+    plan_items,
+    plan_users,
+    provider_of,
+)
 from workers.writing.prompts import prompt_named
 from workers.writing.provider import ProviderError, SpendingLimitError
-from workers.writing.recorded import Answers, RecordedProvider
+from workers.writing.recorded import FILMS, Answers, RecordedProvider
 
 TITLES = {"a": "a soap", "b": "a brush", "c": "a comb", "d": "a soap", "e": ""}
 
@@ -226,6 +235,34 @@ class TestRecorded:
         answers = Answers(path)
         assert {key: answer.text for (key, _), answer in answers.read().items()} == {"k": "x"}
         assert answers.unreadable == 1
+
+    def test_the_demos_films_are_described_and_other_catalogues_are_not(self, shop: Path, tmp_path: Path) -> None:
+        items = prompt_named("items")
+        films = RecordedProvider(FILMS)
+        (answer,) = films.answers([items.asks("GoldenEye. Action, Adventure, Thriller, 1995")])
+        assert "james-bond" in items.said(answer.text)
+        recorded = Answers(FILMS).read()
+        assert len(recorded) == 1664
+        assert all(items.said(answer.text) for answer in recorded.values())
+        home = tmp_path / "home"
+        assert describe_recorded(load_dataset(shop), home) == 0
+        assert not (home / PLACE).exists()
+        cinema = load_dataset(write_shop(tmp_path / "cinema", {
+            "a": "Toy Story. Animation, Children's, Comedy, 1995", "b": "GoldenEye. Action, Adventure, Thriller, 1995",
+            "c": "A film of tomorrow"}))
+        assert describe_recorded(cinema, home) == 2
+        found = read_written(home / PLACE, cinema.items, cinema.texts)
+        assert found is not None
+        assert sorted(found.texts) == ["a", "b"]
+        assert "pixar" in found.texts["a"]
+
+    def test_a_recording_does_not_replace_what_was_written(self, tmp_path: Path) -> None:
+        cinema = load_dataset(write_shop(tmp_path / "cinema", {
+            "a": "Toy Story. Animation, Children's, Comedy, 1995"}))
+        (tmp_path / "home" / PLACE).parent.mkdir(parents=True)
+        (tmp_path / "home" / PLACE).write_bytes(orjson.dumps({"item_id": "a", "text": "my own words"}))
+        assert describe_recorded(cinema, tmp_path / "home") == 1
+        assert lines(tmp_path / "home" / PLACE) == [{"item_id": "a", "text": "my own words"}]
 
     def test_no_recording_is_one_line(self, tmp_path: Path) -> None:
         with pytest.raises(DataError, match="FRESHET_WRITER_RECORDING"):
