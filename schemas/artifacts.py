@@ -15,7 +15,7 @@ from typing import Any
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from schemas.calibration import CALIBRATION_VERSION, Calibration, Recalibration
+from schemas.calibration import CALIBRATION_VERSION, Calibration, Recalibration, Worth
 from schemas.errors import ArtifactError, FreshetError, NewerFormatError
 from schemas.events import describe
 from schemas.files import write_whole, written_whole
@@ -36,6 +36,7 @@ class Card(BaseModel):
     data_hash: str = Field(description="of the events and items it was fitted on")
     settings: dict[str, Any] = Field(description="the settings it was fitted with, secrets excluded")
     metrics: dict[str, float] = Field(default_factory=dict)
+    parts: list[Worth] = Field(default_factory=list, description="what each part adds on held-out events")
     revision: str = Field(default="", description="git revision of the code, if known")
     split_time: float = Field(description="event time of the last event fitted on")
     files: dict[str, str] = Field(description="name → SHA-256")

@@ -1,6 +1,8 @@
-"""Thresholds that `freshet fit` calibrates: stored with the models, read by streams and ranking."""
+"""What `freshet fit` calibrates: thresholds, stored with the models and read by streams and ranking, and what pays."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -50,3 +52,48 @@ class Recalibration(BaseModel):
         return calibration.model_copy(update={
             "drift_threshold": self.drift_threshold, "drift_false_alarm_every": self.drift_false_alarm_every,
             "evidence": calibration.evidence | self.evidence})
+
+
+LABELS = {
+    "behaviour": "behaviour: transformer and closed form", "words": "words of item texts",
+    "encoder": "sentence encoder", "written": "written item knowledge", "features": "item texts in the transformer",
+    "user_vectors": "user vectors"}
+
+
+class Worth(BaseModel):
+    """What one part adds to the parts above it, on held-out events that did not choose its weight."""
+
+    model_config = ConfigDict(frozen=True)
+
+    part: str = Field(description="name of the part")
+    adds: float = Field(description="NDCG@10 that it adds; of behaviour, its own NDCG@10")
+    low: float = Field(description="lower end of the 95% interval over users")
+    high: float = Field(description="upper end of the 95% interval over users")
+    used: bool = Field(description="whether the version uses it")
+    weight: float = Field(default=0.0, ge=0, description="its weight, chosen on other held-out users")
+    events: int = Field(default=0, ge=0, description="held-out events it was measured on")
+    calls: float = Field(default=0.0, ge=0, description="passes through a language model or encoder for the catalogue "
+                                                        "or, of user vectors, for one refresh")
+    tokens: float = Field(default=0.0, ge=0, description="tokens of these passes")
+    seconds: float = Field(default=0.0, ge=0, description="their time, or that of fitting the part")
+
+    @property
+    def pays(self) -> bool:
+        """Whether the interval is above 0."""
+        return self.low > 0
+
+
+def table(parts: Sequence[Worth]) -> list[str]:
+    """Return the table as lines of text."""
+    if not parts:
+        return []
+    width = max(len(LABELS.get(part.part, part.part)) for part in parts)
+    lines = [f"{'what pays':<{width}}  {'adds NDCG@10':>24}  {'calls':>7}  {'tokens':>9}  {'seconds':>7}  used"]
+    for part in parts:
+        own = part.part == "behaviour"
+        adds = f"{part.adds:.4f}" if own else f"{part.adds:+.4f} [{part.low:+.4f}, {part.high:+.4f}]"
+        used = "yes" if part.used and (part.pays or own) else (
+            "yes, asked for" if part.used else "no: its interval holds 0" if part.weight > 0 else "no")
+        lines.append(f"{LABELS.get(part.part, part.part):<{width}}  {adds:>24}  {part.calls:>7,.0f}  "
+                     f"{part.tokens:>9,.0f}  {part.seconds:>7,.1f}  {used}")
+    return lines

@@ -18,6 +18,7 @@ RankingReason = Literal["event", "knowledge"]
 # compares versions.
 LARGEST = 2**53 - 1
 Whole = Annotated[int, Field(ge=-LARGEST, le=LARGEST)]
+Source = Literal["fused", "items", "reference"]
 Fallback = Literal[
     "no_knowledge", "store_unavailable", "damaged_knowledge", "old_knowledge", "no_trust", "control"]
 
@@ -137,8 +138,11 @@ class Recommendation(Message):
     user_id: str
     items: list[ScoredItem] = Field(description="best first, seen items excluded")
     reference: list[str] = Field(description="items that behaviour alone would recommend, best first")
-    source: Literal["fused", "reference"]
-    fallback: Fallback | None = Field(default=None, description="why knowledge was not used; null = it was used")
+    source: Source = Field(
+        description="what it stands on: fused = behaviour, item knowledge and the user's knowledge; items = behaviour "
+                    "and item knowledge; reference = behaviour alone")
+    fallback: Fallback | None = Field(
+        default=None, description="why the user's knowledge was not used; null = it was used")
     reason: RankingReason
     lagrange: float | None = Field(
         description="μ_u ≥ 1 of the trust region, the divisor of fused probabilities; null = reference served")

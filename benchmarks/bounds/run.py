@@ -29,10 +29,9 @@ mpl.use("Agg")
 from matplotlib import pyplot as plt
 
 from benchmarks.quality.run import ROOT, TUNED, made_up
-from models.calibration.evidence import WORDS, calibrate_evidence
+from models.calibration.fused import calibrate_scores
 from models.data.loading import load_dataset
 from models.evidence.ease import Ease
-from models.evidence.item_knowledge import Parts
 from models.measuring.harm import harmed
 from models.measuring.metrics import ndcg
 from models.measuring.outcomes import mean_by_user
@@ -89,30 +88,30 @@ SHAPES: dict[str, Shape] = {
 
 def points(context: Context, split: Split) -> Iterator[dict[str, Any]]:
     """Yield NDCG@10 and harmed users for the reference, the fused scores and every shape at every radius."""
-    reference, scorer = context.backbone("sasrec")[0], context.backbone("sasrec+text")[0]
+    behaviour, scorer = context.reference(), context.backbone("sasrec+text")[0]
     assert isinstance(scorer, FusedScorer)
-    fold = split.fold
-    known = context.known()
-    affinity, _ = calibrate_evidence(
-        fold.sequences, fold.begin, reference, scorer,
-        [Ease.fit(fold.training(), fold.n_items, known, Parts(words=words)) for words in WORDS],
-        seed=context.settings.fit.seed)
-    reference, fused = context.served(reference, "reference"), context.served(scorer, "with texts")
+    fold, seed, known = split.fold, context.settings.fit.seed, context.known()
+    weights = calibrate_scores(
+        fold, known, behaviour.backbone, scorer, seed=seed, use="on", once=context.once).with_vectors
+    behaviour, fused, affinity = context.served_reference(), context.served(scorer, "with texts"), weights.affinity
     assert isinstance(fused, FusedScorer)
+    weights.put(fused)
     if split.extends:
-        affinity = replace(
-            Ease.fit(fold.sequences, fold.n_items, known, affinity.parts), half_life=affinity.half_life)
+        affinity = replace(Ease.fit(fold.sequences, fold.n_items, known, affinity.parts), half_life=affinity.half_life)
+    reference = behaviour.backbone
     rows, by_behaviour = hidden_before(reference, split.test, split.begin, rows=split.rows())
     hidden = hidden_before(fused, split.test, split.begin, rows=split.rows())[1]
     sides = reference.item_side(), fused.item_side()
 
     def scored(shape: Shape | None, radius: float) -> Callable[[Tensor], Tensor]:
         def scores(part: Tensor) -> Tensor:
-            ref = reference.scores(by_behaviour[part], sides[0])
+            given = reference.scores(by_behaviour[part], sides[0])
+            histories = before(split.test, rows[part.numpy()], fused.max_len)
+            ref = behaviour.weigh(given, histories)
             if radius == 0:
                 return ref
-            evidence = affinity.evidence(before(split.test, rows[part.numpy()], fused.max_len))
-            combined = fused.weigh(fused.scores(hidden[part], sides[1]), ref, evidence, torch.zeros(len(part)))
+            combined = fused.weigh(
+                fused.scores(hidden[part], sides[1]), given, affinity.evidence(histories), torch.zeros(len(part)))
             return combined if shape is None else shape(ref.log_softmax(-1), combined.log_softmax(-1), radius)
 
         return scores

@@ -35,11 +35,13 @@ class JudgedMoments:
         batch: B snapshots and the m events after them.
         evidence: (m, M) for each event, current or from the snapshot, see `FrozenModels.current_evidence`.
         age: (m,) events since the evidence was computed.
+        by_behaviour: (m, n) logits of the reference.
     """
 
     batch: SnapshotBatch
     evidence: Evidence
     age: Tensor
+    by_behaviour: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,11 +112,12 @@ class Cohort:
         windows = after(self.sequences, first, ranking.max_len, self.span)
         batch = batch_of(self.sequences, windows, ranking.reference, ranking.fused, parts.history)
         age = torch.from_numpy(batch.rows - first[batch.user.numpy()])
+        histories = before(self.sequences, batch.rows, ranking.max_len)
+        by_behaviour = ranking.behaviour.weigh(batch.ref_logits, histories)
         if parts.current_evidence:
-            current = ranking.affinity.evidence(before(self.sequences, batch.rows, ranking.max_len))
-            return JudgedMoments(batch, current, torch.zeros_like(age))
+            return JudgedMoments(batch, ranking.affinity.evidence(histories), torch.zeros_like(age), by_behaviour)
         gathered = ranking.affinity.evidence(before(self.sequences, first, ranking.max_len))
-        return JudgedMoments(batch, gathered[batch.user], age)
+        return JudgedMoments(batch, gathered[batch.user], age, by_behaviour)
 
     def targets(self, at: JudgedMoments) -> Tensor:
         """Return the item rows (m,) of the events after snapshots."""
@@ -183,7 +186,7 @@ def margins(parts: FrozenModels, cohort: Cohort, step: Callable[[], None] | None
     for chosen in cohort.chunks(parts.batch):
         at = cohort.moments(parts, chosen)
         positive, zero = harm(parts, cohort, at, parts.vectors(at))
-        reference = F.cross_entropy(at.batch.ref_logits, cohort.targets(at), reduction="none")
+        reference = F.cross_entropy(at.by_behaviour, cohort.targets(at), reduction="none")
         snapshots.append(chosen[at.batch.user.numpy()])
         values.append((reference - positive).double().numpy())
         harms.append((positive - zero).double().numpy())

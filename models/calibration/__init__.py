@@ -1,4 +1,4 @@
-"""Scoring of held-out events with and without knowledge, and calibration of the evidence.
+"""Held-out events: the reference and the fused scores are calibrated on them, and each part's worth is measured.
 
 The radius is chosen from these scores in `models/trust`.
 

@@ -2,7 +2,7 @@
 
 Knowledge is generated for held-out users as in the stream: at the start, then every `SPAN` events. The reference and
 the fused scorer predict each event from what was known before it. The vectors age between refreshes; the evidence is
-current, as in serving.
+current, as in serving. The trust region is applied after removing the items a user has had, as in serving.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from torch.nn import functional as F  # noqa: N812 - the name the field uses
 from models.data.dataset import FloatArray, IntArray
 from models.data.sequences import Sequences
 from models.evidence.ease import Ease
+from models.evidence.reference import Reference
 from models.knowledge.sources import Source, moments_at
-from models.scorers.backbone import Backbone
 from models.scorers.fusion import FusedScorer
 from models.scorers.ranks import seen_pairs
-from models.scorers.snapshots import SPAN, after, batch_of, before, regular, shuffled_rows
+from models.scorers.snapshots import SPAN, after, batch_of, before, regular
 from models.trust.radius import EPSILONS, ScoredEvents
 from models.trust.region import log_probabilities, trust_region
 from schemas.settings import LlmSettings
@@ -29,7 +29,7 @@ from schemas.settings import LlmSettings
 
 @torch.no_grad()
 def score_events(
-    sequences: Sequences, begin: IntArray, reference: Backbone, fused: FusedScorer, source: Source | None,
+    sequences: Sequences, begin: IntArray, reference: Reference, fused: FusedScorer, source: Source | None,
     settings: LlmSettings, limit: int = 4000, seed: int = 0, progress: Callable[[int, int], None] | None = None,
     epsilons: tuple[float, ...] = EPSILONS, span: int = SPAN, affinity: Ease | None = None,
     shuffled: bool = False,
@@ -39,8 +39,8 @@ def score_events(
     Args:
         source: generates user knowledge; None = fused scores without knowledge.
         limit: approximate number of events; whole snapshots are sampled.
-        affinity: item–item weights; None = no evidence.
-        shuffled: give every event another user's vectors and evidence.
+        affinity: the closed form that the fused scores add; None = they add none.
+        shuffled: give every event another user's vectors.
     """
     rows = draw_snapshots(sequences, begin, limit, span, seed)
     if shuffled:  # adjacent snapshots belong to the same user
@@ -48,8 +48,8 @@ def score_events(
     side = fused.item_side()
     parts: list[tuple[np.ndarray, ...]] = []
     for at in range(0, len(rows), settings.batch):
-        part = after(sequences, rows[at : at + settings.batch], reference.max_len, span)
-        batch = batch_of(sequences, part, reference, fused, settings.history)
+        part = after(sequences, rows[at : at + settings.batch], reference.backbone.max_len, span)
+        batch = batch_of(sequences, part, reference.backbone, fused, settings.history)
         vectors = None
         if source is not None:
             vectors = source(moments_at(sequences, part.first, batch.user_hidden, source.items))
@@ -57,20 +57,20 @@ def score_events(
             vectors = vectors.roll(1, 0)
         logits = fused.scores(fused.fuse(batch.fused_hidden, vectors)[batch.user, batch.slot], side)
         alone = logits
-        if affinity is not None:
-            # Vectors age; ranking recomputes the evidence.
-            ends = shuffled_rows(sequences, part.first, batch.user.numpy(), batch.rows) if shuffled else batch.rows
-            current = affinity.evidence(before(sequences, ends, fused.max_len)), torch.zeros(len(ends))
+        histories = before(sequences, batch.rows, fused.max_len)
+        if affinity is not None:  # vectors age; ranking recomputes the evidence
+            current = affinity.evidence(histories), torch.zeros(len(histories))
             alone = fused.weigh(logits, logits, *current)
             logits = fused.weigh(logits, batch.ref_logits, *current)
+        by_behaviour = reference.weigh(batch.ref_logits, histories)
         target = torch.from_numpy(sequences.item[batch.rows])
-        margin = F.cross_entropy(batch.ref_logits, target, reduction="none") - F.cross_entropy(
+        margin = F.cross_entropy(by_behaviour, target, reduction="none") - F.cross_entropy(
             logits, target, reduction="none")
         low = sequences.offsets[np.searchsorted(sequences.offsets, batch.rows, "right") - 1]
         parts.append((
             np.searchsorted(sequences.offsets, batch.rows, "right") - 1, batch.rows - low,
             batch.rows - part.first[batch.user.numpy()], margin.double().numpy(),
-            *_within(batch.ref_logits, logits, alone, target, seen_pairs(sequences, low, batch.rows), epsilons)))
+            *_within(by_behaviour, logits, alone, target, seen_pairs(sequences, low, batch.rows), epsilons)))
         if progress is not None:
             progress(min(at + settings.batch, len(rows)), len(rows))
     if not parts:

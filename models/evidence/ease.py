@@ -32,7 +32,7 @@ from models.scorers.fusion import Evidence
 # .1179 with all 1,682.
 NEIGHBOURS = 128
 SIZE = 128
-HALF_LIFE = 20.0  # h in items of the history; `models.calibration.evidence` replaces it
+HALF_LIFE = 20.0  # h in items of the history; `models.calibration.reference` replaces it
 RIDGE = 2.0  # λ as a multiple of the mean number of users per item: 95 on MovieLens, 26 on Beauty
 STEP = 2.0**-13  # weights are multiples of this, so every store returns them exactly; the largest are near 0.3
 MOST = 16_000  # the most popular items enter the closed form: 1 GB per matrix and 30 CPU seconds
@@ -105,6 +105,10 @@ class ClosedForm:
         self._counts = np.bincount(sequences.item, minlength=n_items)
         self._kept: dict[tuple[str, bytes], Tensor] | None = {} if keep else None
 
+    def restricted(self, only: IntArray | None) -> ClosedForm:
+        """Return the closed form over the items `only` (m,), or all, that keeps similarities between solutions."""
+        return ClosedForm(self._sequences, self.n_items, self._knowledge, keep=True, only=only)
+
     def solve(self, parts: Parts = BEHAVIOUR) -> Ease:
         """Return the weights. An item without users gets neighbours only through what is known of it.
 
@@ -112,8 +116,10 @@ class ClosedForm:
             ValueError: a part has a weight but no knowledge.
         """
         on = {name: weight for name, weight in asdict(parts).items() if weight > 0}
-        has = np.zeros(self.n_items, dtype=bool)
         for name in on:
+            self._described(name)
+        has = np.zeros(self.n_items, dtype=bool)
+        for name in on if self._kept is None else self._names():  # kept similarities are of the same items always
             has |= self._described(name)
         known = np.flatnonzero((self._counts > 0) | has)
         chosen = self._only if self._only is not None else np.sort(
@@ -135,6 +141,10 @@ class ClosedForm:
             neighbours[rows[part]], kept[rows[part]] = rows[best], weights[part].gather(1, best)
         # The artifact stores half precision; rounding here keeps fitted and loaded models equal.
         return Ease(neighbours, kept.half().float(), parts=parts)
+
+    def _names(self) -> list[str]:
+        known = self._knowledge
+        return [name for name in asdict(BEHAVIOUR) if known is not None and known.has(name)]
 
     def _counts_once(self, chosen: IntArray) -> IntArray:
         """Return the number of users of each chosen item."""

@@ -26,6 +26,7 @@ from models.systems.context import Context
 from models.systems.table import System
 from models.systems.training import compose, extend_scorers
 from models.trust.radius import calibrate_epsilon, calibrate_min_history, margins_by_user
+from schemas.calibration import Worth
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,7 @@ class FittedRow:
         evidence: the figures behind these thresholds.
         metrics: training metrics.
         source: the trained source that `knowledge` stores.
+        parts: what each part is worth; only Freshet's own row measures it.
     """
 
     ranking: RankingModel | GenerativeRanking
@@ -49,6 +51,7 @@ class FittedRow:
     evidence: dict[str, float] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     source: Source | None = None
+    parts: list[Worth] = field(default_factory=list)
 
     def save(self, folder: Path, items: Sequence[str], texts: Sequence[str]) -> None:
         """Write the models' files into `folder`; `items` and `texts` are in row order."""
@@ -94,12 +97,12 @@ def _with_knowledge(system: System, context: Context) -> FittedRow:
     model.eval().requires_grad_(False)
     calibrating = context.during("calibration")
     done = score_events(
-        fold.sequences, fold.begin, model.reference, bake(model.backbone, model.fusion), source, context.settings.llm,
-        seed=fit.seed, progress=lambda at, total: calibrating(at, total, {}))
+        fold.sequences, fold.begin, context.reference(), bake(model.backbone, model.fusion), source,
+        context.settings.llm, seed=fit.seed, progress=lambda at, total: calibrating(at, total, {}))
     epsilon, evidence = calibrate_epsilon(done, fit.harm)
     min_history, more = calibrate_min_history(done, epsilon)
     model = extend_scorers(model, system, None, context)
-    ranking = ranking_model(model, system.name, system.fusion)
+    ranking = ranking_model(model, system.name, system.fusion, context.served_reference())
     kept = keep(source, system, context.settings, context.llm()[0], context.dataset.users)
     ranking.config["knowledge"] = kept.config
     return FittedRow(

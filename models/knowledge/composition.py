@@ -19,8 +19,8 @@ from models.knowledge.sources import Moments, Source, moments_at
 from models.measuring.outcomes import Ranks
 from models.measuring.protocols import Age, moments
 from models.scorers.backbone import Backbone, ItemSide
-from models.scorers.ranks import hidden_before, target_ranks
-from models.trust.region import trust_region
+from models.scorers.ranks import hidden_before, seen_pairs, target_ranks
+from models.trust.region import over_catalogue
 
 BATCH = 16  # moments per knowledge generation pass
 
@@ -35,7 +35,7 @@ class Composed(nn.Module):
         shuffled: give every moment the knowledge of another one. Any remaining gain does not depend on the user.
 
     Attributes:
-        uses_reference: whether `add_evidence` changes the logits and needs the reference's scores.
+        uses_reference: whether `served` needs the reference's scores without a trust region, too.
     """
 
     uses_reference = False
@@ -85,9 +85,9 @@ class Composed(nn.Module):
         rows, hidden = hidden_before(self.backbone, sequences, begin, rows=rows)
         own = moments(sequences, begin, rows, age)
         known = own >= sequences.offsets[np.searchsorted(sequences.offsets, own, "right") - 1] + max(1, least)
-        used, vectors, which = self._vectors(sequences, np.where(known, own, -1), progress)
+        vectors, which = self._vectors(sequences, np.where(known, own, -1), progress)
         side = self.backbone.item_side()
-        # Only a trust radius and evidence need the reference's scores.
+        # Only a trust region and evidence need the reference's scores.
         needs_reference = epsilon is not None or self.uses_reference
         ref_hidden = hidden_before(self.reference, sequences, begin, rows=rows)[1] if needs_reference else None
 
@@ -99,49 +99,45 @@ class Composed(nn.Module):
             logits = self.backbone.scores(fused, side)
             if ref_hidden is None:
                 return logits
-            ref = self.reference.scores(ref_hidden[part])
-            if has.any():
-                at = part[has].numpy()
-                logits[has] = self.add_evidence(logits[has], ref[has], sequences, used[at], rows[at] - own[at])
-            if epsilon is None:
-                return logits
-            ref = ref.log_softmax(-1)
-            radius = torch.where(has, float(epsilon or 0.0), 0.0)
-            return trust_region(ref, logits.log_softmax(-1), radius)[0]
+            return self.served(
+                logits, self.reference.scores(ref_hidden[part]), sequences, rows[part.numpy()], has, epsilon)
 
         return Ranks(rows, *target_ranks(scores, self.backbone.n_items, sequences, rows))
 
-    def add_evidence(
-        self, logits: Tensor, reference: Tensor, sequences: Sequences, used: IntArray, age: IntArray,
+    def served(
+        self, logits: Tensor, reference: Tensor, sequences: Sequences, rows: IntArray, has: Tensor,
+        epsilon: float | None,
     ) -> Tensor:
-        """Return logits (m, n) plus what knowledge adds to them directly. This class adds nothing.
+        """Return the logits (m, n) that are served: within the trust region, for events with knowledge.
 
         Args:
-            reference: (m, n) logits from behaviour alone, see `uses_reference`.
-            used: (m,) rows of the moments whose knowledge each event uses.
-            age: (m,) events since that knowledge was generated.
+            logits, reference: (m, n) of backbone and reference.
+            rows: (m,) of `sequences`.
+            has: (m,) bool, events with user knowledge.
+            epsilon: full trust radius; None = no trust region.
         """
-        return logits
+        if epsilon is None:
+            return logits
+        low = sequences.offsets[np.searchsorted(sequences.offsets, rows, "right") - 1]
+        return over_catalogue(
+            reference, logits, torch.where(has, epsilon, 0.0), seen_pairs(sequences, low, rows))
 
     def _vectors(
         self, sequences: Sequences, own: IntArray, progress: Callable[[int, int], None] | None,
-    ) -> tuple[IntArray, Tensor | None, Tensor]:
+    ) -> tuple[Tensor | None, Tensor]:
         """Generate knowledge for the moments `own` (m,), −1 = no knowledge wanted.
 
         Returns:
-            The moment whose knowledge each event uses (m,), −1 = none; knowledge (u, K, d) of the distinct moments; the
-            row of it that each event uses (m,), −1 = none.
+            Knowledge (u, K, d) of the distinct moments; the row of it that each event uses (m,), −1 = none.
         """
         which = torch.full((len(own),), -1, dtype=torch.int64)
         has = np.flatnonzero(own >= 0)
         if self.source is None or not len(has):
-            return own, None, which
+            return None, which
         places, inverse = np.unique(own[has], return_inverse=True)
         if self.shuffled:  # across all moments: adjacent moments belong to the same user
             inverse = np.random.default_rng(0).permutation(len(places))[inverse]
         which[torch.from_numpy(has)] = torch.from_numpy(inverse)
-        used = np.full(len(own), -1, np.int64)
-        used[has] = places[inverse]
         first = sequences.offsets[1:].copy()
         np.minimum.at(first, np.searchsorted(sequences.offsets, places, "right") - 1, places)
         at, hidden = hidden_before(self.reference, sequences, first)
@@ -152,6 +148,6 @@ class Composed(nn.Module):
             parts.append(self.source(moments_at(sequences, chunk, state, self.source.items)))
             if progress is not None:
                 progress(begin + len(chunk), len(places))
-        return used, torch.cat(parts), which
+        return torch.cat(parts), which
 
 

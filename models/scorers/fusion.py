@@ -94,7 +94,7 @@ class FusedScorer(Backbone):
         nn.init.normal_(self.text_vector.weight, std=0.02 * text.shape[1] ** -0.5)
         nn.init.zeros_(self.text_bias.weight)
         self.register_buffer("text", text, persistent=False)
-        # g, h (events), r and τ, set by `models.calibration.evidence`; the initial values have no effect.
+        # g, h (events), r and τ, set by `models.calibration.parts`; the initial values have no effect.
         self.register_buffer("evidence_gain", torch.zeros(()))
         self.register_buffer("evidence_half_life", torch.full((), 1e9))
         self.register_buffer("reference_share", torch.zeros(()))

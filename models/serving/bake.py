@@ -15,11 +15,12 @@ import torch
 from torch import nn
 
 from models.evidence.ease import Ease
+from models.evidence.reference import Reference
 from models.knowledge.composition import Composed
 from models.scorers.backbone import Backbone
 from models.scorers.fusion import FusedScorer
 from models.serving.generative import GenerativeRanking
-from models.serving.ranking_model import CONFIG, RankingModel
+from models.serving.ranking_model import CONFIG, EVERYONE, RankingModel
 from models.serving.requests import RankBatch, RankResult
 from models.systems.freshet.with_evidence import WithEvidence
 from schemas.artifacts import Artifact
@@ -39,6 +40,9 @@ class Ranking(Protocol):
     @property
     def dim(self) -> int:
         """Width of the knowledge vectors."""
+
+    everyone: bool
+    """Whether users without vectors have fused scores, too."""
 
     def rank(self, batch: RankBatch) -> RankResult:
         """Score a batch of requests."""
@@ -75,27 +79,32 @@ def bake(backbone: Backbone, fusion: nn.Module | None = None) -> FusedScorer:
     return scorer.eval().requires_grad_(False)
 
 
-def ranking_model(model: Composed, system: str, fusion: str) -> RankingModel:
+def ranking_model(
+    model: Composed, system: str, fusion: str, reference: Reference | None = None,
+) -> RankingModel:
     """Return the ranking model of a trained composition.
 
     Args:
         system, fusion: names of the system and its fusion, for the artifact's configuration.
+        reference: what the row falls back to; None = the composition's own.
     """
-    affinity: Ease | None = model.affinity if isinstance(model, WithEvidence) else None
-    return _ranking(model.reference, bake(model.backbone, model.fusion), system, fusion, affinity)
+    scorer = bake(model.backbone, model.fusion)
+    if isinstance(model, WithEvidence):
+        return _ranking(model.behaviour, scorer, system, fusion, model.affinity)
+    return _ranking(reference or Reference.plain(model.reference), scorer, system, fusion)
 
 
 def behaviour_model(backbone: Backbone, system: str) -> RankingModel:
     """Return the ranking model of a system without user knowledge: its scorer alone."""
-    return _ranking(backbone, bake(backbone), system, "")
+    return _ranking(Reference.plain(backbone), bake(backbone), system, "")
 
 
 def _ranking(
-    reference: Backbone, scorer: FusedScorer, system: str, fusion: str, affinity: Ease | None = None,
+    reference: Reference, scorer: FusedScorer, system: str, fusion: str, affinity: Ease | None = None,
 ) -> RankingModel:
     block: Any = scorer.blocks[0]
     config = {
-        "system": system, "fusion": fusion,
+        "system": system, "fusion": fusion, EVERYONE: affinity is not None,
         "backbone": {
             "n_items": scorer.n_items, "dim": scorer.dim, "layers": len(scorer.blocks), "heads": block.heads,
             "max_len": scorer.max_len, "dropout": scorer.dropout}}

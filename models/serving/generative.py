@@ -29,6 +29,8 @@ GENERATIVE = "generative.safetensors"
 class GenerativeRanking:
     """A trained `Generative` with the interface of `models.serving.ranking_model.RankingModel`."""
 
+    everyone = False
+
     def __init__(self, model: Generative) -> None:
         self.model = model.eval().requires_grad_(False)
 

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from models.evidence.ease import Ease
+from models.evidence.reference import Reference
 from models.language.llm import LanguageModel
 from models.scorers.backbone import Backbone, pad
 from models.scorers.fusion import Evidence, FusedScorer
@@ -24,22 +25,31 @@ from schemas.settings import FitSettings
 
 REFERENCE, FUSION, TEXT, KNOWLEDGE, INTEREST = (
     "reference.safetensors", "fusion.safetensors", "text.safetensors", "knowledge.safetensors", "interest.safetensors")
-AFFINITY = "affinity.safetensors"
+AFFINITY, BEHAVIOUR = "affinity.safetensors", "behaviour.safetensors"
+EVERYONE = "everyone"  # in the configuration: the fused scores are for users without vectors, too
 ATTENTION = "start-attention"  # name of `KnowledgeAttention` in the table of systems
 CONFIG, ITEMS, TEXTS = "config.json", "items.json", "texts.json"
 
 
 class RankingModel:
-    """Reference and fused scorer of one model version."""
+    """Reference and fused scorer of one model version.
+
+    Attributes:
+        behaviour: the reference; `reference` is its transformer.
+        fused, affinity: the fused scorer, and the closed form that it adds.
+        everyone: whether users without vectors are served the fused scores, too: item knowledge needs no vectors.
+    """
 
     def __init__(
-        self, reference: Backbone, fused: FusedScorer, config: dict[str, Any], affinity: Ease | None = None,
+        self, reference: Reference | Backbone, fused: FusedScorer, config: dict[str, Any], affinity: Ease | None = None,
     ) -> None:
-        """Combine trained parts; `save` writes `config` with them. Without `affinity` there is no evidence."""
-        self.reference, self.fused, self.config = reference.eval(), fused.eval(), config
-        self.affinity = affinity or Ease.none(reference.n_items)
+        """Combine trained parts; `save` writes `config` with them. Without `affinity` fused scores have no evidence."""
+        self.behaviour = reference if isinstance(reference, Reference) else Reference.plain(reference)
+        self.reference, self.fused, self.config = self.behaviour.backbone.eval(), fused.eval(), config
+        self.affinity = affinity or Ease.none(self.reference.n_items)
+        self.everyone = bool(config.get(EVERYONE, False))
         with torch.no_grad():
-            self._side, self._reference_side = fused.item_side(), reference.item_side()  # constant once trained
+            self._side, self._reference_side = fused.item_side(), self.reference.item_side()  # constant once trained
 
     @property
     def n_items(self) -> int:
@@ -64,29 +74,33 @@ class RankingModel:
         places, at = self._places(batch, positions, lengths)
         hidden = self.reference(tokens, self._reference_side, at)
         have = [row for row, vectors in enumerate(batch.knowledge) if vectors is not None]
+        others = [row for row, vectors in enumerate(batch.knowledge) if vectors is None] if self.everyone else []
         fused = torch.zeros_like(hidden)
         if have:
             stacked = torch.stack([torch.as_tensor(known.vectors).float() for known in batch.knowledge if known])
             fused[have] = self.fused.fuse(self.fused(tokens[have], self._side, at[have]), stacked)
+        if others:
+            fused[others] = self.fused(tokens[others], self._side, at[others])
         seen = torch.zeros(len(histories), self.n_items, dtype=torch.bool)
         seen[seen_items(batch.histories, batch.seen)] = True
-        by_behaviour = self.reference.scores(hidden[:, 0], self._reference_side)
-        ref_logp = by_behaviour.masked_fill(seen, -torch.inf).log_softmax(-1)
+        by_transformer = self.reference.scores(hidden[:, 0], self._reference_side)
+        by_behaviour = self.behaviour.weigh(by_transformer, _read(tokens, at[:, 0]))
+        ref_logp = by_behaviour.masked_fill_(seen, -torch.inf).log_softmax(-1)
         fused_logp = ref_logp.clone()
         current = batch.current_evidence and self.affinity.weights.shape[1] > 0
         gather = self._current_evidence if current else stored_evidence(batch)
-        if have:
-            rows = torch.tensor(have)
-            scores = self.fused.weigh(
-                self.fused.scores(fused[rows, 0], self._side), by_behaviour[rows],
-                *gather(tokens[rows], at[rows, 0], rows, torch.zeros_like(rows)))
-            fused_logp[rows] = scores.masked_fill_(seen[rows], -torch.inf).log_softmax(-1)
+        for part, gathering in ((have, gather), (others, self._current_evidence)):
+            if part:
+                rows = torch.tensor(part)
+                scores = self.fused.weigh(
+                    self.fused.scores(fused[rows, 0], self._side), by_transformer[rows],
+                    *gathering(tokens[rows], at[rows, 0], rows, torch.zeros_like(rows)))
+                fused_logp[rows] = scores.masked_fill_(seen[rows], -torch.inf).log_softmax(-1)
         return RankResult(ref_logp, fused_logp, self._margins(batch, places, hidden, fused, tokens, at, gather))
 
     def _current_evidence(self, tokens: Tensor, slots: Tensor, *_: Tensor) -> tuple[Evidence, Tensor]:
         """Return the evidence from the first `slots` (m,) tokens of histories (m, T), and its age, which is 0."""
-        inside = torch.arange(tokens.shape[1]) < slots[:, None]
-        return self.affinity.evidence(torch.where(inside, tokens - 1, -1)), torch.zeros_like(slots)
+        return self.affinity.evidence(_read(tokens, slots)), torch.zeros_like(slots)
 
     def _places(
         self, batch: RankBatch, positions: list[dict[int, int]], lengths: Tensor,
@@ -116,11 +130,12 @@ class RankingModel:
             part = places[begin : begin + 1024]
             rows, _, columns, items = torch.tensor(part).unbind(1)
             each = torch.arange(len(part))
-            by_behaviour = self.reference.scores(hidden[rows, columns], self._reference_side)
+            by_transformer = self.reference.scores(hidden[rows, columns], self._reference_side)
+            by_behaviour = self.behaviour.weigh(by_transformer, _read(tokens[rows], at[rows, columns]))
             after = torch.tensor([
                 len(batch.histories[row]) - batch.judged[row][index][0] for row, index, _, _ in part])
             with_knowledge = self.fused.weigh(
-                self.fused.scores(fused[rows, columns], self._side), by_behaviour,
+                self.fused.scores(fused[rows, columns], self._side), by_transformer,
                 *gather(tokens[rows], at[rows, columns], rows, after))
             margin = (with_knowledge.log_softmax(-1) - by_behaviour.log_softmax(-1))[each, items]
             for (row, index, _, _), value in zip(part, margin.tolist(), strict=True):
@@ -146,9 +161,10 @@ class RankingModel:
         save_file(_state(self.reference), folder / REFERENCE)
         save_file(_state(self.fused), folder / FUSION)
         save_file({"text": self.fused.text.half().contiguous()}, folder / TEXT)
-        save_file({
-            "neighbours": self.affinity.neighbours.int(), "weights": self.affinity.weights.half(),
-            "half_life": torch.tensor(self.affinity.half_life)}, folder / AFFINITY)
+        save_file(_closed_form(self.affinity), folder / AFFINITY)
+        save_file(_closed_form(self.behaviour.affinity) | {
+            "gain": torch.tensor(self.behaviour.gain, dtype=torch.float64),
+            "temperature": torch.tensor(self.behaviour.temperature, dtype=torch.float64)}, folder / BEHAVIOUR)
         if knowledge is not None:
             save_file(_state(knowledge), folder / KNOWLEDGE)
         write_catalogue(folder, items, texts, self._side[0], self.config)
@@ -156,6 +172,8 @@ class RankingModel:
     @classmethod
     def load(cls, artifact: Artifact) -> RankingModel:
         """Return the ranking model of an artifact.
+
+        A version of an earlier release has no closed form in its reference, and ranks as it did.
 
         Raises:
             ArtifactError: the files are inconsistent.
@@ -169,11 +187,14 @@ class RankingModel:
             fused = FusedScorer(text, weights["fresh"], **config["backbone"])
             fused.attention = _fusion(config.get("fusion", ATTENTION), fused)
             fused.load_state_dict(weights)
-            kept = load_file(artifact.path(AFFINITY))
-            affinity = Ease(kept["neighbours"].long(), kept["weights"].float(), float(kept["half_life"]))
+            affinity = _loaded(load_file(artifact.path(AFFINITY)))
+            behaviour = Reference.plain(reference)
+            if BEHAVIOUR in artifact.card.files:
+                kept = load_file(artifact.path(BEHAVIOUR))
+                behaviour = Reference(reference, _loaded(kept), float(kept["gain"]), float(kept["temperature"]))
         except (KeyError, TypeError, RuntimeError) as error:
             raise ArtifactError(f"model {artifact.model_version} is not of this release: {error}") from error
-        return cls(reference, fused, config, affinity)
+        return cls(behaviour, fused, config, affinity)
 
 
 def write_catalogue(
@@ -223,6 +244,21 @@ def load_knowledge(artifact: Artifact, llm: LanguageModel) -> KnowledgeModel:
     model = KnowledgeModel(config["dim"], config["hidden"], config["instructions"], config["codes"])
     model.load_state_dict(load_file(artifact.path(KNOWLEDGE)))
     return model.eval()
+
+
+def _read(tokens: Tensor, slots: Tensor) -> Tensor:
+    """Return the item rows (m, T) of the first `slots` (m,) tokens of histories (m, T); −1 = none."""
+    inside = torch.arange(tokens.shape[1]) < slots[:, None]
+    return torch.where(inside, tokens - 1, -1)
+
+
+def _closed_form(affinity: Ease) -> dict[str, Tensor]:
+    return {"neighbours": affinity.neighbours.int(), "weights": affinity.weights.half(),
+            "half_life": torch.tensor(affinity.half_life)}
+
+
+def _loaded(kept: dict[str, Tensor]) -> Ease:
+    return Ease(kept["neighbours"].long(), kept["weights"].float(), float(kept["half_life"]))
 
 
 def _state(module: nn.Module) -> dict[str, Tensor]:

@@ -62,7 +62,8 @@ class RankResult:
     Args:
         ref_logp: (B, n) float32 log-probabilities of the next item by behaviour alone; −inf = seen or, for a generative
             model, outside the beams.
-        fused_logp: (B, n) the same with knowledge; equal to `ref_logp` for users without knowledge.
+        fused_logp: (B, n) the same with knowledge; of users without vectors, with item knowledge if the model has
+            it, else equal to `ref_logp`.
         margins: B lists with log p_fused − log p_ref (nats, whole catalogue) for each judged event. None = the item is
             unknown, the position precedes the history that is read, or the user has no knowledge.
     """

@@ -6,15 +6,19 @@ Everything is created on first use and reused: seven rows do not train seven ref
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
+from models.calibration.reference import fit_reference
 from models.compute.neighbours import Banks, exact
 from models.compute.pca import Whitening, condense
-from models.data.dataset import Dataset
+from models.data.dataset import Dataset, IntArray
+from models.data.sequences import Sequences
+from models.evidence.ease import Ease
 from models.evidence.item_knowledge import ItemKnowledge
+from models.evidence.reference import Reference
 from models.evidence.words import words_condensed
 from models.generative.semantic_ids import SemanticIds, quantise
 from models.knowledge.composition import Composed
@@ -25,6 +29,7 @@ from models.measuring.protocols import Age, Split
 from models.scorers import training
 from models.scorers.backbone import Backbone
 from models.scorers.ranks import hidden_before, target_ranks
+from models.scorers.snapshots import before
 from models.systems.grasp.holistic import texts_with_neighbours
 from models.systems.kar.written import KnowledgeScorer, item_prompts, knowledge_states
 from schemas.settings import Settings
@@ -154,14 +159,44 @@ class Context:
 
         return self.once(f"extended {name}", extended) if shared else extended()
 
+    def reference(self) -> Reference:
+        """Return the reference, calibrated and not yet trained on the held-out rows."""
+        fold, fit = self.split.fold, self.settings.fit
+        return self.once("reference", lambda: fit_reference(
+            fold, self.backbone("sasrec")[0], self._closed_form("closed form", fold.training()), fit.seed))[0]
+
+    def served_reference(self) -> Reference:
+        """Return the reference for the test: fitted on the held-out rows, too, if the protocol does that."""
+        found = self.reference()
+        if not self.split.extends:
+            return found
+        whole = self._closed_form("extended closed form", self.split.fold.sequences)
+        return replace(found, backbone=self.served(found.backbone, "sasrec", shared=True),
+                       affinity=replace(whole, half_life=found.affinity.half_life))
+
+    def _closed_form(self, name: str, sequences: Sequences) -> Ease:
+        return self.once(name, lambda: Ease.fit(sequences, self.split.fold.n_items))
+
     def reference_ranks(self) -> Ranks:
         """Return the ranks of the test events by behaviour alone."""
-        return self.once("reference ranks", lambda: self.rank(
-            self.served(self.backbone("sasrec")[0], "sasrec", shared=True)))
+        def ranks() -> Ranks:
+            reference = self.served_reference()
+            return self.rank(reference.backbone, reference.weigh)
 
-    def rank(self, model: Backbone) -> Ranks:
-        """Return the ranks of the test events by a scorer without knowledge."""
-        rows, hidden = hidden_before(model, self.split.test, self.split.begin, rows=self.split.rows())
+        return self.once("reference ranks", ranks)
+
+    def rank(self, model: Backbone, weigh: Callable[[torch.Tensor, IntArray], torch.Tensor] | None = None) -> Ranks:
+        """Return the ranks of the test events by a scorer without knowledge.
+
+        Args:
+            weigh: changes logits (m, n), given the histories (m, H).
+        """
+        test = self.split.test
+        rows, hidden = hidden_before(model, test, self.split.begin, rows=self.split.rows())
         side = model.item_side()
-        return Ranks(rows, *target_ranks(
-            lambda part: model.scores(hidden[part], side), model.n_items, self.split.test, rows))
+
+        def scores(part: torch.Tensor) -> torch.Tensor:
+            logits = model.scores(hidden[part], side)
+            return logits if weigh is None else weigh(logits, before(test, rows[part.numpy()], model.max_len))
+
+        return Ranks(rows, *target_ranks(scores, model.n_items, test, rows))

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from models.calibration.evidence import WORDS
+from models.calibration.parts import NAMES
 from models.compute.pca import condense
 from models.generative.scorer import rank_generative
 from models.generative.training import extend_generative, train_generative
@@ -34,7 +34,7 @@ from models.systems.registry import FUSIONS, OBJECTIVES, SOURCES
 from models.systems.table import System
 from models.systems.untrained import UNTRAINED, train_untrained
 
-EVIDENCE: dict[str, tuple[float, ...]] = {"no-evidence": (), "no-words": (0.0,)}  # candidates for `words`
+PARTS: dict[str, tuple[str, ...] | None] = {"no-evidence": None, "no-words": ()}  # parts of the closed form
 UNBOUNDED = ("unconstrained", "no-trust-region")
 
 
@@ -88,10 +88,11 @@ def _freshet(system: System, control: str | None, context: Context) -> Trained:
     shuffled = control == "shuffled-knowledge"
     made = fit_fold(
         context.split.fold, context.known(), context.settings, llm, cache, extends=context.split.extends,
-        report=context.report, once=context.once, keep=context.keep, words=EVIDENCE.get(control or "", WORDS),
+        report=context.report, once=context.once, keep=context.keep, parts=PARTS.get(control or "", NAMES),
         bounded=control != "unconstrained", shuffled=shuffled, objective=_objective(system, control))
     model = WithEvidence(
-        made.fused, made.reference, CodebookSource(made.knowledge, cache, llm, context.settings.llm.history),
+        made.fused, made.reference, None if made.knowledge is None else CodebookSource(
+            made.knowledge, cache, llm, context.settings.llm.history),
         made.fused.attention, shuffled, made.affinity)
     about = made.metrics | made.about | made.evidence | {
         "epsilon": made.epsilon, "min_history": float(made.min_history)}

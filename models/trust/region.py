@@ -51,6 +51,26 @@ def trust_region(ref_logp: Tensor, fused_logp: Tensor, epsilon: Tensor) -> tuple
     return bounded(ref_logp, fused_logp, radius.clamp(max=DELTA), (radius - DELTA).clamp(min=0.0))
 
 
+def over_catalogue(ref: Tensor, fused: Tensor, epsilon: Tensor, seen: tuple[Tensor, Tensor]) -> Tensor:
+    """Return what is served as log-probabilities (B, n) over the whole catalogue, for measurements.
+
+    Serving removes the items a user has had, then applies the region to the others. Here the items removed keep the
+    reference's probability, and the others share the rest as they are served; so the log-probability of a repeated item
+    is finite, and the others rank as they are served.
+
+    Args:
+        ref, fused: (B, n) logits.
+        epsilon: (B,) ≥ 0.
+        seen: pairs (row, item) to remove.
+    """
+    whole = ref.log_softmax(-1)
+    given = whole.index_put(seen, whole.new_tensor(-torch.inf))
+    rest = given.logsumexp(-1, keepdim=True)
+    moved = fused.index_put(seen, fused.new_tensor(-torch.inf)).log_softmax(-1)
+    logp, _, _ = trust_region(given - rest, moved, epsilon)
+    return torch.where(given == -torch.inf, whole, (logp + rest).to(whole.dtype))
+
+
 def bounded(ref_logp: Tensor, fused_logp: Tensor, loss: Tensor, chance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the results of `trust_region` for separate ℓ and h.
 

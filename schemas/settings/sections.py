@@ -14,6 +14,7 @@ from pydantic.dataclasses import dataclass
 # A wrong value may be a secret in the wrong place: pydantic's own error texts would quote it.
 STRICT = ConfigDict(extra="forbid", hide_input_in_errors=True)
 Evidence = Literal["current", "stored"]
+PartsUse = Literal["auto", "on"]
 Envelope = Literal["auto", "none", "segment", "snowplow", "debezium", "cloudevents"]
 EventField = Literal["user_id", "item_id", "event_time", "event_type", "event_id"]
 
@@ -190,6 +191,9 @@ class FitSettings:
     harm: float = Field(
         default=0.4, ge=0, le=1,
         description="how many users knowledge may harm, as a share of those it would harm without a trust region")
+    parts: PartsUse = Field(
+        default="auto", description="which parts a version uses: auto = those that pay on held-out events, on = user "
+                                    "knowledge too where it does not pay, and item knowledge whose gain is uncertain")
     seed: int = Field(default=42, description="seed of every random choice")
 
 

@@ -106,7 +106,8 @@ def _recommendation(console: Console, last: Recommendation | None, now: float) -
     if last is None:
         return
     used = f"knowledge version {last.knowledge_version}, {last.knowledge_behind} events behind, μ {last.lagrange:.3g}" \
-        if last.source == "fused" and last.lagrange is not None else f"behaviour only ({last.fallback})"
+        if last.source == "fused" and last.lagrange is not None else \
+        f"{'behaviour and item knowledge' if last.source == 'items' else 'behaviour only'} ({last.fallback})"
     console.print(
         f"last recommendation: {ago(now, last.ranked_at)}, because of a new {last.reason}, includes "
         f"{last.count:,} events; {used}; KL {last.kl:.3g} nats within a trust radius of {last.epsilon:.3g}\n"

@@ -24,7 +24,7 @@ from models.data.loading import load_dataset
 from models.data.written import PLACE
 from models.systems.table import served_system
 from schemas.artifacts import Artifact, Card, Registry, write_card
-from schemas.calibration import Calibration
+from schemas.calibration import Calibration, table
 from schemas.deployments import Deployments
 from schemas.errors import ArtifactError, DataError
 from schemas.settings import Settings
@@ -162,20 +162,23 @@ def _fit(settings: Settings, dataset: data.Dataset, past: data.Events, key: str,
 def _publish(
     fitted: Fitted | FittedRow, settings: Settings, dataset: data.Dataset, past: data.Events, key: str, stages: Stages,
 ) -> None:
+    for line in table(fitted.parts):
+        stages.say(f"  {line}")
     version = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{key[:6]}"
     registry = Registry(settings.home)
     with registry.publish(version) as folder:
         fitted.save(folder, dataset.items, dataset.texts)
         with stages.stage("refresh thresholds", THRESHOLDS_STALL_S):
             vectors = ItemVectors(dataset.items, load_file(folder / "interest.safetensors")["items"])
-            calibration = WITHOUT_KNOWLEDGE if fitted.knowledge is None else calibrate(
-                dataset, past, vectors, settings, fitted)
+            calibration = WITHOUT_KNOWLEDGE.model_copy(update={
+                "epsilon": fitted.epsilon, "evidence": fitted.evidence,
+            }) if fitted.knowledge is None else calibrate(dataset, past, vectors, settings, fitted)
         (folder / "calibration.json").write_text(calibration.model_dump_json(indent=2))
         write_card(folder, Card(
             model_version=version, created_at=time.time(), sequence=registry.next_sequence(), data_hash=dataset.hash,
             settings={"fit_key": key, "fit": asdict(settings.fit), "state": asdict(settings.state),
                       "llm": asdict(settings.llm)},
-            metrics=fitted.metrics, revision=revision(), split_time=float(past.time[-1]), files={}))
+            metrics=fitted.metrics, parts=fitted.parts, revision=revision(), split_time=float(past.time[-1]), files={}))
 
 
 def _trained(

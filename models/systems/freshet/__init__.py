@@ -2,5 +2,6 @@
 
 Serving is in `models/serving`.
 
-May import: systems.lwgr, calibration, evidence, knowledge, language, scorers, trust, compute, data.
+May import: systems.lwgr, calibration, evidence, knowledge, language, scorers, trust, measuring,
+compute, data.
 """

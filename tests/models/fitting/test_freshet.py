@@ -8,6 +8,7 @@ from models.calibration.scoring import score_events
 from models.data.dataset import Dataset, Events, split
 from models.data.fold import Fold
 from models.data.sequences import Sequences
+from models.evidence.reference import Reference
 from models.fitting.freshet import fit
 from models.knowledge.composition import Composed
 from models.knowledge.objectives import PrimalDual
@@ -25,7 +26,14 @@ from models.serving.requests import RankBatch, UserKnowledge
 from models.systems.freshet.fit_fold import STAGES
 from models.systems.lwgr.knowledge import KnowledgeModel
 from models.systems.lwgr.source import CodebookSource
-from models.trust.radius import EPSILONS, ScoredEvents, calibrate_epsilon, calibrate_min_history, margins_by_user
+from models.trust.radius import (
+    EPSILONS,
+    ScoredEvents,
+    calibrate_epsilon,
+    calibrate_min_history,
+    hits_lost,
+    margins_by_user,
+)
 from schemas.artifacts import Card, Registry, write_card
 from schemas.errors import ArtifactError
 from schemas.settings import FitSettings, LlmSettings, Settings, StateSettings
@@ -61,7 +69,8 @@ def data():
 
 SETTINGS = replace(
     Settings(), state=StateSettings(history=8), llm=LlmSettings(batch=8, history=4, item_tokens=8),
-    fit=FitSettings(dim=16, layers=1, dropout=0.1, epochs=40, knowledge_epochs=2, instructions=3, codes=4))
+    fit=FitSettings(dim=16, layers=1, dropout=0.1, epochs=40, knowledge_epochs=2, instructions=3, codes=4,
+                  parts="on"))
 
 
 @pytest.fixture(scope="module")
@@ -253,7 +262,7 @@ def test_calibration_on_known_figures():
     ranks[length < 6, 3] = 50  # but harmful to short histories
     gains = np.zeros((m, len(EPSILONS)))
     done = ScoredEvents(np.arange(m), length, length, rng.normal(0, 0.5, m), ranks, gains, gains[:, 0])
-    assert calibrate_epsilon(done)[0] == EPSILONS[3]
+    assert calibrate_epsilon(done, lost=1.0)[0] == EPSILONS[3]
     assert calibrate_min_history(done, EPSILONS[3])[0] == 6
 
 
@@ -269,6 +278,22 @@ def test_the_scale_fits_the_held_out_events(data):
     assert float(scorer.scale) < 2 * found["scale"]
     assert after["ndcg_at_10"] == before["ndcg_at_10"]
     assert float(extend(scorer, fold, SETTINGS.fit).scale) == float(scorer.scale)
+
+
+def test_the_radius_loses_at_most_half_of_the_hits_that_are_lost_without_it():
+    m = 1000
+    ranks = np.full((m, len(EPSILONS)), 20)
+    ranks[:400, 0] = 5  # the reference's hits
+    for column in range(1, len(EPSILONS)):
+        ranks[:400, column] = np.where(np.arange(400) < 40 * column, 30, 5)
+        ranks[400 : 400 + 60 * column, column] = 0
+    gains = np.zeros((m, len(EPSILONS)))
+    done = ScoredEvents(np.arange(m), np.arange(m), np.arange(m), gains[:, 0], ranks, gains, gains[:, 0])
+    assert hits_lost(done) == pytest.approx([0.1 * column for column in range(len(EPSILONS))])
+    radius, found = calibrate_epsilon(done)
+    assert radius == EPSILONS[4]  # .4 of .9; the next loses .5
+    assert found["hits_lost"] == pytest.approx(0.4)
+    assert calibrate_epsilon(done, lost=1.0)[0] == EPSILONS[-1]
 
 
 def test_the_radius_is_the_best_with_few_enough_harmed_users():
@@ -302,7 +327,8 @@ def test_radius_zero_ranks_like_the_reference(data):
     small = replace(SETTINGS.fit, epochs=2)
     reference, _ = train_reference(fold, small, 8)
     fused, _ = train_fused(fold, torch.randn(ITEMS, 4), small, 8)
-    done = score_events(fold.sequences, fold.begin, reference, fused, None, SETTINGS.llm, limit=10**6, span=4)
+    done = score_events(
+        fold.sequences, fold.begin, Reference.plain(reference), fused, None, SETTINGS.llm, limit=10**6, span=4)
     held = int((fold.sequences.offsets[1:] - np.maximum(fold.begin, fold.sequences.offsets[:-1] + 1)).clip(0).sum())
     assert len(done.margin) == held
     rows, hidden = hidden_before(reference, fold.sequences, fold.begin, 8)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from models.evidence.ease import Ease
+from models.evidence.reference import Reference
 from models.knowledge import training
 from models.knowledge.composition import Composed
 from models.knowledge.objectives import FixedPenalty, Objective, PrimalDual
@@ -258,7 +259,8 @@ def test_evidence_is_current_even_if_knowledge_is_old(context):
     fused.evidence_gain.fill_(3.0)
     fused.evidence_half_life.fill_(4.0)
     fused.reference_share.fill_(0.25)
-    model = WithEvidence(fused, model.reference, model.source, fused.attention, False, affinity=affinity)
+    behaviour = Reference(model.reference, affinity, 2.0, 0.8)
+    model = WithEvidence(fused, behaviour, model.source, fused.attention, False, affinity=affinity)
     split = context.split
     for age in (FRESH, FROZEN):
         ranks = model.rank(split.test, split.begin, age)
@@ -269,8 +271,13 @@ def test_evidence_is_current_even_if_knowledge_is_old(context):
         by_behaviour = model.reference.scores(hidden_before(model.reference, split.test, split.begin)[1])
         logits = fused.weigh(fused.scores(hidden), by_behaviour, gathered, torch.zeros(len(rows)))
         logp = logits.log_softmax(-1)[torch.arange(len(rows)), torch.from_numpy(split.test.item[rows])]
+        np.testing.assert_allclose(ranks.logp, logp, atol=1e-4)  # attention starts without effect
         known = own > split.test.offsets[np.searchsorted(split.test.offsets, rows, "right") - 1]
-        np.testing.assert_allclose(ranks.logp[known], logp[known], atol=1e-4)  # attention starts without effect
+        assert not known.all(), "users without knowledge get the evidence, too"
+        served = model.rank(split.test, split.begin, age, 0.0)  # at radius 0, everyone gets the reference
+        alone = behaviour.weigh(by_behaviour, before(split.test, rows, fused.max_len)).log_softmax(-1)
+        np.testing.assert_allclose(served.logp, alone[torch.arange(len(rows)), torch.from_numpy(
+            split.test.item[rows])], atol=1e-4)
 
 
 @pytest.mark.slow

@@ -23,6 +23,7 @@ from schemas.messages import (
     RankingRequest,
     Recommendation,
     ScoredItem,
+    Source,
 )
 from schemas.settings import ExperimentSettings, RankingSettings, Settings
 from schemas.topics import JUDGEMENTS, KNOWLEDGE_REQUESTS, RANKING_REQUESTS, RECOMMENDATIONS
@@ -38,6 +39,9 @@ from workers.store.qdrant import QdrantStore
 
 log = logging.getLogger(__name__)
 ROLE = "ranking"
+# Reasons to serve item knowledge without the user's: nothing is wrong with it. In the control arm and without trust,
+# users get behaviour alone.
+_WITHOUT_VECTORS = frozenset({"no_knowledge", "store_unavailable", "damaged_knowledge", "old_knowledge"})
 # Requests for damaged or missing knowledge: at most so many users within so many seconds, each once however often
 # ranked.
 _ASKED = (1_000, 60.0)
@@ -99,9 +103,9 @@ class RankingProcessor:
         self._clock = clock
         self._experiment = experiment or ExperimentSettings()
         self._counts = {
-            "requests": 0, "superseded": 0, "recommendations": 0, "fused": 0, "margins": 0, "unknown_items": 0,
-            "no_knowledge": 0, "store_unavailable": 0, "damaged_knowledge": 0, "old_knowledge": 0, "no_trust": 0,
-            "control": 0, "repairs": 0}
+            "requests": 0, "superseded": 0, "recommendations": 0, "fused": 0, "items": 0, "margins": 0,
+            "unknown_items": 0, "no_knowledge": 0, "store_unavailable": 0, "damaged_knowledge": 0, "old_knowledge": 0,
+            "no_trust": 0, "control": 0, "repairs": 0}
         self._rank_s = 0.0
         self._asked: TTLCache[str, None] = TTLCache(*_ASKED)
 
@@ -203,20 +207,25 @@ class RankingProcessor:
         for user, radius in zip(users, epsilon, strict=True):
             if radius <= 0 and user.newest.user_id in points:
                 fallbacks.setdefault(user.newest.user_id, "no_trust")
-        served = [at for at, user in enumerate(users)
-                  if user.newest.user_id not in fallbacks and not bool(nothing_left[at])]
+        everyone = self._ranker.model.everyone
+        served = [at for at, user in enumerate(users) if not bool(nothing_left[at]) and (
+            user.newest.user_id not in fallbacks
+            or (everyone and epsilon[at] > 0 and fallbacks[user.newest.user_id] in _WITHOUT_VECTORS))]
         logp, inverse, kl = self._constrain(reference, fused, served, epsilon)
+        moved = frozenset(served)
         items = self._top_items(logp)
         behaviour = self._top_items(reference)
         now = self._clock()
         out = []
         for at, user in enumerate(users):
             fallback = fallbacks.get(user.newest.user_id)
+            source: Source = "fused" if fallback is None else "items" if at in moved else "reference"
             out.append(Output(RECOMMENDATIONS, user.newest.user_id, self._answer(
-                user, items[at], [item.item_id for item in behaviour[at]], fallback,
+                user, items[at], [item.item_id for item in behaviour[at]], source, fallback,
                 points.get(user.newest.user_id) if fallback is None else None,
                 lagrange=1 / inverse[at] if inverse[at] > 0 else None, kl=kl[at], epsilon=epsilon[at], now=now)))
             self._counts["fused" if fallback is None else fallback] += 1
+            self._counts["items"] += source == "items"
         self._counts["recommendations"] += len(users)
         return out
 
@@ -249,13 +258,14 @@ class RankingProcessor:
             for some, rows in zip(scores.tolist(), best.tolist(), strict=True)]
 
     def _answer(
-        self, user: UserRequests, items: list[ScoredItem], reference: list[str], fallback: Fallback | None,
-        point: KnowledgePoint | None, *, lagrange: float | None, kl: float, epsilon: float, now: float,
+        self, user: UserRequests, items: list[ScoredItem], reference: list[str], source: Source,
+        fallback: Fallback | None, point: KnowledgePoint | None, *, lagrange: float | None, kl: float, epsilon: float,
+        now: float,
     ) -> Recommendation:
         newest = user.newest
         return Recommendation(
-            user_id=newest.user_id, items=items, reference=reference, source="reference" if fallback else "fused",
-            fallback=fallback, reason=user.reason, lagrange=lagrange, kl=kl, epsilon=epsilon,
+            user_id=newest.user_id, items=items, reference=reference, source=source, fallback=fallback,
+            reason=user.reason, lagrange=lagrange, kl=kl, epsilon=epsilon,
             knowledge_version=point.version if point else 0,
             knowledge_age_s=newest.event_time - point.event_time if point else None,
             # Negative only if the user's state was lost but the store was not.
