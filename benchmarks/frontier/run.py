@@ -96,6 +96,7 @@ class Home:
 
     def _fit(self, settings: Settings) -> None:
         """Fit in a separate process, so that the memory of training is released before the replays."""
+        settings = replace(settings, fit=replace(settings.fit, parts="on"))  # refreshes are what is measured
         environ = {k: v for k, v in os.environ.items() if not k.startswith("FRESHET_")} | to_environ(settings)
         command = [sys.executable, "-m", "workers.cli", "fit", "--data", str(self._folder.absolute())]
         if subprocess.run(command, env=environ, cwd=ROOT, check=False).returncode != 0:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from models.calibration.held_out import halves
 from models.calibration.scoring import score_events
 from models.data.dataset import FloatArray
 from models.data.fold import Fold
@@ -96,8 +97,9 @@ def _with_knowledge(system: System, context: Context) -> FittedRow:
     assert source is not None  # noqa: S101 - the row has knowledge
     model.eval().requires_grad_(False)
     calibrating = context.during("calibration")
+    _, judging = halves(fold.begin, fold.sequences.offsets, fit.seed)  # the other half has chosen the reference
     done = score_events(
-        fold.sequences, fold.begin, context.reference(), bake(model.backbone, model.fusion), source,
+        fold.sequences, judging, context.reference(), bake(model.backbone, model.fusion), source,
         context.settings.llm, seed=fit.seed, progress=lambda at, total: calibrating(at, total, {}))
     epsilon, evidence = calibrate_epsilon(done, fit.harm)
     min_history, more = calibrate_min_history(done, epsilon)

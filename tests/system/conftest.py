@@ -25,7 +25,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {
         "FRESHET_LLM_NAME": str(tiny.save(tmp_path_factory.mktemp("llm"))), "FRESHET_LLM_DEVICE": "cpu",
         "FRESHET_FIT_DIM": "16", "FRESHET_FIT_EPOCHS": "8", "FRESHET_FIT_KNOWLEDGE_EPOCHS": "2",
-        "FRESHET_FIT_INSTRUCTIONS": "3", "FRESHET_FIT_CODES": "8",
+        "FRESHET_FIT_INSTRUCTIONS": "3", "FRESHET_FIT_CODES": "8", "FRESHET_FIT_PARTS": "on",
     }
 
 

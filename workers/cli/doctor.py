@@ -20,6 +20,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from schemas.artifacts import Registry
+from schemas.calibration import table
 from schemas.errors import ArtifactError, FreshetError
 from schemas.settings import Settings, load, rows
 from workers.home.lock import run_folder
@@ -56,10 +57,10 @@ def doctor(
         console.print(_settings_table(loaded))
         return
     findings = [Check("settings", "ok", f"home is {loaded.home.absolute()}"), *examine(loaded)]
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    shown = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for finding in findings:
-        table.add_row(finding.name, _MARKS[finding.state], escape(finding.text))
-    console.print(table)
+        shown.add_row(finding.name, _MARKS[finding.state], escape(finding.text))
+    console.print(shown)
     if any(finding.state == "broken" for finding in findings):
         raise typer.Exit(1)
 
@@ -147,7 +148,8 @@ def _model(settings: Settings) -> Check:
         return Check("model", "warning", "; ".join(
             f"{role} does not use the model in use: {why}" for role, why in waiting.items()))
     name = f"{artifact.model_version} ({artifact.card.system})"
-    return Check("model", "ok", f"{name}, {len(artifact.items()):,} items, all files intact")
+    pays = table(artifact.card.parts)
+    return Check("model", "ok", "\n".join([f"{name}, {len(artifact.items()):,} items, all files intact", *pays]))
 
 
 def _waiting(folder: Path) -> Iterator[tuple[str, str]]:

@@ -12,6 +12,7 @@ import orjson
 from pydantic import TypeAdapter
 
 from schemas.artifacts import Artifact
+from schemas.calibration import LABELS
 from schemas.settings import Settings, rows
 from workers.demo import plots
 from workers.demo.metrics import REASONS, Metrics
@@ -79,7 +80,7 @@ def html(figures: dict[str, Any], metrics: Metrics, artifact: Artifact) -> str:
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined)
     environment.filters["duration"] = duration
     return environment.get_template("report.html.j2").render(
-        f=figures, q=quality, images=images, reasons=REASONS, card=artifact.card,
+        f=figures, q=quality, images=images, reasons=REASONS, card=artifact.card, labels=LABELS,
         calibration=artifact.calibration().model_dump(), conclusion=conclusion(quality))
 
 

@@ -91,6 +91,8 @@ def run(settings: Settings, folder: Path, stages: Stages) -> Artifact:
         artifact = _fit(settings, dataset, past, key, stages)
     else:
         stages.reused("models")
+    for line in table(artifact.card.parts):
+        stages.say(f"  {line}")
     _put_into_use(Deployments(settings.home), artifact.model_version, stages)
     path = run_folder(settings.home) / "fit.json"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -162,8 +164,6 @@ def _fit(settings: Settings, dataset: data.Dataset, past: data.Events, key: str,
 def _publish(
     fitted: Fitted | FittedRow, settings: Settings, dataset: data.Dataset, past: data.Events, key: str, stages: Stages,
 ) -> None:
-    for line in table(fitted.parts):
-        stages.say(f"  {line}")
     version = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{key[:6]}"
     registry = Registry(settings.home)
     with registry.publish(version) as folder:

@@ -8,6 +8,7 @@ import torch
 from models.compute.pca import condense
 from models.data.sequences import Sequences
 from models.evidence.ease import Ease
+from models.evidence.reference import Reference
 from models.scorers.backbone import Backbone
 from models.scorers.fusion import FusedScorer
 from models.serving.ranking_model import RankingModel
@@ -95,10 +96,11 @@ def test_a_batch_equals_its_rows_one_by_one():
         torch.testing.assert_close(alone.fused_logp[0], together.fused_logp[row], rtol=1e-4, atol=1e-5)
 
 
+SEQUENCES = Sequences(np.random.default_rng(5).integers(0, N, 300), np.arange(300), np.arange(0, 301, 10))
+
+
 def with_evidence():
-    rng = np.random.default_rng(5)
-    sequences = Sequences(rng.integers(0, N, 300), np.arange(300), np.arange(0, 301, 10))
-    model = build(affinity=Ease.fit(sequences, N))
+    model = build(affinity=Ease.fit(SEQUENCES, N))
     model.fused.evidence_gain.fill_(3.0)
     model.fused.evidence_half_life.fill_(2.0)
     return model
@@ -139,6 +141,65 @@ def test_an_empty_batch_gives_an_empty_result():
     assert result.margins == []
 
 
+def with_behaviour(everyone):
+    model = with_evidence()
+    behaviour = Reference(model.reference, Ease.fit(SEQUENCES, N), 2.0, 0.7)
+    return RankingModel(behaviour, model.fused, {**model.config, "everyone": everyone}, model.affinity)
+
+
+def test_the_reference_is_transformer_and_closed_form():
+    model, whole = with_behaviour(False), replace(batch(), current_evidence=True)
+    found = model.rank(whole)
+    plain = with_evidence().rank(whole)
+    assert torch.equal(found.fused_logp[:3], plain.fused_logp[:3])
+    assert not torch.allclose(found.ref_logp, plain.ref_logp)
+    assert torch.equal(found.fused_logp[3], found.ref_logp[3])
+    tokens = torch.tensor([[2, 3, 4]])
+    with torch.no_grad():
+        scores = model.behaviour.weigh(model.reference.scores(model.reference(tokens)[:, -1]), np.array([[1, 2, 3]]))
+    scores[0, [1, 2, 3, 20]] = -torch.inf
+    torch.testing.assert_close(found.ref_logp[0], scores.log_softmax(1)[0], rtol=1e-4, atol=1e-5)
+    alone = with_behaviour(False).rank(RankBatch([[1, 2]], [[]], [whole.knowledge[0]], [[(2, 3)]], current_evidence=True))
+    assert found.margins[0][1] == pytest.approx(alone.margins[0][0], abs=1e-5)
+
+
+def test_item_knowledge_is_for_everyone():
+    model, whole = with_behaviour(True), replace(batch(), current_evidence=True)
+    found, before = model.rank(whole), with_behaviour(False).rank(whole)
+    torch.testing.assert_close(found.fused_logp[:3], before.fused_logp[:3], rtol=1e-4, atol=1e-5)
+    assert torch.equal(found.ref_logp, before.ref_logp)
+    assert not torch.allclose(found.fused_logp[3], found.ref_logp[3])
+    assert found.margins == before.margins
+    stored = model.rank(batch())  # stored evidence is for users with knowledge; the others have none stored
+    torch.testing.assert_close(stored.fused_logp[3], found.fused_logp[3], rtol=1e-4, atol=1e-5)
+
+
+def test_fused_scores_with_everything_off_are_the_reference():
+    model = with_behaviour(True)
+    model.affinity = model.behaviour.affinity
+    model.fused.reference_share.fill_(1.0)
+    model.fused.evidence_gain.fill_(model.behaviour.gain)
+    model.fused.temperature.fill_(model.behaviour.temperature)
+    found = model.rank(replace(batch(), current_evidence=True))
+    torch.testing.assert_close(found.fused_logp, found.ref_logp)
+
+
+def test_a_model_of_an_earlier_release_ranks_as_it_did(tmp_path):
+    model, registry = with_evidence(), Registry(tmp_path)
+    publish(registry, model)
+    folder = tmp_path / "models" / "v1"
+    card = orjson.loads((folder / "card.json").read_bytes())
+    del card["files"]["behaviour.safetensors"]
+    (folder / "behaviour.safetensors").unlink()
+    (folder / "card.json").write_bytes(orjson.dumps(card))
+    loaded = RankingModel.load(registry.open("v1"))
+    assert not loaded.everyone
+    whole = replace(batch(), current_evidence=True)
+    for name in ("ref_logp", "fused_logp"):
+        torch.testing.assert_close(
+            getattr(loaded.rank(whole), name), getattr(model.rank(whole), name), rtol=1e-2, atol=1e-2)
+
+
 def publish(registry, model):
     with registry.publish("v1") as folder:
         model.save(folder, [str(row) for row in range(N)], ["text"] * N)
@@ -146,13 +207,16 @@ def publish(registry, model):
         write_card(folder, Card(model_version="v1", created_at=0, data_hash="", settings={}, split_time=0, files={}))
 
 
-def test_a_saved_model_ranks_the_same(tmp_path):
-    model, registry = build(), Registry(tmp_path)
+@pytest.mark.parametrize("model", [build(), with_behaviour(True)])
+def test_a_saved_model_ranks_the_same(tmp_path, model):
+    registry = Registry(tmp_path)
     publish(registry, model)
     artifact = registry.open("v1")
     assert artifact.items()[5] == "5"
     loaded = RankingModel.load(artifact)
-    torch.testing.assert_close(loaded.rank(batch()).fused_logp, model.rank(batch()).fused_logp)
+    whole = replace(batch(), current_evidence=True)
+    for name in ("ref_logp", "fused_logp"):
+        torch.testing.assert_close(getattr(loaded.rank(whole), name), getattr(model.rank(whole), name))
     assert not any(path.suffix in {".pkl", ".pt", ".bin"} for path in artifact.folder.iterdir())
 
 

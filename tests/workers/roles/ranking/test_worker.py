@@ -163,6 +163,28 @@ def test_a_user_without_knowledge_gets_the_fallback_no_knowledge(ranker: Ranker,
     assert judgements == {}
 
 
+def test_item_knowledge_is_for_users_without_knowledge_too(store: EdgeStore) -> None:
+    model = ranking_model()
+    model.everyone = True
+    everyone = Ranker(model, ITEMS, "m1", epsilon=0.1)
+    store.upsert([point("ann"), point("old", model_version="m0"), point("off")])
+    asked = [request("ann"), request("new", knowledge_version=0), request("old"), request("off", trust=0.0),
+             request("doubted", knowledge_version=0, trust=0.0)]
+    recs, _ = split(processor(everyone, store)(asked))
+    assert {user: (rec.source, rec.fallback) for user, rec in recs.items()} == {
+        "ann": ("fused", None), "new": ("items", "no_knowledge"), "old": ("items", "old_knowledge"),
+        "off": ("reference", "no_trust"), "doubted": ("reference", "no_knowledge")}
+    assert recs["new"].items == recs["old"].items != recs["ann"].items
+    assert recs["new"].items != recs["off"].items == recs["doubted"].items
+    assert [item.item_id for item in recs["off"].items] == recs["off"].reference
+    for user in ("new", "old"):
+        assert recs[user].kl > 0
+        assert (recs[user].epsilon, recs[user].knowledge_version, recs[user].knowledge_behind) == (0.1, 0, None)
+    assert recs["doubted"].kl == 0
+    control = split(processor(everyone, store, experiment=ExperimentSettings("all", 0.999))(asked))[0]
+    assert (control["new"].source, control["new"].fallback, control["new"].kl) == ("reference", "control", 0.0)
+
+
 def test_knowledge_of_another_model_is_not_read(ranker: Ranker, store: EdgeStore) -> None:
     store.upsert([point("ann", model_version="m0")])
     recs, judgements = split(processor(ranker, store)([request(judged=[judged("i4", 3, 4)])]))
