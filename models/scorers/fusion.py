@@ -41,7 +41,13 @@ class Evidence:
 
 
 class KnowledgeAttention(nn.Module):
-    """Cross-attention of hidden states over a user's K knowledge vectors and one learned "nothing" key."""
+    """Cross-attention of hidden states over a user's K knowledge vectors and one learned "nothing" key.
+
+    Attributes:
+        earlier: compute as earlier releases did, which trained with a bias that zero knowledge added, too.
+    """
+
+    earlier = False
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
@@ -58,7 +64,8 @@ class KnowledgeAttention(nn.Module):
         B, T, d = hidden.shape
         split = (B, -1, self.heads, d // self.heads)
         key, value = self.knowledge(knowledge).chunk(2, -1)
-        value = value - self.knowledge.bias[d:]  # zero knowledge adds nothing
+        if not self.earlier:
+            value = value - self.knowledge.bias[d:]  # zero knowledge adds nothing
         key = torch.cat([key, self.nothing.expand(B, 1, d)], 1)
         value = F.pad(value, (0, 0, 0, 1))
         mixed = F.scaled_dot_product_attention(

@@ -192,6 +192,11 @@ class RankingModel:
             if BEHAVIOUR in artifact.card.files:
                 kept = load_file(artifact.path(BEHAVIOUR))
                 behaviour = Reference(reference, _loaded(kept), float(kept["gain"]), float(kept["temperature"]))
+            elif config.get("fusion", ATTENTION) in ("", ATTENTION):
+                fused.attention.earlier = True
+            else:
+                raise ArtifactError(f"model {artifact.model_version} is of an earlier release, whose "
+                                    f"{config['fusion']} read knowledge in another way; run `freshet fit` again")
         except (KeyError, TypeError, RuntimeError) as error:
             raise ArtifactError(f"model {artifact.model_version} is not of this release: {error}") from error
         return cls(behaviour, fused, config, affinity)

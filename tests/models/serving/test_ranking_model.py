@@ -13,8 +13,10 @@ from models.scorers.backbone import Backbone
 from models.scorers.fusion import FusedScorer
 from models.serving.ranking_model import RankingModel
 from models.serving.requests import RankBatch, UserKnowledge
+from models.systems.registry import FUSIONS
 from schemas.artifacts import Card, Registry, write_card
 from schemas.errors import ArtifactError
+from schemas.settings import FitSettings
 
 torch.set_num_threads(1)
 N, D = 40, 16
@@ -159,7 +161,8 @@ def test_the_reference_is_transformer_and_closed_form():
         scores = model.behaviour.weigh(model.reference.scores(model.reference(tokens)[:, -1]), np.array([[1, 2, 3]]))
     scores[0, [1, 2, 3, 20]] = -torch.inf
     torch.testing.assert_close(found.ref_logp[0], scores.log_softmax(1)[0], rtol=1e-4, atol=1e-5)
-    alone = with_behaviour(False).rank(RankBatch([[1, 2]], [[]], [whole.knowledge[0]], [[(2, 3)]], current_evidence=True))
+    alone = with_behaviour(False).rank(RankBatch(
+        [[1, 2]], [[]], [whole.knowledge[0]], [[(2, 3)]], current_evidence=True))
     assert found.margins[0][1] == pytest.approx(alone.margins[0][0], abs=1e-5)
 
 
@@ -186,6 +189,7 @@ def test_fused_scores_with_everything_off_are_the_reference():
 
 def test_a_model_of_an_earlier_release_ranks_as_it_did(tmp_path):
     model, registry = with_evidence(), Registry(tmp_path)
+    model.fused.attention.earlier = True
     publish(registry, model)
     folder = tmp_path / "models" / "v1"
     card = orjson.loads((folder / "card.json").read_bytes())
@@ -198,6 +202,20 @@ def test_a_model_of_an_earlier_release_ranks_as_it_did(tmp_path):
     for name in ("ref_logp", "fused_logp"):
         torch.testing.assert_close(
             getattr(loaded.rank(whole), name), getattr(model.rank(whole), name), rtol=1e-2, atol=1e-2)
+
+
+def test_a_row_of_an_earlier_release_is_refused(tmp_path):
+    model, registry = build(), Registry(tmp_path)
+    model.config["fusion"] = "gated"
+    model.fused.attention = FUSIONS["gated"](FitSettings(dim=D, heads=2))
+    publish(registry, model)
+    RankingModel.load(registry.open("v1"))
+    folder = tmp_path / "models" / "v1"
+    card = orjson.loads((folder / "card.json").read_bytes())
+    del card["files"]["behaviour.safetensors"]
+    (folder / "card.json").write_bytes(orjson.dumps(card))
+    with pytest.raises(ArtifactError, match="of an earlier release"):
+        RankingModel.load(registry.open("v1"))
 
 
 def publish(registry, model):
