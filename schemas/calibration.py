@@ -72,10 +72,10 @@ class Worth(BaseModel):
     used: bool = Field(description="whether the version uses it")
     weight: float = Field(default=0.0, ge=0, description="its weight, chosen on other held-out users")
     events: int = Field(default=0, ge=0, description="held-out events it was measured on")
-    calls: float = Field(default=0.0, ge=0, description="passes through a language model or encoder for the catalogue "
-                                                        "or, of user vectors, for one refresh")
+    calls: float = Field(default=0.0, ge=0, description="texts that an encoder read or a language model read or wrote; "
+                                                        "of user vectors, refreshes of the held-out users")
     tokens: float = Field(default=0.0, ge=0, description="tokens of these passes")
-    seconds: float = Field(default=0.0, ge=0, description="their time, or that of fitting the part")
+    seconds: float = Field(default=0.0, ge=0, description="of measuring the part")
 
     @property
     def pays(self) -> bool:

@@ -9,6 +9,7 @@ words at a fixed weight cost 8% of the closed form's NDCG@10.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -127,6 +128,7 @@ def choose_parts(
     judged = judging.ranks(alone, judging.evidence(start), (gain,))[0]
     out = []
     for done, name in enumerate(names):
+        began = time.monotonic()
         best = now, 0.0, gain, start
         for weight in STEPS:
             affinity = solved(replace(parts, **{name: weight}))
@@ -135,7 +137,8 @@ def choose_parts(
                 break
             best = found, weight, at, affinity
         ranks = judging.ranks(alone, judging.evidence(best[3]), (best[2],))[0]
-        out.append(worth(name, judging, ranks, judged, use, best[1]))
+        out.append(worth(name, judging, ranks, judged, use, best[1]).model_copy(update={
+            "seconds": time.monotonic() - began, "calls": known.calls(name)}))
         if out[-1].used:
             parts, judged = replace(parts, **{name: best[1]}), ranks
             now, _, gain, start = best

@@ -45,6 +45,12 @@ class ItemKnowledge:
                  "written": self.written is not None and any(self.written)}
         return given[part]
 
+    def calls(self, part: str) -> int:
+        """Return how many texts an encoder read, or a language model wrote, for a part."""
+        if part == "encoder" and self.encoded is not None:
+            return int(np.any(self.encoded != 0, 1).sum())
+        return sum(map(bool, self.written)) if part == "written" and self.written is not None else 0
+
     def at(self, rows: Sequence[int]) -> ItemKnowledge:
         """Return the knowledge of the items `rows` (m,)."""
         return ItemKnowledge(

@@ -133,7 +133,7 @@ def fit_fold(
     generating = time.monotonic() - began
     plain_fused = _fused(trained, made.weights)
     others = scored(plain_fused, made.weights, False)
-    vectors = _vectors_worth(done, others, fit.parts, generating)
+    vectors = _vectors_worth(done, others, fit.parts, generating, fit.instructions)
     if not vectors.used:
         weights, fused, done = made.weights, plain_fused, others
     epsilon, evidence = calibrate_epsilon(done, fit.harm)
@@ -151,7 +151,7 @@ def fit_fold(
         metrics["extension_seconds"] = time.monotonic() - began
     return FittedFold(
         reference, fused, affinity, knowledge if vectors.used else None, done, epsilon, min_history, evidence | more,
-        about, metrics, [*made.parts, vectors])
+        about, metrics, [*(_with_cost(part, cache) for part in made.parts), vectors])
 
 
 def _extended(
@@ -181,9 +181,19 @@ def _fused(trained: FusedScorer, weights: Weights) -> FusedScorer:
     return scorer
 
 
-def _vectors_worth(done: ScoredEvents, without: ScoredEvents, use: str, seconds: float) -> Worth:
+def _with_cost(part: Worth, cache: ItemCache) -> Worth:
+    """Return a row of the table with the texts that the language model read for it."""
+    if part.part != "features":
+        return part
+    return part.model_copy(update={
+        "calls": int((cache.lengths > 0).sum()), "tokens": int(cache.lengths.sum())})
+
+
+def _vectors_worth(
+    done: ScoredEvents, without: ScoredEvents, use: str, seconds: float, instructions: int,
+) -> Worth:
     """Return what user vectors add: to the best fused scores without them, no trust region."""
     adds, low, high = paired_interval(done.user, ndcg(done.ranks[:, -1]) - ndcg(without.ranks[:, -1]))
     calls = len(np.unique(done.user * 100_000 + done.length - done.age)) if len(done.user) else 0
     return Worth(part="user_vectors", adds=adds, low=low, high=high, used=low > 0 or use == "on", weight=1.0,
-                 events=len(done.user), calls=calls, seconds=seconds)
+                 events=len(done.user), calls=calls, tokens=calls * instructions, seconds=seconds)

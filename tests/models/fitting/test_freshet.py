@@ -236,6 +236,25 @@ def test_serving_gives_the_fitted_scores(fitted, data, llm, tmp_path):
     llm.model_id = name
 
 
+def test_user_vectors_that_add_nothing_are_switched_off(fitted, data, llm, tmp_path, monkeypatch):
+    kept, cache, _ = fitted
+    assert kept.parts[-1].part == "user_vectors"
+    assert kept.parts[-1].used
+    assert kept.knowledge is not None
+    monkeypatch.setattr("models.systems.lwgr.source.THROUGH_LLM", 16)
+    settings = replace(SETTINGS, fit=replace(SETTINGS.fit, epochs=2, knowledge_epochs=1, parts="auto"))
+    made = fit(data, split(data, 0.9)[0], settings, llm, cache)
+    vectors, features = made.parts[-1], made.parts[-2]
+    assert (vectors.part, features.part) == ("user_vectors", "features")
+    assert not vectors.used
+    assert made.knowledge is None
+    assert vectors.events > 0
+    assert 0 < features.calls <= len(data.texts)
+    made.save(tmp_path, data.items, data.texts)
+    assert not (tmp_path / "knowledge.safetensors").exists()
+    assert made.ranking.everyone
+
+
 def test_harmful_knowledge_is_not_used(data, llm, fitted, monkeypatch):
     _, cache, _ = fitted
     monkeypatch.setattr("models.systems.lwgr.source.THROUGH_LLM", 16)
