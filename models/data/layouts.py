@@ -4,29 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from schemas.errors import DataError
+from schemas.reading.fields import NAMES
 
-# Column names of public data sets and shops, compared in lower case; an earlier name is taken before a later one.
-EVENT_NAMES: Mapping[str, tuple[str, ...]] = {
-    "user_id": ("user_id", "userid", "user", "uid", "visitorid", "visitor_id", "reviewerid", "customer_id",
-                "customerid", "member_id", "client_id"),
-    "item_id": ("item_id", "itemid", "item", "iid", "parent_asin", "asin", "movieid", "movie_id", "product_id",
-                "productid", "business_id", "article_id", "sku", "isbn", "track_id"),
-    "event_time": ("event_time", "timestamp", "ts", "time", "unixreviewtime", "datetime", "date", "t_dat",
-                   "created_at"),
-    "event_type": ("event_type", "event", "behavior", "behaviour", "behavior_type", "action", "type"),
-    "event_id": ("event_id",),
-}
+# Column names of items, as `schemas.reading.fields.plain_name` has them; an earlier name counts before a later one.
 ITEM_NAMES: Mapping[str, tuple[str, ...]] = {
-    "item_id": EVENT_NAMES["item_id"],
-    "title": ("title", "name", "movie_title", "product_name", "prod_name", "item_name"),
-    "attributes": ("attributes", "genres", "genre", "class", "categories", "category", "category_code", "brand",
-                   "store", "main_category", "product_type_name", "colour_group_name", "city"),
+    "item_id": (*NAMES["item_id"], "id"),
+    "title": ("title", "name", "movietitle", "productname", "prodname", "itemname", "titlewithoutseries", "appname"),
+    "attributes": ("attributes", "genres", "genre", "class", "categories", "category", "categorycode", "brand",
+                   "store", "maincategory", "producttypename", "colourgroupname", "city"),
 }
 _TABLES = (".csv", ".tsv", ".jsonl", ".json", ".ndjson", ".parquet", ".txt", ".dat", ".inter", ".item")
-_PACKED = (".gz", ".zst")
+_PACKED = (".gz", ".zst", ".bz2", ".xz")
+# Files of public data sets without a header, and files of events with the one of their items. "*" = any part of a name.
+_BARE: Mapping[str, tuple[str, tuple[str, ...], str]] = {
+    "UserBehavior.csv": ("Taobao", ("user_id", "item_id", "category_id", "behavior_type", "timestamp"), ","),
+    "yoochoose-clicks.dat": ("YooChoose", ("session_id", "timestamp", "item_id", "category"), ","),
+    "yoochoose-buys.dat": ("YooChoose", ("session_id", "timestamp", "item_id", "price", "quantity"), ","),
+    "loc-*_totalCheckins.txt": ("check-ins", ("user_id", "timestamp", "latitude", "longitude", "location_id"), "\t"),
+    "dataset_TSMC2014_*.txt": ("Foursquare", (
+        "user_id", "venue_id", "category_id", "category", "latitude", "longitude", "offset", "timestamp"), "\t"),
+    "userid-timestamp-artid-artname-traid-traname.tsv": ("Last.fm", (
+        "user_id", "timestamp", "artist", "artist_name", "song_id", "song"), "\t"),
+}
+_LATIN = {"Foursquare"}
+_PAIRS: Sequence[tuple[str, str, str]] = (
+    ("H&M", "transactions_train.csv", "articles.csv"),
+    ("Steam", "steam_reviews.json", "steam_games.json"),
+    ("Goodreads", "goodreads_reviews*.json", "goodreads_books*.json"),
+    ("Goodreads", "goodreads_interactions*.json", "goodreads_books*.json"),
+    ("KuaiRec", "big_matrix.csv", ""), ("Diginetica", "train-item-views.csv", ""))
+_NESTED = 3  # folders within folders, as an archive unpacks them
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +77,12 @@ _GENRES = ("unknown", "Action", "Adventure", "Animation", "Children's", "Comedy"
 _RATED = ("user_id", "item_id", "rating", "timestamp")
 
 
-def recognise(path: Path) -> Layout:
+def recognise(path: Path, depth: int = 0) -> Layout:
     """Return the layout of a data set.
 
     Args:
         path: a folder, or the file with the events.
+        depth: folders that were gone into.
 
     Raises:
         DataError: nothing in it looks like events.
@@ -83,8 +95,13 @@ def recognise(path: Path) -> Layout:
     known = _known(path)
     if known is not None:
         return known
+    if parts_of(path):
+        return Layout("a file of events in parts", Table(path), None)
     events = _named(path, ("events",)) or _only(path)
     if events is None:
+        inner = [entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith((".", "__"))]
+        if len(inner) == 1 and depth < _NESTED and not any(_table(entry.name) for entry in path.iterdir()):
+            return recognise(inner[0], depth + 1)
         raise DataError(
             f"events.csv is missing in {path}, and it is no data set known by name; it holds {_listing(path)}")
     items = _named(path, ("items", "catalogue", "catalog"))
@@ -97,7 +114,28 @@ def recognise(path: Path) -> Layout:
 def _known(folder: Path) -> Layout | None:
     """Return the layout of a public data set, recognised by its files' names."""
     has = {entry.name: entry for entry in folder.iterdir() if entry.is_file()}
-    return _movielens(has) or _yelp(has) or _recbole(has) or _retailrocket(has) or _amazon(has)
+    return (_movielens(has) or _yelp(has) or _recbole(has) or _retailrocket(has) or _amazon(has) or _bare(has)
+            or _paired(has))
+
+
+def _bare(has: Mapping[str, Path]) -> Layout | None:
+    for pattern, (name, columns, separator) in _BARE.items():
+        if (found := _like(has, pattern)) is not None:
+            return Layout(name, Table(found, columns, separator, "latin-1" if name in _LATIN else ""), None)
+    return None
+
+
+def _paired(has: Mapping[str, Path]) -> Layout | None:
+    for name, pattern, of_items in _PAIRS:
+        if (events := _like(has, pattern)) is not None:
+            items = _like(has, of_items) if of_items else None
+            return Layout(name, Table(events), None if items is None else Table(items))
+    return None
+
+
+def _like(has: Mapping[str, Path], pattern: str) -> Path | None:
+    """Return the first file whose name, without that of a compression, is like the pattern."""
+    return next((entry for name, entry in sorted(has.items()) if fnmatchcase(_unpacked(name), pattern)), None)
 
 
 def _movielens(has: Mapping[str, Path]) -> Layout | None:
@@ -153,7 +191,11 @@ def _beside(path: Path) -> Layout:
         known = _known(path.parent)
         if known is not None:
             return known
-    for meta in (path.with_name(f"meta_{path.name}"), path.with_name(f"meta_{path.name.replace('_5.', '.')}")):
+    if (known := _bare({path.name: path}) or _paired({path.name: path})) is not None:
+        beside = {entry.name: entry for entry in path.parent.iterdir() if entry.is_file()}
+        return next((one for one in (_paired(beside),) if one is not None and one.events.path == path), known)
+    stem = path.name.removeprefix("reviews_")  # of 2014
+    for meta in (path.with_name(f"meta_{name}") for name in (path.name, stem, stem.replace("_5.", "."))):
         if meta.is_file():
             return Layout("Amazon reviews", Table(path), Table(meta))
     if path.name.startswith("events"):
@@ -163,17 +205,27 @@ def _beside(path: Path) -> Layout:
     return Layout("a file of events", Table(path), None)
 
 
+def parts_of(path: Path) -> list[Path]:
+    """Return the parts of a file that Spark or the like wrote as a folder, [] if it is none."""
+    return sorted(entry for entry in path.iterdir() if entry.is_file() and entry.name.startswith("part-")) \
+        if path.is_dir() else []
+
+
 def _table(name: str) -> bool:
-    bare = name
+    return _unpacked(name).endswith(_TABLES)
+
+
+def _unpacked(name: str) -> str:
     for packed in _PACKED:
-        bare = bare.removesuffix(packed)
-    return bare.endswith(_TABLES)
+        name = name.removesuffix(packed)
+    return name
 
 
 def _named(folder: Path, stems: Sequence[str]) -> Path | None:
     for stem in stems:
         found = sorted(entry for entry in folder.iterdir()
-                       if entry.is_file() and entry.name.split(".")[0] == stem and _table(entry.name))
+                       if entry.name.split(".")[0] == stem and _table(entry.name)
+                       and (entry.is_file() or parts_of(entry)))
         if found:
             return found[0]
     return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -13,17 +14,19 @@ import numpy as np
 
 from models.data.account import Account
 from models.data.dataset import Dataset, Events
-from models.data.layouts import EVENT_NAMES, ITEM_NAMES, Layout, Table, recognise
+from models.data.layouts import ITEM_NAMES, Layout, Table, parts_of, recognise
 from models.data.tables import Row, read_table
 from models.data.texts import item_text
 from models.data.written import PLACE, read_written
 from schemas.errors import DataError, PoisonError
-from schemas.reading.fields import identifier, lookup
+from schemas.reading.fields import NAMES, identifier, lookup, plain_name
 from schemas.reading.reader import EventReader, ReadEvent
 from schemas.settings import EventSettings
 
 AHEAD_S = 86_400.0  # events further ahead of the clock are refused, as in the stream (`state.future_s`)
-_WHOLE = ".0"  # pandas writes a column of numbers with a gap as floats: 7.0 is item 7
+_WHOLE = re.compile(r"(-?\d+)\.0+")  # pandas writes a column of numbers with a gap as floats: 7.0 is item 7
+# What programs write into a file for no value.
+_NOTHING = frozenset({"", "NA", "N/A", "<NA>", "nan", "NaN", "null", "NULL", "None", "\\N", "undefined"})
 
 
 def load_dataset(path: Path, settings: EventSettings | None = None, now: float | None = None) -> Dataset:
@@ -59,6 +62,8 @@ def load_dataset(path: Path, settings: EventSettings | None = None, now: float |
         rows[row] = None
         account.used += 1
     if not rows:
+        if account.columns:
+            _reader(dict.fromkeys(account.columns), account, settings)  # raises if a column is not there
         raise DataError(f"{layout.events.path} has no usable event. " + " ".join(account.lines()))
     columns = np.array(list(rows), dtype=np.float64)  # rows stay exact: ids count far below 2^53
     columns = columns[np.argsort(columns[:, 2], kind="stable")]
@@ -123,13 +128,11 @@ def _reader(row: Mapping[str, Any], account: Account, settings: EventSettings) -
 
     What the settings do not say is found by the columns' names.
     """
-    fields = dict(settings.fields)
-    for field, names in EVENT_NAMES.items():
-        if field not in fields and (found := _column(row, names)):
-            fields[field] = found  # type: ignore[index]
-    missing = [field for field in ("user_id", "item_id", "event_time") if field not in fields]
+    places: dict[Any, tuple[str, ...]] = {
+        field: found for field in NAMES if field not in settings.fields and (found := _columns(row, NAMES[field]))}
+    missing = [field for field in ("user_id", "item_id", "event_time") if field not in {**settings.fields, **places}]
     if not missing:
-        return EventReader(replace(settings, fields=fields, envelope="none"))
+        return EventReader(replace(settings, envelope="none"), places=places)
     if account.columns:
         raise DataError(
             f"{account.name} has no column {missing[0]!r}; it has {', '.join(account.columns)[:300]}. "
@@ -138,9 +141,14 @@ def _reader(row: Mapping[str, Any], account: Account, settings: EventSettings) -
     return None
 
 
+def _columns(row: Mapping[str, Any], names: Sequence[str]) -> tuple[str, ...]:
+    """Return the columns with one of these names, in the names' order."""
+    there = {plain_name(str(name)): name for name in row}
+    return tuple(there[name] for name in names if name in there)
+
+
 def _column(row: Mapping[str, Any], names: Sequence[str]) -> str:
-    lower = {str(name).strip().lower(): name for name in row}
-    return next((lower[name] for name in names if name in lower), "")
+    return next(iter(_columns(row, names)), "")
 
 
 def _rows(table: Table, account: Account, settings: EventSettings, columns: Sequence[str]) -> Iterator[Row]:
@@ -149,12 +157,18 @@ def _rows(table: Table, account: Account, settings: EventSettings, columns: Sequ
 
 
 def _tidy(value: Any) -> Any:
-    """Return a file's value as the reader takes it: without blanks around it, 7.0 as 7."""
+    """Return a file's value as the reader takes it: without blanks around it, 7.0 as 7, None for no value."""
+    if isinstance(value, bytes):  # Parquet without a type for texts
+        try:
+            value = value.decode()
+        except UnicodeDecodeError:
+            return value
     if isinstance(value, str):
         value = value.strip()
-        if value.endswith(_WHOLE) and value[:-2].isdecimal():
-            return value[:-2]
-    return value
+        if value in _NOTHING:
+            return None
+        return whole[1] if value.endswith("0") and (whole := _WHOLE.fullmatch(value)) else value
+    return None if isinstance(value, float) and value != value else value  # noqa: PLR0124 - NaN
 
 
 def _catalogue(layout: Layout, settings: EventSettings) -> tuple[dict[str, str], tuple[Account, ...]]:
@@ -169,7 +183,7 @@ def _catalogue(layout: Layout, settings: EventSettings) -> tuple[dict[str, str],
         id_at = _column(row, ITEM_NAMES["item_id"]) or id_at
         value = _tidy(lookup(row, id_at)) if id_at else None
         try:
-            key = identifier(value if value != "" else None)
+            key = identifier(value)
         except ValueError as error:
             account.skip(f"item_id: {error}", number, _shown(row))
             continue
@@ -236,7 +250,7 @@ def _hash(paths: Iterable[Path], settings: EventSettings) -> str:
     digest = hashlib.sha256()
     if settings != EventSettings():  # the same bytes read in another way are other data
         digest.update(repr(settings).encode())
-    for path in paths:
+    for path in [part for table in paths for part in parts_of(table) or [table]]:
         with path.open("rb") as source:
             digest.update(hashlib.file_digest(source, "sha256").digest())
     return digest.hexdigest()

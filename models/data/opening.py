@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import bz2
 import codecs
 import gzip
 import io
+import lzma
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +20,29 @@ _GZIP, _ZSTD, _PARQUET = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PAR1"
 _MARKS = ((codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"), (codecs.BOM_UTF16_LE, "utf-16"),
           (codecs.BOM_UTF16_BE, "utf-16"))
 _CHUNK = 1 << 20
+
+
+# Files that are no table; opened as text they would be "in another encoding".
+_OTHERS = (
+    (b"PK\x03\x04", "a zip archive: unpack it"), (b"7z\xbc\xaf", "an archive of 7-Zip: unpack it"),
+    (b"Rar!", "an archive of RAR: unpack it"), (b"SQLite format 3", "a database of SQLite: export the table as CSV"),
+    (b"\x93NUMPY", "an array of NumPy: save it as CSV or Parquet"), (b"\x89HDF", "HDF5: save it as CSV or Parquet"),
+    (b"ARROW1", "an Arrow file: save it as Parquet"), (b"FEA1", "a Feather file: save it as Parquet"),
+    (b"ORC", "an ORC file: save it as Parquet"), (b"Obj\x01", "an Avro file: save it as Parquet or JSON lines"),
+    (b"\x80\x03", "a pickle, which is never opened: save it as CSV or Parquet"),
+    (b"\x80\x04", "a pickle, which is never opened: save it as CSV or Parquet"),
+    (b"\x80\x05", "a pickle, which is never opened: save it as CSV or Parquet"))
+
+
+def refuse_archives(path: Path, start: bytes) -> None:
+    """Raise DataError, which says what to do, for a file that is known to be no table."""
+    if path.name.endswith((".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")):
+        raise DataError(f"{path} is a tar archive: unpack it")
+    if path.name.endswith((".xlsx", ".xlsm")):
+        raise DataError(f"{path} is a workbook of Excel: save the sheet as CSV")
+    for mark, what in _OTHERS:
+        if start.startswith(mark):
+            raise DataError(f"{path} is {what}")
 
 
 def is_parquet(path: Path) -> bool:
@@ -36,10 +61,15 @@ def opened(path: Path, encoding: str = "") -> Iterator[Iterator[str]]:
         DataError: the file cannot be opened, is damaged, or is not in this encoding; raised while lines are read too.
     """
     start = _start(path)
+    refuse_archives(path, start)
     try:
         source: Any
         if start.startswith(_GZIP):
             source = gzip.open(path)  # noqa: SIM115 - closed below, like the others
+        elif start.startswith(b"BZh"):
+            source = bz2.open(path)  # noqa: SIM115
+        elif start.startswith(b"\xfd7zXZ"):
+            source = lzma.open(path)  # noqa: SIM115
         elif start.startswith(_ZSTD):
             source = _zstd(path)
         else:
@@ -90,7 +120,7 @@ def text_lines(path: str, source: IO[bytes], encoding: str = "") -> Iterator[str
     if not encoding:
         try:
             head = source.peek(16)[:16] if isinstance(source, io.BufferedReader | gzip.GzipFile) else b""
-        except (OSError, EOFError, zlib.error) as error:
+        except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
             raise DataError(f"{path} is damaged: {error}") from error
         marked = next((name for mark, name in _MARKS if head.startswith(mark)), "")
         if marked:
@@ -113,5 +143,5 @@ def text_lines(path: str, source: IO[bytes], encoding: str = "") -> Iterator[str
             "Western European files are mostly Windows-1252: FRESHET_EVENTS_ENCODING=cp1252 reads them") from None
     except UnicodeError as error:
         raise DataError(f"{path} is not {encoding.upper()}: {error}") from None
-    except (OSError, EOFError, zlib.error) as error:
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise DataError(f"{path} is damaged after line {number:,}: {error}") from error

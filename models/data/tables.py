@@ -6,7 +6,9 @@ with its own line.
 
 from __future__ import annotations
 
+import ast
 import csv
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -15,13 +17,17 @@ from typing import Any
 import pydantic_core
 
 from models.data.account import Account
+from models.data.layouts import parts_of
 from models.data.opening import is_parquet, opened, read_parquet
 from schemas.errors import DataError
 
 Row = tuple[int, Mapping[str, Any]]  # number of the line (of Parquet's row), from 1; values by column
-SEPARATORS = ("\t", "::", ";", "|", ",")
+SEPARATORS = ("\t", "::", ";", "|", "\x01", ",")  # \x01: Hive; a blank only where there is none of these
 # A quoted text may run over several lines, an unclosed quote would run on for ever.
 _LONGEST_RECORD = 100  # lines
+_LONGEST_LITERAL = 1 << 20  # characters
+_DICT = re.compile(r"""\s*\{\s*u?['"]""")
+_EXCEL = re.compile(r"sep=(.)")  # Excel's first line
 csv.field_size_limit(16 << 20)  # bytes; of text that somebody wrote 131,072, the default, can be one field
 
 
@@ -38,6 +44,10 @@ def read_table(
     Raises:
         DataError: the file is missing, empty, damaged, or not in the encoding.
     """
+    if parts := parts_of(path):
+        for part in parts:
+            yield from read_table(part, account, encoding=encoding, columns=columns, separator=separator)
+        return
     if is_parquet(path):
         for number, row in enumerate(read_parquet(path), 1):
             account.read += 1
@@ -59,8 +69,12 @@ def read_lines(
             break
     else:
         raise DataError(f"{account.name} is empty")
+    if (stated := _EXCEL.fullmatch(first.strip('"'))) is not None:
+        separator, first, number = stated[1], next(lines, ""), number + 1
     rest = chain([first], lines)
-    if first.lstrip().startswith("["):
+    if first.strip() == "{":
+        yield from _json_whole(rest, account)
+    elif first.lstrip().startswith("["):
         yield from _json_array(rest, account)
     elif first.lstrip().startswith("{"):
         yield from _json_lines(enumerate(rest, number), account)
@@ -69,9 +83,10 @@ def read_lines(
 
 
 def separator_of(line: str) -> str:
-    """Return what separates the values of a line: the candidate that is there most often, `,` if none is."""
+    """Return what separates the values of a line: the candidate that is there most often; else a blank, or `,`."""
     bare = "".join(part for n, part in enumerate(line.split('"')) if n % 2 == 0)
-    return max(reversed(SEPARATORS), key=bare.count)
+    best = max(reversed(SEPARATORS), key=bare.count)
+    return best if best in bare or " " not in bare.strip() else " "
 
 
 def header(names: Iterable[str]) -> list[str]:
@@ -103,6 +118,8 @@ def _separated(
             if values is None:
                 account.skip("a quote is not closed", number, line)
                 continue
+        if len(values) > width and not any(map(str.strip, values[width:])):
+            values = values[:width]  # separators at the end of the line
         if len(values) != width:
             account.skip(f"{len(values)} columns where the header has {width}", number, line)
             continue
@@ -111,10 +128,8 @@ def _separated(
 
 def _split(line: str, separator: str) -> list[str] | None:
     """Return the values of a line, None if a quote in it is not closed."""
-    if '"' not in line:
-        return line.split(separator)
-    if len(separator) > 1:  # "::" never comes with quotes
-        return line.split(separator)
+    if '"' not in line or len(separator) > 1:  # "::" never comes with quotes
+        return line.split() if separator == " " else line.split(separator)
     try:
         return next(csv.reader([line], delimiter=separator, strict=True), [])
     except csv.Error as error:
@@ -157,6 +172,16 @@ def _json_lines(lines: Iterator[tuple[int, str]], account: Account) -> Iterator[
             yield from _object(number, line, account)
 
 
+def _literal(line: str) -> Any:
+    """Return a Python dict written as text, as Amazon's catalogue of 2014 and Steam's data are; None if it is none."""
+    if not _DICT.match(line) or len(line) > _LONGEST_LITERAL:
+        return None
+    try:
+        return ast.literal_eval(line.strip())  # literals only, nothing is called
+    except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
+        return None
+
+
 def _json_array(lines: Iterator[str], account: Account) -> Iterator[Row]:
     try:
         rows = pydantic_core.from_json("\n".join(lines))
@@ -170,12 +195,28 @@ def _json_array(lines: Iterator[str], account: Account) -> Iterator[Row]:
             account.skip("not an object", number, row)
 
 
+def _json_whole(lines: Iterator[str], account: Account) -> Iterator[Row]:
+    """Yield the rows of one object over many lines, or of the one list of objects in it."""
+    text = "\n".join(lines)
+    try:
+        whole = pydantic_core.from_json(text)
+    except ValueError as error:  # objects over several lines each: not a form that anything else reads
+        raise DataError(f"{account.name} is no JSON: {error}; write one object a line, or an array") from None
+    lists = [value for value in whole.values() if isinstance(value, list) and value
+             and all(isinstance(one, dict) for one in value)]
+    for number, row in enumerate(lists[0] if len(lists) == 1 else [whole], 1):
+        account.read += 1
+        yield number, row
+
+
 def _object(number: int, line: str, account: Account) -> Iterator[Row]:
     try:
         row = pydantic_core.from_json(line)
     except ValueError:
-        account.skip("not JSON", number, line)
-        return
+        row = _literal(line)
+        if row is None:
+            account.skip("not JSON", number, line)
+            return
     if isinstance(row, dict):
         yield number, row
     else:

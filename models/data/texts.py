@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+from math import isfinite
 from typing import Any
 
 MAX_TITLE = 160  # characters; on Beauty the 99% quantile of titles is 150 and the longest has 879
@@ -19,8 +20,9 @@ _SPACES = re.compile(r"\s+")
 
 def clean(text: str, limit: int = MAX_TEXT) -> str:
     """Return `text` on one line, without control characters and markup, at most `limit` characters."""
-    if "&" in text:
-        text = html.unescape(text)
+    for _ in range(2):  # shops escape twice: "L&amp;#39;Oreal"
+        if "&" in text:
+            text = html.unescape(text)
     text = _SPACES.sub(" ", _UNSAFE.sub(" ", text)).strip()
     return text if len(text) <= limit else text[:limit].rsplit(" ", 1)[0]
 
@@ -40,4 +42,6 @@ def item_text(title: Any, attributes: Any) -> str:
 def _flat(value: Any) -> str:
     if isinstance(value, list):
         return " ".join(_flat(part) for part in value)
-    return str(value) if isinstance(value, (str, int, float)) and not isinstance(value, bool) else ""
+    if isinstance(value, float):
+        return "" if not isfinite(value) else str(int(value)) if value.is_integer() else str(value)
+    return str(value) if isinstance(value, str | int) and not isinstance(value, bool) else ""

@@ -9,11 +9,12 @@ import pydantic_core
 
 from schemas.errors import PoisonError
 from schemas.events import make_event_id
-from schemas.reading.envelopes import open_envelope
-from schemas.reading.fields import DEFAULT_TYPE, MAX_ID, MAX_TYPE, PLAIN, Paths, first, identifier, label
+from schemas.reading.changes import object_in
+from schemas.reading.envelopes import open_envelope, snowplow_line
+from schemas.reading.fields import DEFAULT_TYPE, MAX_ID, MAX_TYPE, PLAIN, Paths, by_name, first, identifier, label
 from schemas.reading.framing import Headers, Schemas, frame_of
 from schemas.reading.times import LATEST, seconds
-from schemas.settings import EventSettings
+from schemas.settings import EventField, EventSettings
 
 BOM = b"\xef\xbb\xbf"
 _FRAMED = 0  # first byte of Confluent's framing, see `framing`
@@ -36,12 +37,19 @@ class EventReader:
     Args:
         schemas: those of a schema registry, for records that its serializers wrote (Avro, Protobuf); None = of framed
             records only JSON is read.
+        places: of the fields, as a file's columns have them; the settings' go first.
     """
 
-    def __init__(self, settings: EventSettings, schemas: Schemas | None = None) -> None:
+    def __init__(
+        self, settings: EventSettings, schemas: Schemas | None = None,
+        places: Mapping[EventField, tuple[str, ...]] | None = None,
+    ) -> None:
         self.earliest = settings.earliest_s
         self._envelope = settings.envelope
-        self._mapped: dict[str, tuple[str, ...]] = {name: (path,) for name, path in settings.fields.items()}
+        self._mapped: dict[str, tuple[str, ...]] = {
+            name: (path,) for name, path in settings.fields.items()}
+        for field, columns in (places or {}).items():
+            self._mapped.setdefault(field, columns)
         self._schemas = schemas
 
     @property
@@ -98,11 +106,15 @@ class EventReader:
                 raise PoisonError("framed by a schema registry's serializer, and what follows is no JSON; for Avro and "
                                   "Protobuf set FRESHET_REGISTRY_URL")
             value = value[5:]
+        value = value.removeprefix(BOM)
         try:
             # pydantic's parser, for it takes NaN in fields that do not matter; Python's own writes it.
-            return pydantic_core.from_json(value.removeprefix(BOM))
+            data = pydantic_core.from_json(value)
         except ValueError as error:
-            raise PoisonError(f"Invalid JSON: {error}") from None
+            if (found := _no_single_json(value)) is not None:
+                return found
+            raise PoisonError(f"Invalid JSON: {error}{_rather(value)}") from None
+        return object_in(data)  # a text that holds JSON: it was written as JSON twice
 
     def object(self, data: Any, headers: Headers = (), latest: float = LATEST) -> tuple[list[ReadEvent], str]:
         """Return the events of one decoded object, as `record` does."""
@@ -112,14 +124,16 @@ class EventReader:
             opened = open_envelope(data, {name: value or b"" for name, value in headers}, self._envelope)
         except ValueError as error:
             raise PoisonError(str(error)) from None
-        if len(opened) == 1:
+        if len(opened) == 1 and not opened[0].why:
             return [self._event(opened[0].data, opened[0].paths, latest)], ""
         events, reasons = [], []
         for number, one in enumerate(opened):
             try:
+                if one.why:
+                    raise PoisonError(one.why)
                 events.append(self._event(one.data, one.paths, latest))
             except PoisonError as error:
-                reasons.append(f"product {number}: {error.reason}")
+                reasons.append(f"part {number}: {error.reason}")
         if not events:
             raise PoisonError(_joined(reasons, len(opened)))
         return events, _joined(reasons, len(opened)) if reasons else ""
@@ -128,21 +142,27 @@ class EventReader:
         at = {**paths, **self._mapped} if self._mapped else paths
         field = "user_id"
         try:
-            user = identifier(first(data, at["user_id"]))
+            user = identifier(self._value(data, at, field))
             field = "item_id"
-            item = identifier(first(data, at["item_id"]))
+            item = identifier(self._value(data, at, field))
             field = "event_time"
-            value = first(data, at["event_time"])
+            value = self._value(data, at, field)
             if value is None:
                 raise ValueError("missing")
             moment = seconds(value, self.earliest, latest)
             field = "event_type"
-            kind = label(first(data, at["event_type"]), MAX_TYPE, DEFAULT_TYPE)
+            kind = label(self._value(data, at, field), MAX_TYPE, DEFAULT_TYPE)
             field = "event_id"
-            event_id = label(first(data, at["event_id"]), MAX_ID) or make_event_id(user, item, moment, kind)
+            event_id = label(self._value(data, at, field), MAX_ID) or make_event_id(user, item, moment, kind)
         except ValueError as error:
             raise PoisonError(_reason(field, str(error), data, at[field])) from None
         return ReadEvent(user, item, moment, kind, event_id)
+
+
+    def _value(self, data: Mapping[str, Any], at: Paths, field: str) -> Any:
+        value = first(data, at[field])
+        # Whoever names a field's place, an envelope or the settings, means that place.
+        return by_name(data, field) if value is None and at[field] is PLAIN[field] else value
 
 
 def _reason(field: str, why: str, data: Mapping[str, Any], places: tuple[str, ...]) -> str:
@@ -154,6 +174,34 @@ def _reason(field: str, why: str, data: Mapping[str, Any], places: tuple[str, ..
         return f"{where}: null or empty"
     names = ", ".join(str(name)[:40] for name in list(data)[:_NAMES_SHOWN]) or "nothing"
     return f"{where}: missing; the event has {names}; FRESHET_EVENTS_FIELDS={field}=NAME maps another name"
+
+
+def _no_single_json(value: bytes) -> Any:
+    """Return what a record holds that is no JSON by itself: an object a line, or Snowplow's enriched event."""
+    if value[-1:] == b"\x00" and (text := value.rstrip(b"\x00")):  # C's end of a text was sent along
+        value = text
+    try:
+        if value.count(b"\t") > 100:
+            return snowplow_line(value.decode())
+        lines = [line for line in value.split(b"\n") if line.strip()]
+        return [pydantic_core.from_json(line) for line in lines] if len(lines) > 1 else pydantic_core.from_json(value)
+    except ValueError:
+        return None
+
+
+def _rather(value: bytes) -> str:
+    """Return what the bytes look like, for the reason."""
+    for start, what in _STARTS:
+        if value.startswith(start):
+            return f"; {what}"
+    return ""
+
+
+_STARTS = (
+    (b"\x1f\x8b", "compressed by gzip: send the JSON itself, with compression.type=gzip of the producer"),
+    (b"\xff\xfe", "UTF-16: send UTF-8"), (b"\xfe\xff", "UTF-16: send UTF-8"),
+    (b"{'", "a Python dict as text: send json.dumps(event)"), (b"Obj\x01", "an Avro file: send each event by itself"),
+    (b"\xc3\x01", "Avro without a schema registry's framing"), (b"<", "XML or HTML"))
 
 
 def _joined(reasons: list[str], of: int) -> str:

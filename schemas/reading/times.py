@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from datetime import UTC, date, datetime, tzinfo
+from collections.abc import Mapping
+from datetime import UTC, date, datetime, timedelta, tzinfo
+from decimal import Decimal
 from email.utils import parsedate_to_datetime
 from typing import Any
 from zoneinfo import ZoneInfo
+
+from schemas.reading.fields import bare
 
 EARLIEST = 315_532_800.0  # 1980-01-01: no event log is older, and days, hours or minutes since 1970 read as seconds are
 LATEST = 4_102_444_800.0  # 2100-01-01
@@ -20,7 +24,21 @@ _JAVA_ZONE = re.compile(r"^(.*?)(?:\[([^\[\]]{1,64})\])$")  # ZonedDateTime: 202
 _NAMED_ZONE = re.compile(r"^(.*\d)\s*([A-Za-z]+(?:/[A-Za-z0-9_+-]+)*)$")
 _SHORT_OFFSET = re.compile(r"([+-]\d{2})$")
 _UTC = {"z", "utc", "gmt", "ut", "zulu"}
-_LONGEST = 64  # characters; the longest form above with a long zone name
+_PARTS = (("seconds", "nanos"), ("epochSecond", "nano"), ("_seconds", "_nanoseconds"))
+_NET = re.compile(r"/Date\((-?\d+)(?:[+-]\d{4})?\)/")  # .NET; the offset behind it says nothing of the moment
+# What other programs print. Month and day are never both numbers, unless the year comes first. By hand, since strptime
+# keeps five compiled forms, and these would be twenty.
+_TIME = r"(?P<t>\d{1,2}:\d{2}(?::\d{2}(?:\.\d{1,9})?)?(?: ?[APap][Mm])?)"
+_PRINTED = tuple(map(re.compile, (
+    rf"(?:[A-Za-z]{{3,9}},? )?(?P<b>[A-Za-z]{{3,9}}) +(?P<d>\d{{1,2}})(?:,? (?P<Y>\d{{4}}),?)?(?: {_TIME})?"
+    r"(?: (?P<z>[+-]\d{4}))?(?: (?P<Y2>\d{4}))?",
+    rf"(?P<d>\d{{1,2}})[ /-](?P<b>[A-Za-z]{{3,9}})[ /-](?P<Y>\d{{4}})(?:[: ]{_TIME})?(?: (?P<z>[+-]\d{{4}}))?",
+    rf"(?P<Y>\d{{4}})([/.-])(?P<m>\d{{1,2}})\2(?P<d>\d{{1,2}})(?:[T ]{_TIME})?(?: ?(?P<z>[+-]\d{{4}}))?")))
+_MONTHS = {name: number for number, name in enumerate(
+    ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"), 1)}
+_EITHER_FIRST = re.compile(r"\d{1,2}([/.-])\d{1,2}\1\d{2,4}\b")
+_HALVES = {"AM", "PM"}
+_LONGEST = 100  # characters; the longest form above with a long zone name
 
 
 def seconds(value: Any, earliest: float = EARLIEST, latest: float = LATEST) -> float:
@@ -35,6 +53,7 @@ def seconds(value: Any, earliest: float = EARLIEST, latest: float = LATEST) -> f
     Raises:
         ValueError: the value is no such time; the text says why, and which unit would fit. It never quotes a text.
     """
+    value = _whole(bare(value))
     if isinstance(value, bool) or value is None:
         raise ValueError("no time")
     if isinstance(value, int | float):
@@ -53,6 +72,24 @@ def seconds(value: Any, earliest: float = EARLIEST, latest: float = LATEST) -> f
     return moment
 
 
+def _whole(value: Any) -> Any:
+    """Return a moment that is written in parts as one value: as Java, Firestore, Protobuf and MongoDB write it."""
+    try:
+        if isinstance(value, Mapping):
+            if "$date" in value:
+                return bare(value["$date"])
+            for whole, parts in _PARTS:
+                if whole in value:
+                    return float(value[whole]) + float(value.get(parts) or 0) / 1e9
+        elif isinstance(value, list | tuple) and 3 <= len(value) <= 7 and all(type(part) is int for part in value):
+            return datetime(*value[:6]) + timedelta(microseconds=value[6] // 1000 if len(value) == 7 else 0)
+        elif isinstance(value, Decimal):
+            return float(value)
+    except (TypeError, ValueError, OverflowError):
+        pass
+    return value
+
+
 def _text(text: str, earliest: float) -> float:
     if not text:
         raise ValueError("empty")
@@ -65,6 +102,8 @@ def _text(text: str, earliest: float) -> float:
             pass
         else:
             return _checked(moment if moment.tzinfo else moment.replace(tzinfo=UTC), earliest)
+    if (match := _NET.fullmatch(text)) is not None:
+        return _number(int(match[1]), earliest)
     if _NUMBER.fullmatch(text):
         digits = _digits_as_date(text)
         return _checked(digits, earliest) if digits else _number(float(text), earliest)
@@ -124,7 +163,7 @@ def _written(text: str) -> str:
 def _moment(text: str) -> datetime:
     """Return the moment that a text spells; UTC where it names no zone."""
     zone = ""
-    if match := _JAVA_ZONE.match(text) or _NAMED_ZONE.match(text):
+    if (match := _JAVA_ZONE.match(text) or _NAMED_ZONE.match(text)) and match[2].upper() not in _HALVES:
         text, zone = match[1].strip(), match[2]
     text = text.replace(",", ".") if text.count(",") == 1 and ", " not in text else text
     try:
@@ -143,10 +182,36 @@ def _other_forms(text: str) -> datetime:
             return datetime.fromisoformat(text.replace(" " + text[-5:], text[-5:]))
     except ValueError:
         pass
+    # JavaScript writes "GMT+0000 (Coordinated Universal Time)", Java and `date` put a zone before the year.
+    bare_text = re.sub(r" (UTC|GMT)(?=[ +-])", " ", re.sub(r" \([^()]*\)$", "", text)).replace("  ", " ")
+    for form in _PRINTED:
+        if (match := form.fullmatch(bare_text)) is not None and (moment := _printed(match.groupdict())) is not None:
+            return moment
     try:
         return parsedate_to_datetime(text)  # RFC 2822, as in mail and HTTP
     except (ValueError, TypeError, IndexError, OverflowError):
-        raise ValueError("neither a number nor ISO 8601 text, such as 2026-01-31T12:00:00Z") from None
+        raise ValueError("neither a number nor ISO 8601 text, such as 2026-01-31T12:00:00Z" + (
+            "; is the month or the day first? put the year there" if _EITHER_FIRST.match(text) else "")) from None
+
+
+def _printed(found: Mapping[str, str | None]) -> datetime | None:
+    """Return the moment that the parts of a printed one name, None if they name none."""
+    year, month = found.get("Y") or found.get("Y2"), found.get("m") or _MONTHS.get((found.get("b") or "")[:3].lower())
+    if year is None or month is None:
+        return None
+    clock = (found["t"] or "0:00").upper()
+    half = clock[-2:] if clock[-2:] in _HALVES else ""
+    hour, minute, *rest = clock.removesuffix(half).strip().split(":")
+    if half and not 1 <= int(hour) <= 12:
+        return None
+    hours = int(hour) % 12 + 12 * (half == "PM") if half else int(hour)
+    try:
+        day = datetime(int(year), int(month), int(found["d"] or 0), hours, int(minute))
+        zone = datetime.strptime(found["z"] or "+0000", "%z").tzinfo if found["z"] else None
+    except ValueError:
+        return None
+    second = float(rest[0]) if rest else 0.0
+    return (day + timedelta(seconds=second)).replace(tzinfo=zone) if second < 60 else None
 
 
 def _zone(name: str) -> tzinfo:

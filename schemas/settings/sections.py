@@ -15,7 +15,9 @@ from pydantic.dataclasses import dataclass
 STRICT = ConfigDict(extra="forbid", hide_input_in_errors=True)
 Evidence = Literal["current", "stored"]
 PartsUse = Literal["auto", "on"]
-Envelope = Literal["auto", "none", "segment", "snowplow", "debezium", "cloudevents"]
+Envelope = Literal[
+    "auto", "none", "segment", "snowplow", "cloudevents", "ga4", "amplitude", "mixpanel", "mparticle", "debezium",
+    "maxwell", "canal", "airbyte", "logs", "aws"]
 EventField = Literal["user_id", "item_id", "event_time", "event_type", "event_id"]
 
 

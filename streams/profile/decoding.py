@@ -18,7 +18,7 @@ from schemas.errors import PoisonError
 from schemas.events import make_event_id
 from schemas.liveness import DeadLetterKind
 from schemas.reading.envelopes import CE_PREFIX
-from schemas.reading.fields import MAX_ID, MAX_TYPE
+from schemas.reading.fields import MAX_ID, MAX_TYPE, NOTHING
 from schemas.reading.reader import EventReader, ReadEvent
 from schemas.reading.times import EARLIEST, LATEST
 from streams.profile.fold import Event
@@ -86,8 +86,8 @@ def decode_record(
         try:
             plain = _decode_plain(value)
         except (msgspec.MsgspecError, ValueError):
-            pass
-        else:
+            plain = None
+        if plain is not None and plain.user_id not in NOTHING and plain.item_id not in NOTHING:
             event_id = plain.event_id or make_event_id(
                 plain.user_id, plain.item_id, plain.event_time, plain.event_type)
             return [Event(plain.user_id, plain.item_id, plain.event_time, plain.event_type, event_id, offset,

@@ -10,7 +10,6 @@ from typing import IO
 from confluent_kafka import KafkaError, Message, Producer
 
 from models.data.account import Account
-from models.data.layouts import EVENT_NAMES
 from models.data.loading import events_of
 from models.data.opening import text_lines
 from models.data.tables import read_lines, read_table
@@ -18,11 +17,12 @@ from schemas.codec import encode
 from schemas.errors import FreshetError, StalledError
 from schemas.events import BehaviourEvent
 from schemas.liveness import Stall
+from schemas.reading.fields import NAMES, plain_name
 from schemas.settings import EventSettings, KafkaSettings
 from schemas.topics import BEHAVIOUR_EVENTS
 from workers.kafka.configuration import producer
 
-_READ = {name for names in EVENT_NAMES.values() for name in names} | set(BehaviourEvent.model_fields)
+_READ = {name for names in NAMES.values() for name in names} | set(map(plain_name, BehaviourEvent.model_fields))
 BACKFILL = "freshet-backfill"  # header: only update states, do not recommend or refresh
 
 Delivered = Callable[[KafkaError | None, Message], None]
@@ -48,7 +48,7 @@ def read_file(
     for _, row, event in events_of(rows, account, settings):
         account.used += 1
         extra = {name: value for name, value in row.items()
-                 if name.lower() not in _READ and name not in settings.fields.values()}
+                 if plain_name(name) not in _READ and name not in settings.fields.values()}
         yield BehaviourEvent(**{**extra, **event._asdict()})
 
 

@@ -23,16 +23,21 @@ function (`schemas/reading`), so an id or a time means the same wherever it come
 - **Times** count from 1970 in seconds, milliseconds, microseconds or nanoseconds; the size of the number says which. Or
   they are text: ISO 8601, a date, RFC 2822. Without a time zone they are UTC. A time before 1980 is refused, since days,
   hours and minutes read as seconds lie there (`FRESHET_EVENTS_EARLIEST=1970-01-01` for times that do not count from 1970).
-- **Names**: `user_id`, `item_id`, `event_time` (or `timestamp`, `ts`, `time`), and, if you like, `event_type`, `event_id`.
-  Others are mapped by `FRESHET_EVENTS_FIELDS=user_id=visitorid,item_id=product.id` or, in `freshet.toml`:
+- **Names**: `user_id`, `item_id`, `event_time` (or `timestamp`, `ts`, `time`), and, if you like, `event_type`, `event_id`,
+  in any spelling (`userId`, `User-ID`); where they are absent, the names of public data sets (`visitorid`, `asin`,
+  `unixReviewTime`, …, `schemas/reading/fields.py` lists them). Others are mapped by `FRESHET_EVENTS_FIELDS=user_id=visitorid,item_id=product.id` or, in `freshet.toml`:
 
   ```toml
   [events.fields]
   user_id = "visitorid"
   item_id = "product.id"
   ```
-- **Envelopes** of Segment, Snowplow, Debezium and CloudEvents are recognised; `FRESHET_EVENTS_ENVELOPE` names one, or `none`.
-- **A record** is one JSON object or an array of them, with or without a byte order mark or Confluent's framing.
+- **Envelopes** are recognised: trackers (Segment, RudderStack, Snowplow, Google Analytics 4, Amplitude, Mixpanel, PostHog,
+  mParticle, Matomo), connectors (Kafka Connect, Debezium, Maxwell, Canal, Airbyte, Logstash, EventBridge, SNS) and
+  CloudEvents. `FRESHET_EVENTS_ENVELOPE` names one, or `none`.
+- **No id**: the texts `null`, `undefined`, `None`, `nan` are refused as ids: they are what programs write for no value, and
+  would make one user of everybody without one. In files `NA`, `N/A` and `\\N` are no value, too.
+- **A record** is one JSON object, an array of them, or an object a line, with or without a byte order mark or Confluent's framing.
 - **Avro, Protobuf and JSON** that a schema registry's serializers wrote are read with `FRESHET_REGISTRY_URL`
   ([operations](operations.md#schema-registry)). Avro's timestamps, decimals and UUIDs and Protobuf's `Timestamp` are
   times and ids like any others. A Protobuf id of 0 that is not `optional` was not set, so it is missing.
@@ -44,11 +49,11 @@ function (`schemas/reading`), so an id or a time means the same wherever it come
 
 | | |
 |---|---|
-| formats | values separated by comma, tab, semicolon, `|` or `::`; JSON lines; a JSON array; Parquet; each also in gzip or zstd |
+| formats | values separated by comma, tab, semicolon, `\\|`, `::` or blanks; JSON lines (or Python's dicts as text); a JSON array; Parquet; each also in gzip, zstd, bz2 or xz, or as a folder of parts |
 | encoding | UTF-8, with or without a byte order mark; another one is refused by name, or read with `FRESHET_EVENTS_ENCODING=cp1252` (`freshet fit --encoding`) |
-| columns | found by their names (`user_id`, `userId`, `visitorid`, `reviewerID`, …), or mapped as above; `FRESHET_EVENTS_COLUMNS` (`freshet fit --columns`) names those of a file without a header |
+| columns | found by their names as in records, or mapped as above; `FRESHET_EVENTS_COLUMNS` (`freshet fit --columns`) names those of a file without a header |
 | broken rows | an unclosed quote, a wrong number of columns, a broken line of JSON: one row each, counted, the first one shown |
-| public data sets | MovieLens 100K, 1M, 10M, 20M, 25M; Amazon reviews 2018 and 2023 with their `meta_` file; Yelp; RetailRocket; RecBole's atomic files |
+| public data sets | MovieLens 100K, 1M, 10M, 20M, 25M; Amazon reviews 2014, 2018 and 2023 with their `meta_` file; Yelp; RetailRocket; RecBole's atomic files; H&M; Steam; Goodreads; OTTO; Taobao; YooChoose; Diginetica; KuaiRec; Gowalla, Brightkite and Foursquare check-ins; Last.fm 1K |
 
 After reading there is an account of each file:
 

@@ -14,6 +14,7 @@ from schemas.errors import PoisonError
 from schemas.reading.reader import EventReader, ReadEvent
 from schemas.settings import EventSettings
 from streams.profile.decoding import decode_events, decode_record
+from tests.schemas.reading.cases import GROUPS, Case, reader
 
 NOON = 1706702400.0
 READER = EventReader(EventSettings())
@@ -129,3 +130,19 @@ def test_a_producer_whose_clock_is_years_ahead_cannot_move_its_users_there() -> 
     one = record(1, event_time=4e9)
     one.timestamp = 4_000_000_000_000
     assert [kind for _, kind, _ in decode_events([one], 1e9, DAY, READER)[2]] == ["future"]
+
+
+@pytest.mark.parametrize("case", [case for group in GROUPS.values() for case in group], ids=lambda case: case.note)
+def test_streams_takes_and_refuses_what_the_reader_does(case: Case) -> None:
+    """The fast path for plain records must not be another reader."""
+    own = reader(**case.settings)
+    try:
+        wanted = [tuple(event) for event in own.record(case.value, case.headers)[0]]
+    except PoisonError as error:
+        reason = error.reason
+        with pytest.raises(PoisonError) as refused:
+            decode_record(case.value, 5, 1.0, False, own, case.headers)
+        assert refused.value.reason == reason
+        return
+    events, _ = decode_record(case.value, 5, 1.0, False, own, case.headers)
+    assert [(one.user_id, one.item_id, one.event_time, one.event_type, one.event_id) for one in events] == wanted
