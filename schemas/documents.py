@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from pydantic.json_schema import GenerateJsonSchema
 
 from schemas.settings import KafkaSettings, rows
 from schemas.topics import TOPICS, Topic
+from schemas.watch.table import ALL, METRICS, PROCESS
 
 DRAFT = GenerateJsonSchema.schema_dialect
 # Topics that other services write or read. All others connect Freshet's roles.
@@ -106,6 +108,28 @@ def messages_page() -> str:
     return "\n".join(parts) + "\n"
 
 
+def metrics_page() -> str:
+    """Return every metric as Markdown, by the roles that have it."""
+    parts = ["# Metrics\n\nMade by `freshet schema` from `schemas/watch/table.py`. Every process answers `/metrics` on "
+             "a port of its own, see [operations.md](operations.md#watch-it). No label holds a user, an item or text. "
+             "Counters begin at 0 with the process. Times of stages are by one process's monotonic clock; times from "
+             "an event on compare the broker's clock with the role's.\n"]
+    for roles, group in groupby(METRICS, key=lambda metric: metric.roles):
+        title = "Every role" if roles == ALL else " and ".join(roles) if len(roles) < 3 else ", ".join(roles)
+        parts.append(f"\n## {title}\n\n| Metric | Kind | Labels | Meaning |\n|---|---|---|---|")
+        for metric in group:
+            labels = "<br>".join(f"`{label}`: {_label_values(metric.values[label])}" for label in metric.labels)
+            bounds = f". Buckets: {', '.join(f'{bound:g}' for bound in metric.buckets)}" if metric.buckets else ""
+            parts.append(f"| `{metric.name}` | {metric.kind} | {labels} | {metric.help}{bounds} |")
+    parts.append("\n## Every process\n\nBy prometheus-client, on Linux.\n\n| Metric | Meaning |\n|---|---|")
+    parts += [f"| `{name}` | {meaning} |" for name, meaning in PROCESS.items()]
+    return "\n".join(parts) + "\n"
+
+
+def _label_values(values: tuple[str, ...] | str) -> str:
+    return values if isinstance(values, str) else ", ".join(values)
+
+
 def _kind(spec: dict[str, Any]) -> str:
     """Return a JSON Schema's type in words for a table cell."""
     if "anyOf" in spec:
@@ -126,6 +150,7 @@ def documents() -> dict[str, bytes]:
     out["messages.md"] = messages_page().encode()
     out["settings.md"] = ("# Settings\n\nMade by `freshet schema`. In `freshet.toml` a section is a table: "
                           "`FRESHET_KAFKA_BOOTSTRAP` is `bootstrap` in `[kafka]`.\n\n" + settings_table()).encode()
+    out["metrics.md"] = metrics_page().encode()
     return out
 
 

@@ -10,13 +10,16 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import orjson
 
 from schemas.files import write_whole
+from schemas.watch.activities import Activities
+from schemas.watch.instruments import histogram
+from schemas.watch.lag import Partition, PartitionLags
 
 log = logging.getLogger("freshet.progress")
 
@@ -115,8 +118,10 @@ class Progress:
     which something was last finished or nothing waited), `busy` (a batch is in hand), `processed` (records whose
     effects are durable), `produced` (messages sent), `dead_letters`, `dead_letters_by` (their number by kind),
     `last_dead_letter` (its reason), `batches`, `last_batch` (records), `last_batch_s`, `last_batch_at`, `lag` (records
-    that wait, null = not known), `waits_for` ("" = nothing), and `ended` ("clean" or "failed") after the end. All count
-    from the start of the process. A role's own counters follow.
+    that wait, null = not known), `partitions` (topic → partition → `lag` and `lag_s`, the age of its oldest waiting
+    record), `seconds` (by activity, see `schemas.watch.activities`), `waits_for` ("" = nothing), and `ended` ("clean"
+    or "failed") after the end. All count from the start of the process. A role's own counters follow. `/metrics` shows
+    the same counters, see `schemas.watch.table`.
 
     Args:
         counters: returns the role's own counters.
@@ -126,6 +131,10 @@ class Progress:
         self._ready = ready_file(home, role)
         self._file = counters_file(home, role)
         self._counters = counters
+        self.doing = Activities()
+        self._lags = PartitionLags()
+        self._batch_records = histogram("freshet_batch_records").labels(role)
+        self._batch_seconds = histogram("freshet_batch_seconds").labels(role)
         self._written = 0.0
         self._moved = time.monotonic()
         self._lock = threading.Lock()
@@ -162,6 +171,14 @@ class Progress:
         self.moves += 1
         self._moved = time.monotonic()
 
+    def finished(self, topic: str, partition: int, written_at: float) -> None:
+        """Note when the newest finished record of a partition was written, wall-clock seconds."""
+        self._lags.finished(topic, partition, written_at)
+
+    def lags(self, offsets: Mapping[Partition, tuple[int, int]]) -> None:
+        """Note (offset of the next record to read, end offset) of every owned partition."""
+        self._lags.note(offsets, time.monotonic(), time.time())
+
     def in_hand(self, records: int) -> None:
         """Note that a batch was taken."""
         self._fields["last_batch"] = records
@@ -186,6 +203,8 @@ class Progress:
         self._fields["batches"] += 1
         self._fields["last_batch_s"] = round(seconds, 4)
         self._fields["last_batch_at"] = time.time()
+        self._batch_records.observe(records)
+        self._batch_seconds.observe(seconds)
         self.moved()
         self.busy = False
 
@@ -207,14 +226,22 @@ class Progress:
                 self._fields["lag"] = lag
             if not self.busy and not self._fields["lag"]:
                 self._moved = now  # else the first record after an idle hour would look like an hour's standstill
-            fields = self._fields | {
-                "waits_for": "broker" if self.broker_away else self.waits_for, "busy": self.busy, "beat": now,
-                "moved": self._moved, "updated_at": time.time()} | self._counters()
-            content = orjson.dumps(fields, option=orjson.OPT_SERIALIZE_NUMPY)
+            content = orjson.dumps(
+                self.snapshot() | {"beat": now, "moved": self._moved, "updated_at": time.time()},
+                option=orjson.OPT_SERIALIZE_NUMPY)
             try:
                 write_whole(self._file, content, durable=False)
             except OSError as error:  # a full disk must not end a role that needs none
                 log.warning("%s cannot be written: %s", self._file, error)
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return the counters as they are now, for the file and for `/metrics`."""
+        partitions: dict[str, dict[str, dict[str, float]]] = {}
+        for (topic, number), lag in self._lags.lags.items():
+            partitions.setdefault(topic, {})[str(number)] = {"lag": lag.records, "lag_s": lag.seconds}
+        return self._fields | {
+            "waits_for": "broker" if self.broker_away else self.waits_for, "busy": self.busy, "partitions": partitions,
+            "seconds": {name: round(seconds, 3) for name, seconds in self.doing.totals().items()}} | self._counters()
 
     def end(self, clean: bool) -> None:
         """Note the end of the role."""

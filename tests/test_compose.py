@@ -53,7 +53,8 @@ def test_every_setting_outside_reaches_every_role(name):
     outside = {variable: "x" for row in rows() for variable in (row.variable, row.file_variable) if variable}
     got = passed(name, outside)
     assert set(got) == set(outside)
-    fixed = {"FRESHET_HOME"} | ({"FRESHET_LLM_DEVICE"} if name == "knowledge-gpu" else set())
+    fixed = {"FRESHET_HOME", "FRESHET_METRICS_PORT", "FRESHET_METRICS_HOST"}
+    fixed |= ({"FRESHET_LLM_DEVICE"} if name == "knowledge-gpu" else set())
     assert {key for key, value in got.items() if value != "x"} == fixed
 
 
@@ -85,11 +86,12 @@ def test_services_are_healthy_before_they_are_used_and_what_they_know_is_kept():
     for name in ("streams", "knowledge", "ranking", "guard"):
         assert set(ROLES[name]["depends_on"]) == {"kafka", "qdrant"}
         assert all(on["condition"] == "service_healthy" for on in ROLES[name]["depends_on"].values())
-    assert {"kafka", "qdrant", "models"} == set(COMPOSE["volumes"])
+    assert {"kafka", "qdrant", "models", "prometheus", "grafana"} == set(COMPOSE["volumes"])
     for service in COMPOSE["services"].values():
         for volume in service["volumes"]:
             source = volume.split(":")[0]
-            assert source.startswith("/") or source in COMPOSE["volumes"]
+            assert source.startswith("/") or source in COMPOSE["volumes"] or (
+                source.startswith("./deploy/") and volume.endswith(":ro") and (ROOT / source).is_dir())
 
 
 def test_one_service_builds_the_image_and_the_others_wait_for_no_registry():

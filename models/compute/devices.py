@@ -116,3 +116,15 @@ def device_named(name: str, setting: str) -> torch.device:
 def moved(tensors: Iterable[Tensor], to: torch.device) -> list[Tensor]:
     """Return tensors on a device."""
     return [tensor.to(to, non_blocking=True) for tensor in tensors]
+
+
+def gpu_memory() -> list[tuple[str, list[tuple[tuple[str, ...], float]]]]:
+    """Return this process's memory on each GPU it uses, bytes, as a metric's samples; nothing without one."""
+    if not (torch.cuda.is_available() and torch.cuda.is_initialized()):  # asking would initialise it
+        return []
+    samples: list[tuple[tuple[str, ...], float]] = []
+    for number in range(torch.cuda.device_count()):
+        if reserved := torch.cuda.memory_reserved(number):
+            name = f"cuda:{number}"
+            samples += [((name, "allocated"), torch.cuda.memory_allocated(number)), ((name, "reserved"), reserved)]
+    return [("freshet_gpu_memory_bytes", samples)]

@@ -79,6 +79,7 @@ class LanguageModel:
         ids = torch.arange(0, weights.shape[0], max(1, weights.shape[0] // 1000), device=self.device)
         self.embedding_norm = float(self.embed(ids).float().norm(dim=-1).mean())
         self.adapter: str | None = None
+        self.calls, self.tokens = 0, 0  # forward passes and the tokens in them, padding included
         self.fingerprint = self._fingerprint()
 
     @classmethod
@@ -165,6 +166,8 @@ class LanguageModel:
         """
         if self.adapter is not None:
             adapters.enable(self.decoder, adapted)
+        self.calls += 1
+        self.tokens += inputs.shape[0] * inputs.shape[1]
         inputs = inputs.to(self.dtype).contiguous()  # with a strided view each linear layer runs as B small ones
         out = self.decoder(
             inputs_embeds=inputs, position_ids=positions, use_cache=False, memory=memory)

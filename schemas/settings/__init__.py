@@ -34,6 +34,7 @@ from schemas.settings.sections import (
     KafkaSettings,
     LlmSettings,
     LogSettings,
+    MetricsSettings,
     QdrantSettings,
     RankingSettings,
     RefreshSettings,
@@ -45,9 +46,9 @@ from schemas.settings.sections import (
 
 __all__ = [
     "AlignmentSettings", "Envelope", "EventField", "EventSettings", "Evidence", "ExperimentSettings", "FitSettings",
-    "HealthSettings", "ItemSettings", "KafkaSettings", "LlmSettings", "LogSettings", "QdrantSettings",
-    "RankingSettings", "RefreshSettings", "SettingRow", "Settings", "StateSettings", "WatchdogSettings",
-    "WriterSettings", "load", "rows", "to_environ",
+    "HealthSettings", "ItemSettings", "KafkaSettings", "LlmSettings", "LogSettings", "MetricsSettings",
+    "QdrantSettings", "RankingSettings", "RefreshSettings", "SettingRow", "Settings", "StateSettings",
+    "WatchdogSettings", "WriterSettings", "load", "rows", "to_environ",
 ]
 
 PREFIX = "FRESHET_"
@@ -75,6 +76,7 @@ class Settings:
     watchdog: WatchdogSettings = field(default_factory=WatchdogSettings)
     log: LogSettings = field(default_factory=LogSettings)
     health: HealthSettings = field(default_factory=HealthSettings)
+    metrics: MetricsSettings = field(default_factory=MetricsSettings)
 
 
 @dataclass(frozen=True, slots=True)

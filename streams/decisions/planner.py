@@ -47,6 +47,7 @@ class Plan:
     knowledge: list[KnowledgeRequest] = field(default_factory=list)
     alignment: list[AlignmentSample] = field(default_factory=list)
     unknown_users: int = 0  # ignored judgements and updates of users without a state
+    contradictions: int = 0  # users whose knowledge is contradicted from now on
     # Of a batch of events; `streams.profile.fold` says what they are.
     events: int = 0  # applied to a state
     duplicates: int = 0
@@ -285,6 +286,7 @@ class Planner:
             state.standing, state.trust = verdict.standing, verdict.trust
             if verdict.contradicted is not None:
                 state.contradicted_at = fresh[verdict.contradicted].count
+                plan.contradictions += 1
         if fresh:
             state.judged_count = done
             if self.market is not None:

@@ -15,6 +15,7 @@ import faust
 from schemas.liveness import Progress
 from schemas.settings import Settings
 from schemas.settings.librdkafka import client
+from schemas.watch.instruments import PROGRESS
 from streams.decisions.planner import Planner
 from streams.registry.client import check_registry
 from streams.service.batching import BatchConsumer, BatchTransport
@@ -95,6 +96,7 @@ def build(settings: Settings, planner: Planner, cluster: Cluster | None = None) 
     stage: Stage | None = None
     progress = Progress(settings.home, ROLE, lambda: found | (stage.counters() if stage else {}))
     app.progress = progress
+    PROGRESS.follow(ROLE, progress)
 
     def the_stage() -> Stage:
         nonlocal stage
@@ -117,6 +119,7 @@ def build(settings: Settings, planner: Planner, cluster: Cluster | None = None) 
                     continue
                 delivery = the_stage().prepare(message.topic, message.partition, event.value)
                 if message.partition in earlier:
+                    progress.doing.enter("back_pressure")
                     await earlier[message.partition]
                 earlier[message.partition] = asyncio.create_task(finish(delivery, message))
 

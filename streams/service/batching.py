@@ -22,6 +22,7 @@ from aiokafka.structs import OffsetAndMetadata
 from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer, Transport
 from faust.types import TP, ConsumerMessage, Message
 
+from schemas.watch.instruments import histogram
 from streams.service.changelog import read_ends
 from streams.service.origin import lower_offsets
 from streams.service.seeking import Seeker
@@ -34,6 +35,7 @@ FETCH_WAIT_MS = 50
 # for a full buffer and is wanted again: while any is held back, ask this often (else: standstills of Faust's 5 s).
 HELD_BACK_S = 0.01
 READ_COMMITTED = "read_committed"
+_COMMIT = histogram("freshet_stage_seconds").labels("streams", "commit")
 
 
 @dataclass(slots=True)
@@ -80,7 +82,9 @@ class BatchConsumerThread(AIOKafkaConsumerThread):
 
         async def commit_with_metadata(offsets: Mapping[Any, OffsetAndMetadata]) -> None:
             metadata = self.consumer.positions.metadata
-            await commit({tp: OffsetAndMetadata(at.offset, at.metadata or metadata(tp)) for tp, at in offsets.items()})
+            with _COMMIT.time():
+                await commit(
+                    {tp: OffsetAndMetadata(at.offset, at.metadata or metadata(tp)) for tp, at in offsets.items()})
 
         consumer.commit = commit_with_metadata
         return consumer

@@ -8,12 +8,12 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from schemas.codec import decode
 from schemas.errors import FreshetError, PoisonError, is_records_fault
 from schemas.liveness import FailureLimit, Progress
-from schemas.messages import Judgement, KnowledgeUpdate
+from schemas.messages import Judgement, KnowledgeUpdate, RefreshReason
 from schemas.reading.framing import Schemas, frame_of
 from schemas.reading.reader import EventReader
 from schemas.settings import Settings
@@ -25,6 +25,7 @@ from schemas.topics import (
     KNOWLEDGE_UPDATES,
     RANKING_REQUESTS,
 )
+from schemas.watch.instruments import histogram
 from streams.decisions.planner import Plan, Planner, States
 from streams.profile.decoding import Unusable, decode_events
 from streams.profile.state import dumps, loads
@@ -43,8 +44,12 @@ SOURCES = (BEHAVIOUR_EVENTS.name, JUDGEMENTS.name, KNOWLEDGE_UPDATES.name)
 # model does not know. `unknown_users`: judgements and updates of users without a state. `strays`: events of users whose
 # state is in another partition, sent on to it. The rest is what was asked of other roles.
 LOUD = 0.5  # share of unusable events that is logged
-COUNTED_BY_PLAN = ("events", "duplicates", "late", "too_late", "unknown_items", "unknown_users")
+COUNTED_BY_PLAN = ("events", "duplicates", "late", "too_late", "unknown_items", "unknown_users", "contradictions")
 COUNTED = (*COUNTED_BY_PLAN, "strays", "ranking_requests", "knowledge_requests", "alignment_samples")
+REASONS: tuple[RefreshReason, ...] = get_args(RefreshReason)
+
+_SECONDS = histogram("freshet_stage_seconds")
+_PREPARE, _STATES, _MESSAGES = (_SECONDS.labels("streams", stage) for stage in ("prepare", "states", "messages"))
 
 M = TypeVar("M", Judgement, KnowledgeUpdate)
 Step = Callable[[States, list[Any], float, float], Plan]
@@ -76,6 +81,7 @@ class Delivery:
     bad: list[Unusable]
     counts: Counter[str]
     strays: dict[int, Any] = field(default_factory=dict)  # id of a message → the record it repeats
+    newest: tuple[str, int, float] | None = None  # topic, partition and time of the last record
 
 
 class Stage:
@@ -121,7 +127,13 @@ class Stage:
             return True
         frames = [frame for one in records if (one.headers or (one.value or b"x")[0] == 0)
                   and (frame := frame_of(one.value, one.headers)) is not None]
-        return not frames or await self.registry.learn(frames, stop, self._waits, self.progress.moved)
+        if not frames:
+            return True
+        self.progress.doing.enter("back_pressure")
+        try:
+            return await self.registry.learn(frames, stop, self._waits, self.progress.moved)
+        finally:
+            self.progress.doing.enter("idle")
 
     def _waits(self, why: str) -> None:
         self.progress.waiting("schema registry" if why else "", None)
@@ -137,8 +149,9 @@ class Stage:
             Exception: the store cannot be read.
         """
         writer = self.table.writer(partition)
-        now = self.clock()
+        now, started = self.clock(), time.monotonic()
         self.progress.in_hand(len(records))
+        self.progress.doing.enter("processing")
         messages: dict[tuple[str, int], list[Pair]] = {}
         repeated: dict[int, Any] = {}
         bad: list[Unusable] = []
@@ -167,7 +180,9 @@ class Stage:
             _collect(messages, plan, partition)
             _count(counts, plan)
         states_out = self.table.put(partition, changed)
-        return Delivery(writer, now, len(records), states_out, messages, bad, counts, repeated)
+        _PREPARE.observe(time.monotonic() - started)
+        return Delivery(writer, now, len(records), states_out, messages, bad, counts, repeated,
+                        (topic, partition, (records[-1].timestamp or 0) / 1000.0) if records else None)
 
     async def deliver(self, delivery: Delivery) -> None:
         """Make a batch's effects durable; on return its offsets may be committed.
@@ -177,9 +192,18 @@ class Stage:
         Raises:
             LostError: the partition is not this process's any more; its next owner gets the batch again.
         """
+        self.progress.doing.sent()
+        try:
+            await self._deliver(delivery)
+        finally:
+            self.progress.doing.arrived()
+
+    async def _deliver(self, delivery: Delivery) -> None:
         started = time.monotonic()
         bad, check = list(delivery.bad), delivery.writer.check
         await self.table.save(delivery.writer, delivery.states)
+        saved = time.monotonic()
+        _STATES.observe(saved - started)
         await asyncio.gather(
             self.outbox.send_dead_letters(delivery.bad, delivery.now, check=check),
             *[self._send(topic, target, pairs, delivery, bad) for (topic, target), pairs in delivery.messages.items()])
@@ -189,6 +213,9 @@ class Stage:
         last = {one.kind: one.reason for one in bad}
         for kind, letters in Counter(one.kind for one in bad).items():
             self.progress.buried(kind, letters, last[kind])
+        _MESSAGES.observe(time.monotonic() - saved)
+        if delivery.newest is not None:
+            self.progress.finished(*delivery.newest)
         self.progress.produced(sum(map(len, delivery.messages.values())))
         self.progress.done(delivery.records, time.monotonic() - started)
 
@@ -209,7 +236,20 @@ class Stage:
 
     def counters(self) -> dict[str, Any]:
         """Return the counters for the role's progress file."""
-        return self.counts | {"model_version": self.planner.policy.model_version}
+        requested = {_requested(reason): reason for reason in REASONS}
+        return {name: number for name, number in self.counts.items() if name not in requested} | {
+            "model_version": self.planner.policy.model_version,
+            "refreshes_requested": {reason: self.counts[name] for name, reason in requested.items()}} | self._market()
+
+    def _market(self) -> dict[str, Any]:
+        """Return what refreshes cost at the moment; nothing with a policy that has no price."""
+        market = self.planner.market
+        if market is None:
+            return {}
+        return {"refresh_queue": len(market.outstanding), "refresh_queue_target": market.target,
+                "refreshes_forced": market.forced,
+                "refresh_price": {"budget": max(0.0, market.budget_price), "queue": market.queue_price,
+                                  "both": market.price}}
 
     def forget(self) -> None:
         """Forget users in memory and their requests on the way: partitions are changing hands."""
@@ -325,6 +365,8 @@ def _count(counts: Counter[str], plan: Plan) -> None:
                         ("alignment_samples", plan.alignment)):
         if group:
             counts[name] += len(group)
+    for request in plan.knowledge:
+        counts[_requested(request.reason)] += 1
 
 
 def _by_partition(
@@ -339,6 +381,10 @@ def _by_partition(
         pairs.append((key, record.value, list(record.headers)))
         repeated[id(pairs[-1])] = record
     return out, repeated
+
+
+def _requested(reason: str) -> str:
+    return f"requested_{reason}"
 
 
 def _key(user_id: str) -> bytes:

@@ -75,19 +75,21 @@ class FaustWatchdog:
         self._progress.write(waiting)
 
     async def ask(self, app: Any) -> int:
-        """Return how much work waits, see `_waiting`; 1 if the broker does not answer, which the counters then say.
+        """Return the records not fetched and batches not settled; 1 and "broker" in the counters if it does not answer.
 
         That is a stall all the same: a consumer that hangs cannot be told from a broker that is away. A supervisor
         waits for the broker before it starts the role again.
         """
         try:
-            waiting = await _waiting(app)
+            offsets = await _offsets(app)
         except Exception as error:
             log.warning("the broker does not report end offsets: %r", error)
             self._progress.broker_away = True
             return 1
         self._progress.broker_away = False
-        return waiting
+        self._progress.lags(offsets)
+        behind = sum(max(0, end - position) for position, end in offsets.values())
+        return behind + (app.consumer.unsettled if offsets else 0)
 
     def _watch_loop(self, app: Any) -> None:
         while not app.should_stop:
@@ -113,8 +115,8 @@ def _recovery_offsets(app: Any) -> tuple[int, ...]:
     return tuple(offset for offset in app.tables.recovery.active_offsets.values() if offset is not None)
 
 
-async def _waiting(app: Any) -> int:
-    """Return the number of records not fetched and batches not settled.
+async def _offsets(app: Any) -> dict[tuple[str, int], tuple[int, int]]:
+    """Return (offset of the next record to fetch, end offset) of every partition of the sources.
 
     Fetch positions are compared, not settled offsets: a transaction marker or a compacted hole at the end of a
     partition has an offset that no record will ever have.
@@ -122,8 +124,7 @@ async def _waiting(app: Any) -> int:
     consumer = app.consumer
     owned = [tp for tp in consumer.assignment() if tp.topic in app.batched_topics]
     if not owned:
-        return 0
+        return {}
     async with asyncio.timeout(ASK_S):
         ends = await consumer.end_offsets(*owned)
-        behind = [max(0, ends[tp] - (await consumer.position(tp) or 0)) for tp in owned]
-    return sum(behind) + consumer.unsettled
+        return {(tp.topic, tp.partition): (await consumer.position(tp) or 0, ends[tp]) for tp in owned}

@@ -43,5 +43,5 @@ def test_the_event_schema_lists_required_fields_and_time_types() -> None:
 
 
 def test_write_returns_the_changed_files(tmp_path: Path) -> None:
-    assert len(documents.write(tmp_path)) == len(TOPICS) + 3
+    assert len(documents.write(tmp_path)) == len(TOPICS) + 4
     assert documents.write(tmp_path) == []

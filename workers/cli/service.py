@@ -90,16 +90,19 @@ def role(name: Annotated[str, typer.Argument(help=f"One of {', '.join(ROLE_MODUL
     """Run one role in this process. `freshet up` starts the roles this way. Example: `freshet role ranking`."""
     if name not in ROLE_MODULES:
         raise FreshetError(f"unknown role {name!r}; roles are {', '.join(ROLE_MODULES)}")
+    from workers.supervision.healthz import role_server
+
     settings = load()
     configure(settings, name)
     try:
         module = import_module(ROLE_MODULES[name])
-        if name == "store":
-            # The process that starts the stack chooses the port, so the other roles find the store again after a
-            # restart.
-            module.main(settings, port=urlsplit(settings.qdrant.url).port or 0)
-        else:
-            module.main(settings)
+        with role_server(settings, name):
+            if name == "store":
+                # The process that starts the stack chooses the port, so the other roles find the store again after a
+                # restart.
+                module.main(settings, port=urlsplit(settings.qdrant.url).port or 0)
+            else:
+                module.main(settings)
     except Exception as error:
         end = ending(error, settings.home)
         text = redacted(end.text, settings)

@@ -17,7 +17,7 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, Consumer, KafkaError, KafkaException, Message, TopicPartition
 from pydantic import BaseModel
 
 from schemas.codec import decode
@@ -25,6 +25,7 @@ from schemas.errors import FreshetError, PoisonError, StoreUnavailableError, is_
 from schemas.liveness import DeadLetterKind, FailureLimit, Progress
 from schemas.settings import Settings
 from schemas.topics import Topic
+from schemas.watch.instruments import PROGRESS
 from workers.kafka.configuration import consumer
 from workers.kafka.outbox import Outbox, Output, Rejected
 from workers.kafka.refusals import Refusals
@@ -90,6 +91,8 @@ class StreamWorker(Generic[M]):
         # Beyond these the worker exits and the records stay in the topic: a lost GPU, a broken model.
         self._limits: defaultdict[int, FailureLimit] = defaultdict(FailureLimit)
         self._progress = Progress(settings.home, role, counters)
+        self._doing = self._progress.doing
+        PROGRESS.follow(role, self._progress)
 
     def stop(self) -> None:
         """Finish the current batch, commit it and return from `run`."""
@@ -133,17 +136,22 @@ class StreamWorker(Generic[M]):
     def _turn(self) -> None:
         self._refusals.check()
         if self._between is not None:
+            self._doing.enter("model")
             self._wait_for(self._thread.submit(self._between), "model")
+        self._doing.enter("idle")
         self._progress.write(self._behind())
         sources = self._poll()
         if not sources:
             return
+        self._doing.enter("processing")
         started = time.monotonic()
         self._progress.in_hand(len(sources))
         records = self._decode(sources)
         if records and not self._handle(records):
             return  # stopped while waiting for the store: nothing of this batch is committed
+        self._doing.enter("produce")
         self._outbox.flush()
+        self._doing.enter("commit")
         self._commit(sources)
         self._progress.done(len(sources), time.monotonic() - started)
 
@@ -151,6 +159,7 @@ class StreamWorker(Generic[M]):
         first = self._consumer.poll(_IDLE_POLL_S)
         if first is None:
             return []
+        self._doing.enter("poll")
         messages = [first]
         if self._batch > 1:
             messages += self._consumer.consume(self._batch - 1, self._wait_s)
@@ -209,7 +218,9 @@ class StreamWorker(Generic[M]):
                 for part in self._parts([record.message for record in records]):
                     rejected += [one for one in part if isinstance(one, Rejected)]
                     outputs = [one for one in part if isinstance(one, Output)]
+                    self._doing.enter("produce")
                     sent = self._outbox.send(outputs)
+                    self._doing.enter("processing")
                     self._progress.produced(sent)
                     if sent < len(outputs):
                         self._progress.buried("too_large", len(outputs) - sent)
@@ -224,7 +235,9 @@ class StreamWorker(Generic[M]):
                 wait = max(pause, error.retry_after_s)  # the store bounds what it passes on
                 log.warning("%s: %s; holding %d records, next try in %.1f s", self._role, error, len(records), wait)
                 self._progress.waiting("store", self._behind())
+                self._doing.enter("back_pressure")
                 self._wait_for(self._thread.submit(self._stopping.wait, wait))
+                self._doing.enter("processing")
                 if self._stopping.is_set():
                     return False
                 pause = min(2 * pause, _BACKOFF_S[1])
@@ -281,6 +294,9 @@ class StreamWorker(Generic[M]):
         newest: dict[int, int] = {}
         for source in sources:
             newest[source.partition()] = max(newest.get(source.partition(), 0), source.offset() + 1)
+            kind, written_ms = source.timestamp()
+            if kind != TIMESTAMP_NOT_AVAILABLE:
+                self._progress.finished(self._topic.name, source.partition(), written_ms / 1000.0)
         # A partition revoked while the batch was worked on is its new owner's to commit.
         offsets = [TopicPartition(self._topic.name, part, offset) for part, offset in newest.items()
                    if part in self._owned]

@@ -80,6 +80,7 @@ class Watchdog:
         if not owned:
             reader.ping()
         offsets = reader.offsets([(self._topic, part) for part in owned])
+        self._progress.lags(offsets)
         return sum(max(0, end - done) for done, end in offsets.values()), tuple(done for done, _ in offsets.values())
 
     def _end(self, why: str) -> None:

@@ -13,6 +13,7 @@ from qdrant_client import models as qm
 
 from schemas.errors import FreshetError, StoreUnavailableError
 from schemas.settings import QdrantSettings, Settings
+from schemas.watch.instruments import counter, histogram
 from workers.store.answers import (
     AbsentError,
     StoreRefusedError,
@@ -48,6 +49,7 @@ T = TypeVar("T")
 # far below that limit, and one request takes far less than the timeout.
 _BATCH = 512
 _CONNECTIONS = 16
+_SECONDS, _ERRORS = histogram("freshet_store_request_seconds"), counter("freshet_store_errors_total")
 
 
 class QdrantStore:
@@ -107,7 +109,7 @@ class QdrantStore:
                     update_filter=qm.Filter(must=[qm.FieldCondition(key="version", range=qm.Range(lt=version))])))
                 for version, group in by_version(newest[start:start + _BATCH]).items()
             ]
-            self._call(partial(self._client.batch_update_points, COLLECTION, operations, wait=True))
+            self._call("write", partial(self._client.batch_update_points, COLLECTION, operations, wait=True))
         ids = dict.fromkeys(point_id(point.user_id) for point in points)
         return written(points, {
             str(record.id): (record.payload or {}).get("version") for record in self._retrieve(list(ids), ["version"])})
@@ -134,7 +136,7 @@ class QdrantStore:
     def neighbours(self, pooled: NDArray[np.float32], n: int, exclude: Collection[str] = ()) -> list[Neighbour]:
         """See `KnowledgeStore.neighbours`."""
         without = qm.Filter(must_not=[qm.HasIdCondition(has_id=[point_id(user) for user in exclude])])
-        found = self._call(lambda: self._client.query_points(
+        found = self._call("search", lambda: self._client.query_points(
             COLLECTION, query=pooled.tolist(), using=POOLED, limit=n, with_payload=True,
             query_filter=without if exclude else None))
         return named_neighbours((point.payload, point.score) for point in found.points)
@@ -142,7 +144,7 @@ class QdrantStore:
     def count(self) -> int:
         """See `KnowledgeStore.count`."""
         try:
-            return self._call(lambda: self._client.count(COLLECTION, exact=True)).count
+            return self._call("count", lambda: self._client.count(COLLECTION, exact=True)).count
         except AbsentError:
             return 0
 
@@ -155,14 +157,14 @@ class QdrantStore:
         for start in range(0, len(ids), _BATCH):
             part = ids[start:start + _BATCH]
             try:
-                found += self._call(partial(
+                found += self._call("read", partial(
                     self._client.retrieve, COLLECTION, part, with_payload=with_payload, with_vectors=with_vectors))
             except AbsentError:
                 return []
         return found
 
     def _delete(self, selector: qm.PointIdsList | qm.FilterSelector) -> None:
-        self._call(partial(self._client.delete, COLLECTION, selector, wait=True))
+        self._call("delete", partial(self._client.delete, COLLECTION, selector, wait=True))
 
     def _ensure(self) -> None:
         try:
@@ -197,10 +199,15 @@ class QdrantStore:
         except TakenError:
             log.info("another worker created %s first", COLLECTION)
 
-    def _call(self, action: Callable[[], T], recreate: bool = True) -> T:
-        """Run one call. If the collection has disappeared (a server with a new disk), it is created again once."""
+    def _call(self, operation: str, action: Callable[[], T], recreate: bool = True) -> T:
+        """Run one call. If the collection has disappeared (a server with a new disk), it is created again once.
+
+        Args:
+            operation: what it is called in the metrics.
+        """
         try:
-            return asked(self._location, action)
+            with _SECONDS.labels(operation).time():
+                return asked(self._location, action)
         except AbsentError as error:
             if not recreate:
                 raise
@@ -208,7 +215,11 @@ class QdrantStore:
                 raise AbsentError(
                     f"{COLLECTION} does not exist at {without_password(self._location)} yet") from error
             self._ensure()
-            return self._call(action, recreate=False)
+            return self._call(operation, action, recreate=False)
         except StoreUnavailableError:
             self._ensured = False
+            _ERRORS.labels(operation, "unavailable").inc()
+            raise
+        except FreshetError as error:
+            _ERRORS.labels(operation, "refused" if isinstance(error, StoreRefusedError) else "other").inc()
             raise

@@ -7,6 +7,7 @@ processes and do not jump with its clock.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -176,6 +177,18 @@ def read(settings: Settings, now: float) -> Health | None:
         except (OSError, ValidationError):
             continue
     return judge(running, ready, counters, now, settings.watchdog.stall_s / 2)
+
+
+def read_role(settings: Settings, name: str, now: float) -> RoleHealth:
+    """Return the health of the role that runs in this process, as it sees itself: it knows of no restarts."""
+    ready = ready_file(settings.home, name).exists()
+    try:
+        counters = CounterFile.model_validate_json(_counters(settings, name).read_bytes())
+    except (OSError, ValidationError):
+        counters = None
+    # Not ready and no failure: starting, which covers a role that has lost its partitions, too.
+    report = ProcessReport(running=True, ready=ready, since=None, restarts=0, failures=0, waits_for="", error="")
+    return _role(name, report, os.getpid(), ready, counters, now, settings.watchdog.stall_s / 2)
 
 
 def _counters(settings: Settings, name: str) -> Path:

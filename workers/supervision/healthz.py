@@ -1,82 +1,103 @@
-"""`/healthz`: the stack's health over HTTP, from a thread of the supervisor."""
+"""`/metrics`, `/healthz`, `/livez` and `/readyz` of the supervisor and of every role.
+
+| path | 200 means | for |
+|---|---|---|
+| `/healthz` | the stack (a role: it) makes progress; the body is JSON with the reasons if not | alerts, readiness |
+| `/readyz` | the stack (a role: it) has its partitions and states | readiness |
+| `/livez` | the process has written its counters within 10 s | restarts, where nothing else supervises it |
+| `/metrics` | – | Prometheus; docs/metrics.md lists them |
+
+Health reads files only, so the supervisor answers also when its own loop hangs, and says so.
+"""
 
 from __future__ import annotations
 
-import asyncio
-import threading
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
 
 import orjson
-from aiohttp import web
 
-from schemas.errors import FreshetError
 from schemas.settings import Settings
-from workers.supervision.health import read
+from schemas.watch.instruments import CONTENT_TYPE, show, text
+from schemas.watch.table import STATES, Samples
+from workers.home.stack_info import ProcessReport, find
+from workers.supervision.endpoints import Door, Endpoints, Reply
+from workers.supervision.health import Health, RoleHealth, read, read_role
 
-_BIND_S = 10.0
+# A role's port is the supervisor's plus this.
+PORTS = {"supervisor": 0, "streams": 1, "knowledge": 2, "ranking": 3, "guard": 4, "alignment": 5, "store": 6}
 
 
-class HealthServer:
-    """Answers `GET /healthz` with 200 if the stack is healthy, else 503; the body is JSON with the reasons.
+def role_server(settings: Settings, role: str) -> Endpoints:
+    """Return the server of a role's process; it does nothing with `metrics.port` 0."""
+    def health() -> RoleHealth:
+        return read_role(settings, role, time.monotonic())
 
-    It reads files only, so it answers also when the supervisor's own loop hangs, and says so. With `health.port` 0 it
-    does nothing.
-    """
+    return Endpoints({
+        "/metrics": _metrics,
+        "/healthz": lambda: _json(asdict(health()), health().state == "ok"),
+        "/readyz": lambda: _json({"state": health().state}, health().state not in ("starting", "crashed", "hung")),
+        "/livez": lambda: _json({"state": health().state}, health().state != "hung"),
+    }, _doors(settings, role), required=False)
+
+
+class HealthServer(Endpoints):
+    """The supervisor's server, on `health.port` and `metrics.port`; it does nothing where both are 0."""
 
     def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._loop = asyncio.new_event_loop()
-        self._up = threading.Event()
-        self._problem: OSError | None = None
-        self._thread = threading.Thread(target=self._serve, name="healthz", daemon=True)
+        def health() -> Health | None:
+            return read(settings, time.monotonic())
 
-    def __enter__(self) -> HealthServer:
-        if self._settings.health.port:
-            self.start()
-        return self
+        def healthz() -> Reply:
+            found = health()
+            body = {"state": "not running", "reasons": []} if found is None else asdict(found)
+            return _json(body, found is not None and found.state == "ok")
 
-    def __exit__(self, *_: object) -> None:
-        if self._thread.is_alive():
-            self.stop()
+        def readyz() -> Reply:
+            running = find(settings.home)
+            ready = running is not None and running.ready and all(one.ready for one in running.processes.values())
+            return _json({"ready": ready}, ready)
+
+        def livez() -> Reply:
+            found = health()
+            alive = found is None or not any(reason.startswith("the supervisor") for reason in found.reasons)
+            return _json({"alive": alive}, alive)
+
+        self._watched = settings
+        ports = [Door(settings.health.host, settings.health.port, "FRESHET_HEALTH_PORT")]
+        super().__init__({"/metrics": _metrics, "/healthz": healthz, "/readyz": readyz, "/livez": livez},
+                         [door for door in ports if door.port] + _doors(settings, "supervisor"), required=True)
 
     def start(self) -> None:
-        """Start to listen on `health.host` and `health.port`.
+        """Start to listen, and show the stack's health as metrics.
 
         Raises:
-            FreshetError: the port is taken.
+            FreshetError: a port is taken.
         """
-        self._thread.start()
-        self._up.wait(_BIND_S)
-        if self._problem is not None:
-            health = self._settings.health
-            raise FreshetError(f"/healthz cannot listen on {health.host}:{health.port} ({self._problem.strerror}); "
-                               "choose another port with FRESHET_HEALTH_PORT")
+        show(self._samples)
+        super().start()
 
-    def stop(self) -> None:
-        """Stop to listen."""
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(5.0)
-
-    def _serve(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        app = web.Application(client_max_size=1024)
-        app.router.add_get("/healthz", self._answer)
-        runner = web.AppRunner(app, access_log=None)
-        try:
-            self._loop.run_until_complete(runner.setup())
-            site = web.TCPSite(runner, self._settings.health.host, self._settings.health.port)
-            self._loop.run_until_complete(site.start())
-        except OSError as error:
-            self._problem = error
+    def _samples(self) -> Iterator[tuple[str, Samples]]:
+        running, found = find(self._watched.home), read(self._watched, time.monotonic())
+        if running is None or found is None:
             return
-        finally:
-            self._up.set()
-        self._loop.run_forever()
-        self._loop.run_until_complete(runner.cleanup())
+        roles: dict[str, ProcessReport] = running.processes
+        yield "freshet_role_up", [((name,), one.running) for name, one in roles.items()]
+        yield "freshet_role_ready", [((name,), one.running and one.ready) for name, one in roles.items()]
+        yield "freshet_role_restarts_total", [((name,), one.restarts) for name, one in roles.items()]
+        yield "freshet_role_failures", [((name,), one.failures) for name, one in roles.items()]
+        yield "freshet_health", [((state,), state == found.state) for state in STATES]
 
-    async def _answer(self, _: web.Request) -> web.Response:
-        health = read(self._settings, time.monotonic())
-        body = {"state": "not running", "reasons": []} if health is None else asdict(health)
-        good = health is not None and health.state == "ok"
-        return web.Response(status=200 if good else 503, body=orjson.dumps(body), content_type="application/json")
+
+def _doors(settings: Settings, name: str) -> list[Door]:
+    metrics = settings.metrics
+    return [Door(metrics.host, metrics.port + PORTS[name], "FRESHET_METRICS_PORT")] if metrics.port else []
+
+
+def _metrics() -> Reply:
+    return Reply(text(), CONTENT_TYPE)
+
+
+def _json(body: object, good: bool) -> Reply:
+    return Reply(orjson.dumps(body), good=good)

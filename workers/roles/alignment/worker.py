@@ -13,6 +13,7 @@ from typing import Any
 
 from models.aligning.align import AlignmentResult, Groups, align
 from models.aligning.cohort import FrozenModels
+from models.compute.devices import gpu_memory
 from schemas.artifacts import Registry
 from schemas.codec import decode
 from schemas.deployments import Attempt, Deployments, base_of
@@ -20,6 +21,7 @@ from schemas.errors import PoisonError
 from schemas.messages import AlignmentSample, ModelUpdate, RankingRequest
 from schemas.settings import Settings
 from schemas.topics import ALIGNMENT_SAMPLES, MODEL_UPDATES, RANKING_REQUESTS
+from schemas.watch.instruments import show
 from workers.kafka.outbox import Output, Rejected
 from workers.kafka.reader import read_all
 from workers.kafka.topics import create_topics, partitions
@@ -76,7 +78,7 @@ class Aligner(LlmGenerator):
 
     def counters(self) -> dict[str, Any]:
         """Return the counters for the role's progress file."""
-        return self._counts | {"model_version": self.model_version}
+        return super().counters() | self._counts | {"model_version": self.model_version}
 
     def __call__(self, samples: Sequence[AlignmentSample]) -> Iterator[list[Output | Rejected]]:
         """Yield the model update if the attempt is published, otherwise nothing.
@@ -172,6 +174,7 @@ def main(settings: Settings) -> None:
     create_topics(settings.kafka)
     updates = ModelUpdates(settings, ROLE, artifact.model_version, aligner.apply)
     updates.catch_up()
+    show(gpu_memory)
     worker: GatheringWorker[AlignmentSample] = GatheringWorker(
         settings, ROLE, GROUP, ALIGNMENT_SAMPLES, aligner, enough=settings.alignment.samples, refuse=aligner.refuse,
         between=updates.poll, counters=lambda: aligner.counters() | updates.counters())

@@ -85,6 +85,11 @@ class LlmGenerator:
         evidence = self._ranking.affinity.evidence(padded(known, self._ranking.max_len))
         return replace(made, items=evidence.items.numpy(), weights=evidence.weights.numpy())
 
+    def counters(self) -> dict[str, int]:
+        """Return what the language model has done so far, for the role's progress file."""
+        llm = self._language
+        return {"llm_calls": llm.calls if llm else 0, "llm_tokens": llm.tokens if llm else 0}
+
     def apply(self, update: ModelUpdate) -> None:
         """Load what an update names: another artifact, a LoRA adapter, or the base model (adapter null).
 

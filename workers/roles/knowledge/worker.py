@@ -10,11 +10,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from models.compute.devices import gpu_memory
 from models.knowledge.generation import Generation
 from schemas.artifacts import Registry
 from schemas.messages import LARGEST, KnowledgeRequest, KnowledgeUpdate
 from schemas.settings import Settings
 from schemas.topics import KNOWLEDGE_REQUESTS, KNOWLEDGE_UPDATES
+from schemas.watch.instruments import histogram, show
 from workers.kafka.lag import KNOWLEDGE_GROUP
 from workers.kafka.outbox import Output, Rejected
 from workers.kafka.topics import create_topics
@@ -29,6 +31,9 @@ ROLE = "knowledge"
 # Batch of requests, in forward passes. 8 is enough to see a user's next request before the first is generated, and few
 # enough that a crash repeats little work.
 _PASSES = 8
+_SECONDS = histogram("freshet_stage_seconds")
+_LOOK_UP, _GENERATE, _STORE = (_SECONDS.labels(ROLE, stage) for stage in ("look_up", "generate", "store"))
+_FRESHNESS, _USERS = histogram("freshet_knowledge_freshness_seconds"), histogram("freshet_llm_batch_users")
 
 
 class Generator(Protocol):
@@ -76,7 +81,7 @@ class KnowledgeProcessor:
         self._clock = clock
         self.counters: dict[str, Any] = {
             "requests": 0, "superseded": 0, "already_held": 0, "generated": 0, "forward_passes": 0, "rejected": 0,
-            "overtaken": 0, "damaged": 0, "not_needed": 0, "generate_s": 0.0}
+            "overtaken": 0, "damaged": 0, "not_needed": 0, "generate_s": 0.0, "refreshes": {}}
 
     def __call__(self, requests: Sequence[KnowledgeRequest]) -> Iterator[list[Output | Rejected]]:
         """Yield the outputs of each pass.
@@ -87,9 +92,11 @@ class KnowledgeProcessor:
         if not self.generator.has_knowledge:  # requested before that model came into use: nothing to do for them
             self.counters["requests"] += len(requests)
             self.counters["not_needed"] += len(requests)
+            self._count(requests, "not_needed")
             return
         newest = newest_requests(requests)
-        found = self._store.look([request.user_id for request in newest])
+        with _LOOK_UP.time():
+            found = self._store.look([request.user_id for request in newest])
         held = found.points
         for damaged in found.damaged.values():
             log.error("the knowledge of user %s is damaged (%s); generating it again", damaged.user_id, damaged.why)
@@ -102,6 +109,17 @@ class KnowledgeProcessor:
         self.counters["requests"] += len(requests)
         self.counters["superseded"] += len(requests) - len(newest)
         self.counters["already_held"] += len(done)
+        kept = {id(request) for request in newest}
+        self._count([request for request in requests if id(request) not in kept], "superseded")
+        self._count(done, "already_held")
+
+    def _count(self, requests: Sequence[KnowledgeRequest], outcome: str) -> None:
+        """Note what became of requests, by their reasons. The whole table is replaced: other threads read it."""
+        table = {reason: dict(outcomes) for reason, outcomes in self.counters["refreshes"].items()}
+        for request in requests:
+            outcomes = table.setdefault(request.reason, {})
+            outcomes[outcome] = outcomes.get(outcome, 0) + 1
+        self.counters["refreshes"] = table
 
     def _pass(
         self, requests: Sequence[KnowledgeRequest], damaged: Mapping[str, DamagedPoint],
@@ -109,7 +127,10 @@ class KnowledgeProcessor:
         started = time.perf_counter()
         made = self.generator.generate(
             [request.history for request in requests], [request.user_id for request in requests])
-        self.counters["generate_s"] += time.perf_counter() - started
+        took = time.perf_counter() - started
+        self.counters["generate_s"] += took
+        _GENERATE.observe(took)
+        _USERS.observe(len(requests))
         self.counters["forward_passes"] += 1
         self.counters["generated"] += len(requests)
         # Microseconds: the store returns 16 digits unchanged, but its JSON reader may change a 17th. A redelivered
@@ -126,13 +147,20 @@ class KnowledgeProcessor:
         # between the user has none, and the request is delivered again.
         self._store.discard(replaced)
         self.counters["damaged"] += len(replaced)
-        written = self._store.upsert(points)
+        with _STORE.time():
+            written = self._store.upsert(points)
+        readable = self._clock()
         overtaken = [point.user_id for point, here in zip(points, written, strict=True) if not here]
         self.counters["overtaken"] += len(overtaken)
         # A newer version was written in between. Readers see that one, so announce that one.
         newer = self._store.read(overtaken) if overtaken else {}
         for (request, _), point, here in zip(sound, points, written, strict=True):
             out.append(_announce(point if here else newer.get(point.user_id, point), request, written=here))
+            if here:
+                _FRESHNESS.labels(request.reason).observe(max(0.0, readable - request.caused_at))
+        self._count([request for (request, _), here in zip(sound, written, strict=True) if here], "written")
+        self._count([request for (request, _), here in zip(sound, written, strict=True) if not here], "overtaken")
+        self._count([request for request, finite in zip(requests, made.finite, strict=True) if not finite], "rejected")
         return out
 
     def _point(
@@ -170,10 +198,14 @@ def main(settings: Settings) -> None:
     create_topics(settings.kafka)
     updates = ModelUpdates(settings, ROLE, artifact.model_version, generator.apply)
     updates.catch_up()
+    show(gpu_memory)
     worker = StreamWorker(
         settings, ROLE, KNOWLEDGE_GROUP, KNOWLEDGE_REQUESTS, processor, batch=_PASSES * settings.llm.batch,
         between=updates.poll,
-        counters=lambda: processor.counters | {"model_version": generator.model_version} | updates.counters())
+        counters=lambda: processor.counters | generator.counters() | {
+            "model_version": generator.model_version,
+            "cost": round(processor.counters["generate_s"] / 3600 * settings.metrics.cost_per_hour, 6),
+        } | updates.counters())
     try:
         worker.run()
     finally:

@@ -12,6 +12,8 @@ import torch
 from cachetools import TTLCache
 from torch import Tensor
 
+from models.compute.devices import gpu_memory
+from models.measuring.harm import DELTA
 from models.serving.requests import RankBatch, RankResult, UserKnowledge
 from models.trust.region import trust_region
 from schemas.experiment import Arm, arm
@@ -27,6 +29,7 @@ from schemas.messages import (
 )
 from schemas.settings import ExperimentSettings, RankingSettings, Settings
 from schemas.topics import JUDGEMENTS, KNOWLEDGE_REQUESTS, RANKING_REQUESTS, RECOMMENDATIONS
+from schemas.watch.instruments import histogram, show
 from workers.kafka.lag import RANKING_GROUP
 from workers.kafka.outbox import Output
 from workers.kafka.topics import create_topics
@@ -45,6 +48,13 @@ _WITHOUT_VECTORS = frozenset({"no_knowledge", "store_unavailable", "damaged_know
 # Requests for damaged or missing knowledge: at most so many users within so many seconds, each once however often
 # ranked.
 _ASKED = (1_000, 60.0)
+_SECONDS = histogram("freshet_stage_seconds")
+_LOOK_UP, _RANK, _JUDGE, _RECOMMEND = (
+    _SECONDS.labels(ROLE, stage) for stage in ("look_up", "rank", "judge", "recommend"))
+_MARGIN, _TRUST, _KL = histogram("freshet_margin_nats"), histogram("freshet_trust_ratio"), histogram("freshet_kl_nats")
+_LOSS_BOUND = histogram("freshet_loss_bound_nats")
+_AGE, _BEHIND = histogram("freshet_knowledge_age_seconds"), histogram("freshet_knowledge_behind_events")
+_WAITED = histogram("freshet_recommendation_seconds")
 
 
 class UserRequests:
@@ -105,7 +115,7 @@ class RankingProcessor:
         self._counts = {
             "requests": 0, "superseded": 0, "recommendations": 0, "fused": 0, "items": 0, "margins": 0,
             "unknown_items": 0, "no_knowledge": 0, "store_unavailable": 0, "damaged_knowledge": 0, "old_knowledge": 0,
-            "no_trust": 0, "control": 0, "repairs": 0}
+            "no_trust": 0, "control": 0, "repairs": 0, "changed": 0, "bound_reached": 0}
         self._rank_s = 0.0
         self._asked: TTLCache[str, None] = TTLCache(*_ASKED)
 
@@ -119,16 +129,20 @@ class RankingProcessor:
         """Return the outputs in a single part."""
         started = time.perf_counter()
         users = merge(requests)
-        points, fallbacks, repairs = self._knowledge(users)
+        with _LOOK_UP.time():
+            points, fallbacks, repairs = self._knowledge(users)
         rows = [(user, request) for user in users for request in user.rows]
-        rank = self._ranker.model.rank(RankBatch(
-            histories=[self._rows(request.history) for _, request in rows],
-            seen=[self._rows(request.seen) for _, request in rows],
-            knowledge=[_known(points.get(request.user_id), request) for _, request in rows],
-            judged=[[(j.position, self._ranker.row(j.item_id)) for j in request.judged] for _, request in rows],
-            top=self._settings.top, current_evidence=self._settings.current_evidence))
-        judgements = self._judge(users, rows, rank, points)
-        recommendations = self._recommend(users, rows, rank, points, fallbacks)
+        with _RANK.time():
+            rank = self._ranker.model.rank(RankBatch(
+                histories=[self._rows(request.history) for _, request in rows],
+                seen=[self._rows(request.seen) for _, request in rows],
+                knowledge=[_known(points.get(request.user_id), request) for _, request in rows],
+                judged=[[(j.position, self._ranker.row(j.item_id)) for j in request.judged] for _, request in rows],
+                top=self._settings.top, current_evidence=self._settings.current_evidence))
+        with _JUDGE.time():
+            judgements = self._judge(users, rows, rank, points)
+        with _RECOMMEND.time():
+            recommendations = self._recommend(users, rows, rank, points, fallbacks)
         self._counts["requests"] += len(requests)
         self._counts["superseded"] += len(requests) - len(users)
         self._rank_s += time.perf_counter() - started
@@ -184,6 +198,8 @@ class RankingProcessor:
         now = self._clock()
         newest = {user.newest.user_id: user.newest for user in users}
         self._counts["margins"] += sum(len(events) for events in margins.values())
+        for margin in (one for events in margins.values() for one in events.values()):
+            _MARGIN.observe(margin.value)
         return [
             Output(JUDGEMENTS, name, Judgement(
                 user_id=name, margins=sorted(events.values(), key=lambda margin: margin.count),
@@ -220,14 +236,29 @@ class RankingProcessor:
         for at, user in enumerate(users):
             fallback = fallbacks.get(user.newest.user_id)
             source: Source = "fused" if fallback is None else "items" if at in moved else "reference"
-            out.append(Output(RECOMMENDATIONS, user.newest.user_id, self._answer(
+            answer = self._answer(
                 user, items[at], [item.item_id for item in behaviour[at]], source, fallback,
                 points.get(user.newest.user_id) if fallback is None else None,
-                lagrange=1 / inverse[at] if inverse[at] > 0 else None, kl=kl[at], epsilon=epsilon[at], now=now)))
+                lagrange=1 / inverse[at] if inverse[at] > 0 else None, kl=kl[at], epsilon=epsilon[at], now=now)
+            out.append(Output(RECOMMENDATIONS, user.newest.user_id, answer))
             self._counts["fused" if fallback is None else fallback] += 1
             self._counts["items"] += source == "items"
+            self._observe(answer, user.newest.trust)
         self._counts["recommendations"] += len(users)
         return out
+
+    def _observe(self, answer: Recommendation, trust: float) -> None:
+        """Note for `/metrics` how late a list is and, if knowledge was used, how old it is and what it did."""
+        _WAITED.labels(answer.reason).observe(max(0.0, answer.ranked_at - answer.caused_at))
+        if answer.fallback is not None or answer.knowledge_age_s is None:
+            return
+        self._counts["changed"] += [item.item_id for item in answer.items] != answer.reference
+        self._counts["bound_reached"] += answer.lagrange is not None and answer.lagrange > 1
+        _AGE.observe(max(0.0, answer.knowledge_age_s))
+        _BEHIND.observe(answer.knowledge_behind or 0)
+        _TRUST.observe(trust)
+        _KL.observe(answer.kl)
+        _LOSS_BOUND.observe(min(answer.epsilon, DELTA))
 
     def _arm(self, user_id: str) -> Arm:
         return arm(user_id, self._experiment.name, self._experiment.control)
@@ -298,6 +329,7 @@ def main(settings: Settings) -> None:
     create_topics(settings.kafka)
     updates = ModelUpdates(settings, ROLE, ranker.model_version, ranker.apply)
     updates.catch_up()
+    show(gpu_memory)
     worker = StreamWorker(
         settings, ROLE, RANKING_GROUP, RANKING_REQUESTS, processor, batch=settings.ranking.batch,
         between=updates.poll, counters=lambda: processor.counters() | updates.counters())
