@@ -50,13 +50,17 @@ class Walk:
     """A walk from the newest items to users who had them, to the other items of these users.
 
     Args:
-        steps: (n_items, n_items) sparse: how likely a walk from row i ends at j.
+        ends: (s,) items where walks end, grouped by the item where they start.
+        chances: (s,) how likely each end is.
+        offsets: (n_items + 1,) item i has rows offsets[i]:offsets[i + 1] of both.
         popularity: (n_items,) training events of each item.
         older: weight of the second newest item.
         damped: β, scores are divided by popularity^β.
     """
 
-    steps: Tensor
+    ends: Tensor
+    chances: Tensor
+    offsets: Tensor
     popularity: Tensor
     older: float = 0.5
     damped: float = 0.5
@@ -65,8 +69,10 @@ class Walk:
     def candidates(cls, sequences: Sequences, n_items: int) -> list[Walk]:
         """Return walks on these sequences, one for each pair of settings."""
         steps = _steps(sequences, n_items)
+        start, ends = steps.indices()
+        offsets = torch.cat([torch.zeros(1, dtype=torch.int64), torch.bincount(start, minlength=n_items).cumsum(0)])
         popularity = torch.from_numpy(np.bincount(sequences.item, minlength=n_items)).float()
-        return [cls(steps, popularity, older, damped) for damped in DAMPED for older in OLDER]
+        return [cls(ends, steps.values(), offsets, popularity, older, damped) for damped in DAMPED for older in OLDER]
 
     def __call__(self, histories: IntArray) -> Tensor:
         """Return the scores (m, n_items)."""
@@ -74,10 +80,17 @@ class Walk:
         weight = self.popularity.clamp(min=1.0) ** -self.damped
         for place, share in ((-1, 1.0), (-2, self.older)):
             if share and histories.shape[1] >= -place:
-                item = torch.from_numpy(histories[:, place])
-                reached = self.steps.index_select(0, item.clamp(min=0)).to_dense()
-                total += share * weight * torch.where(item[:, None] >= 0, reached, 0.0)
+                total += share * weight * self.reached(torch.from_numpy(histories[:, place]))
         return total
+
+    def reached(self, item: Tensor) -> Tensor:
+        """Return how likely a walk from each item (m,) ends where, (m, n_items); 0 from −1."""
+        low = self.offsets[item.clamp(min=0)]
+        many = torch.where(item >= 0, self.offsets[item.clamp(min=0) + 1] - low, 0)
+        row = torch.arange(len(item)).repeat_interleave(many)
+        at = torch.arange(len(row)) - (many.cumsum(0) - many - low).repeat_interleave(many)
+        out = torch.zeros(len(item), len(self.popularity))
+        return out.index_put_((row, self.ends[at]), self.chances[at])
 
 
 def _steps(sequences: Sequences, n_items: int) -> Tensor:

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -22,17 +24,17 @@ def test_a_walk_by_hand():
     # User 0 has 0 1 2, user 1 has 0 3: from 0 half of the walks go to each user, then to one of the other items.
     made = sequences([0, 1, 2], [0, 3])
     walk = Walk.candidates(made, 5)[0]
-    steps = walk.steps.to_dense()
+    steps = walk.reached(torch.arange(5))
     assert steps[0].tolist() == pytest.approx([0, 0.25, 0.25, 0.5, 0])
     assert steps[1].tolist() == pytest.approx([0.5, 0, 0.5, 0, 0])
     assert steps[4].tolist() == [0] * 5
-    both = Walk(walk.steps, walk.popularity, 1.0, 0.0)(np.array([[1, 0], [-1, 3], [-1, -1]]))
+    both = replace(walk, older=1.0, damped=0.0)(np.array([[1, 0], [-1, 3], [-1, -1]]))
     assert both[0].tolist() == pytest.approx([0.5, 0.25, 0.75, 0.5, 0], abs=1e-5)
     assert both[1].tolist() == pytest.approx([1, 0, 0, 0, 0], abs=1e-5)
     assert both[2].argmax() == 0  # without history: the most popular item
-    newest = Walk(walk.steps, walk.popularity, 0.0, 0.0)(np.array([[1, 0]]))
+    newest = replace(walk, older=0.0, damped=0.0)(np.array([[1, 0]]))
     assert newest[0].tolist() == pytest.approx([0, 0.25, 0.25, 0.5, 0], abs=1e-5)
-    damped = Walk(walk.steps, walk.popularity, 0.0, 1.0)(np.array([[-1, 1]]))
+    damped = replace(walk, older=0.0, damped=1.0)(np.array([[-1, 1]]))
     assert damped[0].tolist() == pytest.approx([0.25, 0, 0.5, 0, 0], abs=1e-5)
 
 
