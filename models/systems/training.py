@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from models.calibration.parts import NAMES
+from models.calibration.reference import fit_reference
 from models.compute.pca import condense
 from models.generative.scorer import rank_generative
 from models.generative.training import extend_generative, train_generative
@@ -32,7 +33,8 @@ from models.systems.freshet.with_evidence import WithEvidence
 from models.systems.lwgr.source import CodebookSource
 from models.systems.registry import FUSIONS, OBJECTIVES, SOURCES
 from models.systems.table import System
-from models.systems.untrained import UNTRAINED, train_untrained
+from models.systems.untrained import PARTS as PARTS_OF
+from models.systems.untrained import UNTRAINED, closed_form, train_untrained
 
 PARTS: dict[str, tuple[str, ...] | None] = {"no-evidence": None, "no-words": ()}  # parts of the closed form
 UNBOUNDED = ("unconstrained", "no-trust-region")
@@ -46,6 +48,13 @@ def train(system: System, control: str | None, context: Context) -> Trained:
         return _knowledge(system, control, context)
     if system.backbone in UNTRAINED:
         return train_untrained(system.backbone, control, context)
+    return _alone(system, control, context)
+
+
+def _alone(system: System, control: str | None, context: Context) -> Trained:
+    """Train a row without knowledge of users."""
+    if system.backbone == "sasrec+evidence":
+        return _with_evidence(control, context)
     if control == "extra-steps":
         return _extra_steps(context)
     if system.backbone == "semantic-ids":
@@ -98,6 +107,19 @@ def _freshet(system: System, control: str | None, context: Context) -> Trained:
         "epsilon": made.epsilon, "min_history": float(made.min_history)}
     served = system.serving if control not in UNBOUNDED else ""
     return _trained(model, context, about, made.epsilon if served == "trust-region" else None, made.min_history)
+
+
+def _with_evidence(control: str | None, context: Context) -> Trained:
+    """Calibrate the transformer with the closed form, and with item knowledge in it if a control names a part."""
+    split, fold, parts = context.split, context.split.fold, PARTS_OF[control]
+    found, about = fit_reference(
+        fold, context.backbone("sasrec")[0], closed_form(context, parts, fold.training()), context.settings.fit.seed)
+    if split.extends:
+        whole = closed_form(context, parts, fold.sequences)
+        found = replace(found, backbone=context.served(found.backbone, "sasrec", shared=True),
+                        affinity=replace(whole, half_life=found.affinity.half_life))
+    ranks = context.rank(found.backbone, found.weigh)
+    return Trained(lambda _: Outcome(ranks, None if control is None else context.reference_ranks()), dict(about))
 
 
 def _name(system: System, control: str | None) -> str:

@@ -99,8 +99,22 @@ def test_words_as_features_need_no_language_model(context):
     assert (trained.rank(FRESH).ranks.rows == context.split.rows()).all()
 
 
-@pytest.mark.parametrize("name", ["popularity", "walk", "evidence", "words"])
+@pytest.mark.parametrize("name", ["popularity", "walk", "evidence", "dense+evidence", "words"])
 def test_rows_for_comparison_are_not_served(name):
     with pytest.raises(FreshetError, match="cannot be served; `freshet evaluate`"):
         served_system(name)
     assert served_system("freshet") is SYSTEMS["freshet"]
+
+
+@pytest.mark.parametrize("split", [stream_time, leave_one_out])
+def test_transformer_and_closed_form_together_are_the_reference(data, split):
+    context = Context(data, split(data), SETTINGS, language)
+    outcome = train(SYSTEMS["dense+evidence"], None, context).rank(FRESH)
+    assert outcome.reference is None
+    assert (outcome.ranks.rank == context.reference_ranks().rank).all()
+    if split is stream_time:  # with a transformer of one epoch, which knows little
+        assert hits(context, "dense+evidence")[0] > 0.8
+        assert hits(context, "dense")[0] < 0.5
+        words = train(SYSTEMS["dense+evidence"], "words", context)
+        assert words.rank(FRESH).reference is not None
+        assert hits(context, "dense+evidence", "words", k=5)[1] > 0.9
