@@ -378,10 +378,20 @@ class Cluster:
         return total
 
     def members(self, role: str) -> int:
-        """Return how many members the role's group has by the broker's account."""
+        """Return how many members the role's group has by the broker's account.
+
+        A broker that has just started loads its groups first, and is asked again for half a minute.
+        """
         admin = AdminClient({"bootstrap.servers": f"{HOST}:{self.node.port}", "log_level": 0})
-        described = admin.describe_consumer_groups([GROUPS[role][0]], request_timeout=10)
-        return len(next(iter(described.values())).result().members)
+        give_up = time.monotonic() + 30
+        while True:
+            described = admin.describe_consumer_groups([GROUPS[role][0]], request_timeout=10)
+            try:
+                return len(next(iter(described.values())).result().members)
+            except KafkaException:
+                if time.monotonic() > give_up:
+                    raise
+            time.sleep(0.2)
 
     def store_versions(self) -> dict[str, int] | None:
         """Return the version of each known user in the store; None if it does not answer."""
