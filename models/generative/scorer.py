@@ -1,7 +1,8 @@
 """A generative recommender over semantic IDs (TIGER-style): a transformer encodes items, a small decoder generates IDs.
 
 An item is encoded as the sum of its digits' vectors, so a history of T items takes T tokens instead of T·L. The decoder
-starts from the state after the history ([BOS]) and reads the digits so far. Its softmax covers only the digits that the
+starts from the state after the history ([BOS]), reads the digits so far, and attends to the encoder's newest states
+(`READ`, as many as TIGER reads items). Its softmax covers only the digits that the
 trie allows, so the probabilities of all items sum to 1 and beams never leave the catalogue. Items without events are
 reachable through digits they share with other items.
 """
@@ -25,6 +26,27 @@ from models.scorers.ranks import seen_pairs, states_before
 
 BEAMS = 64
 EVENTS = 256  # events ranked at a time
+READ = 20  # encoder states that the decoder attends to
+
+
+class Reading(nn.Module):
+    """Cross-attention of the decoder's states over the encoder's, added to the former."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.LayerNorm(dim)
+        self.query, self.pair, self.out = nn.Linear(dim, dim), nn.Linear(dim, 2 * dim), nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, memory: Tensor) -> Tensor:
+        """Return states (m, q, d) for x (m, q, d) over memory (m, M, d); zero rows of the memory are missing."""
+        m, _, d = x.shape
+        split = (m, -1, self.heads, d // self.heads)
+        query = self.query(self.norm(x)).view(split).transpose(1, 2)
+        key, value = (part.reshape(split).transpose(1, 2) for part in self.pair(memory).chunk(2, -1))
+        there = (memory != 0).any(-1)[:, None, None]
+        read = F.scaled_dot_product_attention(query, key, value, attn_mask=there)
+        return x + self.out(read.transpose(1, 2).reshape(x.shape))
 
 
 class Generative(SequenceScorer):
@@ -34,7 +56,10 @@ class Generative(SequenceScorer):
         ids: semantic IDs of the catalogue.
         dim, layers, heads, max_len, dropout: size of the encoder; the decoder has one layer.
 
+    A *state* of a moment is the newest `READ` encoder states up to it, oldest first, as one row of `width` numbers.
+
     Attributes:
+        width: of a state.
         scale: factor of all digits' logits; 1 until `temper` sets it.
     """
 
@@ -52,6 +77,8 @@ class Generative(SequenceScorer):
         self.positions = nn.Embedding(max_len + 1, dim)
         self.places = nn.Embedding(len(ids.sizes), dim)
         self.encoder = nn.ModuleList(Block(dim, heads, dropout) for _ in range(layers))
+        self.width = READ * dim
+        self.reading = Reading(dim, heads)
         self.decoder = Block(dim, heads, dropout)
         self.norm, self.out_norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.heads = nn.ModuleList(nn.Linear(dim, size) for size in ids.sizes)
@@ -62,20 +89,25 @@ class Generative(SequenceScorer):
                 nn.init.zeros_(module.bias)
 
     def forward(self, history: Tensor) -> Tensor:
-        """Return hidden states (B, T + 1, d) for tokens (B, T), item row + 1, padded on the right with 0."""
+        """Return states (B, T + 1, width) for tokens (B, T), item row + 1, padded on the right with 0."""
         vectors = torch.stack([table(self.codes[:, level]) for level, table in enumerate(self.digits)]).sum(0)
         x = F.embedding(history, F.pad(vectors, (0, 0, 1, 0))) * self.dim**0.5
         x = torch.cat([self.start.expand(len(history), 1, -1), x], 1)
         x = F.dropout(x + self.positions.weight[: x.shape[1]], self.dropout, self.training)
         for block in self.encoder:
             x = block(x)
-        return self.norm(x)
+        newest = F.pad(self.norm(x), (0, 0, READ - 1, 0)).unfold(1, READ, 1)  # B, T + 1, d, READ
+        return newest.transpose(2, 3).flatten(2)
 
     def spell(self, hidden: Tensor, word: Tensor) -> Tensor:
-        """Return decoder states (m, l + 1, d) after [BOS] (m, d) and the digits so far (m, l)."""
-        parts = [hidden[:, None]] + [
-            self.digits[level](word[:, level])[:, None] * self.dim**0.5 for level in range(word.shape[1])]
-        x = torch.cat(parts, 1) + self.places.weight[: word.shape[1] + 1]
+        """Return decoder states (m·k, l + 1, d) for states (m, width) and k words of digits so far each, (m·k, l)."""
+        memory, places = hidden.unflatten(1, (READ, self.dim)), word.shape[1] + 1
+        start = memory[:, -1].repeat_interleave(len(word) // len(memory), 0)
+        parts = [start[:, None]] + [
+            self.digits[level](word[:, level])[:, None] * self.dim**0.5 for level in range(places - 1)]
+        x = torch.cat(parts, 1) + self.places.weight[:places]
+        # All words of a moment share its memory, so keys and values are computed once.
+        x = self.reading(x.reshape(len(memory), -1, self.dim), memory).view(len(word), places, self.dim)
         return self.out_norm(self.decoder(x))
 
     def allowed(self, state: Tensor, level: int, node: Tensor) -> Tensor:
@@ -84,7 +116,7 @@ class Generative(SequenceScorer):
         return (self.scale * self.heads[level](state)).float().masked_fill(shut, -torch.inf).log_softmax(-1)
 
     def log_probability(self, hidden: Tensor, item: Tensor) -> Tensor:
-        """Return log p (m,) of item rows (m,) for hidden states (m, d), nats."""
+        """Return log p (m · k,) of k items each, item rows (m · k,), for states (m, width), nats."""
         word, nodes = self.codes[item], self.trie.paths.to(item.device)[item]
         states = self.spell(hidden, word[:, :-1])
         parts = [
@@ -94,16 +126,16 @@ class Generative(SequenceScorer):
 
     @torch.no_grad()
     def scores(self, hidden: Tensor) -> Tensor:
-        """Return log p (m, n) of every item for hidden states (m, d); slow: one pass per item."""
+        """Return log p (m, n) of every item for states (m, width); slow: one pass per item."""
         every = torch.arange(self.n_items, device=hidden.device)
-        return torch.stack([self.log_probability(one.expand(self.n_items, -1), every) for one in hidden])
+        return torch.stack([self.log_probability(one[None], every) for one in hidden])
 
     @torch.no_grad()
     def beam(self, hidden: Tensor, seen: tuple[Tensor, Tensor], width: int = BEAMS) -> tuple[Tensor, Tensor]:
         """Return the best items (m, ≤ width) and their log p by beam search; missing items are −1 with −∞.
 
         Args:
-            hidden: (m, d).
+            hidden: (m, width).
             seen: (row, item) pairs to exclude. Beams do not enter prefixes whose items the user has all seen.
         """
         m, device = len(hidden), hidden.device
@@ -115,7 +147,7 @@ class Generative(SequenceScorer):
         last = len(self.ids.sizes) - 1
         for level, size in enumerate(self.ids.sizes):
             k = node.shape[1]
-            state = self.spell(hidden.repeat_interleave(k, 0), word.flatten(0, 1))[:, -1]
+            state = self.spell(hidden, word.flatten(0, 1))[:, -1]
             logp = self.allowed(state, level, node.flatten()).view(m, k, size) + score[..., None]
             after = self.trie.children[level].to(device)[node]  # m, k, size
             if level == last:
@@ -149,7 +181,7 @@ def rank_generative(
     """
     model.eval()
     rows, hidden = states_before(
-        model, model.dim, model.max_len, sequences, begin, rows=only, room=EVENTS * (model.max_len + 1))
+        model, model.width, model.max_len, sequences, begin, rows=only, room=EVENTS * (model.max_len + 1))
     ranks, logp = np.zeros(len(rows), np.int64), np.zeros(len(rows))
     for first in range(0, len(rows), EVENTS):
         part = slice(first, first + EVENTS)

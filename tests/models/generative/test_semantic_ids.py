@@ -107,3 +107,24 @@ def test_a_catalogue_of_one_item():
     items, logp = model.beam(model(torch.ones(1, 1, dtype=torch.int64))[:, -1], (torch.zeros(0).long(),) * 2, 3)
     assert items[0, 0] == 0
     assert logp[0, 0] == pytest.approx(0.0)
+
+
+def test_the_decoder_reads_the_history_up_to_the_event(model):
+    tokens = torch.randint(1, 41, (1, 6))
+    states = model(tokens)
+    assert states.shape == (1, 7, model.width)
+    items = torch.arange(5)
+    found = model.log_probability(states[:, 4], items)
+    later = tokens.clone()
+    later[0, 4:] = 1
+    torch.testing.assert_close(model.log_probability(model(later)[:, 4], items), found)  # nothing of what follows
+    alone = states[:, 4].unflatten(1, (-1, model.dim)).clone()
+    alone[:, :-1] = 0.0  # as if the decoder saw only the state after the history
+    assert (model.log_probability(alone.flatten(1), items) - found).abs().max() > 1e-6
+
+
+def test_words_of_one_moment_share_its_states(model):
+    states, items = model(torch.randint(0, 41, (3, 5)))[:, -1], torch.arange(12)
+    together = model.log_probability(states, items)
+    alone = torch.cat([model.log_probability(states[at // 4][None], items[at : at + 1]) for at in range(12)])
+    torch.testing.assert_close(together, alone)
