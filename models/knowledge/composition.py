@@ -35,10 +35,12 @@ class Composed(nn.Module):
         shuffled: give every moment the knowledge of another one. Any remaining gain does not depend on the user.
 
     Attributes:
+        informed: share of the events of the last `rank` that had knowledge, which was not zero.
         uses_reference: whether `served` needs the reference's scores without a trust region, too.
     """
 
     uses_reference = False
+    informed = 0.0
 
     def __init__(
         self, backbone: Backbone, reference: Backbone, source: Source | None, fusion: nn.Module | None,
@@ -86,6 +88,9 @@ class Composed(nn.Module):
         own = moments(sequences, begin, rows, age)
         known = own >= sequences.offsets[np.searchsorted(sequences.offsets, own, "right") - 1] + max(1, least)
         vectors, which = self._vectors(sequences, np.where(known, own, -1), progress)
+        vectors, which = self._vectors(sequences, np.where(known, own, -1), progress)
+        told = torch.zeros(len(which)) if vectors is None else (vectors != 0).flatten(1).any(1)[which] & (which >= 0)
+        self.informed = float(told.float().mean()) if len(which) else 0.0
         side = self.backbone.item_side()
         # Only a trust region and evidence need the reference's scores.
         needs_reference = epsilon is not None or self.uses_reference

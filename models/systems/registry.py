@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -14,7 +15,7 @@ from models.scorers.fusion import KnowledgeAttention
 from models.systems.coco.prompts import GatedFusion, PromptSource
 from models.systems.grasp.descriptions import Descriptions
 from models.systems.grasp.holistic import ConcatFusion, HolisticSource, similar_items
-from models.systems.kar.written import WrittenSource, user_prompts, written_about
+from models.systems.kar.written import WrittenSource, newest_step, user_prompts, written_about
 from models.systems.lwgr.knowledge import KnowledgeModel
 from models.systems.lwgr.source import CodebookSource
 from schemas.settings import FitSettings
@@ -50,13 +51,25 @@ def prompts(context: Context) -> Source:
 
 
 def written(context: Context) -> Source:
-    """Return the source with texts about users, written from the first half of their training events (KAR)."""
-    training = context.split.fold.training()
+    """Return the source with texts about users, from their first events (KAR).
+
+    Training has a text from the first half of a user's training events. Each predicted event has the last text that
+    could have been written before it.
+    """
+    training, test, rows = context.split.fold.training(), context.split.test, context.split.rows()
     about = written_about(training)
-    histories = [training.item[low : low + n].tolist() for low, n in zip(training.offsets[:-1], about, strict=True)]
+    users = np.arange(len(about))
+    asked = test.user(rows)
+    ahead = np.unique(np.stack([asked, newest_step(test.known(rows) - test.offsets[asked])], 1), axis=0)
+    ahead = ahead[ahead[:, 1] > about[ahead[:, 0]]]
+    user, count = np.concatenate([users, ahead[:, 0]]), np.concatenate([about, ahead[:, 1]])
+    histories = [
+        part.item[low : low + n].tolist() for part, low, n in (
+            *((training, training.offsets[one], n) for one, n in zip(users, about, strict=True)),
+            *((test, test.offsets[one], n) for one, n in ahead))]
     states = context.written(user_prompts(histories, context.dataset.texts), "texts about users")
     torch.manual_seed(context.settings.fit.seed)
-    return WrittenSource(states, about)
+    return WrittenSource(states, count, user, len(users))
 
 
 SOURCES: dict[tuple[str, str, str], Callable[[Context], Source]] = {

@@ -138,10 +138,11 @@ def _trained(
     model.eval().requires_grad_(False)
     def rank(age: Age) -> Outcome:
         generating = context.during(f"knowledge, {age.name}")
-        return Outcome(model.rank(
+        ranks = model.rank(
             context.split.test, context.split.begin, age, epsilon, least,
-            lambda done, total: generating(done, total, {}), context.split.rows()),
-            context.reference_ranks())
+            lambda done, total: generating(done, total, {}), context.split.rows())
+        about[f"informed_{age.name}"] = model.informed
+        return Outcome(ranks, context.reference_ranks())
 
     return Trained(rank, about, model)
 

@@ -2,8 +2,8 @@
 
 After arXiv 2306.10933 and its code: factorised prompts ask for the factors behind a choice. Answers are encoded as mean
 states, and a hybrid-expert adaptor (2 shared experts, 5 per tower, a gate per tower) maps them to vectors. A user's
-text is written once, from the first half of the training events, and never used for events of that half. KAR computes
-knowledge in advance and does not refresh it.
+text is written in advance and only used for events after those that it is about: in training a text about the first
+half of the training events, in a test the last one that could have been written before (after 4, 8, 16, … events).
 """
 
 from __future__ import annotations
@@ -121,6 +121,16 @@ def written_about(training: Sequences) -> IntArray:
     return steps[np.searchsorted(steps, half, side="right") - 1]
 
 
+def newest_step(length: IntArray) -> IntArray:
+    """Return the number of first events that the last text before each moment is about: 4, 8, 16, 32, …; 0 = no text.
+
+    Args:
+        length: (m,) events before the moment.
+    """
+    doubled = np.floor(np.log2(np.maximum(length, 1) / STEPS[0])).astype(np.int64)
+    return np.where(length >= STEPS[0], STEPS[0] * 2 ** np.maximum(doubled, 0), 0)
+
+
 class KnowledgeScorer(Backbone):
     """A backbone whose item vectors include the language model's texts about the items.
 
@@ -151,21 +161,29 @@ class KnowledgeScorer(Backbone):
 
 
 class WrittenSource(Source):
-    """KAR's source: the text about each user, through the user tower.
+    """KAR's source: the newest text about each user, through the user tower.
 
     Args:
-        states: (users, H) states of the texts, zero rows for users without text.
-        written: (users,) number of each user's first events that the text is about.
+        states: (n, H) states of the texts, zero rows where there is none.
+        written: (n,) number of the user's first events that each text is about.
+        user: (n,) row of each text's user; None = text r is about user r.
+        trained: number of leading texts that training uses: only these shape the whitening; None = all.
     """
 
     bank: Tensor
 
-    def __init__(self, states: Tensor, written: IntArray) -> None:
+    def __init__(
+        self, states: Tensor, written: IntArray, user: IntArray | None = None, trained: int | None = None,
+    ) -> None:
         super().__init__()
         self.items, self.snapshots = 1, FROZEN
-        self.whiten = Whitening(states)
-        self.register_buffer("bank", self._whitened(states), persistent=False)
-        self._written = np.where((states != 0).any(1).numpy(), written, np.iinfo(np.int64).max)
+        self.whiten = Whitening(states[:trained])
+        there = np.flatnonzero((states != 0).any(1).numpy())
+        owner = (np.arange(len(states)) if user is None else user)[there]
+        order = np.lexsort((written[there], owner))
+        self.register_buffer("bank", self._whitened(states[there[order]]), persistent=False)
+        # Texts in order of user and events: a moment's text is the last one at or below its own place in that order.
+        self._owner, self._place = owner[order], _place(owner[order], written[there][order])
         self.experts: Towers | None = None
 
     def attach(self, backbone: Backbone) -> None:
@@ -175,8 +193,11 @@ class WrittenSource(Source):
 
     def forward(self, moments: Moments) -> Tensor:
         """Return knowledge (B, 1, d); zero if the text covers events after the moment."""
-        known = torch.from_numpy(moments.length >= self._written[moments.user]).to(self.bank.device)
-        return self._vectors(self.bank[torch.from_numpy(moments.user).to(self.bank.device)], known)
+        row = np.searchsorted(self._place, _place(moments.user, moments.length), "right") - 1
+        known = (row >= 0) & (self._owner[row] == moments.user) if len(self._owner) else np.zeros(len(row), dtype=bool)
+        states = torch.zeros(len(row), self.whiten.width, device=self.bank.device)
+        states[torch.from_numpy(known)] = self.bank[torch.from_numpy(row[known]).to(self.bank.device)]
+        return self._vectors(states, torch.from_numpy(known).to(self.bank.device))
 
     def about(self, states: Tensor) -> Tensor:
         """Return knowledge (B, 1, d) for new texts, given their states (B, H); zero rows = no text."""
@@ -189,3 +210,8 @@ class WrittenSource(Source):
         if self.experts is None:
             raise RuntimeError("WrittenSource needs attach(backbone) first")
         return (self.experts.tower(user, USER) * known[:, None])[:, None] * self.experts.shape[1] ** 0.5
+
+
+def _place(user: IntArray, events: IntArray) -> IntArray:
+    """Return numbers (n,) that order texts and moments by user and then by the user's events."""
+    return user * 2**32 + events

@@ -138,6 +138,19 @@ def test_a_text_is_not_used_before_the_events_it_covers():
     assert (vectors[[1, 2]] != 0).any(-1).all()
 
 
+def test_a_moment_has_the_newest_text_written_before_it():
+    torch.manual_seed(0)
+    source = WrittenSource(torch.randn(5, 8), np.array([4, 0, 8, 16, 4]), np.array([0, 1, 0, 0, 2]), trained=2)
+    source.attach(KnowledgeScorer(torch.randn(5, source.whiten.width), None, 5, 8, 1, 1, 4, 0.0))
+    user, length = np.array([0, 0, 0, 0, 0, 1, 2, 2, 3]), np.array([3, 4, 9, 15, 40, 1, 3, 4, 9])
+    found = source(Moments(user, torch.zeros(9, 8), np.zeros((9, 1), np.int64), length))[:, 0]
+    assert (found != 0).any(1).tolist() == [False, True, True, True, True, True, False, True, False]
+    assert torch.equal(found[2], found[3])  # the text about 8 events
+    assert not torch.equal(found[1], found[2])
+    assert not torch.equal(found[3], found[4])
+    assert written.newest_step(np.array([0, 3, 4, 7, 8, 31, 32, 100])).tolist() == [0, 0, 4, 4, 8, 16, 32, 64]
+
+
 def test_texts_cover_doubling_steps_within_half_of_the_training_events():
     lengths = [0, 1, 2, 3, 4, 6, 7, 14, 15, 30, 31, 99]
     sequences = Sequences(np.zeros(sum(lengths), np.int64), np.arange(sum(lengths)), np.cumsum([0, *lengths]))
