@@ -88,7 +88,6 @@ class Composed(nn.Module):
         own = moments(sequences, begin, rows, age)
         known = own >= sequences.offsets[np.searchsorted(sequences.offsets, own, "right") - 1] + max(1, least)
         vectors, which = self._vectors(sequences, np.where(known, own, -1), progress)
-        vectors, which = self._vectors(sequences, np.where(known, own, -1), progress)
         told = torch.zeros(len(which)) if vectors is None else (vectors != 0).flatten(1).any(1)[which] & (which >= 0)
         self.informed = float(told.float().mean()) if len(which) else 0.0
         side = self.backbone.item_side()
