@@ -254,6 +254,7 @@ def _store(settings: Settings) -> Check:
         return Check("store", "ok", "embedded, starts with the stack")
     store = QdrantStore(settings.qdrant.url, settings.fit.dim, settings.qdrant)
     try:
+        store.identify()
         return Check("store", "ok", f"{settings.qdrant.url} holds knowledge of {store.count():,} users")
     finally:
         store.close()

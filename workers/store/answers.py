@@ -25,6 +25,7 @@ from urllib.parse import urlsplit
 
 import grpc  # type: ignore[import-untyped]
 import httpx
+from pydantic import ValidationError
 from qdrant_client import QdrantClient
 from qdrant_client.common.client_exceptions import QdrantException, ResourceExhaustedResponse
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
@@ -37,6 +38,8 @@ T = TypeVar("T")
 LONGEST_WAIT_S = 300.0  # a server that asks for a day is asked again after five minutes
 # The first server with `update_filter`. Older ones ignore that field of a write: they would overwrite newer knowledge.
 OLDEST_SERVER = (1, 16)
+DEFAULT_PORT = 6333
+NO_QDRANT = "not as Qdrant does: check FRESHET_QDRANT_URL, which is http://host:6333"
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 _BUSY, _REFUSED = (408, 425, 429), (400, 413, 422)
@@ -55,6 +58,31 @@ class AbsentError(FreshetError):
 
 class TakenError(FreshetError):
     """The collection exists already: another process was first."""
+
+
+def address(location: str) -> str:
+    """Return a server's URL in full: the client adds a missing scheme and port without a word.
+
+    Raises:
+        FreshetError: it is no such URL.
+    """
+    if location == ":memory:":
+        return location
+    shown, given = without_password(location), location if "://" in location else f"http://{location}"
+    try:
+        parts = urlsplit(given)
+        port = parts.port
+    except ValueError as error:
+        raise FreshetError(f"FRESHET_QDRANT_URL={shown} is not the URL of a server, such as http://host:6333: {error}"
+                           ) from error
+    why = ("it names no host" if not parts.hostname else
+           "it is not http:// or https://" if parts.scheme not in ("http", "https") else
+           "leave out what follows the path" if parts.query or parts.fragment else
+           f"leave out {parts.path}, which is its page for people" if parts.path.startswith("/dashboard") else "")
+    if why:
+        raise FreshetError(f"FRESHET_QDRANT_URL={shown} is not the URL of a server, such as http://host:6333: {why}")
+    netloc = parts.netloc if port is not None else f"{parts.netloc.rstrip(':')}:{DEFAULT_PORT}"
+    return f"{parts.scheme}://{netloc}{parts.path.rstrip('/')}"
 
 
 def connect(location: str, settings: QdrantSettings, connections: int) -> QdrantClient:
@@ -108,6 +136,8 @@ def asked(location: str, action: Callable[[], T]) -> T:
         wait = retry_after_s(str(error).rpartition(": ")[2], time.time())
         raise StoreUnavailableError(f"{where} is busy: {error}", wait) from error
     except ResponseHandlingException as error:
+        if isinstance(error.source, ValidationError):
+            raise StoreUnavailableError(f"{where} answers, but {NO_QDRANT}") from error
         raise StoreUnavailableError(f"{where} does not answer: {_short(error.source)}") from error
     except UnexpectedResponse as error:
         raise _http(where, error) from error
@@ -115,7 +145,7 @@ def asked(location: str, action: Callable[[], T]) -> T:
         raise _grpc(where, error) from error
     except (JSONDecodeError, UnicodeDecodeError, RecursionError, AssertionError) as error:
         # An answer of status 200 that is not JSON or lacks the result: broken off, or a proxy's page.
-        raise StoreUnavailableError(f"{where} does not answer as Qdrant does: {_short(error)}") from error
+        raise StoreUnavailableError(f"{where} answers, but {NO_QDRANT} ({_short(error)})") from error
 
 
 def retry_after_s(header: str | None, now: float) -> float:

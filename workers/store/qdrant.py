@@ -15,9 +15,11 @@ from schemas.errors import FreshetError, StoreUnavailableError
 from schemas.settings import QdrantSettings, Settings
 from schemas.watch.instruments import counter, histogram
 from workers.store.answers import (
+    NO_QDRANT,
     AbsentError,
     StoreRefusedError,
     TakenError,
+    address,
     asked,
     check_version,
     connect,
@@ -65,7 +67,7 @@ class QdrantStore:
     """
 
     def __init__(self, location: str, dim: int, settings: QdrantSettings | None = None) -> None:
-        self._location = location
+        self._location = location = address(location)
         self._dim = dim
         self._local = location == ":memory:"
         self._owns = False  # set by `ensure`: a store used only for reading must not create a collection
@@ -175,7 +177,7 @@ class QdrantStore:
 
     def _prepare(self) -> None:
         if not self._local:
-            check_version(self._location, self._client.info().version)
+            self._identify()
         if not self._client.collection_exists(COLLECTION):
             self._create()
         params = self._client.get_collection(COLLECTION).config.params.vectors
@@ -186,6 +188,22 @@ class QdrantStore:
             # Conditional writes name their points by id and need no index. But a server in strict mode refuses a filter
             # on a field without an index.
             self._client.create_payload_index(COLLECTION, "version", qm.PayloadSchemaType.INTEGER)
+
+    def identify(self) -> None:
+        """Ask the server what it is.
+
+        Raises:
+            StoreUnavailableError: it does not answer, or not as Qdrant does.
+            FreshetError: it is an older Qdrant, or another server.
+        """
+        asked(self._location, self._identify)
+
+    def _identify(self) -> None:
+        try:
+            version = asked(self._location, self._client.info).version
+        except AbsentError:  # Qdrant says its version at its root
+            raise FreshetError(f"the server at {without_password(self._location)} answers 404, {NO_QDRANT}") from None
+        check_version(self._location, version)
 
     def _create(self) -> None:
         try:

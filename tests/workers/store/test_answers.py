@@ -13,13 +13,22 @@ import grpc
 import numpy as np
 import pytest
 import torch
+from qdrant_client.http.exceptions import ResponseHandlingException
 
 from schemas.errors import FreshetError, PoisonError, StoreUnavailableError
 from schemas.settings import QdrantSettings, load
 from tests.workers.store.proxy import Fault, Proxy
 from tests.workers.store.test_store import DIM, Server, point
 from workers.store import QdrantStore
-from workers.store.answers import LONGEST_WAIT_S, StoreRefusedError, check_version, connect, retry_after_s
+from workers.store.answers import (
+    LONGEST_WAIT_S,
+    StoreRefusedError,
+    address,
+    asked,
+    check_version,
+    connect,
+    retry_after_s,
+)
 from workers.store.banks.bank import ServerBank
 from workers.store.cache import CachedReader
 
@@ -277,6 +286,47 @@ class TestKey:
 def test_an_address_that_is_none_is_an_error_with_an_example(url: str) -> None:
     with pytest.raises(FreshetError, match="such as http://host:6333"):
         connect(url, QdrantSettings(), 4)
+
+
+@pytest.mark.parametrize(("url", "message"), [
+    ("http://", "it names no host"), ("http://host:6333/dashboard#/collections", "leave out"),
+    ("http://host:6333/dashboard", "its page for people"), ("http://host:6333/?key=1", "leave out what follows"),
+    ("http://host:99999", "such as http://host:6333")])
+def test_an_address_with_more_than_an_address_is_an_error(url: str, message: str) -> None:
+    with pytest.raises(FreshetError, match=message):
+        QdrantStore(url, DIM)
+
+
+@pytest.mark.parametrize(("url", "whole"), [
+    ("http://host", "http://host:6333"), ("https://host/", "https://host:6333"), ("host:77", "http://host:77"),
+    ("qdrant", "http://qdrant:6333"), ("http://host/behind/a/proxy/", "http://host:6333/behind/a/proxy"),
+    ("http://[::1]", "http://[::1]:6333"), ("http://host:443", "http://host:443")])
+def test_an_address_is_said_in_full(url: str, whole: str) -> None:
+    assert address(url) == whole
+    made = QdrantStore(url, DIM)
+    assert made._client._client.rest_uri == whole  # as the client understands it
+    made.close()
+
+
+def test_a_port_that_was_left_out_is_in_the_error() -> None:
+    with pytest.raises(StoreUnavailableError, match=r"http://127\.0\.0\.1:6333 does not answer"):
+        asked(address("http://127.0.0.1"), _refused)
+
+
+def _refused() -> None:
+    raise ResponseHandlingException(ConnectionRefusedError("refused"))
+
+
+@pytest.mark.parametrize(("status", "body"), [
+    (200, b"<html>hello</html>"), (404, b"<html>no</html>"), (404, b'{"detail":"Not Found"}'), (200, b'{"hello": 1}'),
+    (200, b'{"name": "x", "version": {"number": "8.1"}, "tagline": "You Know, for Search"}'), (301, b""), (405, b"")])
+def test_a_server_that_is_no_qdrant_is_said(status: int, body: bytes, proxy: Proxy) -> None:
+    proxy.plan = lambda _, path: Fault(status, body=body)
+    with pytest.raises(FreshetError, match=r"not\b.* as Qdrant does.*FRESHET_QDRANT_URL") as refused:
+        QdrantStore(proxy.url, DIM, SETTINGS).identify()
+    assert "\n" not in str(refused.value)
+    with pytest.raises(FreshetError, match="FRESHET_QDRANT_URL"):
+        QdrantStore(proxy.url, DIM, SETTINGS).ensure()
 
 
 @pytest.mark.parametrize(("header", "seconds"), [
