@@ -109,6 +109,18 @@ TOPICS: dict[str, Topic] = {
 KEYED_BY_USER = (*(topic.name for topic in TOPICS.values() if topic.partitions is None), CHANGELOG)
 
 
+def to_grow(found: Mapping[str, int], partitions: int) -> dict[str, int]:
+    """Return the topics that may be given more partitions, with their numbers: a producer came first.
+
+    Once there are user states it is too late, since they stay in the partition in which they were made.
+
+    Args:
+        found, partitions: as in `misfits`.
+    """
+    wrong = {name: found[name] for name in KEYED_BY_USER if found.get(name, partitions) != partitions}
+    return wrong if CHANGELOG not in found and all(number < partitions for number in wrong.values()) else {}
+
+
 def misfits(found: Mapping[str, int], partitions: int) -> str:
     """Return what is wrong with the numbers of partitions, "" = nothing.
 
@@ -120,6 +132,9 @@ def misfits(found: Mapping[str, int], partitions: int) -> str:
     if not wrong:
         return ""
     text = ", ".join(f"{name} has {number}" for name, number in wrong.items())
+    if to_grow(found, partitions):
+        return (f"a producer came first, and the broker made {text} where FRESHET_KAFKA_PARTITIONS={partitions}; "
+                "`freshet topics --create` adds the missing partitions, and what was sent stays")
     present = {found[name] for name in KEYED_BY_USER if name in found}
     if len(present) == 1:
         cure = (f"set FRESHET_KAFKA_PARTITIONS={present.pop()}, or create the topics again (all of them: user states "

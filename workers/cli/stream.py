@@ -97,7 +97,9 @@ def _line(value: bytes | None) -> str:
 
 
 def topics(
-    create: Annotated[bool, typer.Option("--create", help="Create missing topics first.")] = False,
+    create: Annotated[bool, typer.Option(
+        "--create", help="Create missing topics first, and add the partitions that a topic lacks because a producer's "
+                         "first record made it.")] = False,
 ) -> None:
     """List the topics and, if a broker is running, the number of records in each.
 
@@ -118,7 +120,7 @@ def topics(
     if settings.kafka.bootstrap:
         check_reachable(settings.kafka)
         if create:
-            create_topics(settings.kafka)
+            create_topics(settings.kafka, grow=True)
         live = watermarks(settings.kafka, list(TOPICS))
     console = Console()
     wide = console.width >= 120

@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from confluent_kafka import KafkaError, KafkaException
-from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic
+from confluent_kafka.admin import AdminClient, ConfigResource, NewPartitions, NewTopic
 
 from schemas.errors import FreshetError
 from schemas.settings import KafkaSettings
 from schemas.settings.librdkafka import client
-from schemas.topics import CHANGELOG, TOPICS, Topic, misfits, shortcomings
+from schemas.topics import CHANGELOG, TOPICS, Topic, misfits, shortcomings, to_grow
 from workers.kafka.configuration import check_reachable
 
 log = logging.getLogger(__name__)
 
 
-def create_topics(settings: KafkaSettings, topics: Iterable[Topic] = TOPICS.values(), timeout_s: float = 30.0) -> None:
+def create_topics(
+    settings: KafkaSettings, topics: Iterable[Topic] = TOPICS.values(), timeout_s: float = 30.0, *, grow: bool = False,
+) -> None:
     """Create the topics that are absent and return when all of them are there.
 
     Any number of processes may call it at once. A broker that refuses a topic's settings gets it without them. Topics
     that are there already are not altered; what is wrong with their settings is logged.
+
+    Args:
+        grow: give topics that a producer's first record made the partitions they lack, as long as there are no states.
 
     Raises:
         FreshetError: the broker does not answer, a topic cannot be created, or one has another number of partitions
@@ -35,6 +40,9 @@ def create_topics(settings: KafkaSettings, topics: Iterable[Topic] = TOPICS.valu
     check_reachable(settings, min(timeout_s, 10.0))
     admin = AdminClient(client(settings))
     there = _with_leaders(admin, {*wanted, CHANGELOG})
+    if grow and (small := to_grow(there, settings.partitions)):
+        _grow(admin, small, settings.partitions, timeout_s)
+        there = _with_leaders(admin, {*wanted, CHANGELOG})
     if text := misfits(there, settings.partitions):
         raise FreshetError(text)
     for warning in weaknesses(settings, [topic for name, topic in wanted.items() if name in there], admin):
@@ -49,6 +57,21 @@ def create_topics(settings: KafkaSettings, topics: Iterable[Topic] = TOPICS.valu
     while missing := sorted(set(wanted) - set(_with_leaders(admin, wanted))):
         if time.monotonic() > deadline:
             raise FreshetError(f"topics still absent after {timeout_s:g} s: {', '.join(missing)}")
+        time.sleep(0.1)
+
+
+def _grow(admin: AdminClient, small: Mapping[str, int], partitions: int, timeout_s: float) -> None:
+    for name, grown in admin.create_partitions([NewPartitions(name, partitions) for name in small]).items():
+        try:
+            grown.result(timeout_s)
+        except KafkaException as error:
+            raise FreshetError(
+                f"{name} has {small[name]} partitions and cannot be given {partitions} ({error.args[0].str()}); delete "
+                "it and run `freshet topics --create` again, or keep to its number: "
+                f"FRESHET_KAFKA_PARTITIONS={small[name]}") from error
+        log.warning("%s had %d partitions and has %d now", name, small[name], partitions)
+    deadline = time.monotonic() + timeout_s
+    while set(_with_leaders(admin, small).values()) != {partitions} and time.monotonic() < deadline:
         time.sleep(0.1)
 
 

@@ -57,6 +57,27 @@ def test_a_topic_keyed_by_user_with_another_number_of_partitions_is_refused(sett
     clear(admin)
 
 
+@pytest.mark.kafka
+@needs_kafka
+@pytest.mark.parametrize("settings", ["kafka"], indirect=True)  # the embedded one is never there before Freshet
+def test_a_topic_that_a_producer_made_is_given_its_partitions_and_keeps_its_records(settings: KafkaSettings) -> None:
+    admin = AdminClient(client(settings) | {"log_level": 0})
+    clear(admin)
+    admin.create_topics([NewTopic("behaviour-events", 1)])["behaviour-events"].result(10)
+    producer = Producer(client(settings))
+    for number in range(5):
+        producer.produce("behaviour-events", str(number).encode())
+    assert producer.flush(10) == 0
+    with pytest.raises(FreshetError, match=r"a producer came first.*behaviour-events has 1.*`freshet topics --create`"):
+        create_topics(settings)
+    create_topics(settings, grow=True)
+    assert partitions(settings, KEYED_BY_USER) == {
+        name: settings.partitions for name in KEYED_BY_USER if name in TOPICS}
+    kept = sorted(record.value() for record in read_all(settings, ["behaviour-events"]))
+    assert kept == [b"0", b"1", b"2", b"3", b"4"]
+    clear(admin)
+
+
 def clear(admin: AdminClient) -> None:
     """Delete all topics and wait until they are gone."""
     there = [name for name in KEYED_BY_USER if name in admin.list_topics(timeout=10).topics]
