@@ -107,9 +107,9 @@ class LanguageModel:
                 source, dtype=_dtype(device), use_safetensors=True, **pinned).to(device)
         except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
             raise FreshetError(
-                f"the language model {_pinned(settings)!r} cannot be loaded: {_first_line(error)}. FRESHET_LLM_NAME takes a "
-                f"folder, a Hugging Face id (which needs the network or a filled cache), or {PACKAGED!r}, which comes with "
-                "Freshet") from error
+                f"the language model {_pinned(settings)!r} cannot be loaded: {_first_line(error)}. FRESHET_LLM_NAME "
+                f"takes a folder, a Hugging Face id (which needs the network or a filled cache), or {PACKAGED!r}, "
+                "which comes with Freshet") from error
         if (kind := unsupported(causal)):
             raise FreshetError(
                 f"the language model {name!r} is a {kind}. Freshet continues decoders from stored states and supports "

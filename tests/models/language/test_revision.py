@@ -1,4 +1,4 @@
-"""A revision of a model by id is the one that is loaded, from a Hugging Face cache as it is on disk, without a network."""
+"""A revision of a model by id is the one that is loaded, from a Hugging Face cache on disk, without a network."""
 
 from __future__ import annotations
 
