@@ -80,7 +80,8 @@ def fit(
             "dim": settings.fit.dim, "hidden": llm.hidden_size, "instructions": settings.fit.instructions,
             "codes": settings.fit.codes, "llm": llm.model_id, "layers": llm.layers,
             "item_tokens": settings.llm.item_tokens, "history": settings.llm.history},
-        EVERYONE: True,
+        # With nothing but user vectors switched on, users without them have the reference.
+        EVERYONE: bool(made.affinity.parts) or float(made.fused.reference_share) < 1,
     }
     return Fitted(
         RankingModel(made.reference, made.fused, config, made.affinity), made.knowledge, margins_by_user(made.scored),
