@@ -40,6 +40,7 @@ from schemas.settings.sections import (
     RefreshSettings,
     RegistrySettings,
     StateSettings,
+    TracingSettings,
     WatchdogSettings,
     WriterSettings,
 )
@@ -48,7 +49,7 @@ __all__ = [
     "AlignmentSettings", "Envelope", "EventField", "EventSettings", "Evidence", "ExperimentSettings", "FitSettings",
     "HealthSettings", "ItemSettings", "KafkaSettings", "LlmSettings", "LogSettings", "MetricsSettings",
     "QdrantSettings", "RankingSettings", "RefreshSettings", "SettingRow", "Settings", "StateSettings",
-    "WatchdogSettings", "WriterSettings", "load", "rows", "to_environ",
+    "TracingSettings", "WatchdogSettings", "WriterSettings", "load", "rows", "to_environ",
 ]
 
 PREFIX = "FRESHET_"
@@ -77,6 +78,7 @@ class Settings:
     log: LogSettings = field(default_factory=LogSettings)
     health: HealthSettings = field(default_factory=HealthSettings)
     metrics: MetricsSettings = field(default_factory=MetricsSettings)
+    tracing: TracingSettings = field(default_factory=TracingSettings)
 
 
 @dataclass(frozen=True, slots=True)

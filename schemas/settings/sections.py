@@ -343,11 +343,23 @@ class LogSettings:
 
     level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         default="INFO", description="lines below this level are left out; DEBUG also keeps repeated lines")
+    format: Literal["text", "json"] = Field(
+        default="text", description="json = an object per line, for collectors; with tracing both name the trace")
     to: Literal["file", "stderr"] = Field(
         default="file", description="run/ROLE.log under the home, or the standard error of `freshet up`, as containers "
                                     "want it")
     megabytes: float = Field(default=5.0, gt=0, description="a log file of this size becomes ROLE.log.1")
     kept: int = Field(default=3, ge=0, le=100, description="older files of a role kept, ROLE.log.1 the newest")
+
+
+@dataclass(frozen=True, config=STRICT)
+class TracingSettings:
+    """OpenTelemetry traces; they are on where `OTEL_EXPORTER_OTLP_ENDPOINT` is set."""
+
+    ratio: float = Field(
+        default=0.0, ge=0, le=1,
+        description="share of events without a `traceparent` header that begin a trace in streams; events with one "
+                    "are traced as their producer says")
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -228,6 +228,10 @@ METRICS: tuple[Metric, ...] = (
            (0.0, *SIZES[:9])),
     Metric("freshet_margin_nats", "histogram", ("ranking",),
            "log p with knowledge − log p without, of events that followed", (), {}, MARGINS),
+    Metric("freshet_margin_gain_nats_total", "counter", ("ranking",), "sum of the margins above 0",
+           read=_one("margin_gain")),
+    Metric("freshet_margin_loss_nats_total", "counter", ("ranking",), "sum of the margins below 0, without their sign",
+           read=_one("margin_loss")),
     Metric("freshet_trust_ratio", "histogram", ("ranking",), "trust in a user's knowledge where it was used", (), {},
            (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)),
     Metric("freshet_kl_nats", "histogram", ("ranking",), "KL(p ‖ p_ref) spent on a list made with knowledge", (), {},
@@ -282,7 +286,8 @@ PROCESS = {
 
 
 def series(metric: Metric) -> tuple[str, ...]:
-    """Return the names under which a metric's values are stored."""
+    """Return the names under which a metric's values are stored. A sum that may fall is no counter: it is left out."""
     if metric.kind == "histogram":
-        return tuple(f"{metric.name}_{end}" for end in ("bucket", "sum", "count"))
+        ends = ("bucket", "count") if metric.buckets[0] < 0 else ("bucket", "sum", "count")
+        return tuple(f"{metric.name}_{end}" for end in ends)
     return (metric.name,)

@@ -25,7 +25,9 @@ from schemas.topics import (
     KNOWLEDGE_UPDATES,
     RANKING_REQUESTS,
 )
+from schemas.watch.context import current
 from schemas.watch.instruments import histogram
+from schemas.watch.tracing import BatchTrace, Consumed, Traced, tracing
 from streams.decisions.planner import Plan, Planner, States
 from streams.profile.decoding import Unusable, decode_events
 from streams.profile.state import dumps, loads
@@ -46,6 +48,7 @@ SOURCES = (BEHAVIOUR_EVENTS.name, JUDGEMENTS.name, KNOWLEDGE_UPDATES.name)
 LOUD = 0.5  # share of unusable events that is logged
 COUNTED_BY_PLAN = ("events", "duplicates", "late", "too_late", "unknown_items", "unknown_users", "contradictions")
 COUNTED = (*COUNTED_BY_PLAN, "strays", "ranking_requests", "knowledge_requests", "alignment_samples")
+_GROUP = "freshet-streams"
 REASONS: tuple[RefreshReason, ...] = get_args(RefreshReason)
 
 _SECONDS = histogram("freshet_stage_seconds")
@@ -82,6 +85,7 @@ class Delivery:
     counts: Counter[str]
     strays: dict[int, Any] = field(default_factory=dict)  # id of a message → the record it repeats
     newest: tuple[str, int, float] | None = None  # topic, partition and time of the last record
+    trace: BatchTrace = field(default_factory=BatchTrace)
 
 
 class Stage:
@@ -174,15 +178,26 @@ class Stage:
             work = _parse(KnowledgeUpdate, records, bad,
                           lambda message, record: (message, (record.timestamp or 0) / 1000.0))
             step = self.planner.updates
+        trace = self._trace(topic, partition, work, len(records))
         states, plans = self._plan(partition, work, step, now, bad)
         changed = {user: states[user] for plan in plans for user in plan.changed}
         for plan in plans:
-            _collect(messages, plan, partition)
+            _collect(messages, plan, partition, trace)
             _count(counts, plan)
         states_out = self.table.put(partition, changed)
+        current.clear()  # while it is delivered, other batches are prepared
         _PREPARE.observe(time.monotonic() - started)
         return Delivery(writer, now, len(records), states_out, messages, bad, counts, repeated,
-                        (topic, partition, (records[-1].timestamp or 0) / 1000.0) if records else None)
+                        (topic, partition, (records[-1].timestamp or 0) / 1000.0) if records else None, trace)
+
+    def _trace(self, topic: str, partition: int, work: Work, records: int) -> BatchTrace:
+        """Return the traces that a batch's records belong to. A look at the headers is all that most records cost."""
+        traces = tracing()
+        begin = traces.begins and topic == BEHAVIOUR_EVENTS.name
+        found = [Traced(user, partition, record.offset, record.headers)
+                 for user, record in zip(work.users, work.records, strict=True)
+                 if begin or (record.headers and "traceparent" in dict(record.headers))]
+        return traces.batch(Consumed("streams", _GROUP, topic, records), found, begin) if found else BatchTrace()
 
     async def deliver(self, delivery: Delivery) -> None:
         """Make a batch's effects durable; on return its offsets may be committed.
@@ -195,6 +210,11 @@ class Stage:
         self.progress.doing.sent()
         try:
             await self._deliver(delivery)
+        except BaseException as error:
+            delivery.trace.end(error)
+            raise
+        else:
+            delivery.trace.end()
         finally:
             self.progress.doing.arrived()
 
@@ -348,13 +368,13 @@ def _parse(
     return work
 
 
-def _collect(messages: dict[tuple[str, int], list[Pair]], plan: Plan, partition: int) -> None:
+def _collect(messages: dict[tuple[str, int], list[Pair]], plan: Plan, partition: int, trace: BatchTrace) -> None:
     """Add what a plan wants sent. All topics keyed by user have the same partitions, so it is the source's number."""
     for topic, group in ((RANKING_REQUESTS, plan.ranking), (KNOWLEDGE_REQUESTS, plan.knowledge),
                          (ALIGNMENT_SAMPLES, plan.alignment)):
         if group:
             pairs = messages.setdefault((topic.name, partition), [])
-            pairs.extend((_key(message.user_id), wire(message), []) for message in group)
+            pairs.extend((_key(message.user_id), wire(message), trace.headers(message.user_id)) for message in group)
 
 
 def _count(counts: Counter[str], plan: Plan) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 from importlib import import_module
 from types import FrameType
@@ -18,6 +18,7 @@ from schemas.artifacts import Registry
 from schemas.endings import note_error
 from schemas.errors import FreshetError
 from schemas.settings import load
+from schemas.watch.tracing import start
 from workers.home import stack_info
 from workers.supervision.ending import ending
 from workers.supervision.logs import configure, redacted
@@ -96,7 +97,7 @@ def role(name: Annotated[str, typer.Argument(help=f"One of {', '.join(ROLE_MODUL
     configure(settings, name)
     try:
         module = import_module(ROLE_MODULES[name])
-        with role_server(settings, name):
+        with role_server(settings, name), closing(start(name, settings.tracing.ratio)):
             if name == "store":
                 # The process that starts the stack chooses the port, so the other roles find the store again after a
                 # restart.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
@@ -15,6 +15,7 @@ from schemas.errors import FreshetError
 from schemas.messages import DeadLetter
 from schemas.settings import KafkaSettings
 from schemas.topics import DEAD_LETTERS, Topic
+from schemas.watch.tracing import Passed
 from workers.kafka.configuration import producer
 
 log = logging.getLogger(__name__)
@@ -42,6 +43,7 @@ class _Pending(NamedTuple):
     topic: str
     key: bytes | None
     value: bytes
+    headers: Passed
 
 
 class Outbox:
@@ -52,17 +54,20 @@ class Outbox:
         self._role = role
         self._buried: list[_Pending] = []
 
-    def send(self, outputs: Sequence[Output]) -> int:
+    def send(self, outputs: Sequence[Output], headers: Callable[[Output], Passed] = lambda _: []) -> int:
         """Write `outputs`, confirmed; return how many.
 
         Those that are larger than the broker takes are noted for the dead letters instead.
 
+        Args:
+            headers: returns the headers of an output.
+
         Raises:
             FreshetError: the broker did not take them in several tries.
         """
-        pending = [_Pending(out.topic.name, out.key.encode(), encode(out.message)) for out in outputs]
+        pending = [_Pending(out.topic.name, out.key.encode(), encode(out.message), headers(out)) for out in outputs]
         refused = self._deliver(pending)
-        for topic, key, value in refused:
+        for topic, key, value, _ in refused:
             reason = f"cannot be sent: {len(value)} bytes to {topic}: larger than the broker takes"
             log.warning("%s: dead letter: %s, key %r", self._role, reason, key)
             self._note(dead_letter(topic, -1, -1, reason, value=value, key=key, role=self._role, failed_at=time.time()))
@@ -75,7 +80,7 @@ class Outbox:
             role=self._role, failed_at=time.time()))
 
     def _note(self, letter: DeadLetter) -> None:
-        self._buried.append(_Pending(DEAD_LETTERS.name, letter.topic.encode(), encode(letter)))
+        self._buried.append(_Pending(DEAD_LETTERS.name, letter.topic.encode(), encode(letter), []))
 
     def flush(self) -> None:
         """Write the dead letters noted so far, confirmed.
@@ -126,7 +131,8 @@ class Outbox:
 
         while True:
             try:
-                self._producer.produce(record.topic, record.value, record.key, on_delivery=settle)
+                self._producer.produce(
+                    record.topic, record.value, record.key, on_delivery=settle, headers=record.headers or None)
                 return
             except BufferError:
                 self._producer.poll(0.1)  # the client's queue is full: wait for deliveries

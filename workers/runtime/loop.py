@@ -26,6 +26,7 @@ from schemas.liveness import DeadLetterKind, FailureLimit, Progress
 from schemas.settings import Settings
 from schemas.topics import Topic
 from schemas.watch.instruments import PROGRESS
+from schemas.watch.tracing import BatchTrace, Consumed, Traced, tracing
 from workers.kafka.configuration import consumer
 from workers.kafka.outbox import Outbox, Output, Rejected
 from workers.kafka.refusals import Refusals
@@ -209,6 +210,20 @@ class StreamWorker(Generic[M]):
         self._bury(source, reason, kind)
 
     def _attempt(self, records: Sequence[Record[M]]) -> bool:
+        """Run `process` as below, and note the traces that the records belong to."""
+        trace = tracing().batch(Consumed(self._role, self._group, self._topic.name, len(records)), [
+            Traced(str(getattr(record.message, self._topic.key)), record.source.partition() or 0,
+                   record.source.offset() or 0, headers)
+            for record in records if (headers := record.source.headers())])
+        try:
+            done = self._run(records, trace)
+        except BaseException as error:
+            trace.end(error)
+            raise
+        trace.end()
+        return done
+
+    def _run(self, records: Sequence[Record[M]], trace: BatchTrace) -> bool:
         """Run `process` until the store lets it; return False if stopped while waiting for the store."""
         pause = _BACKOFF_S[0]
         sources = {id(record.message): record.source for record in records}
@@ -219,7 +234,8 @@ class StreamWorker(Generic[M]):
                     rejected += [one for one in part if isinstance(one, Rejected)]
                     outputs = [one for one in part if isinstance(one, Output)]
                     self._doing.enter("produce")
-                    sent = self._outbox.send(outputs)
+                    sent = self._outbox.send(
+                        outputs, lambda one: trace.headers(one.key) if one.topic.key == "user_id" else [])
                     self._doing.enter("processing")
                     self._progress.produced(sent)
                     if sent < len(outputs):

@@ -14,10 +14,14 @@ import sys
 import time
 from collections import OrderedDict
 from contextlib import suppress
+from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
 
+import orjson
+
 from schemas.settings import Settings, rows
+from schemas.watch.context import current
 
 FORMAT = "%(asctime)s %(levelname)s {role} %(name)s: %(message)s"
 # A broker that is away costs librdkafka 20 lines a second, the dead letters of a flood thousands.
@@ -31,7 +35,8 @@ _DIGITS = re.compile(r"\d+")
 def configure(settings: Settings, role: str) -> None:
     """Set up this process's logging, to standard error: the supervisor has put a file or its own there."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Redacting(FORMAT.format(role=role), settings))
+    handler.setFormatter(
+        _JsonLines(role, settings) if settings.log.format == "json" else _Redacting(FORMAT.format(role=role), settings))
     if settings.log.level != "DEBUG":
         handler.addFilter(_Repeats())
     logging.basicConfig(level=settings.log.level, handlers=[handler], force=True)
@@ -58,6 +63,32 @@ class _Redacting(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         return redacted(super().format(record), self._settings)  # with the traceback, which may quote a secret as well
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        """Return the line before a traceback, with the trace it belongs to."""
+        trace_id, span_id = current.ids
+        return super().formatMessage(record) + (f" trace_id={trace_id} span_id={span_id}" if trace_id else "")
+
+
+class _JsonLines(logging.Formatter):
+    """An object per line: time, level, role, logger, message, and error, trace_id and span_id where there are."""
+
+    def __init__(self, role: str, settings: Settings) -> None:
+        super().__init__()
+        self._role = role
+        self._settings = settings
+
+    def format(self, record: logging.LogRecord) -> str:
+        trace_id, span_id = current.ids
+        line = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname, "role": self._role, "logger": record.name,
+            "message": redacted(record.getMessage(), self._settings)}
+        if record.exc_info:
+            line["error"] = redacted(self.formatException(record.exc_info), self._settings)
+        if trace_id:
+            line |= {"trace_id": trace_id, "span_id": span_id}
+        return orjson.dumps(line, default=str).decode()
 
 
 class Repetition:

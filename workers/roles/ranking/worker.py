@@ -115,7 +115,8 @@ class RankingProcessor:
         self._counts = {
             "requests": 0, "superseded": 0, "recommendations": 0, "fused": 0, "items": 0, "margins": 0,
             "unknown_items": 0, "no_knowledge": 0, "store_unavailable": 0, "damaged_knowledge": 0, "old_knowledge": 0,
-            "no_trust": 0, "control": 0, "repairs": 0, "changed": 0, "bound_reached": 0}
+            "no_trust": 0, "control": 0, "repairs": 0, "changed": 0, "bound_reached": 0,
+            "margin_gain": 0.0, "margin_loss": 0.0}
         self._rank_s = 0.0
         self._asked: TTLCache[str, None] = TTLCache(*_ASKED)
 
@@ -200,6 +201,7 @@ class RankingProcessor:
         self._counts["margins"] += sum(len(events) for events in margins.values())
         for margin in (one for events in margins.values() for one in events.values()):
             _MARGIN.observe(margin.value)
+            self._counts["margin_gain" if margin.value > 0 else "margin_loss"] += abs(margin.value)
         return [
             Output(JUDGEMENTS, name, Judgement(
                 user_id=name, margins=sorted(events.values(), key=lambda margin: margin.count),
