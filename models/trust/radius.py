@@ -8,7 +8,7 @@ import numpy as np
 
 from models.data.dataset import FloatArray, IntArray
 from models.measuring.harm import harmed
-from models.measuring.metrics import ndcg
+from models.measuring.metrics import hits_lost, ndcg
 
 EPSILONS = (0.0, 0.05, 0.1, 0.13, 0.16, 0.2, 0.25, 0.3, 0.4, 20.0)  # see `models.trust.region`; the last is no bound
 LOST = 0.5  # of the hits lost without a radius
@@ -67,7 +67,7 @@ def calibrate_epsilon(
     users = max(1, len(np.unique(done.user)))
     # Two standard errors: on MovieLens-100K 9% of the 90 held-out users were harmed, but 18% of the later users.
     surely = [share + 2 * (share * (1 - share) / users) ** 0.5 for share in shares]
-    losses = hits_lost(done)
+    losses = [hits_lost(ranks, done.ranks[:, 0]) for ranks in done.ranks.T]
     allowed = [column for column, share in enumerate(surely)
                if epsilons[column] == 0 or ((harm >= 1 or share <= harm * unbounded)
                                             and (lost >= 1 or losses[column] <= lost * losses[-1]))]
@@ -77,12 +77,6 @@ def calibrate_epsilon(
     found |= {f"harmed_epsilon_{epsilon:g}": value for epsilon, value in zip(epsilons, shares, strict=True)}
     found |= {f"hits_lost_epsilon_{epsilon:g}": value for epsilon, value in zip(epsilons, losses, strict=True)}
     return epsilons[chosen], found | {"harmed_unbounded": unbounded, "hits_lost": losses[chosen]}
-
-
-def hits_lost(done: ScoredEvents, k: int = 10) -> list[float]:
-    """Return the share of the reference's hits that each radius loses; 0 without hits."""
-    hit = done.ranks[:, 0] < k
-    return [float((done.ranks[hit, column] >= k).mean()) if hit.any() else 0.0 for column in range(done.ranks.shape[1])]
 
 
 def _harmed(done: ScoredEvents) -> list[float]:

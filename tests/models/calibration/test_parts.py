@@ -9,7 +9,7 @@ import torch
 from models.calibration.fused import calibrate_scores
 from models.calibration.held_out import UNSEEN, HeldOut, halves
 from models.calibration.parts import SEARCHED, searched, within
-from models.calibration.reference import best_gain, fit_reference, quality
+from models.calibration.reference import GAINS, best_gain, fit_reference, quality
 from models.data.fold import Fold
 from models.data.sequences import Sequences
 from models.evidence.ease import Ease
@@ -123,6 +123,19 @@ def test_the_reference_is_the_better_of_both_and_more():
 def loss(events, evidence, gain, temperature):
     scores = events.scores[0].double().scatter_add(1, evidence.items.clamp(min=0), gain * evidence.weights.double())
     return float(torch.nn.functional.cross_entropy(temperature * scores, events.target))
+
+
+def test_of_gains_that_rank_alike_the_smallest_is_taken():
+    fold = worlds("makes")
+    backbone, _ = scorers(fold)
+    events = HeldOut.of(fold.sequences, fold.begin, (backbone,), 400)
+    none = events.evidence(Ease.none(N))
+    assert best_gain(events, (1.0,), none)[1] == 0
+    evidence = events.evidence(Ease.fit(fold.training(), N))
+    found, gain = best_gain(events, (1.0,), evidence)
+    tried = [quality(ranks) for ranks in events.ranks((1.0,), evidence, (gain, *GAINS))]
+    assert found == tried[0] >= 0.99 * max(tried)
+    assert all(value < found or other >= gain for value, other in zip(tried[1:], GAINS, strict=True))
 
 
 def test_a_gain_at_the_end_of_the_grid_is_not_the_last_word():

@@ -31,7 +31,6 @@ from models.trust.radius import (
     ScoredEvents,
     calibrate_epsilon,
     calibrate_min_history,
-    hits_lost,
     margins_by_user,
 )
 from schemas.artifacts import Card, Registry, write_card
@@ -308,8 +307,9 @@ def test_the_radius_loses_at_most_half_of_the_hits_that_are_lost_without_it():
         ranks[400 : 400 + 60 * column, column] = 0
     gains = np.zeros((m, len(EPSILONS)))
     done = ScoredEvents(np.arange(m), np.arange(m), np.arange(m), gains[:, 0], ranks, gains, gains[:, 0])
-    assert hits_lost(done) == pytest.approx([0.1 * column for column in range(len(EPSILONS))])
     radius, found = calibrate_epsilon(done)
+    assert [found[f"hits_lost_epsilon_{epsilon:g}"] for epsilon in EPSILONS] == pytest.approx(
+        [0.1 * column for column in range(len(EPSILONS))])
     assert radius == EPSILONS[4]  # .4 of .9; the next loses .5
     assert found["hits_lost"] == pytest.approx(0.4)
     assert calibrate_epsilon(done, lost=1.0)[0] == EPSILONS[-1]
