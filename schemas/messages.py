@@ -138,6 +138,9 @@ class Recommendation(Message):
     user_id: str
     items: list[ScoredItem] = Field(description="best first, seen items excluded")
     reference: list[str] = Field(description="items that behaviour alone would recommend, best first")
+    written: dict[str, str] = Field(
+        default_factory=dict,
+        description="what a language model wrote of the items, by item id; empty unless `ranking.quote` is set")
     source: Source = Field(
         description="what it stands on: fused = behaviour, item knowledge and the user's knowledge; items = behaviour "
                     "and item knowledge; reference = behaviour alone")

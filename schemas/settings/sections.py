@@ -289,6 +289,9 @@ class RankingSettings:
         default="current", description="what a user's history says about items, in closed form: current = computed "
                                        "for every ranking, stored = as it was when knowledge was generated")
 
+    quote: bool = Field(
+        default=False, description="recommendations quote what a language model wrote about their items")
+
     @property
     def current_evidence(self) -> bool:
         """Whether evidence is computed for every ranking."""

@@ -52,7 +52,7 @@ def store(folder: Path) -> Iterator[Callable[[bytes], None]]:
     """Yield a function that sends a request through the store's application, routing included."""
     shard = Shard(folder / "store")
     shard.create(DIM)
-    app = application(shard, KEY)
+    app = application([shard], KEY)
     app.freeze()
     loop = asyncio.new_event_loop()
 

@@ -113,3 +113,5 @@ def _recommendation(console: Console, last: Recommendation | None, now: float) -
         f"{last.count:,} events; {used}; KL {last.kl:.3g} nats within a trust radius of {last.epsilon:.3g}\n"
         f"  items: {', '.join(item.item_id for item in last.items)}\n"
         f"  behaviour alone: {', '.join(last.reference)}")
+    for item, text in last.written.items():
+        console.print(f"  {escape(item)}: {escape(text)}")

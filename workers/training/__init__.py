@@ -2,5 +2,5 @@
 
 `models/` has the training itself.
 
-May import: store.banks, home, terminal.
+May import: store.banks, store, home, terminal.
 """

@@ -26,7 +26,7 @@ from models.systems.table import served_system
 from schemas.artifacts import Artifact, Card, Registry, write_card
 from schemas.calibration import Calibration, table
 from schemas.deployments import Deployments
-from schemas.errors import ArtifactError, DataError
+from schemas.errors import ArtifactError, DataError, FreshetError
 from schemas.settings import Settings
 from streams.calibration.rehearsal import choose_ttl
 from streams.calibration.thresholds import calibrate_drift, choose_margin_bound, choose_min_history
@@ -48,6 +48,7 @@ if TYPE_CHECKING:  # these import torch, which a fit that reuses everything does
     from models.language.item_cache import ItemCache
     from models.language.llm import LanguageModel
 
+STORE_STALL_S = 300.0
 THRESHOLDS_STALL_S = 300.0  # seconds without progress after which the stage counts as hung
 # Parameters of the drift detector. A false alarm costs one LLM call, a missed drift many events with old knowledge.
 PRIOR = 1.0  # events; detects 47% of planted drifts within 10 events, 39% with 10.0 and slack 0.5
@@ -93,11 +94,30 @@ def run(settings: Settings, folder: Path, stages: Stages) -> Artifact:
         stages.reused("models")
     for line in table(artifact.card.parts):
         stages.say(f"  {line}")
+    _store_items(settings, artifact, stages)
     _put_into_use(Deployments(settings.home), artifact.model_version, stages)
     path = run_folder(settings.home) / "fit.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(orjson.dumps({"model_version": artifact.model_version, "stages": stages.times}))
     return artifact
+
+
+def _store_items(settings: Settings, artifact: Artifact, stages: Stages) -> None:
+    """Write item knowledge to the store that the settings name, if any. The knowledge role does it, too."""
+    from workers.store.item_files import ItemPoints
+    from workers.store.items import QdrantItems, write_missing
+
+    if not settings.qdrant.url or not (points := ItemPoints(artifact, settings.items.encoder_name)):
+        return
+    with stages.stage("item store", STORE_STALL_S) as step:
+        try:
+            store = QdrantItems(settings.qdrant.url, points.dim, settings.qdrant)
+            store.ensure()
+            for seen, _ in write_missing(store, points):
+                step(seen, len(points))
+            store.close()
+        except FreshetError as error:
+            stages.say(f"note: {error}; the knowledge role writes item knowledge when it starts")
 
 
 def _put_into_use(deployments: Deployments, version: str, stages: Stages) -> None:
@@ -149,11 +169,12 @@ def _fit(settings: Settings, dataset: data.Dataset, past: data.Events, key: str,
     """Train and publish. Under torchrun, only the first process publishes and the others wait for it."""
     from models.compute.devices import place
 
+    known: list[ItemKnowledge] = []
     with ExitStack() as opened:
-        fitted = _trained(settings, dataset, past, stages, TrainingStages(stages, opened))
+        fitted = _trained(settings, dataset, past, stages, TrainingStages(stages, opened), known)
     here = place(settings.fit.device)
     if here.is_first:
-        _publish(fitted, settings, dataset, past, key, stages)
+        _publish(fitted, settings, dataset, past, key, stages, known)
     here.wait()
     artifact = published(Registry(settings.home), key)
     if artifact is None:
@@ -163,11 +184,16 @@ def _fit(settings: Settings, dataset: data.Dataset, past: data.Events, key: str,
 
 def _publish(
     fitted: Fitted | FittedRow, settings: Settings, dataset: data.Dataset, past: data.Events, key: str, stages: Stages,
+    known: list[ItemKnowledge],
 ) -> None:
+    from workers.store.item_files import save_items
+
     version = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{key[:6]}"
     registry = Registry(settings.home)
     with registry.publish(version) as folder:
         fitted.save(folder, dataset.items, dataset.texts)
+        for items in known:
+            save_items(folder, items.written, items.encoded, settings.items.encoder_name)
         with stages.stage("refresh thresholds", THRESHOLDS_STALL_S):
             vectors = ItemVectors(dataset.items, load_file(folder / "interest.safetensors")["items"])
             calibration = WITHOUT_KNOWLEDGE.model_copy(update={
@@ -183,8 +209,13 @@ def _publish(
 
 def _trained(
     settings: Settings, dataset: data.Dataset, past: data.Events, stages: Stages, report: TrainingStages,
+    known: list[ItemKnowledge],
 ) -> Fitted | FittedRow:
-    """Train the system that the settings name. The language model is loaded when it is first needed."""
+    """Train the system that the settings name. The language model is loaded when it is first needed.
+
+    Args:
+        known: gets the item knowledge, if the system uses it.
+    """
     from models.data.fold import Fold
     from models.fitting.freshet import fit
     from models.fitting.row import fit_row, training_split
@@ -198,7 +229,8 @@ def _trained(
 
     def items() -> ItemKnowledge:
         report.close()
-        return item_knowledge(settings, dataset, stages)
+        known[:] = [item_knowledge(settings, dataset, stages)]
+        return known[0]
 
     system = served_system(settings.fit.system)
     keep = ScorerCache(settings.home / "cache" / "scorers")  # an interrupted fit resumes after the last trained scorer

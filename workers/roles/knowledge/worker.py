@@ -13,7 +13,7 @@ import numpy as np
 from models.compute.devices import gpu_memory
 from models.knowledge.generation import Generation
 from schemas.artifacts import Registry
-from schemas.messages import LARGEST, KnowledgeRequest, KnowledgeUpdate
+from schemas.messages import LARGEST, KnowledgeRequest, KnowledgeUpdate, ModelUpdate
 from schemas.settings import Settings
 from schemas.topics import KNOWLEDGE_REQUESTS, KNOWLEDGE_UPDATES
 from schemas.watch.instruments import histogram, show
@@ -21,6 +21,7 @@ from workers.kafka.lag import KNOWLEDGE_GROUP
 from workers.kafka.outbox import Output, Rejected
 from workers.kafka.topics import create_topics
 from workers.roles.knowledge.generator import LlmGenerator
+from workers.roles.knowledge.items import ItemFiller
 from workers.runtime.loop import StreamWorker
 from workers.runtime.model_updates import ModelUpdates
 from workers.store.point import DamagedPoint, KnowledgePoint, KnowledgeStore
@@ -196,18 +197,25 @@ def main(settings: Settings) -> None:
     store = QdrantStore.of(settings, generator.dim)
     processor = KnowledgeProcessor(generator, store, settings.llm.batch)
     create_topics(settings.kafka)
-    updates = ModelUpdates(settings, ROLE, artifact.model_version, generator.apply)
+    items = ItemFiller(settings, artifact)
+
+    def apply(update: ModelUpdate) -> None:
+        generator.apply(update)
+        items.take(generator.model_version)
+
+    updates = ModelUpdates(settings, ROLE, artifact.model_version, apply)
     updates.catch_up()
     show(gpu_memory)
     worker = StreamWorker(
         settings, ROLE, KNOWLEDGE_GROUP, KNOWLEDGE_REQUESTS, processor, batch=_PASSES * settings.llm.batch,
         between=updates.poll,
-        counters=lambda: processor.counters | generator.counters() | {
+        counters=lambda: processor.counters | generator.counters() | items.counters | {
             "model_version": generator.model_version,
             "cost": round(processor.counters["generate_s"] / 3600 * settings.metrics.cost_per_hour, 6),
         } | updates.counters())
     try:
         worker.run()
     finally:
+        items.close()
         updates.close()
         store.close()

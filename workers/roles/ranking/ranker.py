@@ -8,6 +8,7 @@ from schemas.deployments import adapter_folder, base_of
 from schemas.errors import ArtifactError
 from schemas.messages import ModelUpdate
 from schemas.settings import Settings
+from workers.store.item_files import written_texts
 
 
 class Ranker:
@@ -18,13 +19,16 @@ class Ranker:
         items: item ids in row order.
         epsilon: the calibrated trust radius at full trust, nats.
         has_knowledge: whether the model uses knowledge of users.
+        written: what a language model wrote of the items, in row order; [] = nothing.
     """
 
-    def __init__(self, model: Ranking, items: list[str], model_version: str, epsilon: float,
-                 registry: Registry | None = None, *, has_knowledge: bool = True) -> None:
+    def __init__(
+        self, model: Ranking, items: list[str], model_version: str, epsilon: float, registry: Registry | None = None,
+        *, has_knowledge: bool = True, written: list[str] | None = None,
+    ) -> None:
         self._registry = registry
         self._withdrawn: frozenset[str] = frozenset()
-        self._put(model, items, model_version, epsilon, has_knowledge)
+        self._put(model, items, model_version, epsilon, has_knowledge, written or [])
 
     @classmethod
     def load(cls, settings: Settings) -> Ranker:
@@ -37,7 +41,7 @@ class Ranker:
         artifact = registry.open()
         calibration = artifact.calibration()
         return cls(load_ranking(artifact), artifact.items(), artifact.model_version, calibration.epsilon, registry,
-                   has_knowledge=calibration.knowledge)
+                   has_knowledge=calibration.knowledge, written=written_texts(artifact))
 
     @property
     def dim(self) -> int:
@@ -78,13 +82,22 @@ class Ranker:
             raise ArtifactError(f"model {artifact.model_version} is {model.dim} wide, but the store and the model in "
                                 f"use are {self.dim} wide; restart with another store to change the width")
         calibration = artifact.calibration()
-        self._put(model, items, artifact.model_version, calibration.epsilon, calibration.knowledge)
+        self._put(model, items, artifact.model_version, calibration.epsilon, calibration.knowledge,
+                  written_texts(artifact))
 
-    def _put(self, model: Ranking, items: list[str], model_version: str, epsilon: float, has_knowledge: bool) -> None:
+    def quotes(self, items: list[str]) -> dict[str, str]:
+        """Return what was written of items, by item id, of those of which something was."""
+        return {item: text for item in items if self.written and (text := self.written[self._rows[item]])}
+
+    def _put(
+        self, model: Ranking, items: list[str], model_version: str, epsilon: float, has_knowledge: bool,
+        written: list[str],
+    ) -> None:
         self.model = model
         self.items = items
         self.model_version = model_version
         self.epsilon = epsilon
         self.has_knowledge = has_knowledge
+        self.written = written
         self._rows = {item: row for row, item in enumerate(items)}
         self._compatible = {model_version}

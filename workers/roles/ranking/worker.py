@@ -298,6 +298,7 @@ class RankingProcessor:
         newest = user.newest
         return Recommendation(
             user_id=newest.user_id, items=items, reference=reference, source=source, fallback=fallback,
+            written=self._ranker.quotes([item.item_id for item in items]) if self._settings.quote else {},
             reason=user.reason, lagrange=lagrange, kl=kl, epsilon=epsilon,
             knowledge_version=point.version if point else 0,
             knowledge_age_s=newest.event_time - point.event_time if point else None,

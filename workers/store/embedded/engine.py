@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import threading
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,21 @@ from numpy.typing import NDArray
 
 from schemas.errors import FreshetError
 from schemas.files import written_whole
+from workers.store.items import (
+    ITEMS,
+    TEXT,
+    ItemPoint,
+    SimilarItem,
+    check_items,
+    gather_items,
+    item_payload,
+    item_point_id,
+    other_encoder,
+    similar_items,
+    versions_of,
+)
 from workers.store.point import (
+    COLLECTION,
     POOLED,
     VECTORS,
     DamagedPoint,
@@ -35,6 +50,7 @@ from workers.store.point import (
 )
 
 _CONFIG = "edge_config.json"  # written by the engine; it is there as soon as the folder is a shard
+ITEM_FOLDER = ".items"  # within the users' folder, whose lock covers it; its name keeps it when that is settled
 _MADE = "made"  # a new shard's place until it is whole
 # A write to an existing point leaves the old one behind in its segment; when as many writes have been made as there are
 # points (and at least this many) the segments are rewritten without them.
@@ -44,14 +60,52 @@ _VACUUM_EVERY = 20_000
 _INDEX_ABOVE_KB = 2_000_000
 
 
+@dataclass(frozen=True, slots=True)
+class ShardKind:
+    """What a shard holds.
+
+    Args:
+        collection: its name for clients.
+        search: name of the vector for neighbours; it is compared by cosine.
+        vectors: returns the vectors' parameters for a width.
+        described: returns the same as a server describes them.
+        wrong_width: returns the error for a shard of another width.
+    """
+
+    collection: str
+    search: str
+    vectors: Callable[[int], dict[str, Any]]
+    described: Callable[[int], dict[str, Any]]
+    wrong_width: Callable[[str, int, int], FreshetError]
+
+
+OF_USERS = ShardKind(
+    COLLECTION, POOLED,
+    lambda dim: {
+        VECTORS: qe.EdgeVectorParams(
+            dim, qe.Distance.Dot, datatype=qe.VectorStorageDatatype.Float16,
+            multivector_config=qe.MultiVectorConfig(qe.MultiVectorComparator.MaxSim)),
+        POOLED: qe.EdgeVectorParams(dim, qe.Distance.Cosine)},
+    lambda dim: {
+        VECTORS: {"size": dim, "distance": "Dot", "datatype": "float16",
+                  "multivector_config": {"comparator": "max_sim"}},
+        POOLED: {"size": dim, "distance": "Cosine"}},
+    wrong_width)
+OF_ITEMS = ShardKind(
+    ITEMS, TEXT,
+    lambda dim: {TEXT: qe.EdgeVectorParams(dim, qe.Distance.Cosine, datatype=qe.VectorStorageDatatype.Float16)},
+    lambda dim: {TEXT: {"size": dim, "distance": "Cosine", "datatype": "float16"}},
+    other_encoder)
+
+
 class Shard:
     """A folder of points in plain terms (ids, named vectors, payloads): what the store and its server stand on.
 
     Safe to use from several threads. A second process that opens the folder gets a FreshetError.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, kind: ShardKind = OF_USERS) -> None:
+        self.path, self.kind = path, kind
         self._lock = threading.Lock()
         self._writes = 0
         self._shard: Any = None
@@ -64,7 +118,7 @@ class Shard:
         if self._shard is None:
             return None
         config = orjson.loads((self.path / _CONFIG).read_bytes())
-        return int(config["vectors"][POOLED]["size"])
+        return int(config["vectors"][self.kind.search]["size"])
 
     def create(self, dim: int) -> bool:
         """Create the shard if there is none; return whether it was created.
@@ -75,17 +129,12 @@ class Shard:
         with self._lock:
             if self._shard is not None:
                 if self.dim != dim:
-                    raise wrong_width(str(self.path), self.dim or 0, dim)
+                    raise self.kind.wrong_width(str(self.path), self.dim or 0, dim)
                 return False
             config = qe.EdgeConfig(
-                vectors={
-                    VECTORS: qe.EdgeVectorParams(
-                        dim, qe.Distance.Dot, datatype=qe.VectorStorageDatatype.Float16,
-                        multivector_config=qe.MultiVectorConfig(qe.MultiVectorComparator.MaxSim)),
-                    POOLED: qe.EdgeVectorParams(dim, qe.Distance.Cosine),
-                },
-                optimizers=qe.EdgeOptimizersConfig(indexing_threshold=_INDEX_ABOVE_KB),
-            )
+                vectors=self.kind.vectors(dim),
+                optimizers=qe.EdgeOptimizersConfig(indexing_threshold=_INDEX_ABOVE_KB))
+            self.path.mkdir(parents=True, exist_ok=True)
             shutil.rmtree(self.path / _MADE, ignore_errors=True)
             with written_whole(self.path / _MADE) as scratch:
                 qe.EdgeShard.create(str(scratch), config).close()
@@ -133,7 +182,7 @@ class Shard:
         """Return (id, cosine, payload) of the `n` points nearest to `pooled`, without those in `exclude`."""
         without = qe.Filter(must_not=[qe.HasIdCondition(set(exclude))]) if exclude else None
         found = self._shard.query(qe.QueryRequest(
-            limit=n, query=qe.Query.Nearest(list(pooled), using=POOLED), filter=without, with_payload=True))
+            limit=n, query=qe.Query.Nearest(list(pooled), using=self.kind.search), filter=without, with_payload=True))
         return [(str(point.id), float(point.score), point.payload) for point in found]
 
     def count(self) -> int:
@@ -216,4 +265,49 @@ class EdgeStore:
 
     def close(self) -> None:
         """See `KnowledgeStore.close`."""
+        self._shard.close()
+
+
+class EdgeItems:
+    """An `ItemStore` on a folder of this machine."""
+
+    def __init__(self, path: Path, dim: int) -> None:
+        self._dim = dim
+        self._shard = Shard(path, OF_ITEMS)
+
+    def ensure(self) -> None:
+        """See `ItemStore.ensure`."""
+        self._shard.create(self._dim)
+
+    def upsert(self, points: Sequence[ItemPoint]) -> None:
+        """See `ItemStore.upsert`."""
+        check_items(points, self._dim)
+        groups: dict[int, list[tuple[str, dict[str, Any], dict[str, Any]]]] = {}
+        for point in points:
+            groups.setdefault(point.version, []).append(
+                (item_point_id(point.item_id), {TEXT: point.vector.tolist()}, item_payload(point)))
+        for version, group in groups.items():
+            self._shard.upsert(group, version)
+
+    def versions(self, item_ids: Collection[str]) -> dict[str, int]:
+        """See `ItemStore.versions`."""
+        held = self._shard.retrieve([item_point_id(item) for item in item_ids], ["version"], False)
+        return versions_of(item_ids, ((id_, (fields or {}).get("version")) for id_, fields, _ in held))
+
+    def read(self, item_ids: Collection[str]) -> dict[str, ItemPoint]:
+        """See `ItemStore.read`."""
+        return gather_items(
+            item_ids, self._shard.retrieve([item_point_id(item) for item in item_ids], True, True), self._dim)
+
+    def neighbours(self, vector: NDArray[np.float32], n: int, exclude: Collection[str] = ()) -> list[SimilarItem]:
+        """See `ItemStore.neighbours`."""
+        found = self._shard.nearest(vector.tolist(), n, [item_point_id(item) for item in exclude])
+        return similar_items((fields, score) for _, score, fields in found)
+
+    def count(self) -> int:
+        """See `ItemStore.count`."""
+        return self._shard.count()
+
+    def close(self) -> None:
+        """See `ItemStore.close`."""
         self._shard.close()

@@ -14,7 +14,7 @@ import hmac
 import logging
 import signal
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -28,8 +28,7 @@ from schemas.settings import Settings
 from workers.home.store_key import drop_key, keep_key, new_key
 from workers.store.answers import LOOPBACK, OLDEST_SERVER
 from workers.store.banks.shard import PREFIX, BankShards
-from workers.store.embedded.engine import Shard
-from workers.store.point import COLLECTION, POOLED, VECTORS
+from workers.store.embedded.engine import ITEM_FOLDER, OF_ITEMS, Shard
 
 log = logging.getLogger(__name__)
 HOST = "127.0.0.1"
@@ -59,13 +58,14 @@ class _RefusedError(Exception):
         self.status = status
 
 
-def application(shard: Shard, key: str) -> web.Application:
-    """Return the web application that serves `shard` as the collection `user_knowledge`, and banks of embeddings.
+def application(shards: Sequence[Shard], key: str) -> web.Application:
+    """Return the web application that serves shards as the collections of their kinds, and banks of embeddings.
 
     Args:
+        shards: one of each kind.
         key: that every request must hold in the header `api-key`.
     """
-    routes = _Routes(shard)
+    routes = _Routes(shards)
     banks = _BankRoutes()
     app = web.Application(client_max_size=_MAX_REQUEST)
     path, bank = "/collections/{collection}", f"/collections/{{collection:{PREFIX}[^/]+}}"
@@ -144,8 +144,8 @@ def _admit(request: web.Request, key: str) -> None:
 class _Routes:
     """Handlers; each returns the `result` of Qdrant's answer. The engine's calls take milliseconds and stay inline."""
 
-    def __init__(self, shard: Shard) -> None:
-        self._shard = shard
+    def __init__(self, shards: Sequence[Shard]) -> None:
+        self._shards = {shard.kind.collection: shard for shard in shards}
 
     async def health(self, _: web.Request) -> str:
         return "healthz check passed"
@@ -158,18 +158,16 @@ class _Routes:
         raise _RefusedError(404, f"the embedded store does not know {request.method} {request.path}")
 
     async def exists(self, request: web.Request) -> dict[str, bool]:
-        return {"exists": request.match_info["collection"] == COLLECTION and self._shard.dim is not None}
+        shard = self._shards.get(request.match_info["collection"])
+        return {"exists": shard is not None and shard.dim is not None}
 
     async def info(self, request: web.Request) -> dict[str, Any]:
-        dim = self._dim(request)
+        shard = self._shard(request)
         return {
-            "status": "green", "optimizer_status": "ok", "segments_count": 1, "points_count": self._shard.count(),
+            "status": "green", "optimizer_status": "ok", "segments_count": 1, "points_count": shard.count(),
             "payload_schema": {},
             "config": {
-                "params": {"vectors": {
-                    VECTORS: {"size": dim, "distance": "Dot", "datatype": "float16",
-                              "multivector_config": {"comparator": "max_sim"}},
-                    POOLED: {"size": dim, "distance": "Cosine"}}},
+                "params": {"vectors": shard.kind.described(shard.dim or 0)},
                 "hnsw_config": {"m": 0, "ef_construct": 100, "full_scan_threshold": 10_000},  # no graph: exact search
                 "optimizer_config": {"default_segment_number": 1, "flush_interval_sec": int(_TEND_EVERY_S)},
             },
@@ -177,62 +175,67 @@ class _Routes:
 
     async def create(self, request: web.Request) -> bool:
         named = (await _json(request)).get("vectors", {})
-        if request.match_info["collection"] != COLLECTION or set(named) != {VECTORS, POOLED}:
-            raise _RefusedError(400, f"the embedded store has only {COLLECTION} with {VECTORS} and {POOLED}")
-        if self._shard.dim is not None:
-            raise _RefusedError(409, f"Wrong input: Collection `{COLLECTION}` already exists!")
-        self._shard.create(int(named[POOLED]["size"]))
+        name = request.match_info["collection"]
+        shard = self._shards.get(name)
+        if shard is None or set(named) != set(shard.kind.described(1)):
+            offered = ", ".join(f"{known} with {' and '.join(one.kind.described(1))}"
+                                for known, one in self._shards.items())
+            raise _RefusedError(400, f"the embedded store has only {offered}")
+        if shard.dim is not None:
+            raise _RefusedError(409, f"Wrong input: Collection `{name}` already exists!")
+        shard.create(int(named[shard.kind.search]["size"]))
         return True
 
     async def index(self, request: web.Request) -> dict[str, Any]:
-        self._dim(request)  # a conditional write names its points by id: there is nothing an index would speed up
+        self._shard(request)  # a conditional write names its points by id: there is nothing an index would speed up
         return {"operation_id": 0, "status": "completed"}
 
     async def batch(self, request: web.Request) -> list[dict[str, Any]]:
-        self._dim(request)
+        shard = self._shard(request)
         done: list[dict[str, Any]] = []
         for operation in (await _json(request))["operations"]:
             if set(operation) != {"upsert"}:
                 raise _RefusedError(400, f"the embedded store only upserts, not {sorted(operation)}")
             points = operation["upsert"]["points"]
             below = _below(operation["upsert"].get("update_filter"))
-            self._shard.upsert([(p["id"], p["vector"], p["payload"]) for p in points], below)
+            shard.upsert([(p["id"], p["vector"], p["payload"]) for p in points], below)
             done.append({"operation_id": len(done), "status": "completed"})
         return done
 
     async def retrieve(self, request: web.Request) -> list[dict[str, Any]]:
-        self._dim(request)
+        shard = self._shard(request)
         asked = await _json(request)
-        found = self._shard.retrieve(asked["ids"], asked.get("with_payload", True), asked.get("with_vector", False))
+        found = shard.retrieve(asked["ids"], asked.get("with_payload", True), asked.get("with_vector", False))
         return [{"id": id_, "payload": fields, "vector": named} for id_, fields, named in found]
 
     async def delete(self, request: web.Request) -> dict[str, Any]:
-        self._dim(request)
+        shard = self._shard(request)
         asked = await _json(request)
         if set(asked) == {"points"}:
-            self._shard.delete([str(id_) for id_ in asked["points"]], None)
+            shard.delete([str(id_) for id_ in asked["points"]], None)
         else:
-            self._shard.delete(*_with_version(asked.get("filter")))
+            shard.delete(*_with_version(asked.get("filter")))
         return {"operation_id": 0, "status": "completed"}
 
     async def query(self, request: web.Request) -> dict[str, Any]:
-        self._dim(request)
+        shard = self._shard(request)
         asked = await _json(request)
-        if asked.get("using") != POOLED or set(asked.get("query") or {}) != {"nearest"}:
-            raise _RefusedError(400, f"the embedded store searches nearest by {POOLED} only")
-        found = self._shard.nearest(asked["query"]["nearest"], _limit(asked["limit"]), _excluded(asked.get("filter")))
+        if asked.get("using") != shard.kind.search or set(asked.get("query") or {}) != {"nearest"}:
+            raise _RefusedError(400, f"the embedded store searches nearest by {shard.kind.search} only")
+        found = shard.nearest(asked["query"]["nearest"], _limit(asked["limit"]), _excluded(asked.get("filter")))
         return {"points": [
             {"id": id_, "version": 0, "score": score, "payload": fields} for id_, score, fields in found]}
 
     async def count(self, request: web.Request) -> dict[str, int]:
-        self._dim(request)
-        return {"count": self._shard.count()}
+        shard = self._shard(request)
+        return {"count": shard.count()}
 
-    def _dim(self, request: web.Request) -> int:
-        name, dim = request.match_info["collection"], self._shard.dim
-        if name != COLLECTION or dim is None:
+    def _shard(self, request: web.Request) -> Shard:
+        name = request.match_info["collection"]
+        shard = self._shards.get(name)
+        if shard is None or shard.dim is None:
             raise _RefusedError(404, f"Not found: Collection `{name}` doesn't exist!")
-        return dim
+        return shard
 
 
 class _BankRoutes:
@@ -334,10 +337,12 @@ def main(settings: Settings, port: int = 0) -> None:
 async def _serve(settings: Settings, port: int) -> None:
     ready = settings.home / "run" / READY
     ready.parent.mkdir(parents=True, exist_ok=True)
-    shard = Shard(settings.home / "store")  # before the ready file is touched: that may be the other owner's
+    folder = settings.home / "store"
+    shards = [Shard(folder)]  # before the ready file is touched: that may be the other owner's
+    shards.append(Shard(folder / ITEM_FOLDER, OF_ITEMS))
     ready.unlink(missing_ok=True)
     key = settings.qdrant.api_key or new_key()
-    runner = web.AppRunner(application(shard, key), access_log=None)
+    runner = web.AppRunner(application(shards, key), access_log=None)
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for name in (signal.SIGTERM, signal.SIGINT):
@@ -350,15 +355,17 @@ async def _serve(settings: Settings, port: int) -> None:
         except OSError as error:
             raise FreshetError(f"the knowledge store cannot listen on port {port}: {error}") from error
         url = f"http://{HOST}:{runner.addresses[0][1]}"
-        log.info("knowledge store at %s, %s", url, shard.path)
+        log.info("knowledge store at %s, %s", url, folder)
         keep_key(settings.home, url, key)
         write_whole(ready, url.encode(), durable=False)  # others read it as soon as it is there
         while not stopped.is_set():
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(stopped.wait(), _TEND_EVERY_S)
-            await asyncio.to_thread(shard.tend)
+            for shard in shards:
+                await asyncio.to_thread(shard.tend)
     finally:
         ready.unlink(missing_ok=True)
         drop_key(settings.home)
         await runner.cleanup()
-        shard.close()
+        for shard in shards:
+            shard.close()

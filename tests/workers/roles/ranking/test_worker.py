@@ -88,6 +88,20 @@ def test_a_recommendation_has_every_field(ranker: Ranker, store: EdgeStore) -> N
     assert all(score < 0 for score in scores)
 
 
+def test_a_recommendation_quotes_what_was_written_if_it_is_told_to(store: EdgeStore) -> None:
+    texts = [f"about {item}" if item != "i9" else "" for item in ITEMS]
+    ranker = Ranker(ranking_model(), ITEMS, "m1", 0.1, written=texts)
+    (plain,) = split(processor(ranker, store)([request()]))[0].values()
+    assert plain.written == {}
+    settings = RankingSettings(top=len(ITEMS), quote=True)
+    (rec,) = split(RankingProcessor(ranker, CachedReader(store), settings)([request()]))[0].values()
+    assert rec.written == {item.item_id: f"about {item.item_id}" for item in rec.items if item.item_id != "i9"}
+    assert "i9" in {item.item_id for item in rec.items}
+    without = Ranker(ranking_model(), ITEMS, "m1", epsilon=0.1)
+    (rec,) = split(RankingProcessor(without, CachedReader(store), settings)([request()]))[0].values()
+    assert rec.written == {}
+
+
 def test_served_scores_lie_in_the_trust_region(ranker: Ranker, store: EdgeStore) -> None:
     known = point("ann")
     store.upsert([known])
