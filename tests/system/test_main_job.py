@@ -200,10 +200,10 @@ def partitions_of(home: Path) -> set[str]:
 
 def send_other_names(stack: Stack) -> str:
     """Send an event with other names; return its topic/partition/offset once it is a dead letter."""
-    stack.produce([b'{"visitorid": "v1", "itemid": "x", "ts": 1706702400}'])
+    stack.produce([b'{"who": "v1", "what": "x", "ts": 1706702400}'])
 
     def letters() -> list[dict]:
-        return [letter for letter in stack.records("dead-letters") if "visitorid" in letter["reason"]]
+        return [letter for letter in stack.records("dead-letters") if "the event has who" in letter["reason"]]
 
     stack.until(lambda: bool(letters()))
     return "{topic}/{partition}/{offset}".format(**letters()[0])
@@ -227,10 +227,10 @@ def test_commands_beside_a_running_service(stack: Stack):
     place = send_other_names(stack)
     letters = stack.run("dead-letters")
     assert letters.returncode == 0, letters.stderr
-    assert "user_id: missing; the event has visitorid" in " ".join(letters.stdout.split())
+    assert "user_id: missing; the event has who" in " ".join(letters.stdout.split())
     one = stack.run("dead-letters", "--show", place)
-    assert '{"visitorid": "v1"' in one.stdout, one.stderr
-    again = stack.run("dead-letters", "--reason", "visitorid", "--replay")
+    assert '{"who": "v1"' in one.stdout, one.stderr
+    again = stack.run("dead-letters", "--reason", "event has who", "--replay")
     assert "1 records were sent" in again.stdout, again.stderr
     assert "of this user's records" in " ".join(stack.run("user", "v1").stdout.split())
     listed = stack.run("topics")
@@ -238,4 +238,12 @@ def test_commands_beside_a_running_service(stack: Stack):
     assert "behaviour-events" in listed.stdout
     doctor = stack.run("doctor")
     assert doctor.returncode == 0, doctor.stdout + doctor.stderr
-    assert stack.run("health").returncode == 0
+    assert "dead letter" in doctor.stdout
+    assert "the event has who" in " ".join(doctor.stdout.split())
+    health = stack.run("health", "--verbose")
+    assert health.returncode == 0
+    assert "dead letters, the last: user_id: missing; the event has who" in health.stdout
+    stack.until(lambda: "dead letter" in stack.log.read_text())
+    said = " ".join(stack.log.read_text().split())
+    assert "streams: 1 dead letter (" in said
+    assert "the event has who" in said

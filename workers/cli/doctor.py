@@ -74,6 +74,7 @@ def examine(settings: Settings) -> Iterator[Check]:
         yield Check("stack", "ok", "not running; `freshet up` starts it")
     else:
         yield _stack(settings, running)
+        yield from _letters(settings)
         settings = connected(settings)
     yield from _crashes(settings.home, time.time())
     for name, check in (("disk", _disk), ("memory", _memory), ("model", _model), ("LLM", _llm),
@@ -91,6 +92,16 @@ def _stack(settings: Settings, running: Running) -> Check:
         return Check("stack", "ok", runs)
     state: State = "warning" if health.state in ("starting", "waiting") else "broken"
     return Check("stack", state, f"{runs}; {health.state}: {'; '.join(health.reasons)}")
+
+
+def _letters(settings: Settings) -> Iterator[Check]:
+    """Yield the running roles that could not use records."""
+    from workers.supervision.letters import read_counters, summary
+
+    for role, held in read_counters(settings).items():
+        if held.dead_letters:
+            yield Check("records", "warning", f"{role}, since it started: " + summary(
+                held.dead_letters, max(held.processed, held.dead_letters), held.last_dead_letter))
 
 
 def _crashes(home: Path, now: float) -> Iterator[Check]:

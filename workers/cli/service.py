@@ -54,6 +54,7 @@ def up(
     `FRESHET_KAFKA_BOOTSTRAP=kafka:9092 FRESHET_QDRANT_URL=http://qdrant:6333 freshet up --roles knowledge`
     """
     from workers.supervision.healthz import HealthServer
+    from workers.supervision.letters import Notices, read_counters
     from workers.supervision.stack import DEFAULT_ROLES, Stack
 
     settings = load()
@@ -78,8 +79,11 @@ def up(
             if stack.settings.log.to == "file":
                 typer.echo(f"logs: {stack_info.run_folder(stack.settings.home)}")
             typer.echo("ready")
+            notices = Notices()
             while True:
                 stack.check()
+                for line in notices.lines(read_counters(stack.settings), time.monotonic()):
+                    typer.echo(line)
                 time.sleep(0.5)
     except KeyboardInterrupt:
         typer.echo("stopped")

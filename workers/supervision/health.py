@@ -42,6 +42,7 @@ class CounterFile(BaseModel):
     busy: bool = False
     lag: int | None = None
     waits_for: str = ""
+    processed: int = 0
     dead_letters: int = 0
     last_dead_letter: str = ""
 
@@ -173,7 +174,7 @@ def read(settings: Settings, now: float) -> Health | None:
     counters = {}
     for name in running.processes:
         try:
-            counters[name] = CounterFile.model_validate_json(_counters(settings, name).read_bytes())
+            counters[name] = CounterFile.model_validate_json(counters_path(settings, name).read_bytes())
         except (OSError, ValidationError):
             continue
     return judge(running, ready, counters, now, settings.watchdog.stall_s / 2)
@@ -183,7 +184,7 @@ def read_role(settings: Settings, name: str, now: float) -> RoleHealth:
     """Return the health of the role that runs in this process, as it sees itself: it knows of no restarts."""
     ready = ready_file(settings.home, name).exists()
     try:
-        counters = CounterFile.model_validate_json(_counters(settings, name).read_bytes())
+        counters = CounterFile.model_validate_json(counters_path(settings, name).read_bytes())
     except (OSError, ValidationError):
         counters = None
     # Not ready and no failure: starting, which covers a role that has lost its partitions, too.
@@ -191,5 +192,6 @@ def read_role(settings: Settings, name: str, now: float) -> RoleHealth:
     return _role(name, report, os.getpid(), ready, counters, now, settings.watchdog.stall_s / 2)
 
 
-def _counters(settings: Settings, name: str) -> Path:
+def counters_path(settings: Settings, name: str) -> Path:
+    """Return the file with a role's counters."""
     return ready_file(settings.home, name).with_suffix(".json")

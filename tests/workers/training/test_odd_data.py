@@ -1,4 +1,4 @@
-"""Data at the edge of what makes sense: a fit and a ranking, or one line that says why not."""
+"""Data at the edge of what makes sense: a fit, a ranking and a replay, or one line that says why not."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from models.serving.requests import RankBatch
 from schemas.errors import FreshetError
 from schemas.settings import FitSettings, LlmSettings, Settings
 from tests.models import tiny
+from workers.cli.replay import as_json
+from workers.replay.session import ReplaySession
 from workers.roles.ranking.ranker import Ranker
 from workers.terminal.stages import Stages
 from workers.training.fit import run
@@ -80,6 +82,15 @@ def test_a_fit_and_a_ranking_or_one_line_that_says_why_not(home: Path, tmp_path:
         assert "\n" not in why_not
         assert len(rows) < 200 or "item" in name, f"{name}: {why_not}"
         return
+    try:
+        with Stages(Console(quiet=True)) as stages:
+            replay = ReplaySession(settings, tmp_path, stages)
+        outcome = replay.run("once", None, 0)
+        assert outcome.figures["events"] > 0
+        assert "NaN" not in as_json(outcome).decode()
+    except FreshetError as error:
+        why_not = str(error)
+    assert "\n" not in why_not
     ranker = Ranker.load(settings)
     everything = list(range(len(ranker.items)))
     histories = [[], everything[:1], everything]
