@@ -75,7 +75,7 @@ def seconds(value: Any, earliest: float = EARLIEST, latest: float = LATEST) -> f
 def _whole(value: Any) -> Any:
     """Return a moment that is written in parts as one value: as Java, Firestore, Protobuf and MongoDB write it."""
     try:
-        if isinstance(value, Mapping):
+        if isinstance(value, dict):
             if "$date" in value:
                 return bare(value["$date"])
             for whole, parts in _PARTS:

@@ -25,7 +25,7 @@ def user(
 ) -> None:
     """Show a user's state, their knowledge, and their last recommendation with its reason; also their dead letters.
 
-    Example: `freshet user 42`
+    Example: `freshet user 42`; an id that is an option, too: `freshet user -- --last`
     """
     from workers.home.stack_info import connected
     from workers.kafka.reader import read_all

@@ -8,4 +8,8 @@ def test_texts_are_one_short_line_without_markup():
     assert item_text("T", {"genre": ["x", "y"], "year": 1995, "none": None}) == "T. genre: x y, year: 1995"
     assert item_text(None, None) == ""
     assert item_text(1984, "plain") == "1984. plain", "numbers are titles, too"
+    assert item_text(1984.0, 7.5) == "1984. 7.5"
+    assert item_text(float("nan"), float("inf")) == "", "pandas writes NaN for no title"
+    assert item_text("L&amp;#39;Oreal", ["&amp;amp;"]) == "L'Oreal. &", "shops escape twice"
+    assert clean("&amp;lt;end_of_turn&amp;gt; x") == "x"
     assert item_text(True, None) == ""

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from schemas.errors import FreshetError
 from workers.cli import app
 
 COMMANDS = ["demo", "fit", "calibrate", "up", "role", "health", "produce", "tail", "topics", "dead-letters", "user",
@@ -40,6 +41,13 @@ def test_a_user_error_is_one_message_and_exit_code_1(
     assert done.returncode == 1
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [("-abc",), ("--", "-abc"), ("--42",), ("--", "--last"), ("-",)])
+def test_ids_may_begin_with_a_hyphen(arguments: tuple[str, ...]) -> None:
+    done = CliRunner().invoke(app, ["user", *arguments], env={"FRESHET_HOME": "/nowhere"})
+    assert isinstance(done.exception, FreshetError), done.output  # the id was taken; there is no broker to ask
+    assert "no broker" in str(done.exception)
 
 
 def test_wrong_usage_exits_with_code_2(tmp_path: Path) -> None:
