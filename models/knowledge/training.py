@@ -46,7 +46,8 @@ class TrainingPlan:
     Args:
         epochs: number of epochs, with `snapshots` moments each.
         objective: the objective, with its dual variable.
-        trains_backbone: False = train only source and fusion.
+        trains_backbone: False = train only source and fusion. Knowledge learns less, and more is lost, if the scorer is
+            trained on the same few windows (docs/log.md, 2026-11-28).
         none_is_an_epoch: keep the initial weights if no epoch is better on held-out events by more than chance.
         seed: seed of sampling and dropout.
         device: training device (`models.compute.devices.place`).
@@ -80,8 +81,9 @@ def train(model: Composed, fold: Fold, plan: TrainingPlan, progress: Progress | 
         torch.manual_seed(plan.seed + here.rank)  # for dropout
     model.to(here.device)
     model.backbone.requires_grad_(plan.trains_backbone)
-    if model.fusion is not None:
-        model.fusion.requires_grad_(True)  # it may be part of the backbone
+    for part in (model.source, model.fusion):
+        if part is not None:
+            part.requires_grad_(True)  # it may share weights with the backbone
     steps = _Steps(model)
     held = Held.of(fold, model, BATCH, np.random.default_rng(plan.seed))
     start = judge(model, held)

@@ -75,7 +75,7 @@ def compose(system: System, control: str | None, context: Context) -> tuple[Comp
     source.attach(backbone)
     model = Composed(
         backbone, reference, source, FUSIONS[system.fusion](context.settings.fit), control == "shuffled-knowledge")
-    plan = _plan(context, _objective(system, control))
+    plan = replace(_plan(context, _objective(system, control)), trains_backbone=False)
     return model, train_jointly(model, context.split.fold, plan, context.during("knowledge"))
 
 

@@ -302,7 +302,7 @@ def test_the_ranking_worker_gives_the_measured_scores(context, name, monkeypatch
         UserKnowledge(vectors[at], gathered.items[at].numpy(), gathered.weights[at].numpy())
         for at in range(len(rows))], [[(length, int(split.test.item[row]))] for row, length in zip(
             rows, known.length.tolist(), strict=True)])
-    ref = context.reference_ranks()
+    ref = context.rank(model.reference)
     margins = [margin[0] for margin in served.rank(batch).margins]
     np.testing.assert_allclose(margins, measured.logp[chosen] - ref.logp[np.isin(ref.rows, rows)], atol=1e-3)
 
