@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import orjson
 from aiohttp import web
 from aiohttp.streams import StreamReader
@@ -15,8 +16,9 @@ from aiohttp.test_utils import make_mocked_request
 from schemas.errors import FreshetError
 from tests.fuzz.campaign import Decoder
 from tests.fuzz.messages import DIM, POINT
-from workers.store.embedded.engine import Shard
+from workers.store.embedded.engine import OF_ITEMS, Shard
 from workers.store.embedded.server import application
+from workers.store.items import ITEMS, TEXT, ItemPoint, item_payload, item_point_id
 from workers.store.point import COLLECTION, payload, point_id, vectors
 
 KEY = "key"
@@ -25,7 +27,13 @@ _BANK = "/collections/freshet_users_00"
 _WRITE = {"operations": [{"upsert": {
     "points": [{"id": point_id("u"), "vector": vectors(POINT), "payload": payload(POINT)}],
     "update_filter": {"must": [{"key": "version", "range": {"lt": 3}}]}}}]}
+_ITEMS = f"/collections/{ITEMS}"
+_ITEM = ItemPoint("i", 2, "m1", np.full(DIM, 0.5, np.float32), "a soap", "mild, soft")
 REQUESTS: dict[str, object] = {
+    f"POST {_ITEMS}/points/batch": {"operations": [{"upsert": {
+        "points": [{"id": item_point_id("i"), "vector": {TEXT: _ITEM.vector.tolist()}, "payload": item_payload(_ITEM)}],
+        "update_filter": {"must": [{"key": "version", "range": {"lt": 3}}]}}}]},
+    f"POST {_ITEMS}/points/query": {"query": {"nearest": [0.5] * DIM}, "using": TEXT, "limit": 3},
     f"POST {_AT}/points/batch": _WRITE,
     f"POST {_AT}/points": {"ids": [point_id("u")], "with_payload": True, "with_vector": True},
     f"POST {_AT}/points?": {"ids": [point_id("u")], "with_payload": ["version"], "with_vector": False},
@@ -52,7 +60,9 @@ def store(folder: Path) -> Iterator[Callable[[bytes], None]]:
     """Yield a function that sends a request through the store's application, routing included."""
     shard = Shard(folder / "store")
     shard.create(DIM)
-    app = application([shard], KEY)
+    items = Shard(folder / "items", OF_ITEMS)
+    items.create(DIM)
+    app = application([shard, items], KEY)
     app.freeze()
     loop = asyncio.new_event_loop()
 
@@ -91,6 +101,7 @@ def store(folder: Path) -> Iterator[Callable[[bytes], None]]:
         loop.run_until_complete(loop.shutdown_default_executor())
         loop.close()
         shard.close()
+        items.close()
 
 
 def decoders(run: Callable[[bytes], None]) -> list[Decoder]:

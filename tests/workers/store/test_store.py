@@ -57,7 +57,7 @@ class Server:
                 f"main(load(), {self.port})")
         self.process = subprocess.Popen(
             [sys.executable, "-c", code], env={**os.environ, **self.environ, "FRESHET_HOME": str(self.home)})
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 90  # imports alone take 30 s where many tests share two cores
         while not (ready.is_file() and ready.read_text()):
             assert time.monotonic() < deadline
             assert self.process.poll() is None
