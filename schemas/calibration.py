@@ -88,12 +88,12 @@ def table(parts: Sequence[Worth]) -> list[str]:
     if not parts:
         return []
     width = max(len(LABELS.get(part.part, part.part)) for part in parts)
-    lines = [f"{'what pays':<{width}}  {'adds NDCG@10':>24}  {'calls':>7}  {'tokens':>9}  {'seconds':>7}  used"]
+    lines = [f"{'what pays':<{width}}  {'adds NDCG@10':>26}  {'calls':>7}  {'tokens':>9}  {'seconds':>7}  used"]
     for part in parts:
         own = part.part == "behaviour"
         adds = f"{part.adds:.4f}" if own else f"{part.adds:+.4f} [{part.low:+.4f}, {part.high:+.4f}]"
         used = "yes" if part.used and (part.pays or own) else (
             "yes, asked for" if part.used else "no: its interval holds 0" if part.weight > 0 else "no")
-        lines.append(f"{LABELS.get(part.part, part.part):<{width}}  {adds:>24}  {part.calls:>7,.0f}  "
+        lines.append(f"{LABELS.get(part.part, part.part):<{width}}  {adds:>26}  {part.calls:>7,.0f}  "
                      f"{part.tokens:>9,.0f}  {part.seconds:>7,.1f}  {used}")
     return lines

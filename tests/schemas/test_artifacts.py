@@ -1,7 +1,12 @@
+from dataclasses import replace
+
 import pytest
 
 from schemas.artifacts import Card, Registry, write_card
+from schemas.calibration import Worth, table
 from schemas.errors import ArtifactError
+from schemas.settings import Settings
+from workers.cli.doctor import _model
 
 
 def card(version):
@@ -75,3 +80,29 @@ def test_incompatible_thresholds_are_rejected(tmp_path):
         write_card(folder, card("v1"))
     with pytest.raises(ArtifactError, match="freshet fit"):
         registry.open("v1").calibration()
+
+
+PARTS = [
+    Worth(part="behaviour", adds=0.1016, low=0.09, high=0.11, used=True, weight=1.0),
+    Worth(part="words", adds=0.0, low=0.0, high=0.0, used=False),
+    Worth(part="encoder", adds=0.0002, low=-0.0003, high=0.0007, used=False, weight=0.3, calls=1682),
+    Worth(part="written", adds=0.0021, low=0.0004, high=0.0038, used=True, weight=0.6),
+    Worth(part="user_vectors", adds=0.0001, low=-0.0004, high=0.0006, used=True, weight=1.0)]
+
+
+def test_what_pays_is_kept_and_shown(tmp_path):
+    registry = Registry(tmp_path)
+    with registry.publish("v1") as folder:
+        (folder / "items.json").write_text('["a", "b"]')
+        write_card(folder, card("v1").model_copy(update={"parts": PARTS}))
+    registry.select("v1")
+    assert registry.open().card.parts == PARTS
+    head, *rows = table(PARTS)
+    assert "adds NDCG@10" in head
+    assert [row.split("  ")[-1].strip() for row in rows] == [
+        "yes", "no", "no: its interval holds 0", "yes", "yes, asked for"]
+    assert "+0.0021 [+0.0004, +0.0038]" in rows[3]
+    assert len({len(row) - len(row.split("  ")[-1]) for row in rows}) == 1  # in columns
+    assert table([]) == []
+    check = _model(replace(Settings(), home=tmp_path))
+    assert (check.state, check.text.splitlines()[1:]) == ("ok", [head, *rows])

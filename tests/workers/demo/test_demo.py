@@ -4,7 +4,7 @@ import orjson
 import pytest
 
 from schemas.artifacts import Artifact, Card
-from schemas.calibration import Calibration
+from schemas.calibration import Calibration, Worth
 from schemas.errors import FreshetError
 from schemas.experiment import arm
 from schemas.messages import KnowledgeRequest, KnowledgeUpdate, Recommendation, ScoredItem
@@ -132,7 +132,10 @@ def artifact(tmp_path: Path) -> Artifact:
         drift_false_alarm_every=100, margin_bound=2, epsilon=0.1)
     (tmp_path / "calibration.json").write_text(calibration.model_dump_json())
     card = Card(model_version="m", created_at=0, data_hash="d", settings={}, split_time=0,
-                files={"calibration.json": ""})
+                files={"calibration.json": ""}, parts=[
+                    Worth(part="behaviour", adds=0.1016, low=0.09, high=0.11, used=True, weight=1.0),
+                    Worth(part="written", adds=0.0021, low=0.0004, high=0.0038, used=True, weight=0.6),
+                    Worth(part="user_vectors", adds=0.0001, low=-0.0004, high=0.0006, used=True, weight=1.0)])
     return Artifact(tmp_path, card)
 
 
@@ -152,6 +155,9 @@ def test_report_is_one_self_contained_page(metrics: Metrics, artifact: Artifact)
     assert "http://" not in page.replace("http://www.w3.org", "")
     assert "https://" not in page
     assert ("data:image/png" in page) == (metrics.events > 0)
+    assert "written item knowledge" in page
+    assert "+0.0004 to +0.0038" in page
+    assert page.count("the demo asks for it") == 1
     assert "report.html" in report.closing(figures, Path("runs/x"))
     assert ("What did the experiment find?" in page) == (metrics.trial is not None)
     assert ("experiment spring" in report.closing(figures, Path("runs/x"))) == (metrics.trial is not None)
