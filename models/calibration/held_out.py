@@ -23,6 +23,7 @@ from models.scorers.ranks import hidden_before, seen_pairs
 from models.scorers.snapshots import before
 
 UNSEEN = -1e4  # logit of items the user already had; with −∞ a difference would be NaN
+ROOM = 80_000_000  # scores of one scorer, 320 MB: 6,600 events of Beauty's 12,101 items, 800 of 100,000
 CHUNK = 256  # events at a time: 12,000 float32 scores each are 12 MB
 LIKELY = 1500  # events that a temperature is chosen on
 TOLERANCE = 1.005  # τ is found within half a per cent, where the loss changes by less than 10⁻⁴ nats
@@ -49,8 +50,12 @@ class HeldOut:
     def of(
         cls, sequences: Sequences, begin: IntArray, scorers: Sequence[Backbone], limit: int, seed: int = 0,
     ) -> HeldOut:
-        """Return at most `limit` events from rows `begin` (users,) on, with the scores of one or more scorers."""
+        """Return at most `limit` events from rows `begin` (users,) on, with the scores of one or more scorers.
+
+        There are fewer where the catalogue is so large that their scores would not fit into memory.
+        """
         max_len = scorers[0].max_len
+        limit = min(limit, ROOM // scorers[0].n_items)
         first = np.repeat(begin, sequences.lengths())
         rows = np.flatnonzero(np.arange(len(sequences.item)) >= first)
         rows = rows[before(sequences, rows, 1)[:, 0] >= 0]

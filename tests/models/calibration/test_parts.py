@@ -161,6 +161,12 @@ def test_events_are_of_items_that_are_new_to_the_user():
     assert [(row == UNSEEN).nonzero().flatten().tolist() for row in events.scores[0]] == [[1], [1, 2], [4], [4, 5]]
 
 
+def test_scores_fit_into_memory(monkeypatch):
+    monkeypatch.setattr("models.calibration.held_out.ROOM", 50 * N)
+    fold = worlds("makes")
+    assert len(HeldOut.of(fold.sequences, fold.begin, scorers(fold), 4000)) == 50
+
+
 def test_ranks_are_those_of_the_weighed_scores():
     fold = worlds("makes")
     backbone, fused = scorers(fold)
