@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import csv
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -177,7 +178,9 @@ def _literal(line: str) -> Any:
     if not _DICT.match(line) or len(line) > _LONGEST_LITERAL:
         return None
     try:
-        return ast.literal_eval(line.strip())  # literals only, nothing is called
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a backslash that escapes nothing
+            return ast.literal_eval(line.strip())  # literals only, nothing is called
     except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
         return None
 
