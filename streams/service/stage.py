@@ -194,9 +194,15 @@ class Stage:
         """Return the traces that a batch's records belong to. A look at the headers is all that most records cost."""
         traces = tracing()
         begin = traces.begins and topic == BEHAVIOUR_EVENTS.name
-        found = [Traced(user, partition, record.offset, record.headers)
-                 for user, record in zip(work.users, work.records, strict=True)
-                 if begin or (record.headers and "traceparent" in dict(record.headers))]
+        found = []
+        plain: Any = ()  # headers without a context; most records have none, or the same as the one before: 50 ns
+        for user, record in zip(work.users, work.records, strict=True):
+            headers = record.headers
+            if begin or (headers and headers != plain):
+                if begin or "traceparent" in dict(headers):
+                    found.append(Traced(user, partition, record.offset, headers))
+                else:
+                    plain = headers
         return traces.batch(Consumed("streams", _GROUP, topic, records), found, begin) if found else BatchTrace()
 
     async def deliver(self, delivery: Delivery) -> None:
