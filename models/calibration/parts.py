@@ -128,8 +128,9 @@ def choose_parts(
     for done, name in enumerate(names):
         began = time.monotonic()
         best, weights = [now, now], [0.0, 0.0]
-        for weight in STEPS:
-            # The words of the joined texts take the place of the texts' own.
+        # The words of the joined texts take the place of the texts' own, so they begin at the weight of those.
+        least = parts.words if name == "written" else 0.0
+        for weight in (weight for weight in STEPS if weight >= least):
             changed = replace(parts, **({"written": weight, "words": 0.0} if name == "written" else {name: weight}))
             found = _tried(search, changed, half_life, both)
             better = [found.quality[half] > best[half].quality[half] for half in (0, 1)]

@@ -71,6 +71,21 @@ def test_words_pay_where_they_say_what_people_choose():
     assert table(found.parts)[2].endswith("yes")
 
 
+def test_written_words_take_the_place_of_the_texts_own():
+    """Texts name the make of seven items in eight; what was written names it of all."""
+    fold = worlds("makes")
+    make = np.arange(N) % MAKES
+    texts = [f"make {row}x of something" if item % 8 else "something" for item, row in enumerate(make)]
+    known = ItemKnowledge(texts, [f"makes-{row}x" for row in make])
+    found = calibrate_scores(fold, known, *scorers(fold))
+    parts = {part.part: part for part in found.parts}
+    assert parts["words"].used
+    assert parts["written"].used
+    assert parts["written"].weight >= parts["words"].weight > 0
+    assert parts["written"].calls == N
+    assert found.weights.affinity.parts == Parts(written=parts["written"].weight)
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_noise_ends_at_zero_and_costs_nothing(seed):
     """The texts say nothing of what people choose: a fixed weight would cost, and the search gives none."""
