@@ -74,6 +74,9 @@ bench-experiment: setup ## error of an experiment's interval looked at after eve
 bench-judge: setup ## the judge's false alarms and power, per user and pooled (ARGS=--quick: seconds)
 	$(BIN)/python -m benchmarks.judge.run $(ARGS)
 
+bench-sessions: setup ## texts of users at session starts: fresh, stale, guarded (ARGS='--data DIR'; --quick: seconds)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.sessions.run $(ARGS)
+
 bench-drift: setup ## drift detection on planted changes, beside river's Page–Hinkley and ADWIN
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c deploy/constraints.txt -e '.[bench]'
 	$(BIN)/python -m benchmarks.drift.run $(ARGS)
@@ -109,4 +112,4 @@ clean: ## remove the environment, caches and fitted models
 
 .PHONY: help setup demo test test-quick faults fuzz kill-loop soak pressure lint audit bench-frontier bench-ingest \
 	bench-experiment bench-judge bench-drift bench-price bench-ctr bench-refresh bench-quality bench-reference \
-	bench-bounds bench-alignment bench-writing clean
+	bench-bounds bench-alignment bench-writing bench-sessions clean

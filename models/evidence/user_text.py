@@ -65,15 +65,13 @@ class ItemTexts:
         """
         if self.encoded is not None and (encoded is None or len(encoded) != len(texts)):
             raise ValueError("items are matched by sentence encodings, so every text of a user needs one")
-        return self.matches(self.vocabulary.weigh(texts), encoded)
-
-    def matches(self, words: Tensor, encoded: Encodings | None) -> Tensor:
-        """Return the same from tf-idf weights of the users' texts, (B, w) sparse, with the columns of `words`."""
-        out = torch.zeros(words.shape[0], self.words.shape[0])
-        for part in torch.arange(len(out)).split(AT_ONCE):
+        words = self.vocabulary.weigh(texts)
+        out = torch.zeros(len(texts), self.words.shape[0])
+        for part in torch.arange(len(texts)).split(AT_ONCE):
             asked = words.index_select(0, part).to_dense().T.contiguous()
             out[part] = torch.sparse.mm(self.words, asked).T
-            if self.encoded is not None and encoded is not None:
+            if self.encoded is not None:
+                assert encoded is not None  # noqa: S101 - checked above
                 meant = torch.from_numpy(np.ascontiguousarray(encoded[part.numpy()], np.float32))
                 out[part] += (meant @ self.encoded.T).clamp_(min=0.0).pow_(3)
         return out
