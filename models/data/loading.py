@@ -129,7 +129,7 @@ def _reader(row: Mapping[str, Any], account: Account, settings: EventSettings) -
     What the settings do not say is found by the columns' names.
     """
     places: dict[Any, tuple[str, ...]] = {
-        field: found for field in NAMES if field not in settings.fields and (found := _columns(row, NAMES[field]))}
+        field: found for field in NAMES if field not in settings.fields and (found := _columns(row, NAMES[field])[:1])}
     missing = [field for field in ("user_id", "item_id", "event_time") if field not in {**settings.fields, **places}]
     if not missing:
         return EventReader(replace(settings, envelope="none"), places=places)

@@ -34,6 +34,7 @@ NAMES: Mapping[str, tuple[str, ...]] = {
                    "dateadded", "reviewtime", "timestarted", "checkintime", "servertimestamp", "sourcetsms"),
     "event_type": ("eventtype", "event", "behavior", "behaviour", "behaviortype", "action", "actiontype", "type"),
     "event_id": ("eventid",)}
+_SESSIONS = ("sessionid", "session")  # stand for a user where nothing else does, not where a user is just not known
 _WIDEST = 1000  # names of an object that are looked at
 # What programs write for "no value", when they turn it into a text. Everybody without an id would become one user.
 NOTHING = frozenset({"null", "NULL", "undefined", "None", "nan", "NaN"})
@@ -61,7 +62,9 @@ def _named(names: tuple[str, ...]) -> Mapping[str, tuple[str, ...]]:
     for name in names:
         if (known := _PLACE.get(plain_name(name))) is not None:
             found.setdefault(known[1], []).append((known[0], name))
-    return {field: tuple(name for _, name in sorted(places)) for field, places in found.items()}
+    named = {field: tuple(name for _, name in sorted(places)) for field, places in found.items()}
+    users = tuple(name for name in named.get("user_id", ()) if plain_name(name) not in _SESSIONS)
+    return {**named, "user_id": users} if users else named
 
 
 def by_name(data: Mapping[str, Any], field: str) -> Any:

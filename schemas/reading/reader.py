@@ -161,8 +161,10 @@ class EventReader:
 
     def _value(self, data: Mapping[str, Any], at: Paths, field: str) -> Any:
         value = first(data, at[field])
-        # Whoever names a field's place, an envelope or the settings, means that place.
-        return by_name(data, field) if value is None and at[field] is PLAIN[field] else value
+        # Whoever names a field's place, an envelope, the settings or a producer that leaves it empty, means that place.
+        if value is None and at[field] is PLAIN[field] and not any(name in data for name in PLAIN[field]):
+            return by_name(data, field)
+        return value
 
 
 def _reason(field: str, why: str, data: Mapping[str, Any], places: tuple[str, ...]) -> str:

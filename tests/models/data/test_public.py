@@ -55,7 +55,7 @@ FILES: dict[str, tuple[dict[str, str], list[tuple[str, str, float]]]] = {
                 [("user_000001", "t2", NOON + 60)]),
     "Diginetica": ({"train-item-views.csv": "sessionId;userId;itemId;timeframe;eventdate\n1;NA;81766;5;2024-01-31\n"
                                             "2;9;31331;1031018;2024-01-31\n"},
-                   [("1", "81766", NOON - 43200), ("9", "31331", NOON - 43200)]),
+                   [("9", "31331", NOON - 43200)]),  # the other's user is not known
     "KuaiRec": ({"big_matrix.csv": "user_id,video_id,play_duration,time,date,timestamp,watch_ratio\n"
                                    f"0,3649,13838,2024-01-31 20:00:00.0,20240131,{NOON}.0,1.27\n"},
                 [("0", "3649", NOON)]),

@@ -214,6 +214,11 @@ NAMES = [
     one(b'{"user_id":"u","userid":"v","item_id":"i","ts":1706702400}', note="ours come first"),
     one(b'{"user":{"id":"x"},"uid":"u","item_id":"i","ts":1706702400,"type":["a"]}', note="never a list or an object"),
     no(b'{"user":{"id":"x"},"item_id":"i","ts":1706702400}', "user_id: missing"),
+    no(b'{"user_id":null,"session_id":"s","customer_id":"c","item_id":"i","ts":1706702400}', "user_id: null or empty",
+       "a user who is not known is not taken for a session's"),
+    no(b'{"userId":"","sessionId":"s","item_id":"i","ts":1706702400}', "user_id: missing"),
+    one(b'{"sessionId":"s","item_id":"i","ts":1706702400}', "s", note="sessions, where there are no users"),
+    one(b'{"userId":null,"visitorId":"v","item_id":"i","ts":1706702400}', "v"),
     no(b'{"userId":"u","item_id":"i","ts":1706702400}', "user_id (who): missing", settings={
         "fields": {"user_id": "who"}}, note="a mapped name is the only one"),
     one(b'{"user_id":"u","item_id":"i","timestamp":1706702400}'),

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
+from schemas.liveness import Progress
+from schemas.settings import Settings
+from workers.cli import doctor
+from workers.home.stack_info import Running, announce
 from workers.supervision.health import CounterFile
-from workers.supervision.letters import EVERY_S, Notices
+from workers.supervision.letters import EVERY_S, Notices, read_counters
 
 
 def held(letters: int, processed: int, pid: int = 1, reason: str = "not JSON") -> dict[str, CounterFile]:
@@ -39,3 +46,25 @@ def test_a_role_that_starts_again_counts_from_0_and_a_long_reason_is_cut() -> No
     (line,) = notices.lines(held(1, 1, pid=2, reason="x" * 900), 2.0)
     assert "…; `freshet" in line
     assert len(line) < 400
+
+
+def test_a_stream_of_bad_records_is_said_by_up_and_doctor(tmp_path: Path) -> None:
+    """What a role writes of itself is what both read; a former process's counters are nobody's."""
+    settings = Settings(home=tmp_path)
+    progress = Progress(tmp_path, "streams")
+    progress.clear()
+    announce(tmp_path, Running(pid=os.getpid(), started_at=0, bootstrap="h:1", qdrant_url="", roles=["streams"],
+                               command="up", pids={"streams": os.getpid(), "ranking": os.getpid()}))
+    assert list(doctor._letters(settings)) == []
+    progress.buried("unreadable", 40, "user_id: missing; the event has who")
+    progress.done(50, 0.1)
+    progress.write(0, force=True)
+    (line,) = Notices().lines(read_counters(settings), 0.0)
+    assert line == ("streams: 40 dead letters (80% of 50 records), the last: user_id: missing; the event has who; "
+                    "`freshet dead-letters` lists them")
+    (check,) = doctor._letters(settings)
+    assert check.state == "warning"
+    assert "80% of 50 records" in check.text
+    announce(tmp_path, Running(pid=os.getpid(), started_at=0, bootstrap="h:1", qdrant_url="", roles=["streams"],
+                               command="up", pids={"streams": 1}))
+    assert read_counters(settings) == {}
