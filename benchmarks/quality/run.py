@@ -155,6 +155,18 @@ def tables(folder: Path) -> dict[str, str]:
         for name in sorted({run["dataset"] for run in runs})}
 
 
+def compared(folder: Path, first: Name, second: Name) -> list[str]:
+    """Return a line per data set and protocol: the lead of one row over another on known items, strict ties."""
+    lines = []
+    for dataset, protocol in sorted({(run["dataset"], run["protocol"]) for run in saved(folder)}):
+        seeds = sorted({run["seed"] for run in saved(folder)})
+        lead = book(folder, dataset, protocol, "strict").above(first, second, seeds)
+        if lead is not None:
+            lines.append(f"{dataset}, {protocol.replace('_', '-')}: NDCG@10 {lead.mean:+.4f} [{lead.low:+.4f}, "
+                         f"{lead.high:+.4f}], {lead.seeds} seed{'s' * (lead.seeds != 1)}")
+    return lines
+
+
 def save(path: Path, runs: list[dict[str, Any]]) -> None:
     """Merge runs into a results file, atomically."""
     old = saved(path.parent)
@@ -224,12 +236,17 @@ def main(argv: list[str] | None = None) -> None:
                         "a language model, 0 = all (%(default)s)")
     parser.add_argument("--report", action="store_true",
                         help="only write tables and plots of the runs in quality.json, without training")
+    parser.add_argument("--compare", nargs=2, metavar="ROW",
+                        help="only print the lead of the first row over the second one, from stored ranks")
     args = parser.parse_args(argv)
     failed: list[str] = []
     try:
         with Stages() as stages:
             if args.quick:
                 quick(stages)
+                return
+            if args.compare:
+                print("\n".join(compared(RESULTS, *(chosen_rows(row)[0] for row in args.compare))))
                 return
             settings = load()
             choice = Choice(

@@ -69,7 +69,8 @@ def fit(
         keep: storage for trained behaviour scorers; None = no storage.
         items: what is known of the items; None = the texts of `dataset`.
     """
-    fold = Fold.of(events, len(dataset.users), len(dataset.items))
+    # Tied events in the order of the file would teach the transformer how the file was sorted.
+    fold = Fold.of(events, len(dataset.users), len(dataset.items), seed=settings.fit.seed)
     made = fit_fold(
         fold, items or ItemKnowledge(dataset.texts), settings, llm, cache, extends=True, report=report, keep=keep)
     config = {

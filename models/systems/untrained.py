@@ -17,7 +17,7 @@ from torch import Tensor
 from models.data.dataset import IntArray
 from models.data.sequences import Sequences
 from models.evidence.ease import Ease
-from models.evidence.item_knowledge import BEHAVIOUR, Parts
+from models.evidence.item_knowledge import BEHAVIOUR, ItemKnowledge, Parts
 from models.measuring.metrics import ndcg
 from models.measuring.outcomes import Outcome, Ranks
 from models.scorers.ranks import target_ranks
@@ -59,7 +59,9 @@ def closed_form(context: Context, parts: Parts, sequences: Sequences) -> Ease:
     if not parts:
         return context.once(name, lambda: Ease.fit(sequences, fold.n_items))
     # The form keeps the similarities, which take longer than the solution.
-    return context.once(f"{name}, {parts}", lambda: Ease.fit(sequences, fold.n_items, context.known(), parts))
+    # Words alone need no sentence encoder.
+    known = context.known() if parts.encoder or parts.written else ItemKnowledge(context.dataset.texts)
+    return context.once(f"{name}, {parts}", lambda: Ease.fit(sequences, fold.n_items, known, parts))
 
 
 class Evident:

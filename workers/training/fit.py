@@ -236,7 +236,7 @@ def _trained(
     keep = ScorerCache(settings.home / "cache" / "scorers")  # an interrupted fit resumes after the last trained scorer
     if system.backbone == "sasrec+text+evidence":
         return fit(dataset, past, settings, *language(), report, keep, items())
-    split = training_split(Fold.of(past, len(dataset.users), len(dataset.items)))
+    split = training_split(Fold.of(past, len(dataset.users), len(dataset.items), seed=settings.fit.seed))
     return fit_row(system, Context(dataset, split, settings, language, report, banks(settings), keep, items))
 
 

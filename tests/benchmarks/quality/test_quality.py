@@ -92,6 +92,9 @@ def test_tables_include_all_saved_runs(tmp_path):
     evidence = next(line for line in text.splitlines() if line.startswith("| `evidence`"))
     assert "| 50.0% |" in evidence  # hits lost
     assert "| -0.78" in evidence
+    lines = quality.compared(tmp_path, ("freshet", None), ("evidence", None))
+    assert lines[0].startswith("d, stream-time: NDCG@10 +0.78")
+    assert quality.compared(tmp_path, ("freshet", None), ("kar", None)) == []
     assert evidence.endswith("| .3000 ± .0000 | .3000 ± .0000 |")  # with the file's ties
 
 

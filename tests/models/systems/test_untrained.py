@@ -63,7 +63,12 @@ def test_a_walk_and_the_closed_form_find_the_second_of_a_pair(context):
     assert hits(context, "popularity", k=5)[0] < 0.35
 
 
-def test_words_find_an_item_that_nobody_had(context):
+def no_encoder():
+    raise AssertionError("a sentence encoder was opened")
+
+
+def test_words_find_an_item_that_nobody_had(data):
+    context = Context(data, stream_time(data, 0.7), SETTINGS, language, items=no_encoder)
     second, new = hits(context, "evidence", "words", k=3)
     assert second > 0.9
     assert new > 0.9
@@ -115,6 +120,8 @@ def test_transformer_and_closed_form_together_are_the_reference(data, split):
     if split is stream_time:  # with a transformer of one epoch, which knows little
         assert hits(context, "dense+evidence")[0] > 0.8
         assert hits(context, "dense")[0] < 0.5
-        words = train(SYSTEMS["dense+evidence"], "words", context)
-        assert words.rank(FRESH).reference is not None
-        assert hits(context, "dense+evidence", "words", k=5)[1] > 0.9
+        words = train(SYSTEMS["dense+evidence"], "words", context).rank(FRESH)
+        new = context.split.test.item[words.ranks.rows] == NEW
+        # No held-out event is on the new item, so the gain follows the others; words still move it up.
+        assert words.reference is not None
+        assert words.ranks.rank[new].mean() < words.reference.rank[new].mean() - 5
