@@ -11,7 +11,7 @@ from models.measuring.harm import harmed
 from models.measuring.metrics import hits_lost, ndcg
 
 EPSILONS = (0.0, 0.05, 0.1, 0.13, 0.16, 0.2, 0.25, 0.3, 0.4, 20.0)  # see `models.trust.region`; the last is no bound
-LOST = 0.5  # of the hits lost without a radius
+ENOUGH = 0.95  # of the best gain in NDCG@10
 LENGTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24)  # lower ends of buckets of the history length
 Found = dict[str, float]
 
@@ -48,19 +48,19 @@ def margins_by_user(done: ScoredEvents) -> list[FloatArray]:
 
 
 def calibrate_epsilon(
-    done: ScoredEvents, harm: float = 1.0, epsilons: tuple[float, ...] = EPSILONS, lost: float = LOST,
+    done: ScoredEvents, harm: float = 1.0, epsilons: tuple[float, ...] = EPSILONS,
 ) -> tuple[float, Found]:
-    """Return the smallest trust radius (nats) whose NDCG@10 is within 1% of the best allowed radius.
+    """Return the trust radius (nats) that loses the fewest hits among those with 95% of the best allowed gain.
 
-    A radius is allowed if it harms few enough users, with two standard errors to spare, and loses few enough of the
-    reference's hits. A user is harmed if the mean of their `gains` is below −δ; within ε = δ nobody is: the radius
-    bounds that by construction. A *hit* is an event whose item is among the reference's first ten; it is lost if the
-    item is not among the first ten that are served. The radius bounds likelihoods, not ranks, so this is counted.
+    A radius is allowed if it harms few enough users, with two standard errors to spare. A user is harmed if the mean of
+    their `gains` is below −δ; within ε = δ nobody is: the radius bounds that by construction. A *hit* is an event whose
+    item is among the reference's first ten; it is lost if the item is not among the first ten that are served. The
+    radius bounds likelihoods, not ranks, so hits lost are counted. They are no bound of their own: on Beauty even the
+    smallest radius lost 22% of the few hits, 30% without one, and doubled NDCG@10.
 
     Args:
         harm: allowed number of harmed users, as a share of those harmed by the fused scores alone
             (`ScoredEvents.unbounded`); 1 = no limit.
-        lost: allowed number of hits lost, as a share of those lost without a radius; 1 = no limit.
     """
     quality = [float(ndcg(done.ranks[:, column]).mean()) if len(done.ranks) else 0.0 for column in range(len(epsilons))]
     *shares, unbounded = _harmed(done)
@@ -69,10 +69,11 @@ def calibrate_epsilon(
     surely = [share + 2 * (share * (1 - share) / users) ** 0.5 for share in shares]
     losses = [hits_lost(ranks, done.ranks[:, 0]) for ranks in done.ranks.T]
     allowed = [column for column, share in enumerate(surely)
-               if epsilons[column] == 0 or ((harm >= 1 or share <= harm * unbounded)
-                                            and (lost >= 1 or losses[column] <= lost * losses[-1]))]
-    enough = max(quality[column] for column in allowed) * 0.99
-    chosen = next(column for column in allowed if quality[column] >= enough)
+               if harm >= 1 or share <= harm * unbounded or epsilons[column] == 0]
+    none = quality[epsilons.index(0.0)]
+    enough = none + ENOUGH * (max(quality[column] for column in allowed) - none)
+    chosen = min((column for column in allowed if quality[column] >= enough), key=lambda column: (
+        losses[column], epsilons[column]))
     found = {f"ndcg_at_10_epsilon_{epsilon:g}": value for epsilon, value in zip(epsilons, quality, strict=True)}
     found |= {f"harmed_epsilon_{epsilon:g}": value for epsilon, value in zip(epsilons, shares, strict=True)}
     found |= {f"hits_lost_epsilon_{epsilon:g}": value for epsilon, value in zip(epsilons, losses, strict=True)}

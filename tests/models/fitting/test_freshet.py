@@ -280,7 +280,7 @@ def test_calibration_on_known_figures():
     ranks[length < 6, 3] = 50  # but harmful to short histories
     gains = np.zeros((m, len(EPSILONS)))
     done = ScoredEvents(np.arange(m), length, length, rng.normal(0, 0.5, m), ranks, gains, gains[:, 0])
-    assert calibrate_epsilon(done, lost=1.0)[0] == EPSILONS[3]
+    assert calibrate_epsilon(done)[0] == EPSILONS[3]
     assert calibrate_min_history(done, EPSILONS[3])[0] == 6
 
 
@@ -298,21 +298,25 @@ def test_the_scale_fits_the_held_out_events(data):
     assert float(extend(scorer, fold, SETTINGS.fit).scale) == float(scorer.scale)
 
 
-def test_the_radius_loses_at_most_half_of_the_hits_that_are_lost_without_it():
+def test_of_radii_with_nearly_all_of_the_gain_the_one_that_loses_the_fewest_hits():
     m = 1000
     ranks = np.full((m, len(EPSILONS)), 20)
     ranks[:400, 0] = 5  # the reference's hits
     for column in range(1, len(EPSILONS)):
-        ranks[:400, column] = np.where(np.arange(400) < 40 * column, 30, 5)
-        ranks[400 : 400 + 60 * column, column] = 0
+        ranks[:400, column] = np.where(np.arange(400) < 4 * column, 30, 5)
+        ranks[400 : 400 + (60, 300)[column > 2], column] = 0
     gains = np.zeros((m, len(EPSILONS)))
     done = ScoredEvents(np.arange(m), np.arange(m), np.arange(m), gains[:, 0], ranks, gains, gains[:, 0])
     radius, found = calibrate_epsilon(done)
     assert [found[f"hits_lost_epsilon_{epsilon:g}"] for epsilon in EPSILONS] == pytest.approx(
-        [0.1 * column for column in range(len(EPSILONS))])
-    assert radius == EPSILONS[4]  # .4 of .9; the next loses .5
-    assert found["hits_lost"] == pytest.approx(0.4)
-    assert calibrate_epsilon(done, lost=1.0)[0] == EPSILONS[-1]
+        [0.01 * column for column in range(len(EPSILONS))])
+    assert radius == EPSILONS[3]  # larger radii gain as much and lose more
+    assert found["hits_lost"] == pytest.approx(0.03)
+    ranks[:400, 1:] = 30  # even the smallest radius loses every hit, and yet the gain is large
+    ranks[400:, 1:] = 0
+    assert calibrate_epsilon(done)[0] == EPSILONS[1]
+    ranks[400:, 1:] = 20  # nothing gained: the reference
+    assert calibrate_epsilon(done)[0] == 0
 
 
 def test_the_radius_is_the_best_with_few_enough_harmed_users():
