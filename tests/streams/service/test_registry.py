@@ -85,7 +85,7 @@ def test_events_wait_for_a_registry_that_is_away_and_only_bad_ones_are_buried(ro
     role.wait(lambda: progress(role)["waits_for"] == "schema registry")
     assert progress(role)["processed"] == 0
     stub.fault = None
-    role.wait(lambda: progress(role)["events"] == 5 and progress(role)["dead_letters"] == 2)
+    role.wait(lambda: progress(role).get("events") == 5 and progress(role)["dead_letters"] == 2)
     assert progress(role)["waits_for"] == ""
     role.end(signal.SIGTERM)
     letters = [orjson.loads(value) for value in role.read("dead-letters")]
@@ -109,7 +109,8 @@ def test_a_rebalance_does_not_wait_for_the_registry(role: Role, stub: RegistrySt
     other.start()
     other.wait_ready()
     stub.fault = None
-    role.wait(lambda: progress(role)["events"] + progress(other)["events"] == 5)
-    role.wait(lambda: progress(role)["dead_letters"] + progress(other)["dead_letters"] == 2)
+    # A role without a batch so far has no such counter; a batch that changes hands may bury its letters again.
+    role.wait(lambda: sum(progress(one).get("events", 0) for one in (role, other)) == 5)
+    role.wait(lambda: sum(progress(one)["dead_letters"] for one in (role, other)) >= 2)
     assert [one.end(signal.SIGTERM) for one in (role, other)] == [0, 0]
     assert set(role.states()) | set(other.states()) == USERS
