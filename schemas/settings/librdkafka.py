@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from schemas.errors import FreshetError
@@ -34,6 +35,8 @@ def client(settings: KafkaSettings) -> dict[str, Any]:
         # A broker that restarts is back within seconds; librdkafka's own back-off grows to 10 s.
         "reconnect.backoff.max.ms": 2000,
         "allow.auto.create.topics": False,
+        # Its own lines on stderr are neither JSON nor masked; these come out when the client is polled.
+        "logger": logging.getLogger("librdkafka"),
     }
     if uses_sasl(settings):
         config |= {

@@ -51,7 +51,7 @@ def test_fresh_texts_help_and_stale_ones_do_not(result):
     assert later["stale"]["gain"]["high"] < later["fresh"]["gain"]["low"]
     assert result["fresh_above_stale"]["low"] > 0
     # the region bounds what a stale text costs
-    assert later["stale"]["logp"] <= later["stale, in the region"]["logp"] + 1e-6
+    assert later["stale"]["logp"] <= later["stale, in the region"]["logp"] + 1e-3
     assert later["stale, in the region"]["logp"] >= later["none"]["logp"] - result["guard"]["epsilon"] - 1e-3
 
 
