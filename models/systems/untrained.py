@@ -24,6 +24,7 @@ from models.scorers.ranks import target_ranks
 from models.scorers.snapshots import before
 from models.scorers.untrained import Popularity, Scores, Walk, added
 from models.systems.context import Context, Trained
+from schemas.errors import DataError
 
 UNTRAINED = ("popularity", "walk", "evidence")  # kinds of backbone
 JUDGED = 4000  # held-out events that choose
@@ -53,7 +54,11 @@ def train_untrained(kind: str, control: str | None, context: Context) -> Trained
 
 
 def closed_form(context: Context, parts: Parts, sequences: Sequences) -> Ease:
-    """Return the closed form with these parts on a training part, solved once."""
+    """Return the closed form with these parts on a training part, solved once.
+
+    Raises:
+        DataError: a part needs knowledge of items that is not there.
+    """
     fold = context.split.fold
     name = "extended closed form" if sequences is fold.sequences else "closed form"
     if not parts:
@@ -61,6 +66,11 @@ def closed_form(context: Context, parts: Parts, sequences: Sequences) -> Ease:
     # The form keeps the similarities, which take longer than the solution.
     # Words alone need no sentence encoder.
     known = context.known() if parts.encoder or parts.written else ItemKnowledge(context.dataset.texts)
+    if parts.written and not known.has("written"):
+        raise DataError("nothing is written of these items; `freshet describe --items` or a file knowledge/items.jsonl "
+                        "beside the data says what they are")
+    if parts.encoder and not known.has("encoder"):
+        raise DataError("there is no sentence encoder: FRESHET_ITEMS_ENCODER is 'none'")
     return context.once(f"{name}, {parts}", lambda: Ease.fit(sequences, fold.n_items, known, parts))
 
 

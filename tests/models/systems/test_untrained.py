@@ -87,6 +87,14 @@ def test_every_part_is_a_row(data):
     assert set(PARTS) == {None, *SYSTEMS["evidence"].controls()}
 
 
+@pytest.mark.parametrize(("control", "says"), [("written", "freshet describe"), ("encoder", "FRESHET_ITEMS_ENCODER")])
+def test_a_part_of_which_nothing_is_known_is_said(data, control, says):
+    nothing = Context(data, stream_time(data, 0.7), SETTINGS, language, items=lambda: ItemKnowledge(data.texts))
+    for name in ("evidence", "dense+evidence"):
+        with pytest.raises(FreshetError, match=says):
+            train(SYSTEMS[name], control, nothing)
+
+
 def test_untrained_rows_take_every_protocol_and_say_what_they_chose(data):
     context = Context(data, leave_one_out(data), SETTINGS, language)
     for name in ("popularity", "walk", "evidence"):
