@@ -58,7 +58,7 @@ def settings(tmp_path: Path) -> Settings:
     settings = settings_in(tmp_path / "home")
     publish(settings, "m1")
     # With these thresholds a few dozen events lead to every reason, and the budget refuses some requests.
-    refresh = RefreshSettings(drift_threshold=1.5, alpha=0.6, cooldown=1, calls_per_1000=200)
+    refresh = RefreshSettings(drift_threshold=1.5, alpha=0.8, cooldown=1, calls_per_1000=200)
     return replace(settings, refresh=refresh, kafka=KafkaSettings(partitions=1))  # one partition: one price
 
 

@@ -209,7 +209,9 @@ def test_one_events_trace_goes_through_streams_and_ranking_to_the_recommendation
 def test_logs_are_json_lines(stack: Watched) -> None:
     for role in ROLES:
         lines = (stack.home / "run" / f"{role}.log").read_text().splitlines()
-        parsed = [orjson.loads(line) for line in lines if not line.startswith("---")]
+        lines = [line for line in lines if not line.startswith("---")]
+        assert not [line for line in lines if not line.startswith("{")]
+        parsed = [orjson.loads(line) for line in lines]
         assert parsed
         assert all(line["role"] == role and line["level"] and line["message"] for line in parsed)
 
