@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Sequence
 from typing import TypeVar
 
 import msgspec
@@ -15,10 +16,11 @@ from schemas.events import describe
 from schemas.messages import MESSAGE_VERSION, DeadLetter, Message
 
 M = TypeVar("M", bound=BaseModel)
-# A letter must fit into 900 kB, the streams role's largest batch (brokers take 1 MiB by default). Base64 makes 867 kB
+# A letter must fit into 900 kB, the streams role's largest batch (brokers take 1 MiB by default). Base64 makes 853 kB
 # of the value and 13 kB of the key; a reason of control characters takes 12 kB, since JSON spells each with six.
-VALUE_KEPT = 650_000  # bytes
+VALUE_KEPT = 640_000  # bytes
 _KEY_KEPT = 10_000  # bytes
+_HEADERS_KEPT = 16_000  # bytes of JSON
 _REASON_KEPT = 2_000  # characters
 
 
@@ -70,8 +72,9 @@ def packed_layout(data: bytes) -> int:
 def dead_letter(
     topic: str, partition: int, offset: int, reason: str, *,
     value: bytes | None, key: bytes | None, role: str, failed_at: float, kept: int = VALUE_KEPT,
+    headers: Sequence[tuple[str, bytes | None]] = (),
 ) -> DeadLetter:
-    """Return the dead letter of one record; `value` and `key` are its bytes as they came.
+    """Return the dead letter of one record; `value`, `key` and `headers` are as they came.
 
     What would make the letter larger than a broker takes is cut, and the reason says so.
 
@@ -83,8 +86,17 @@ def dead_letter(
         reason = f"{reason} (first {kept} of {len(value)} bytes kept)"
     if key is not None and len(key) > _KEY_KEPT:
         reason = f"{reason} (first {_KEY_KEPT} of {len(key)} bytes of the key kept)"
+    carried: list[tuple[str, str | None]] = []
+    size = 0
+    for name, data in headers:
+        header = name.encode(errors="replace").decode(), None if data is None else base64.b64encode(data).decode()
+        size += len(orjson.dumps(header)) + 1
+        if size > _HEADERS_KEPT:
+            reason = f"{reason} (first {len(carried)} of {len(headers)} headers kept)"
+            break
+        carried.append(header)
     return DeadLetter(
         topic=topic, partition=partition, offset=offset, reason=reason, role=role, failed_at=failed_at,
         value=base64.b64encode((value or b"")[:kept]).decode(),
-        key=None if key is None else base64.b64encode(key[:_KEY_KEPT]).decode(),
+        key=None if key is None else base64.b64encode(key[:_KEY_KEPT]).decode(), headers=carried,
     )

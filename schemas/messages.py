@@ -203,5 +203,7 @@ class DeadLetter(Message):
     reason: str
     value: str = Field(description="the record's bytes, base64")
     key: str | None = Field(default=None, description="the record's key, base64")
+    headers: list[tuple[str, str | None]] = Field(
+        default_factory=list, description="the record's headers in their order: name, value in base64")
     role: str
     failed_at: float

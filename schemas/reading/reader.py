@@ -161,7 +161,7 @@ class EventReader:
 
     def _value(self, data: Mapping[str, Any], at: Paths, field: str) -> Any:
         value = first(data, at[field])
-        # Whoever names a field's place, an envelope, the settings or a producer that leaves it empty, means that place.
+        # An envelope, the settings or a producer that names a field and leaves it empty means that place.
         if value is None and at[field] is PLAIN[field] and not any(name in data for name in PLAIN[field]):
             return by_name(data, field)
         return value

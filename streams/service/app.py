@@ -115,7 +115,7 @@ def build(settings: Settings, planner: Planner, cluster: Cluster | None = None) 
             message = event.message
             async with crash_on_error(app, message):
                 if not await the_stage().learn(message.topic, event.value, lambda: app.rebalancing or app.should_stop):
-                    message.ack(app.consumer)  # not settled: whoever has the partition next gets it again
+                    message.ack(app.consumer)  # not settled: the next owner of the partition gets it again
                     continue
                 delivery = the_stage().prepare(message.topic, message.partition, event.value)
                 if message.partition in earlier:

@@ -46,6 +46,7 @@ class Unsent:
     key: bytes | None
     value: bytes | None
     offset: int = -1
+    headers: tuple[()] = ()
 
 
 class FaustOutbox:
@@ -167,12 +168,12 @@ class FaustOutbox:
             check: as in `send`.
 
         Raises:
-            FreshetError: the broker does not even take a letter of some 40 kB.
+            FreshetError: the broker does not even take a letter of some 60 kB.
         """
         pairs: list[Pair] = []
         for record, _, reason in records:
             letter = dead_letter(record.topic, record.partition, record.offset, reason, value=record.value,
-                                 key=record.key, role="streams", failed_at=now, kept=kept)
+                                 key=record.key, role="streams", failed_at=now, kept=kept, headers=record.headers)
             pairs.append((record.topic.encode(), encode(letter), []))
         refused: list[Pair] | None = None if kept <= SHORT_LETTER else []
         await self.send(DEAD_LETTERS.name, 0, pairs, refused, check)

@@ -34,21 +34,26 @@ def test_a_margin_must_be_finite():
 
 def test_a_dead_letter_keeps_the_original_bytes_exactly():
     poison = bytes(range(256))
-    letter = dead_letter("t", 2, 41, "bad", value=poison, key=None, role="streams", failed_at=1.0)
+    headers = [("ce_id", b"7"), ("ce_id", poison), ("none", None)]
+    letter = dead_letter("t", 2, 41, "bad", value=poison, key=None, role="streams", failed_at=1.0, headers=headers)
     back = decode(DeadLetter, encode(letter))
     assert (back.topic, back.partition, back.offset, back.reason, back.key) == ("t", 2, 41, "bad", None)
     assert base64.b64decode(back.value) == poison
+    assert [(name, data if data is None else base64.b64decode(data)) for name, data in back.headers] == headers
 
 
-@pytest.mark.parametrize("size", [0, 650_000, 650_001, 3_000_000])
+@pytest.mark.parametrize("size", [0, 640_000, 640_001, 3_000_000])
 def test_a_dead_letter_fits_into_a_batch_and_says_what_was_cut(size):
     value, key = b"v" * size, b"k" * (size // 60)
-    letter = dead_letter("t" * 249, 2, 41, "\x01\udc80" * size, value=value, key=key, role="streams", failed_at=1.0)
+    headers = [("\x01\udc80", b"h")] * (size // 100) + [("x" * size, b"y" * size)] * (size > 0)
+    letter = dead_letter("t" * 249, 2, 41, "\x01\udc80" * size, value=value, key=key, role="streams", failed_at=1.0,
+                         headers=headers)
     assert len(encode(letter)) < 900_000
     kept, kept_key = base64.b64decode(letter.value), base64.b64decode(letter.key)
-    assert (kept, kept_key) == (value[:650_000], key[:10_000])
-    assert (f"first 650000 of {size} bytes kept" in letter.reason) == (kept != value)
+    assert (kept, kept_key) == (value[:640_000], key[:10_000])
+    assert (f"first 640000 of {size} bytes kept" in letter.reason) == (kept != value)
     assert ("of the key kept" in letter.reason) == (kept_key != key)
+    assert (f"of {len(headers)} headers kept" in letter.reason) == (len(letter.headers) != len(headers))
 
 
 def test_topics_that_update_user_states_are_co_partitioned():

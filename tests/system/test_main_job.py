@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import orjson
 import pytest
+from confluent_kafka import Producer
 
 from schemas.artifacts import Registry
 from schemas.settings import load
@@ -199,14 +200,16 @@ def partitions_of(home: Path) -> set[str]:
 
 
 def send_other_names(stack: Stack) -> str:
-    """Send an event with other names; return its topic/partition/offset once it is a dead letter."""
-    stack.produce([b'{"who": "v1", "what": "x", "ts": 1706702400}'])
+    """Send an event with other names and a header; return its topic/partition/offset once it is a dead letter."""
+    producer = Producer({"bootstrap.servers": stack.kafka.bootstrap})
+    producer.produce("behaviour-events", b'{"who": "v1", "what": "x", "ts": 1706702400}', headers=[("tracker", b"t")])
+    assert producer.flush(30) == 0
+    stack.until(lambda: bool(letters_of_other_names(stack)))
+    return "{topic}/{partition}/{offset}".format(**letters_of_other_names(stack)[0])
 
-    def letters() -> list[dict]:
-        return [letter for letter in stack.records("dead-letters") if "the event has who" in letter["reason"]]
 
-    stack.until(lambda: bool(letters()))
-    return "{topic}/{partition}/{offset}".format(**letters()[0])
+def letters_of_other_names(stack: Stack) -> list[dict]:
+    return [letter for letter in stack.records("dead-letters") if "the event has who" in letter["reason"]]
 
 
 def test_commands_beside_a_running_service(stack: Stack):
@@ -232,6 +235,8 @@ def test_commands_beside_a_running_service(stack: Stack):
     assert '{"who": "v1"' in one.stdout, one.stderr
     again = stack.run("dead-letters", "--reason", "event has who", "--replay")
     assert "1 records were sent" in again.stdout, again.stderr
+    stack.until(lambda: len(letters_of_other_names(stack)) == 2)  # it is as strange as before, and has all it had
+    assert [letter["headers"] for letter in letters_of_other_names(stack)] == [[["tracker", "dA=="]]] * 2
     assert "of this user's records" in " ".join(stack.run("user", "v1").stdout.split())
     listed = stack.run("topics")
     assert listed.returncode == 0, listed.stderr
@@ -245,5 +250,5 @@ def test_commands_beside_a_running_service(stack: Stack):
     assert "dead letters, the last: user_id: missing; the event has who" in health.stdout
     stack.until(lambda: "dead letter" in stack.log.read_text())
     said = " ".join(stack.log.read_text().split())
-    assert "streams: 1 dead letter (" in said
+    assert "streams: 1 dead letter (" in said or "streams: 2 dead letters (" in said
     assert "the event has who" in said

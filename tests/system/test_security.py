@@ -204,7 +204,7 @@ MISTAKES = tuple(refusals(Doors("", dict.fromkeys(DOORS, "127.0.0.1:1"), Certifi
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_whoever_is_refused_is_told_why_in_one_line_by_both_clients(doors: Doors, mistake: str) -> None:
+def test_a_refused_client_is_told_why_in_one_line_by_both_clients(doors: Doors, mistake: str) -> None:
     kafka, says = refusals(doors)[mistake]
     for connect in (lambda: check_reachable(kafka, 3.0), lambda: asyncio.run(check_brokers(kafka))):
         with pytest.raises(FreshetError) as caught:

@@ -14,7 +14,7 @@ from schemas.errors import FreshetError, PoisonError
 from schemas.messages import DeadLetter
 from schemas.settings import KafkaSettings, load
 from schemas.topics import DEAD_LETTERS, TOPICS
-from workers.measurement.dead_letters import LetterKind, by_kind, key_of, replayable, value_of
+from workers.measurement.dead_letters import LetterKind, by_kind, headers_of, key_of, replayable, value_of
 from workers.terminal.durations import ago
 
 _SHOWN = 2000  # characters of a record
@@ -105,6 +105,9 @@ def _show(console: Console, letters: list[DeadLetter], place: str) -> None:
     console.print(f"reason: {_plain(letter.reason, 2 * _SHOWN)}", markup=False)
     named = "none" if key is None else _plain(key.decode("utf-8", "backslashreplace"), 300)
     console.print(f"key: {named}", markup=False)
+    for name, data in headers_of(letter):
+        console.print(f"header {_plain(name, 300)}: {_plain((data or b'').decode('utf-8', 'backslashreplace'), 300)}",
+                      markup=False)
     console.print(f"value, {len(value):,} bytes:", markup=False)
     console.print(_plain(value.decode("utf-8", "backslashreplace"), _SHOWN), markup=False)
 
@@ -127,7 +130,8 @@ def _send(kafka: KafkaSettings, letters: list[DeadLetter]) -> int:
     for letter in letters:
         while True:
             try:
-                client.produce(letter.topic, value_of(letter), key_of(letter), on_delivery=done)
+                client.produce(letter.topic, value_of(letter), key_of(letter), headers=headers_of(letter),
+                               on_delivery=done)
                 break
             except BufferError:
                 client.poll(0.5)

@@ -77,7 +77,7 @@ class Outbox:
         """Note a record for the dead letters; `flush` writes them."""
         self._note(dead_letter(
             source.topic(), source.partition(), source.offset(), reason, value=source.value(), key=source.key(),
-            role=self._role, failed_at=time.time()))
+            role=self._role, failed_at=time.time(), headers=source.headers() or ()))
 
     def _note(self, letter: DeadLetter) -> None:
         self._buried.append(_Pending(DEAD_LETTERS.name, letter.topic.encode(), encode(letter), []))
@@ -91,7 +91,7 @@ class Outbox:
         buried, self._buried = self._buried, []
         refused = self._deliver(buried)
         if self._deliver([letter._replace(value=_cut(letter.value)) for letter in refused]):
-            raise FreshetError(f"{self._role}: the broker does not take a dead letter of some 40 kB; set "
+            raise FreshetError(f"{self._role}: the broker does not take a dead letter of some 60 kB; set "
                                f"max.message.bytes of {DEAD_LETTERS.name} to 1048588 (Kafka's default) or more")
 
     def close(self) -> None:

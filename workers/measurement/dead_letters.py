@@ -12,7 +12,7 @@ from schemas.messages import DeadLetter
 
 # What differs between letters of one kind: numbers, quoted values, lists of names after "has".
 _VARIABLE = re.compile(r"\d+(\.\d+)?|'[^']*'|\"[^\"]*\"|(?<=the event has )[^;]*")
-_CUT = re.compile(r"\(first \d+ of \d+ bytes( of the key)? kept\)")
+_CUT = re.compile(r"\(first \d+ of \d+ (bytes( of the key)?|headers) kept\)|\(cut to what the broker takes\)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +62,11 @@ def value_of(letter: DeadLetter) -> bytes:
 def key_of(letter: DeadLetter) -> bytes | None:
     """Return the record's key."""
     return None if letter.key is None else _decoded(letter.key)
+
+
+def headers_of(letter: DeadLetter) -> list[tuple[str, bytes | None]]:
+    """Return the record's headers."""
+    return [(name, None if data is None else _decoded(data)) for name, data in letter.headers]
 
 
 def replayable(letters: Sequence[DeadLetter], topics: Iterable[str]) -> tuple[list[DeadLetter], dict[str, int]]:

@@ -106,7 +106,7 @@ def test_a_state_that_is_too_large_is_an_error_that_says_what_to_set() -> None:
 
 
 def record(offset: int, value: bytes) -> Any:
-    return SimpleNamespace(topic="behaviour-events", partition=1, offset=offset, value=value, key=b"k")
+    return SimpleNamespace(topic="behaviour-events", partition=1, offset=offset, value=value, key=b"k", headers=())
 
 
 def test_letters_go_out_in_whole_batches_and_every_one_is_progress() -> None:

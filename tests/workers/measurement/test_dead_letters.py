@@ -4,7 +4,7 @@ import base64
 
 from schemas.codec import dead_letter
 from schemas.messages import DeadLetter
-from workers.measurement.dead_letters import by_kind, key_of, of_user, replayable, value_of
+from workers.measurement.dead_letters import by_kind, headers_of, key_of, of_user, replayable, value_of
 
 
 def letter(reason: str, value: bytes = b"{}", offset: int = 1, at: float = 1.0, topic: str = "behaviour-events",
@@ -40,6 +40,16 @@ def test_what_can_be_sent_again() -> None:
     assert (value_of(whole), key_of(whole)) == (b"abc", b"k")
     assert sum(bad.values()) == 4
     assert len(bad) == 4
+    many = dead_letter("behaviour-events", 2, 5, "bad", value=b"abc", key=None, role="streams", failed_at=1.0,
+                       headers=[("name", b"x" * 9000)] * 3)
+    refused = letter("bad (cut to what the broker takes)", b"abc", offset=6)
+    assert replayable([many, refused], ["behaviour-events"])[0] == []
+
+
+def test_a_letter_has_the_headers_of_its_record() -> None:
+    headers = [("ce_type", b"view"), ("ce_type", b"\xff"), ("empty", None)]
+    made = dead_letter("t", 0, 1, "bad", value=b"", key=None, role="streams", failed_at=1.0, headers=headers)
+    assert headers_of(made) == headers
 
 
 def test_a_letter_that_freshet_did_not_write_is_shown_as_it_is() -> None:
