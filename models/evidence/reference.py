@@ -2,8 +2,8 @@
 
 A transformer reads the history as a sequence, the closed form as a set; they err in different places. Scores are
 τ (s + g z), with the transformer's s and the closed form's evidence z. Amazon Beauty's later events on known items,
-NDCG@10: .0200 and .0209 alone, .0236 together (`make bench-quality`, one seed). This is what users are served when there
-is nothing else, and what all knowledge is measured against.
+NDCG@10: .0200 and .0209 alone, .0236 together (`make bench-quality`, one seed). Users are served this when there is
+nothing else, and all knowledge is measured against it.
 """
 
 from __future__ import annotations
