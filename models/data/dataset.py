@@ -52,6 +52,7 @@ class Dataset:
         accounts: what became of the rows of each file.
         warnings: what is probably not meant, a line each.
         written: what a language model wrote of the items, as the folder has it; None = nothing.
+        titles: cleaned catalogue title of each item, "" for items without one; [] = not known.
     """
 
     events: Events
@@ -64,6 +65,7 @@ class Dataset:
     accounts: tuple[Account, ...] = ()
     warnings: tuple[str, ...] = field(default=())
     written: WrittenItems | None = None
+    titles: list[str] = field(default_factory=list)
 
 
 def split(dataset: Dataset, fraction: float) -> tuple[Events, Events]:

@@ -16,7 +16,7 @@ from models.data.account import Account
 from models.data.dataset import Dataset, Events
 from models.data.layouts import ITEM_NAMES, Layout, Table, parts_of, recognise
 from models.data.tables import Row, read_table
-from models.data.texts import item_text
+from models.data.texts import item_text, item_title
 from models.data.written import PLACE, read_written
 from schemas.errors import DataError, PoisonError
 from schemas.reading.fields import NAMES, identifier, lookup, plain_name
@@ -46,7 +46,7 @@ def load_dataset(path: Path, settings: EventSettings | None = None, now: float |
     """
     settings = settings or EventSettings()
     layout = recognise(path)
-    catalogue, accounts = _catalogue(layout, settings)
+    catalogue, titles, accounts = _catalogue(layout, settings)
     account = Account(layout.events.path.name)
     item_rows = {item: row for row, item in enumerate(catalogue)}
     user_rows: dict[str, int] = {}
@@ -78,7 +78,7 @@ def load_dataset(path: Path, settings: EventSettings | None = None, now: float |
         list(user_rows), list(item_rows), list(type_rows), texts, skipped,
         _hash([table.path for table in (layout.events, layout.items) if table is not None], settings),
         (*accounts, account), tuple(_warnings(layout, catalogue, ints[:, 1], list(item_rows), without_text)),
-        read_written(path / PLACE, list(item_rows), texts))
+        read_written(path / PLACE, list(item_rows), texts), [titles.get(item, "") for item in item_rows])
 
 
 def read_events(
@@ -171,13 +171,16 @@ def _tidy(value: Any) -> Any:
     return None if isinstance(value, float) and value != value else value  # noqa: PLR0124 - NaN
 
 
-def _catalogue(layout: Layout, settings: EventSettings) -> tuple[dict[str, str], tuple[Account, ...]]:
-    """Return the text of each item of the catalogue, in its order; {} for a data set without one."""
+def _catalogue(
+    layout: Layout, settings: EventSettings,
+) -> tuple[dict[str, str], dict[str, str], tuple[Account, ...]]:
+    """Return text and title of each item of the catalogue, in its order; {} for a data set without one."""
     table = layout.items
     if table is None:
-        return {}, ()
+        return {}, {}, ()
     account = Account(table.path.name)
     out: dict[str, str] = {}
+    titles: dict[str, str] = {}
     id_at = ""
     for number, row in _rows(table, account, settings, table.columns):
         id_at = _column(row, ITEM_NAMES["item_id"]) or id_at
@@ -190,12 +193,13 @@ def _catalogue(layout: Layout, settings: EventSettings) -> tuple[dict[str, str],
         if key in out:
             account.skip("the item_id is there already", number, _shown(row))
             continue
+        titles[key] = item_title(row.get(_column(row, ITEM_NAMES["title"]) or ""))
         out[key] = _text(row, table, layout.flags)
         account.used += 1
     if not out:
         raise DataError(f"{table.path} has no usable item; each line is an object with item_id, title and attributes. "
                         + " ".join(account.lines()))
-    return out, (account,)
+    return out, titles, (account,)
 
 
 def _text(row: Mapping[str, Any], table: Table, flags: Sequence[str]) -> str:

@@ -27,9 +27,14 @@ def clean(text: str, limit: int = MAX_TEXT) -> str:
     return text if len(text) <= limit else text[:limit].rsplit(" ", 1)[0]
 
 
+def item_title(title: Any) -> str:
+    """Return the title of an item, cleaned."""
+    return clean(_flat(title), MAX_TITLE)
+
+
 def item_text(title: Any, attributes: Any) -> str:
     """Return the text of an item: its title, then its attributes (a list or a dict), cleaned."""
-    head = clean(_flat(title), MAX_TITLE)
+    head = item_title(title)
     if isinstance(attributes, dict):
         parts = [f"{key}: {_flat(value)}" for key, value in attributes.items() if _flat(value)]
     elif isinstance(attributes, list):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -220,13 +221,15 @@ def test_commands_beside_a_running_service(stack: Stack):
     shown = stack.run("user", "n1")
     assert shown.returncode == 0, shown.stderr
     assert "12" in shown.stdout
+    assert re.search(r" 1 .*The \w+ \w+ i\d+ \[i\d+\]", shown.stdout), shown.stdout
     nobody = stack.run("user", "nobody")
     assert nobody.returncode == 1
     assert "nobody" in nobody.stdout + nobody.stderr
     assert "Traceback" not in nobody.stderr
-    tail = stack.run("tail", "recommendations", "--from-beginning", "-n", "1")
+    tail = stack.run("tail", "recommendations", "--from-beginning", "-n", "1", "--titles")
     assert tail.returncode == 0, tail.stderr
     assert "user_id" in tail.stdout
+    assert '"title":"The ' in tail.stdout
     place = send_other_names(stack)
     letters = stack.run("dead-letters")
     assert letters.returncode == 0, letters.stderr

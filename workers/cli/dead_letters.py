@@ -14,6 +14,7 @@ from schemas.errors import FreshetError, PoisonError
 from schemas.messages import DeadLetter
 from schemas.settings import KafkaSettings, load
 from schemas.topics import DEAD_LETTERS, TOPICS
+from workers.home.titles import Titles, read_titles
 from workers.measurement.dead_letters import LetterKind, by_kind, headers_of, key_of, replayable, value_of
 from workers.terminal.durations import ago
 
@@ -50,7 +51,7 @@ def dead_letters(
              if (not topic or letter.topic == topic) and reason.lower() in letter.reason.lower()]
     console = Console(highlight=False)
     if show:
-        _show(console, found, show)
+        _show(console, found, show, read_titles(settings.home))
         return
     if not found:
         console.print("There are no dead letters" + (" like that." if topic or reason else "."))
@@ -88,13 +89,13 @@ def _list(console: Console, kinds: Sequence[LetterKind]) -> None:
     now = time.time()
     for kind in kinds:
         example = f"{kind.topic}/{kind.newest[0]}/{kind.newest[1]}"
-        console.print(f"{kind.count:,} of {kind.topic}, the last {ago(now, kind.last)}: {_plain(kind.reason, 300)}",
+        console.print(f"{kind.count:,} of {kind.topic}, the last {ago(now, kind.last)}: {plain(kind.reason, 300)}",
                       markup=False, soft_wrap=True)
         console.print(f"    --show {example}", markup=False, soft_wrap=True)
     console.print("--show shows a record with its bytes, --replay sends records again.", markup=False)
 
 
-def _show(console: Console, letters: list[DeadLetter], place: str) -> None:
+def _show(console: Console, letters: list[DeadLetter], place: str, titles: Titles) -> None:
     parts = place.rsplit("/", 2)
     wanted = [letter for letter in letters if [letter.topic, str(letter.partition), str(letter.offset)] == parts]
     if not wanted:
@@ -102,14 +103,16 @@ def _show(console: Console, letters: list[DeadLetter], place: str) -> None:
     letter = wanted[-1]
     value, key = value_of(letter), key_of(letter)
     console.print(f"{place}, {ago(time.time(), letter.failed_at)}, in {letter.role}")
-    console.print(f"reason: {_plain(letter.reason, 2 * _SHOWN)}", markup=False)
-    named = "none" if key is None else _plain(key.decode("utf-8", "backslashreplace"), 300)
-    console.print(f"key: {named}", markup=False)
+    console.print(f"reason: {plain(letter.reason, 2 * _SHOWN)}", markup=False)
+    who = "none" if key is None else plain(key.decode("utf-8", "backslashreplace"), 300)
+    console.print(f"key: {who}", markup=False)
     for name, data in headers_of(letter):
-        console.print(f"header {_plain(name, 300)}: {_plain((data or b'').decode('utf-8', 'backslashreplace'), 300)}",
+        console.print(f"header {plain(name, 300)}: {plain((data or b'').decode('utf-8', 'backslashreplace'), 300)}",
                       markup=False)
+    if named := titles.within(value):
+        console.print(f"items in it: {plain(named, 300)}", markup=False)
     console.print(f"value, {len(value):,} bytes:", markup=False)
-    console.print(_plain(value.decode("utf-8", "backslashreplace"), _SHOWN), markup=False)
+    console.print(plain(value.decode("utf-8", "backslashreplace"), _SHOWN), markup=False)
 
 
 def _send(kafka: KafkaSettings, letters: list[DeadLetter]) -> int:
@@ -143,7 +146,7 @@ def _send(kafka: KafkaSettings, letters: list[DeadLetter]) -> int:
     return sent
 
 
-def _plain(text: str, limit: int) -> str:
+def plain(text: str, limit: int) -> str:
     """Return text that a terminal does not obey, at most `limit` characters."""
     shown = "".join(letter if letter.isprintable() or letter == "\n" else letter.encode("unicode_escape").decode()
                     for letter in text[:limit])

@@ -15,6 +15,7 @@ from rich.table import Table
 from schemas.errors import FreshetError
 from schemas.settings import load
 from schemas.topics import TOPICS
+from workers.home.titles import Titles, read_titles
 
 
 def produce(
@@ -63,12 +64,14 @@ def tail(
     topic: Annotated[str, typer.Argument(help="A topic; `freshet topics` lists them.")],
     from_beginning: Annotated[bool, typer.Option(help="Start with the oldest record instead of new ones.")] = False,
     n: Annotated[int, typer.Option("-n", help="Stop after this many records. 0 = never.")] = 0,
+    titles: Annotated[bool, typer.Option(
+        "--titles", help="Add the titles of items, as the model in use knows them, beside their ids.")] = False,
 ) -> None:
     """Print new records of a topic as JSON lines, until Ctrl-C.
 
     Examples:
 
-    `freshet tail recommendations`
+    `freshet tail recommendations --titles`
 
     `freshet tail dead-letters --from-beginning -n 10`
     """
@@ -78,20 +81,22 @@ def tail(
     if topic not in TOPICS:
         raise FreshetError(f"unknown topic {topic!r}; topics are {', '.join(TOPICS)}")
     settings = connected(load())
+    known = read_titles(settings.home) if titles else None
     shown = 0
     with TopicReader(settings.kafka, [topic], from_beginning=from_beginning) as reader:
         while not n or shown < n:
             for message in reader.poll(0.5):
-                sys.stdout.write(_line(message.value()) + "\n")
+                sys.stdout.write(_line(message.value(), known) + "\n")
                 shown += 1
                 if n and shown >= n:
                     break
             sys.stdout.flush()
 
 
-def _line(value: bytes | None) -> str:
+def _line(value: bytes | None, titles: Titles | None = None) -> str:
     try:
-        return orjson.dumps(orjson.loads(value or b"")).decode()
+        record = orjson.loads(value or b"")
+        return orjson.dumps(record if titles is None else titles.beside(record)).decode()
     except orjson.JSONDecodeError:
         return repr(value)
 

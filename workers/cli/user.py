@@ -8,13 +8,15 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
 
 from schemas.codec import decode
 from schemas.errors import PoisonError
 from schemas.messages import KnowledgeRequest, KnowledgeUpdate, RankingRequest, Recommendation
 from schemas.settings import Settings, load
 from schemas.topics import KNOWLEDGE_REQUESTS, KNOWLEDGE_UPDATES, RANKING_REQUESTS, RECOMMENDATIONS, TOPICS
-from workers.cli.dead_letters import read
+from workers.cli.dead_letters import plain, read
+from workers.home.titles import Titles, read_titles
 from workers.measurement.dead_letters import of_user
 from workers.terminal.durations import ago
 
@@ -43,16 +45,17 @@ def user(
         except PoisonError:
             continue
     now = time.time()
+    titles = read_titles(settings.home)
     console = Console(highlight=False)
-    console.print(f"[bold]user {user_id}[/bold]")
-    _state(console, found.get(RANKING_REQUESTS.name), now)  # type: ignore[arg-type]
+    console.print(f"[bold]user {_shown(user_id)}[/bold]")
+    _state(console, found.get(RANKING_REQUESTS.name), titles, now)  # type: ignore[arg-type]
     _knowledge(console, settings, user_id, found.get(KNOWLEDGE_REQUESTS.name),  # type: ignore[arg-type]
                found.get(KNOWLEDGE_UPDATES.name), now)  # type: ignore[arg-type]
-    _recommendation(console, found.get(RECOMMENDATIONS.name), now)  # type: ignore[arg-type]
+    _recommendation(console, found.get(RECOMMENDATIONS.name), titles, now)  # type: ignore[arg-type]
     letters = of_user(read(settings.kafka, 10_000), user_id)
     if letters:
         console.print(f"[yellow]dead letters: {len(letters):,} of this user's records could not be used, the last one "
-                      f"{ago(now, letters[-1].failed_at)}:[/yellow] {escape(letters[-1].reason)}")
+                      f"{ago(now, letters[-1].failed_at)}:[/yellow] {_shown(letters[-1].reason)}")
     if not found:
         if not letters:
             console.print("Nothing is known about this user. Either no event arrived since the broker started, only "
@@ -60,14 +63,13 @@ def user(
         raise typer.Exit(1)
 
 
-def _state(console: Console, state: RankingRequest | None, now: float) -> None:
+def _state(console: Console, state: RankingRequest | None, titles: Titles, now: float) -> None:
     if state is None:
         return
-    history = ", ".join(state.history[-8:])
     console.print(
         f"state: {state.count:,} events, {len(state.history)} kept, {len(state.seen)} older items excluded from "
         f"recommendations, trust {state.trust:.2f}, updated {ago(now, state.requested_at)}\n"
-        f"  newest items: {history}")
+        f"  newest items, the last one first: {_shown(titles.names(reversed(state.history[-8:])))}")
 
 
 def _knowledge(console: Console, settings: Settings, user_id: str, request: KnowledgeRequest | None,
@@ -102,7 +104,7 @@ def _stored(settings: Settings, user_id: str, now: float) -> str:
     return f"version {point.version}, {vectors} vectors of {width}, {ago(now, point.generated_at)}"
 
 
-def _recommendation(console: Console, last: Recommendation | None, now: float) -> None:
+def _recommendation(console: Console, last: Recommendation | None, titles: Titles, now: float) -> None:
     if last is None:
         return
     used = f"knowledge version {last.knowledge_version}, {last.knowledge_behind} events behind, μ {last.lagrange:.3g}" \
@@ -110,8 +112,27 @@ def _recommendation(console: Console, last: Recommendation | None, now: float) -
         f"{'behaviour and item knowledge' if last.source == 'items' else 'behaviour only'} ({last.fallback})"
     console.print(
         f"last recommendation: {ago(now, last.ranked_at)}, because of a new {last.reason}, includes "
-        f"{last.count:,} events; {used}; KL {last.kl:.3g} nats within a trust radius of {last.epsilon:.3g}\n"
-        f"  items: {', '.join(item.item_id for item in last.items)}\n"
-        f"  behaviour alone: {', '.join(last.reference)}")
+        f"{last.count:,} events; {used}; KL {last.kl:.3g} nats within a trust radius of {last.epsilon:.3g}")
+    console.print(lists(last, titles))
     for item, text in last.written.items():
-        console.print(f"  {escape(item)}: {escape(text)}")
+        console.print(f"  {_shown(titles.name(item))}: {_shown(text)}")
+
+
+def lists(last: Recommendation, titles: Titles) -> Table:
+    """Return the list that was shown beside the one of behaviour alone; what knowledge brought in is marked with +."""
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for column in ("", "shown", "behaviour alone"):
+        table.add_column(column)
+    shown = [item.item_id for item in last.items]
+    for place in range(max(len(shown), len(last.reference))):
+        mine, other = (names[place] if place < len(names) else None for names in (shown, last.reference))
+        table.add_row(
+            f"{place + 1:>4}",
+            "" if mine is None else f"{' ' if mine in last.reference else '+'} {_shown(titles.name(mine))}",
+            "" if other is None else _shown(titles.name(other)))
+    return table
+
+
+def _shown(text: str) -> str:
+    """Return text of others, such as ids, that neither rich nor a terminal obeys."""
+    return escape(plain(text, 2000))

@@ -1,4 +1,4 @@
-"""The home folder: its lock, and where its running stack is.
+"""The home folder: its lock, where its running stack is, the titles of its items.
 
 Artifacts and deployments are in `schemas/`.
 

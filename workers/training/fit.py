@@ -34,6 +34,7 @@ from streams.decisions.planner import Planner
 from streams.profile.catalogue import ItemVectors
 from streams.profile.fold import Event
 from workers.home.lock import run_folder
+from workers.home.titles import write_titles
 from workers.terminal.stages import Stages, TrainingStages
 from workers.training.code_hash import files_of, hash_of
 from workers.training.item_knowledge import item_knowledge, knowledge_key
@@ -192,6 +193,7 @@ def _publish(
     registry = Registry(settings.home)
     with registry.publish(version) as folder:
         fitted.save(folder, dataset.items, dataset.texts)
+        write_titles(folder, dataset.titles)
         for items in known:
             save_items(folder, items.written, items.encoded, settings.items.encoder_name)
         with stages.stage("refresh thresholds", THRESHOLDS_STALL_S):

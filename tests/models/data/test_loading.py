@@ -31,6 +31,7 @@ def test_events_are_sorted_by_time(tmp_path):
     assert data.events.time.tolist() == [10, 20, 30]
     assert (data.types, data.skipped) == (["interaction"], {})
     assert data.texts == ["Heat. Crime, 1995", "Up"]
+    assert data.titles == ["Heat", "Up"]
 
 
 def test_equal_times_keep_the_order_of_the_file(tmp_path):
@@ -55,7 +56,7 @@ def test_bad_rows_are_skipped_and_counted(tmp_path):
     assert data.events.time.tolist() == [1, 9]
     assert [data.types[kind] for kind in data.events.type] == ["view", "buy"]
     assert data.items == ["a", "b", "unheard"]
-    assert data.texts[2] == ""
+    assert (data.texts[2], data.titles[2]) == ("", "")
     assert [(account.read, account.used) for account in data.accounts] == [(6, 2), (9, 2)]
 
 
