@@ -60,6 +60,10 @@ audit: setup ## known vulnerabilities of the pinned dependencies (asks pypi.org)
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c deploy/constraints.txt -e '.[audit]'
 	$(BIN)/pip-audit --strict --no-deps --disable-pip -r deploy/constraints.txt
 
+docs: setup ## the documentation site, build/site/index.html; a broken link is an error
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c deploy/constraints.txt -e '.[docs]'
+	$(BIN)/python docs/site.py
+
 ##@ Benchmarks
 
 bench-frontier: setup ## gain against LLM calls of every refresh policy (ARGS=--quick: a made-up world)
@@ -110,6 +114,6 @@ bench-writing: setup ## speed and likelihood of texts the LLM writes, in 8 bits 
 clean: ## remove the environment, caches and fitted models
 	rm -rf .venv .freshet runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help setup demo test test-quick faults fuzz kill-loop soak pressure lint audit bench-frontier bench-ingest \
+.PHONY: help setup demo test test-quick faults fuzz kill-loop soak pressure lint audit docs bench-frontier bench-ingest \
 	bench-experiment bench-judge bench-drift bench-price bench-ctr bench-refresh bench-quality bench-reference \
 	bench-bounds bench-alignment bench-writing bench-sessions clean
