@@ -20,6 +20,7 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 
 from schemas.errors import SettingsError
 from schemas.events import describe
+from schemas.settings.console import ConsoleSettings
 from schemas.settings.sections import (
     STRICT,
     AlignmentSettings,
@@ -46,8 +47,9 @@ from schemas.settings.sections import (
 )
 
 __all__ = [
-    "AlignmentSettings", "Envelope", "EventField", "EventSettings", "Evidence", "ExperimentSettings", "FitSettings",
-    "HealthSettings", "ItemSettings", "KafkaSettings", "LlmSettings", "LogSettings", "MetricsSettings",
+    "AlignmentSettings", "ConsoleSettings", "Envelope", "EventField", "EventSettings", "Evidence",
+    "ExperimentSettings", "FitSettings", "HealthSettings",
+    "ItemSettings", "KafkaSettings", "LlmSettings", "LogSettings", "MetricsSettings",
     "QdrantSettings", "RankingSettings", "RefreshSettings", "SettingRow", "Settings", "StateSettings",
     "TracingSettings", "WatchdogSettings", "WriterSettings", "load", "rows", "to_environ",
 ]
@@ -79,6 +81,7 @@ class Settings:
     health: HealthSettings = field(default_factory=HealthSettings)
     metrics: MetricsSettings = field(default_factory=MetricsSettings)
     tracing: TracingSettings = field(default_factory=TracingSettings)
+    console: ConsoleSettings = field(default_factory=ConsoleSettings)
 
 
 @dataclass(frozen=True, slots=True)

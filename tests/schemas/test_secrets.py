@@ -7,6 +7,7 @@ from pydantic import ValidationError
 
 from schemas.errors import SettingsError
 from schemas.settings import (
+    ConsoleSettings,
     KafkaSettings,
     QdrantSettings,
     RegistrySettings,
@@ -44,13 +45,15 @@ def test_secrets_come_from_files_without_the_newline_at_the_end(toml, tmp_path, 
     settings = load({row.file_variable: str(path) for row in SECRETS})
     assert settings == Settings(kafka=KafkaSettings(sasl_password=secret, ssl_key_password=secret),
                                 registry=RegistrySettings(password=secret), qdrant=QdrantSettings(api_key=secret),
-                                writer=WriterSettings(api_key=secret))
+                                writer=WriterSettings(api_key=secret),
+                                console=ConsoleSettings(api_keys=secret, token=secret))
 
 
 def test_the_secrets_are_these():
     assert [row.file_variable for row in SECRETS] == [
         "FRESHET_KAFKA_SASL_PASSWORD_FILE", "FRESHET_KAFKA_SSL_KEY_PASSWORD_FILE", "FRESHET_REGISTRY_PASSWORD_FILE",
-        "FRESHET_QDRANT_API_KEY_FILE", "FRESHET_WRITER_API_KEY_FILE"]
+        "FRESHET_QDRANT_API_KEY_FILE", "FRESHET_WRITER_API_KEY_FILE",
+        "FRESHET_CONSOLE_API_KEYS_FILE", "FRESHET_CONSOLE_TOKEN_FILE"]
 
 
 @pytest.mark.parametrize("row", SECRETS, ids=lambda row: row.variable)
