@@ -95,7 +95,7 @@ def test_the_image_has_what_the_package_names_before_it_is_installed():
 
 def test_the_map_has_every_room_in_the_order_of_the_borders():
     rooms: dict[str, list[str]] = {}
-    for line in GUIDE.split("```")[1].strip().splitlines():
+    for line in GUIDE.split("```")[1].removeprefix("text").strip().splitlines():
         if line[0] != " ":
             package = line.split("/")[0]
         else:

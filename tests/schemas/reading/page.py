@@ -25,13 +25,7 @@ function (`schemas/reading`), so an id or a time means the same wherever it come
   hours and minutes read as seconds lie there (`FRESHET_EVENTS_EARLIEST=1970-01-01` for times that do not count from 1970).
 - **Names**: `user_id`, `item_id`, `event_time` (or `timestamp`, `ts`, `time`), and, if you like, `event_type`, `event_id`,
   in any spelling (`userId`, `User-ID`); where they are absent, the names of public data sets (`visitorid`, `asin`,
-  `unixReviewTime`, …, `schemas/reading/fields.py` lists them). Others are mapped by `FRESHET_EVENTS_FIELDS=user_id=visitorid,item_id=product.id` or, in `freshet.toml`:
-
-  ```toml
-  [events.fields]
-  user_id = "visitorid"
-  item_id = "product.id"
-  ```
+  `unixReviewTime`, …, `schemas/reading/fields.py` lists them). Others are mapped by `FRESHET_EVENTS_FIELDS=user_id=visitorid,item_id=product.id`.
 - **Envelopes** are recognised: trackers (Segment, RudderStack, Snowplow, Google Analytics 4, Amplitude, Mixpanel, PostHog,
   mParticle, Matomo), connectors (Kafka Connect, Debezium, Maxwell, Canal, Airbyte, Logstash, EventBridge, SNS) and
   CloudEvents. `FRESHET_EVENTS_ENVELOPE` names one, or `none`.
@@ -39,8 +33,17 @@ function (`schemas/reading`), so an id or a time means the same wherever it come
   would make one user of everybody without one. In files `NA`, `N/A` and `\\N` are no value, too.
 - **A record** is one JSON object, an array of them, or an object a line, with or without a byte order mark or Confluent's framing.
 - **Avro, Protobuf and JSON** that a schema registry's serializers wrote are read with `FRESHET_REGISTRY_URL`
-  ([operations](operations.md#schema-registry)). Avro's timestamps, decimals and UUIDs and Protobuf's `Timestamp` are
+  ([connect](connect.md#schema-registry)). Avro's timestamps, decimals and UUIDs and Protobuf's `Timestamp` are
   times and ids like any others. A Protobuf id of 0 that is not `optional` was not set, so it is missing.
+
+In `freshet.toml` other names are a table:
+
+<!-- test: settings -->
+```toml
+[events.fields]
+user_id = "visitorid"
+item_id = "product.id"
+```
 
 ## Files
 
@@ -57,7 +60,7 @@ function (`schemas/reading`), so an id or a time means the same wherever it come
 
 After reading there is an account of each file:
 
-```
+```text
 events.csv: 240 rows read, 239 used
   1 skipped: a quote is not closed (first in line 42: u5,i16,1700815160,"great buy)
 ```
