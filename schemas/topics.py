@@ -8,6 +8,7 @@ from typing import Literal
 
 from pydantic import BaseModel
 
+from schemas.catalogue.item import CatalogueItem
 from schemas.events import BehaviourEvent
 from schemas.messages import (
     AlignmentSample,
@@ -31,6 +32,7 @@ class Topic:
         partitions: None = the `kafka.partitions` setting. All topics that update user states have the same number, so
             that one process gets all records of a user.
         retention_ms: -1 = unlimited.
+        tombstones_ms: how long a compacted topic keeps tombstones; None = the broker's setting, one day by default.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Topic:
     readers: str
     purpose: str
     partitions: int | None = None
+    tombstones_ms: int | None = None
 
     def config(self, min_insync: int = 1) -> dict[str, str]:
         """Return the broker-side settings of the topic.
@@ -52,8 +55,9 @@ class Topic:
         Args:
             min_insync: replicas that must have a record before the broker confirms it.
         """
+        kept = {} if self.tombstones_ms is None else {"delete.retention.ms": str(self.tombstones_ms)}
         return {"cleanup.policy": self.cleanup, "retention.ms": str(self.retention_ms),
-                "message.timestamp.type": "LogAppendTime", "min.insync.replicas": str(min_insync)}
+                "message.timestamp.type": "LogAppendTime", "min.insync.replicas": str(min_insync)} | kept
 
 
 BEHAVIOUR_EVENTS = Topic(
@@ -89,6 +93,12 @@ MODEL_UPDATES = Topic(
     "alignment, guard, operators", "knowledge, ranking, alignment, guard", "A model version came into use.",
     partitions=1,
 )
+# Its tombstones stay: an item of the fitted model that a shop removed would come back with the next start.
+CATALOGUE = Topic(
+    "catalogue", CatalogueItem, "item_id", "compact", -1,
+    "producers", "knowledge, ranking", "Items that are new, changed or not available; a tombstone removes an item.",
+    partitions=1, tombstones_ms=100 * 365 * DAY_MS,
+)
 DEAD_LETTERS = Topic(
     "dead-letters", DeadLetter, "topic", "delete", 30 * DAY_MS,
     "all roles", "operators", "Unusable records, with the reason and the original bytes.", partitions=1,
@@ -101,7 +111,7 @@ TOPICS: dict[str, Topic] = {
     topic.name: topic
     for topic in (
         BEHAVIOUR_EVENTS, RANKING_REQUESTS, JUDGEMENTS, KNOWLEDGE_REQUESTS, KNOWLEDGE_UPDATES,
-        RECOMMENDATIONS, ALIGNMENT_SAMPLES, MODEL_UPDATES, DEAD_LETTERS,
+        RECOMMENDATIONS, ALIGNMENT_SAMPLES, MODEL_UPDATES, CATALOGUE, DEAD_LETTERS,
     )
 }
 
@@ -163,6 +173,9 @@ def shortcomings(topic: Topic, found: Mapping[str, str], min_insync: int = 1) ->
     if policies != set(topic.cleanup.split(",")):
         harm["cleanup.policy"] = "the newest record of a key may be deleted" if "compact" in topic.cleanup else \
             "records that are not read yet may be dropped for newer ones of their key"
+    if topic.tombstones_ms is not None and int(
+            found.get("delete.retention.ms", topic.tombstones_ms)) < topic.tombstones_ms:
+        harm["delete.retention.ms"] = "what was removed comes back once its tombstone is dropped"
     if int(found.get("min.insync.replicas", min_insync)) < min_insync:
         harm["min.insync.replicas"] = "a confirmed record may be on one broker only, and lost with it"
     return {name: (wanted[name], why) for name, why in harm.items()}

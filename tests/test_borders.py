@@ -28,8 +28,8 @@ ORDER = {
     "streams": ("service", "calibration", "decisions", "registry", "profile", "detection"),
     "workers": (
         "cli", "demo", "console", "console.pages", "views", "replay", "training", "writing", "measurement",
-        "supervision", "roles.alignment", "roles.knowledge", "roles.ranking", "roles", "runtime", "store.embedded",
-        "store.banks", "store", "data", "kafka", "home", "terminal"),
+        "supervision", "roles.alignment", "roles.knowledge", "roles.ranking", "roles", "runtime", "catalogue",
+        "store.embedded", "store.banks", "store", "data", "kafka", "home", "terminal"),
 }
 ROOMY = 13  # files of a room, about a dozen, its __init__ not counted
 NOWHERE = {"pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}

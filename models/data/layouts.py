@@ -17,6 +17,7 @@ ITEM_NAMES: Mapping[str, tuple[str, ...]] = {
     "attributes": ("attributes", "genres", "genre", "class", "categories", "category", "categorycode", "brand",
                    "store", "maincategory", "producttypename", "colourgroupname", "city"),
 }
+OWN = "events and items"  # name of our own layout
 _TABLES = (".csv", ".tsv", ".jsonl", ".json", ".ndjson", ".parquet", ".txt", ".dat", ".inter", ".item")
 _PACKED = (".gz", ".zst", ".bz2", ".xz")
 # Files of public data sets without a header, and files of events with the one of their items. "*" = any part of a name.
@@ -108,7 +109,7 @@ def recognise(path: Path, depth: int = 0) -> Layout:
     if items is None and events.name.startswith("events"):
         raise DataError(f"items.jsonl is missing in {path}; each of its lines is a JSON object with item_id, title and "
                         f"attributes. The folder holds {_listing(path)}")
-    return Layout("events and items", Table(events), None if items is None else Table(items))
+    return Layout(OWN, Table(events), None if items is None else Table(items))
 
 
 def _known(folder: Path) -> Layout | None:
@@ -201,7 +202,7 @@ def _beside(path: Path) -> Layout:
     if path.name.startswith("events"):
         items_file = _named(path.parent, ("items", "catalogue", "catalog"))
         if items_file is not None:
-            return Layout("events and items", Table(path), Table(items_file))
+            return Layout(OWN, Table(path), Table(items_file))
     return Layout("a file of events", Table(path), None)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from models.data.account import Account
 from models.data.dataset import Dataset, Events
-from models.data.layouts import ITEM_NAMES, Layout, Table, parts_of, recognise
+from models.data.layouts import ITEM_NAMES, OWN, Layout, Table, parts_of, recognise
 from models.data.tables import Row, read_table
 from models.data.texts import item_text, item_title
 from models.data.written import PLACE, read_written
@@ -194,7 +194,8 @@ def _catalogue(
             account.skip("the item_id is there already", number, _shown(row))
             continue
         titles[key] = item_title(row.get(_column(row, ITEM_NAMES["title"]) or ""))
-        out[key] = _text(row, table, layout.flags)
+        more = row.get("text") if layout.name == OWN else ""
+        out[key] = item_text(*described(row, table.lists, layout.flags), more if isinstance(more, str) else "")
         account.used += 1
     if not out:
         raise DataError(f"{table.path} has no usable item; each line is an object with item_id, title and attributes. "
@@ -202,7 +203,12 @@ def _catalogue(
     return out, titles, (account,)
 
 
-def _text(row: Mapping[str, Any], table: Table, flags: Sequence[str]) -> str:
+def described(row: Mapping[str, Any], lists: str = "", flags: Sequence[str] = ()) -> tuple[Any, Any]:
+    """Return the title and the attributes in a row of a catalogue, whatever their columns are called.
+
+    Args:
+        lists, flags: as in `models.data.layouts`.
+    """
     title = row.get(_column(row, ITEM_NAMES["title"]) or "")
     attributes: Any = [name for name in flags if str(row.get(name)) == "1" and name != "unknown"]
     if not flags:
@@ -211,11 +217,17 @@ def _text(row: Mapping[str, Any], table: Table, flags: Sequence[str]) -> str:
             found = [row["attributes"]]
         # One field is taken as it is written (a list, or names with values); several become one list.
         attributes = found[0] if len(found) == 1 else [part for value in found for part in _parts(value)]
-        if table.lists and isinstance(attributes, str):
-            attributes = [part.strip() for part in attributes.split(table.lists)]
-        elif table.lists and isinstance(attributes, list):
-            attributes = [part.strip() for value in attributes for part in str(value).split(table.lists)]
-    return item_text(title, attributes)
+        if lists and isinstance(attributes, str):
+            attributes = [part.strip() for part in attributes.split(lists)]
+        elif lists and isinstance(attributes, list):
+            attributes = [part.strip() for value in attributes for part in str(value).split(lists)]
+    return title, attributes
+
+
+def named_item(row: Mapping[str, Any]) -> Any:
+    """Return what stands in a row's column for the item's id, None if it has no such column."""
+    name = _column(row, ITEM_NAMES["item_id"])
+    return _tidy(lookup(row, name)) if name else None
 
 
 def _parts(value: Any) -> Iterable[Any]:

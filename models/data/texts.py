@@ -32,8 +32,8 @@ def item_title(title: Any) -> str:
     return clean(_flat(title), MAX_TITLE)
 
 
-def item_text(title: Any, attributes: Any) -> str:
-    """Return the text of an item: its title, then its attributes (a list or a dict), cleaned."""
+def item_text(title: Any, attributes: Any, more: str = "") -> str:
+    """Return the text of an item: its title, then its attributes (a list or a dict), then further text, cleaned."""
     head = item_title(title)
     if isinstance(attributes, dict):
         parts = [f"{key}: {_flat(value)}" for key, value in attributes.items() if _flat(value)]
@@ -41,7 +41,7 @@ def item_text(title: Any, attributes: Any) -> str:
         parts = [_flat(value) for value in attributes if _flat(value)]
     else:
         parts = [_flat(attributes)] if attributes else []
-    return clean(". ".join(part for part in (head, ", ".join(parts)) if part))
+    return clean(". ".join(part for part in (head, ", ".join(parts), more[: 4 * MAX_TEXT]) if part))
 
 
 def _flat(value: Any) -> str:

@@ -61,11 +61,15 @@ class GenerativeRanking:
         if histories:
             tokens, lengths = pad(histories, self.max_len)
             hidden = self.model(tokens)[torch.arange(len(histories)), lengths]
-            items, found = self.model.beam(
-                hidden, seen_items(batch.histories, batch.seen), min(self.n_items, max(BEAMS, batch.top)))
+            items, found = self.model.beam(hidden, self._excluded(batch), min(self.n_items, max(BEAMS, batch.top)))
             row, place = torch.nonzero(items >= 0, as_tuple=True)
             logp[row, items[row, place]] = found[row, place]
         return RankResult(logp, logp.clone(), margins)
+
+    def _excluded(self, batch: RankBatch) -> tuple[Tensor, Tensor]:
+        """Return the pairs (row of the batch, item row) of the items that may not be recommended."""
+        withheld = [] if batch.withheld is None else torch.nonzero(batch.withheld).flatten().tolist()
+        return seen_items(batch.histories, [[*items, *withheld] for items in batch.seen])
 
     def save(self, folder: Path, items: Sequence[str], texts: Sequence[str]) -> None:
         """Write the model's files (without the artifact's card and calibration) into `folder`.

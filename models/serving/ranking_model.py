@@ -83,6 +83,8 @@ class RankingModel:
             fused[others] = self.fused(tokens[others], self._side, at[others])
         seen = torch.zeros(len(histories), self.n_items, dtype=torch.bool)
         seen[seen_items(batch.histories, batch.seen)] = True
+        if batch.withheld is not None:
+            seen |= batch.withheld
         by_transformer = self.reference.scores(hidden[:, 0], self._reference_side)
         by_behaviour = self.behaviour.weigh(by_transformer, _read(tokens, at[:, 0]))
         ref_logp = by_behaviour.masked_fill_(seen, -torch.inf).log_softmax(-1)

@@ -45,6 +45,7 @@ class RankBatch:
         top: number of items to show per user, for models that do not score the whole catalogue.
         current_evidence: for users with knowledge, recompute the evidence from `histories` instead of using the stored
             evidence.
+        withheld: (n,) bool, items that are in no user's list; None = there are none. In histories they speak.
     """
 
     histories: Sequence[Sequence[int]]
@@ -53,6 +54,7 @@ class RankBatch:
     judged: Sequence[Sequence[tuple[int, int]]] = field(default_factory=list)
     top: int = 10
     current_evidence: bool = False
+    withheld: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +62,8 @@ class RankResult:
     """Scores for ranking, and margins of judged events.
 
     Args:
-        ref_logp: (B, n) float32 log-probabilities of the next item by behaviour alone; −inf = seen or, for a generative
-            model, outside the beams.
+        ref_logp: (B, n) float32 log-probabilities of the next item by behaviour alone; −inf = seen, withheld or,
+            for a generative model, outside the beams.
         fused_logp: (B, n) the same with knowledge; of users without vectors, with item knowledge if the model has
             it, else equal to `ref_logp`.
         margins: B lists with log p_fused − log p_ref (nats, whole catalogue) for each judged event. None = the item is

@@ -15,6 +15,7 @@ from aiokafka import ConsumerRecord
 from fastavro import parse_schema, schemaless_writer
 from pydantic import BaseModel
 
+from schemas.catalogue.item import CatalogueItem
 from schemas.codec import dead_letter, decode, encode
 from schemas.errors import FreshetError
 from schemas.messages import (
@@ -251,6 +252,8 @@ OTHERS = {
     AlignmentSample: AlignmentSample(
         user_id="u", history=["i1"], item_id="i2", margin=-1.0, log_wealth=3.0, knowledge_version=1, model_version="m1",
         event_time=1.0),
+    CatalogueItem: CatalogueItem(
+        item_id="i1", title="a", attributes=["b"], text="c", available=False, labels=["d"], price=1.5),
     ModelUpdate: ModelUpdate(model_version="m1+a", adapter="adapters/a", withdrawn=["m0"], published_at=1.0),
     Recommendation: Recommendation(
         user_id="u", items=[ScoredItem(item_id="i1", score=-1.0)], reference=["i1"], source="fused", reason="event",

@@ -20,6 +20,7 @@ from pydantic import BaseModel
 
 from schemas.artifacts import write_card
 from schemas.calibration import Recalibration
+from schemas.catalogue.item import CatalogueItem
 from schemas.codec import dead_letter, encode
 from schemas.deployments import RECORD, Attempt, Deployments
 from schemas.events import BehaviourEvent
@@ -102,6 +103,9 @@ def messages(sent: dict[str, BaseModel]) -> dict[str, BaseModel]:
     return sent | {
         "behaviour-events": BehaviourEvent(user_id="u", item_id="i1", event_time=30.0, event_type="view"),
         "recommendations": recommendation, "dead-letters": letter,
+        "catalogue": CatalogueItem(
+            item_id="i1", title="a thing", attributes=["kind"], text="more of it", available=False, labels=["new"],
+            price=9.5),
         "model-updates": ModelUpdate(
             model_version="m1+a", adapter="adapters/a", withdrawn=["m1+b"], published_at=2e9)}
 

@@ -7,7 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.settings import load
-from schemas.topics import BEHAVIOUR_EVENTS, CHANGELOG, KEYED_BY_USER, KNOWLEDGE_UPDATES, misfits, shortcomings, to_grow
+from schemas.topics import (
+    BEHAVIOUR_EVENTS,
+    CATALOGUE,
+    CHANGELOG,
+    KEYED_BY_USER,
+    KNOWLEDGE_UPDATES,
+    misfits,
+    shortcomings,
+    to_grow,
+)
 
 
 @given(st.dictionaries(st.sampled_from([*KEYED_BY_USER, "dead-letters"]), st.integers(1, 8)), st.integers(1, 8))
@@ -43,6 +52,8 @@ def test_where_a_producer_came_first_there_is_one_cure():
      {"message.timestamp.type": "LogAppendTime", "min.insync.replicas": "2"}),
     (BEHAVIOUR_EVENTS, {"cleanup.policy": "compact"}, 1, {"cleanup.policy": "delete"}),
     (KNOWLEDGE_UPDATES, {"cleanup.policy": "delete"}, 1, {"cleanup.policy": "compact"}),
+    (CATALOGUE, CATALOGUE.config(), 1, {}),
+    (CATALOGUE, {"delete.retention.ms": "86400000"}, 1, {"delete.retention.ms": "3153600000000"}),
 ])
 def test_shortcomings(topic, found, min_insync, wanted):
     assert {name: value for name, (value, _) in shortcomings(topic, found, min_insync).items()} == wanted

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import orjson
 import typer
@@ -13,9 +13,12 @@ from rich.console import Console
 from rich.table import Table
 
 from schemas.errors import FreshetError
-from schemas.settings import load
-from schemas.topics import TOPICS
+from schemas.settings import Settings, load
+from schemas.topics import BEHAVIOUR_EVENTS, CATALOGUE, TOPICS, Topic
 from workers.home.titles import Titles, read_titles
+
+if TYPE_CHECKING:
+    from models.data.account import Account
 
 
 def produce(
@@ -25,8 +28,11 @@ def produce(
         help="Send the events as history: they update the users' states, but cause no recommendations.")] = False,
     speed: Annotated[float, typer.Option(
         help="Speed-up: seconds of event time per second. 0 = as fast as possible.")] = 0.0,
+    catalogue: Annotated[bool, typer.Option(
+        "--catalogue", help="The file has items of the catalogue: item_id, title, attributes, text, available, labels, "
+                            "price. With removed: true an item leaves it.")] = False,
 ) -> None:
-    """Send behaviour events from a file to the running stack.
+    """Send behaviour events, or with --catalogue items, from a file to the running stack.
 
     Every event needs a user, an item and a time. Columns are found by their names (`user_id`, `userId`, `visitorid`,
     …); `FRESHET_EVENTS_FIELDS=user_id=NAME` maps others. docs/events.md says what is read. Lines that are not valid
@@ -36,6 +42,8 @@ def produce(
 
     `freshet produce events.csv --backfill`
 
+    `freshet produce items.jsonl --catalogue`
+
     `echo '{"user_id": "7", "item_id": "50", "event_time": 893286638}' | freshet produce -`
     """
     from models.data.account import Account
@@ -44,6 +52,9 @@ def produce(
 
     settings = connected(load())
     account = Account("standard input" if file == "-" else Path(file).name)
+    if catalogue:
+        _produce_items(file, account, settings)
+        return
     producer = EventProducer(settings.kafka, backfill=backfill, stall_s=settings.watchdog.stall_s)
     pacer = Pacer(speed, time.monotonic())
     try:
@@ -53,11 +64,29 @@ def produce(
             producer.send(event)
     finally:
         producer.flush()
-    typer.echo(f"produced {producer.delivered:,} events to behaviour-events")
+    _report(producer.delivered, account, "events", BEHAVIOUR_EVENTS)
+
+
+def _produce_items(file: str, account: Account, settings: Settings) -> None:
+    from schemas.codec import encode
+    from workers.data.catalogue import read_items
+    from workers.data.produce import EventProducer
+
+    producer = EventProducer(settings.kafka, stall_s=settings.watchdog.stall_s)
+    try:
+        for name, item in read_items(file, account, settings.events, sys.stdin.buffer):
+            producer.record(CATALOGUE, name, None if item is None else encode(item))
+    finally:
+        producer.flush()
+    _report(producer.delivered, account, "items", CATALOGUE)
+
+
+def _report(delivered: int, account: Account, what: str, topic: Topic) -> None:
+    typer.echo(f"produced {delivered:,} {what} to {topic.name}")
     for line in account.lines()[1:]:
         typer.echo(line, err=True)
     if account.left_out:
-        raise FreshetError(f"{account.left_out:,} of {account.read:,} rows are not valid events and were not sent")
+        raise FreshetError(f"{account.left_out:,} of {account.read:,} rows are not valid {what} and were not sent")
 
 
 def tail(

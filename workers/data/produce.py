@@ -19,7 +19,7 @@ from schemas.events import BehaviourEvent
 from schemas.liveness import Stall
 from schemas.reading.fields import NAMES, plain_name
 from schemas.settings import EventSettings, KafkaSettings
-from schemas.topics import BEHAVIOUR_EVENTS
+from schemas.topics import BEHAVIOUR_EVENTS, Topic
 from workers.kafka.configuration import producer
 
 _READ = {name for names in NAMES.values() for name in names} | set(map(plain_name, BehaviourEvent.model_fields))
@@ -53,7 +53,7 @@ def read_file(
 
 
 class EventProducer:
-    """Sends events, keyed by user, at least once.
+    """Sends events keyed by user, or other records by `record`, at least once.
 
     Args:
         settings: the broker.
@@ -70,10 +70,14 @@ class EventProducer:
         self.delivered = 0
 
     def send(self, event: BehaviourEvent, on_delivery: Delivered | None = None) -> None:
-        """Queue one event. Waits if the client's own queue is full.
+        """Queue one event, as `record`."""
+        self.record(BEHAVIOUR_EVENTS, event.user_id, encode(event), on_delivery)
+
+    def record(self, topic: Topic, key: str, value: bytes | None, on_delivery: Delivered | None = None) -> None:
+        """Queue one record; None = a tombstone. Waits if the client's own queue is full.
 
         Raises:
-            FreshetError: an earlier event could not be delivered.
+            FreshetError: an earlier record could not be delivered.
             StalledError: the queue stays full.
         """
         self._raise_failed()
@@ -90,8 +94,7 @@ class EventProducer:
         while True:
             try:
                 self._producer.produce(
-                    BEHAVIOUR_EVENTS.name, key=event.user_id.encode(), value=encode(event), headers=self._headers,
-                    on_delivery=_done)
+                    topic.name, key=key.encode(), value=value, headers=self._headers, on_delivery=_done)
                 break
             except BufferError:
                 if stall.reached(time.monotonic(), self.delivered, True):
@@ -109,18 +112,18 @@ class EventProducer:
 
         Raises:
             StalledError: nothing was delivered for `stall_s`.
-            FreshetError: an event could not be delivered.
+            FreshetError: a record could not be delivered.
         """
         stall = Stall(self._stall_s)
         while left := self._producer.flush(1.0):
             if stall.reached(time.monotonic(), left, True):
                 raise StalledError(
-                    f"producing: {left} events are waiting and none was delivered for {self._stall_s:.0f} s")
+                    f"producing: {left} records are waiting and none was delivered for {self._stall_s:.0f} s")
         self._raise_failed()
 
     def _raise_failed(self) -> None:
         if self._error is not None:
-            raise FreshetError(f"an event could not be delivered: {self._error.str()}")
+            raise FreshetError(f"a record could not be delivered: {self._error.str()}")
 
 
 class Pacer:

@@ -37,6 +37,12 @@ class TopicReader:
                 raise FreshetError(f"there is no topic {topic} at {settings.bootstrap}; `freshet topics --create`")
         assignment = [TopicPartition(topic, number, start) for (topic, number), start in starts.items()]
         self._consumer.assign(assignment)
+        self._open = set(starts)
+
+    @property
+    def ended(self) -> bool:
+        """Whether every partition was read to what was its end at that moment."""
+        return not self._open
 
     def __enter__(self) -> TopicReader:
         return self
@@ -58,6 +64,8 @@ class TopicReader:
                 out.append(message)
             elif error.fatal():
                 raise FreshetError(f"reading {message.topic()}: {error.str()}")
+            elif _at_end(message):
+                self._open.discard((message.topic(), message.partition()))
         return out
 
     def close(self) -> None:

@@ -44,6 +44,15 @@ def written_texts(artifact: Artifact) -> list[str]:
     return _texts(artifact, WRITTEN) if WRITTEN in artifact.card.files else []
 
 
+def item_texts(artifact: Artifact) -> list[str]:
+    """Return the catalogue's texts of the items of a version, in row order; [] for a version without them.
+
+    Raises:
+        ArtifactError: the file is not a list of texts.
+    """
+    return _texts(artifact, TEXTS) if TEXTS in artifact.card.files else []
+
+
 class ItemPoints(Sequence[ItemPoint]):
     """The points of a version's items with an encoding, made as they are read.
 

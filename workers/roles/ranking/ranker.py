@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
+
 from models.serving.bake import Ranking, load_ranking
 from schemas.artifacts import Artifact, Registry
 from schemas.deployments import adapter_folder, base_of
 from schemas.errors import ArtifactError
 from schemas.messages import ModelUpdate
 from schemas.settings import Settings
-from workers.store.item_files import written_texts
+from workers.catalogue.view import Catalogue, Entry
+from workers.store.item_files import item_texts, written_texts
 
 
 class Ranker:
-    """A model version loaded for ranking.
+    """A model version loaded for ranking, and the catalogue.
 
     Attributes:
         model: computes scores.
-        items: item ids in row order.
+        catalogue: the items in row order, the model's own first.
+        withheld: (items,) bool, items that may be in no list; None = there are none.
         epsilon: the calibrated trust radius at full trust, nats.
         has_knowledge: whether the model uses knowledge of users.
         written: what a language model wrote of the items, in row order; [] = nothing.
@@ -24,11 +30,11 @@ class Ranker:
 
     def __init__(
         self, model: Ranking, items: list[str], model_version: str, epsilon: float, registry: Registry | None = None,
-        *, has_knowledge: bool = True, written: list[str] | None = None,
+        *, has_knowledge: bool = True, written: list[str] | None = None, texts: Sequence[str] = (),
     ) -> None:
         self._registry = registry
         self._withdrawn: frozenset[str] = frozenset()
-        self._put(model, items, model_version, epsilon, has_knowledge, written or [])
+        self._put(model, Catalogue(items, texts), model_version, epsilon, has_knowledge, written or [])
 
     @classmethod
     def load(cls, settings: Settings) -> Ranker:
@@ -41,16 +47,32 @@ class Ranker:
         artifact = registry.open()
         calibration = artifact.calibration()
         return cls(load_ranking(artifact), artifact.items(), artifact.model_version, calibration.epsilon, registry,
-                   has_knowledge=calibration.knowledge, written=written_texts(artifact))
+                   has_knowledge=calibration.knowledge, written=written_texts(artifact), texts=item_texts(artifact))
 
     @property
     def dim(self) -> int:
         """Width of the knowledge vectors that the model reads."""
         return self.model.dim
 
+    @property
+    def items(self) -> list[str]:
+        """Item ids in row order."""
+        return self.catalogue.items
+
     def row(self, item: str) -> int:
         """Return an item's row, or −1 for an unknown item."""
-        return self._rows.get(item, -1)
+        row = self.catalogue.rows.get(item, -1)
+        return row if row < self.model.n_items else -1
+
+    def take(self, entries: Sequence[Entry]) -> None:
+        """Take what came on the topic `catalogue`: lists made from now on follow it."""
+        if entries:
+            self.catalogue.apply(entries)
+            self._withhold()
+
+    def _withhold(self) -> None:
+        mask = ~self.catalogue.available[: self.model.n_items]
+        self.withheld = torch.from_numpy(mask) if mask.any() else None
 
     def compatible(self, model_version: str) -> bool:
         """Return whether knowledge of that version is used: made by this model or an adapter of it, not withdrawn."""
@@ -82,22 +104,23 @@ class Ranker:
             raise ArtifactError(f"model {artifact.model_version} is {model.dim} wide, but the store and the model in "
                                 f"use are {self.dim} wide; restart with another store to change the width")
         calibration = artifact.calibration()
-        self._put(model, items, artifact.model_version, calibration.epsilon, calibration.knowledge,
-                  written_texts(artifact))
+        self._put(model, self.catalogue.rebased(items, item_texts(artifact)), artifact.model_version,
+                  calibration.epsilon, calibration.knowledge, written_texts(artifact))
 
     def quotes(self, items: list[str]) -> dict[str, str]:
         """Return what was written of items, by item id, of those of which something was."""
-        return {item: text for item in items if self.written and (text := self.written[self._rows[item]])}
+        rows = {item: self.catalogue.rows[item] for item in items}
+        return {item: text for item, row in rows.items() if row < len(self.written) and (text := self.written[row])}
 
     def _put(
-        self, model: Ranking, items: list[str], model_version: str, epsilon: float, has_knowledge: bool,
+        self, model: Ranking, catalogue: Catalogue, model_version: str, epsilon: float, has_knowledge: bool,
         written: list[str],
     ) -> None:
         self.model = model
-        self.items = items
+        self.catalogue = catalogue
         self.model_version = model_version
         self.epsilon = epsilon
         self.has_knowledge = has_knowledge
         self.written = written
-        self._rows = {item: row for row, item in enumerate(items)}
+        self._withhold()
         self._compatible = {model_version}

@@ -30,6 +30,7 @@ from schemas.messages import (
 from schemas.settings import ExperimentSettings, RankingSettings, Settings
 from schemas.topics import JUDGEMENTS, KNOWLEDGE_REQUESTS, RANKING_REQUESTS, RECOMMENDATIONS
 from schemas.watch.instruments import histogram, show
+from workers.catalogue.reader import CatalogueReader
 from workers.kafka.lag import RANKING_GROUP
 from workers.kafka.outbox import Output
 from workers.kafka.topics import create_topics
@@ -124,7 +125,8 @@ class RankingProcessor:
         """Return the counters for the role's progress file."""
         return self._counts | {
             "rank_s": round(self._rank_s, 3), "cache_hits": self._reader.hits, "cache_misses": self._reader.misses,
-            "store_available": self._reader.available, "model_version": self._ranker.model_version}
+            "store_available": self._reader.available, "model_version": self._ranker.model_version,
+            "withheld_items": 0 if self._ranker.withheld is None else int(self._ranker.withheld.sum())}
 
     def __call__(self, requests: Sequence[RankingRequest]) -> list[list[Output]]:
         """Return the outputs in a single part."""
@@ -139,7 +141,8 @@ class RankingProcessor:
                 seen=[self._rows(request.seen) for _, request in rows],
                 knowledge=[_known(points.get(request.user_id), request) for _, request in rows],
                 judged=[[(j.position, self._ranker.row(j.item_id)) for j in request.judged] for _, request in rows],
-                top=self._settings.top, current_evidence=self._settings.current_evidence))
+                top=self._settings.top, current_evidence=self._settings.current_evidence,
+                withheld=self._ranker.withheld))
         with _JUDGE.time():
             judgements = self._judge(users, rows, rank, points)
         with _RECOMMEND.time():
@@ -332,13 +335,21 @@ def main(settings: Settings) -> None:
     create_topics(settings.kafka)
     updates = ModelUpdates(settings, ROLE, ranker.model_version, ranker.apply)
     updates.catch_up()
+    catalogue = CatalogueReader(settings.kafka)
+    ranker.take(catalogue.catch_up())
     show(gpu_memory)
+
+    def follow() -> None:
+        updates.poll()
+        ranker.take(catalogue.poll())
+
     worker = StreamWorker(
         settings, ROLE, RANKING_GROUP, RANKING_REQUESTS, processor, batch=settings.ranking.batch,
-        between=updates.poll, counters=lambda: processor.counters() | updates.counters())
+        between=follow, counters=lambda: processor.counters() | updates.counters())
     try:
         worker.run()
     finally:
+        catalogue.close()
         updates.close()
         reader.close()
         store.close()

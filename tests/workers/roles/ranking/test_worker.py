@@ -18,6 +18,7 @@ from schemas.settings import ExperimentSettings, QdrantSettings, RankingSettings
 from schemas.topics import KNOWLEDGE_REQUESTS
 from tests.workers.fitted import DIM, ITEMS, publish, ranking_model, settings_in
 from tests.workers.store.test_store import write_raw
+from workers.catalogue.view import Entry
 from workers.kafka.outbox import Output
 from workers.roles.ranking.ranker import Ranker
 from workers.roles.ranking.worker import RankingProcessor
@@ -451,3 +452,41 @@ class TestRanker:
         ranker.apply(ModelUpdate(model_version="m1-a1", adapter="adapters/a1", published_at=1.0))
         assert (ranker.model_version, ranker.compatible("m1-a1"), ranker.compatible("m1")) == ("m1", True, True)
         assert not math.isnan(ranker.epsilon)
+
+
+def listed(ranker: Ranker, store: EdgeStore, **fields: object) -> list[str]:
+    made = RankingProcessor(ranker, CachedReader(store), RankingSettings(top=len(ITEMS)))
+    (rec,) = split(made([request(**fields)]))[0].values()
+    assert set(rec.reference) == {item.item_id for item in rec.items}
+    return [item.item_id for item in rec.items]
+
+
+@pytest.mark.parametrize("gone", [Entry("i9", 1, available=False), Entry.gone("i9", 1)])
+def test_a_withheld_item_is_in_no_list_and_speaks_in_histories(ranker: Ranker, store: EdgeStore, gone: Entry) -> None:
+    store.upsert([point("ann")])
+    before = listed(ranker, store)
+    spoken = listed(ranker, store, history=["i9", "i2"])
+    ranker.take([gone])
+    assert set(before) - set(listed(ranker, store)) == {"i9"}
+    assert listed(ranker, store, history=["i9", "i2"]) == spoken
+    out = processor(ranker, store)([request(judged=[judged("i9", 3, 4)])])
+    assert [margin.item_id for margin in split(out)[1]["ann"].margins] == ["i9"]
+    ranker.take([Entry("i9", 2)])
+    assert listed(ranker, store) == before
+
+
+def test_withheld_items_stay_so_with_another_fit(tmp_path: Path, store: EdgeStore) -> None:
+    settings = settings_in(tmp_path)
+    publish(settings, "m1")
+    ranker = Ranker.load(settings)
+    assert ranker.catalogue.entries[3].text == "3 things"
+    ranker.take([Entry("i9", 1, available=False), Entry("i8", 1, "Eight", "Eight")])
+    publish(settings, "m2", seed=1)
+    ranker.apply(ModelUpdate(model_version="m2", published_at=1.0))
+    assert "i9" not in listed(ranker, store)
+    assert ranker.catalogue.entries[8].title == "Eight"
+
+
+def test_nothing_is_recommended_where_everything_is_withheld(ranker: Ranker, store: EdgeStore) -> None:
+    ranker.take([Entry(item, 1, available=False) for item in ITEMS])
+    assert listed(ranker, store) == []
