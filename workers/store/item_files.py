@@ -44,13 +44,16 @@ def written_texts(artifact: Artifact) -> list[str]:
     return _texts(artifact, WRITTEN) if WRITTEN in artifact.card.files else []
 
 
-def item_texts(artifact: Artifact) -> list[str]:
+def item_texts(artifact: Artifact, name: str = TEXTS) -> list[str]:
     """Return the catalogue's texts of the items of a version, in row order; [] for a version without them.
+
+    Args:
+        name: of the file.
 
     Raises:
         ArtifactError: the file is not a list of texts.
     """
-    return _texts(artifact, TEXTS) if TEXTS in artifact.card.files else []
+    return _texts(artifact, name) if name in artifact.card.files else []
 
 
 class ItemPoints(Sequence[ItemPoint]):

@@ -20,7 +20,7 @@ MIN_LATER_EVENTS = 3  # events after a contradiction that suffice to judge a hel
 
 
 @dataclass(frozen=True, slots=True)
-class Catalogue:
+class TrainingItems:
     """The items that the models know, and how many items of a history they read.
 
     Args:
@@ -61,7 +61,7 @@ def newest_by_user(requests: Sequence[RankingRequest]) -> dict[str, RankingReque
 
 
 def choose_groups(
-    samples: Sequence[AlignmentSample], requests: Sequence[RankingRequest], catalogue: Catalogue, held_out: float,
+    samples: Sequence[AlignmentSample], requests: Sequence[RankingRequest], catalogue: TrainingItems, held_out: float,
     seed: int = 0,
 ) -> Groups:
     """Return the users to train on and the users to judge with, split by user.

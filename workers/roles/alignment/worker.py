@@ -25,7 +25,7 @@ from schemas.watch.instruments import show
 from workers.kafka.outbox import Output, Rejected
 from workers.kafka.reader import read_all
 from workers.kafka.topics import create_topics, partitions
-from workers.roles.alignment.training_users import MIN_HISTORY, Catalogue, choose_groups
+from workers.roles.alignment.training_users import MIN_HISTORY, TrainingItems, choose_groups
 from workers.roles.knowledge.generator import LlmGenerator
 from workers.runtime.gather_loop import LARGEST, GatheringWorker, StoppedError
 from workers.runtime.model_updates import ModelUpdates
@@ -72,9 +72,9 @@ class Aligner(LlmGenerator):
             return "unknown_items"
         return None
 
-    def catalogue(self) -> Catalogue:
+    def catalogue(self) -> TrainingItems:
         """Return the items that the model in use knows."""
-        return Catalogue(self._rows, self._ranking.max_len)
+        return TrainingItems(self._rows, self._ranking.max_len)
 
     def counters(self) -> dict[str, Any]:
         """Return the counters for the role's progress file."""

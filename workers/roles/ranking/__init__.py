@@ -2,5 +2,5 @@
 
 `models/serving` computes the scores, `models/trust` the bound.
 
-May import: runtime, catalogue, store, kafka.
+May import: runtime, catalogue, store, kafka, home.
 """

@@ -13,6 +13,7 @@ from schemas.errors import ArtifactError
 from schemas.messages import ModelUpdate
 from schemas.settings import Settings
 from workers.catalogue.view import Catalogue, Entry
+from workers.home.titles import TITLES
 from workers.store.item_files import item_texts, written_texts
 
 
@@ -31,10 +32,11 @@ class Ranker:
     def __init__(
         self, model: Ranking, items: list[str], model_version: str, epsilon: float, registry: Registry | None = None,
         *, has_knowledge: bool = True, written: list[str] | None = None, texts: Sequence[str] = (),
+        titles: Sequence[str] = (),
     ) -> None:
         self._registry = registry
         self._withdrawn: frozenset[str] = frozenset()
-        self._put(model, Catalogue(items, texts), model_version, epsilon, has_knowledge, written or [])
+        self._put(model, Catalogue(items, texts, titles), model_version, epsilon, has_knowledge, written or [])
 
     @classmethod
     def load(cls, settings: Settings) -> Ranker:
@@ -47,7 +49,8 @@ class Ranker:
         artifact = registry.open()
         calibration = artifact.calibration()
         return cls(load_ranking(artifact), artifact.items(), artifact.model_version, calibration.epsilon, registry,
-                   has_knowledge=calibration.knowledge, written=written_texts(artifact), texts=item_texts(artifact))
+                   has_knowledge=calibration.knowledge, written=written_texts(artifact), texts=item_texts(artifact),
+                   titles=item_texts(artifact, TITLES))
 
     @property
     def dim(self) -> int:
@@ -104,8 +107,9 @@ class Ranker:
             raise ArtifactError(f"model {artifact.model_version} is {model.dim} wide, but the store and the model in "
                                 f"use are {self.dim} wide; restart with another store to change the width")
         calibration = artifact.calibration()
-        self._put(model, self.catalogue.rebased(items, item_texts(artifact)), artifact.model_version,
-                  calibration.epsilon, calibration.knowledge, written_texts(artifact))
+        catalogue = self.catalogue.rebased(items, item_texts(artifact), item_texts(artifact, TITLES))
+        self._put(model, catalogue, artifact.model_version, calibration.epsilon, calibration.knowledge,
+                  written_texts(artifact))
 
     def quotes(self, items: list[str]) -> dict[str, str]:
         """Return what was written of items, by item id, of those of which something was."""

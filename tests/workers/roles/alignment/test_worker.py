@@ -28,13 +28,13 @@ from workers.kafka.configuration import producer
 from workers.kafka.lag import GroupLag
 from workers.kafka.reader import read_all
 from workers.kafka.topics import create_topics
-from workers.roles.alignment.training_users import Catalogue, choose_groups
+from workers.roles.alignment.training_users import TrainingItems, choose_groups
 from workers.roles.alignment.worker import GROUP, Aligner
 from workers.roles.ranking.ranker import Ranker
 from workers.runtime.gather_loop import StoppedError
 
 SETTINGS = AlignmentSettings(samples=24, rank=2, steps=40, learning_rate=1e-2, bound=5.0, restraint=0.0)
-CATALOGUE = Catalogue({f"i{row}": row for row in range(N)}, 8)
+CATALOGUE = TrainingItems({f"i{row}": row for row in range(N)}, 8)
 
 
 def sample(user: str, seed: int = 0, model_version: str = "m1", **fields: object) -> AlignmentSample:
