@@ -58,6 +58,11 @@ class RankingRequest(Message):
     reason: RankingReason
     history: list[str] = Field(description="item ids by event time, oldest first, bounded")
     seen: list[str] = Field(default_factory=list, description="distinct items not to recommend, beyond `history`")
+    repeat: bool = Field(
+        default=False, description="items of `history` may be recommended again, unless they are in `seen`")
+    weights: dict[str, float] = Field(
+        default_factory=dict,
+        description="what new events add to the popularity of their items, where it is not 1 for each judged event")
     judged: list[JudgedEvent] = Field(default_factory=list)
     count: Whole
     knowledge_version: Whole = Field(default=0, description="newest version known to be in the store; 0 = none")

@@ -7,6 +7,7 @@ may get fewer than requested, but never an item twice or one outside the catalog
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from models.generative.scorer import BEAMS, Generative
 from models.generative.semantic_ids import SemanticIds
 from models.scorers.backbone import pad
 from models.serving.ranking_model import CONFIG, write_catalogue
-from models.serving.requests import RankBatch, RankResult, known_items, seen_items
+from models.serving.requests import RankBatch, RankResult, known_items
 from schemas.artifacts import Artifact
 from schemas.errors import ArtifactError
 
@@ -69,7 +70,7 @@ class GenerativeRanking:
     def _excluded(self, batch: RankBatch) -> tuple[Tensor, Tensor]:
         """Return the pairs (row of the batch, item row) of the items that may not be recommended."""
         withheld = [] if batch.withheld is None else torch.nonzero(batch.withheld).flatten().tolist()
-        return seen_items(batch.histories, [[*items, *withheld] for items in batch.seen])
+        return replace(batch, seen=[[*items, *withheld] for items in batch.seen]).masked()
 
     def save(self, folder: Path, items: Sequence[str], texts: Sequence[str]) -> None:
         """Write the model's files (without the artifact's card and calibration) into `folder`.

@@ -16,7 +16,7 @@ from models.evidence.reference import Reference
 from models.language.llm import LanguageModel
 from models.scorers.backbone import Backbone, pad
 from models.scorers.fusion import Evidence, FusedScorer
-from models.serving.requests import Gather, RankBatch, RankResult, known_items, seen_items, stored_evidence
+from models.serving.requests import Gather, RankBatch, RankResult, known_items, stored_evidence
 from models.systems.lwgr.knowledge import KnowledgeModel
 from models.systems.registry import FUSIONS
 from schemas.artifacts import Artifact
@@ -82,7 +82,7 @@ class RankingModel:
         if others:
             fused[others] = self.fused(tokens[others], self._side, at[others])
         seen = torch.zeros(len(histories), self.n_items, dtype=torch.bool)
-        seen[seen_items(batch.histories, batch.seen)] = True
+        seen[batch.masked()] = True
         if batch.withheld is not None:
             seen |= batch.withheld
         by_transformer = self.reference.scores(hidden[:, 0], self._reference_side)

@@ -43,6 +43,7 @@ class RankBatch:
         knowledge: the knowledge of B users; None = the user has none.
         judged: B lists of (position, item row): history[:position] came before the item.
         top: number of items to show per user, for models that do not score the whole catalogue.
+        repeats: B, whether items of the history may be recommended again; () = of nobody.
         current_evidence: for users with knowledge, recompute the evidence from `histories` instead of using the stored
             evidence.
         withheld: (n,) bool, items that are in no user's list; None = there are none. In histories they speak.
@@ -55,6 +56,13 @@ class RankBatch:
     top: int = 10
     current_evidence: bool = False
     withheld: Tensor | None = None
+    repeats: Sequence[bool] = ()
+
+    def masked(self) -> tuple[Tensor, Tensor]:
+        """Return pairs (row of the batch, item row) of items that its user may not have again, without duplicates."""
+        histories = self.histories if not any(self.repeats) else [
+            () if repeat else history for history, repeat in zip(self.histories, self.repeats, strict=True)]
+        return seen_items(histories, self.seen)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,10 @@ from __future__ import annotations
 from datetime import UTC, date, datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
+
+from schemas.settings.meanings import Meanings, Repeats, again_after_s, check_table
 
 # A wrong value may be a secret in the wrong place: pydantic's own error texts would quote it.
 STRICT = ConfigDict(extra="forbid", hide_input_in_errors=True)
@@ -35,6 +37,18 @@ def _pairs(value: Any) -> Any:
 
 
 Name = Annotated[str, Field(min_length=1, max_length=200)]
+
+
+def _again(text: str) -> str:
+    again_after_s(text)
+    return text
+
+
+# Patterns only describe: the checks name what is wrong.
+Again = Annotated[str, AfterValidator(_again), Field(
+    json_schema_extra={"pattern": r"(never|always|(after )?[0-9]{1,6}(\.[0-9]{1,3})? days?)"})]
+MeaningText = Annotated[str, Field(json_schema_extra={
+    "pattern": r"(neutral|(interest|taken)(:[1-9][0-9]{0,2})?|against(:-[1-9][0-9]{0,2})?)"})]
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -214,6 +228,11 @@ class EventSettings:
                     "dot goes into an object); in the file a table `[events.fields]`")
     envelope: Envelope = Field(
         default="auto", description="the tracker whose envelope events come in; auto = recognised, none = never")
+    meanings: Annotated[dict[str, MeaningText], BeforeValidator(_pairs), AfterValidator(check_table)] = Field(
+        default_factory=dict,
+        description="what events mean, where it is not what their type's name says: TYPE=EFFECT or TYPE=EFFECT:WEIGHT "
+                    "with the effects interest, taken, against, neutral: lend=taken,bounce=against:-0.5; in the file a "
+                    "table `[events.meanings]`")
     earliest: date = Field(
         default=date(1980, 1, 1),
         description="events before this day are refused: days, minutes or counts taken for seconds lie before 1980; "
@@ -233,6 +252,11 @@ class EventSettings:
         return tuple(name.strip() for name in self.columns.split(",")) if self.columns else ()
 
     @property
+    def meaning(self) -> Meanings:
+        """What events mean, by type."""
+        return Meanings(self.meanings)
+
+    @property
     def earliest_s(self) -> float:
         """The earliest time of an event, seconds since 1970."""
         return datetime(self.earliest.year, self.earliest.month, self.earliest.day, tzinfo=UTC).timestamp()
@@ -246,7 +270,7 @@ class StateSettings:
         default=50, ge=2, le=1000, description="newest items kept, by event time; at most 100 kB of ids")
     seen: int = Field(
         default=1000, ge=0, le=100_000,
-        description="distinct older items kept, not to be recommended again; at most 300 kB of ids")
+        description="distinct older items kept, not to be recommended again; at most 140 kB of ids")
     event_ids: int = Field(
         default=128, ge=1, le=10_000, description="recent event ids kept to drop duplicates; at most 100 kB of them")
     short_half_life: float = Field(default=3.0, gt=0, description="events after which the short interest halves")
@@ -286,12 +310,23 @@ class RankingSettings:
                                   "the chance of losing more; 0 = behaviour alone, 100 = no bound, None = as calibrated"
     )
     batch: int = Field(default=256, ge=1, description="requests per forward pass")
+    repeat: Again = Field(
+        default="never", description="when an item that the user was interested in may be recommended again: never, "
+                                     "always, or after a time without it, such as: after 30 days")
+    repeat_taken: Again = Field(
+        default="never", description="the same for an item that the user took (a purchase); it decides where the user "
+                                     "was interested in the item, too")
     evidence: Evidence = Field(
         default="current", description="what a user's history says about items, in closed form: current = computed "
                                        "for every ranking, stored = as it was when knowledge was generated")
 
     quote: bool = Field(
         default=False, description="recommendations quote what a language model wrote about their items")
+
+    @property
+    def repeats(self) -> Repeats:
+        """When items may be recommended again."""
+        return Repeats(again_after_s(self.repeat), again_after_s(self.repeat_taken))
 
     @property
     def current_evidence(self) -> bool:

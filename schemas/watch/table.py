@@ -70,10 +70,10 @@ def _dead_letters(found: Mapping[str, Any]) -> Samples:
 
 def _events(found: Mapping[str, Any]) -> Samples:
     if "events" in found:
-        yield ("folded",), found["events"] - found["late"]
+        yield ("folded",), found["events"] - found["late"] - found.get("apart", 0)
         for outcome, key in (("late", "late"), ("duplicate", "duplicates"), ("too_late", "too_late"),
-                             ("stray", "strays")):
-            yield (outcome,), found[key]
+                             ("stray", "strays"), ("apart", "apart")):
+            yield (outcome,), found.get(key, 0)
 
 
 def _nested(key: str) -> Callable[[Mapping[str, Any]], Samples]:
@@ -163,8 +163,11 @@ METRICS: tuple[Metric, ...] = (
            if "model_waiting" in found else []),
     # streams
     Metric("freshet_events_total", "counter", ("streams",),
-           "behaviour events by what became of them; dead ones are in freshet_dead_letters_total", ("outcome",),
-           {"outcome": ("folded", "late", "duplicate", "too_late", "stray")}, read=_events),
+           "behaviour events by what became of them (apart = against an item or neutral, no evidence of interest); "
+           "dead ones are in freshet_dead_letters_total", ("outcome",),
+           {"outcome": ("folded", "late", "duplicate", "too_late", "stray", "apart")}, read=_events),
+    Metric("freshet_unknown_event_types_total", "counter", ("streams",),
+           "events whose type has no meaning (`events.meanings`); they count as interest", read=_one("unknown_types")),
     Metric("freshet_unknown_items_total", "counter", ("streams", "ranking"),
            "items of events (streams) and histories (ranking) that the model does not know", ("role",),
            {"role": ("streams", "ranking")}, read=_of_role("unknown_items")),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from math import inf
 
 from schemas.messages import (
     AlignmentSample,
@@ -12,19 +13,65 @@ from schemas.messages import (
     RankingReason,
     RankingRequest,
 )
+from schemas.settings.meanings import Meanings, Repeats
 from streams.profile.fold import Touched
 from streams.profile.state import Pending, UserState
 
+_NEVER = Repeats()
+_NO_WEIGHTS: Mapping[str, float] = {}
+
 
 def ranking_request(
-    user: str, state: UserState, reason: RankingReason, caused_at: float, now: float, judged: list[JudgedEvent],
+    user: str, state: UserState, reason: RankingReason, caused_at: float, now: float, judged: Sequence[JudgedEvent],
+    repeats: Repeats = _NEVER, meanings: Meanings | None = None, weights: Mapping[str, float] = _NO_WEIGHTS,
 ) -> RankingRequest:
-    """Return a request for new recommendations and for the scores of `judged`."""
+    """Return a request for new recommendations and for the scores of `judged`.
+
+    Args:
+        repeats: when items may be recommended again.
+        meanings: what events mean, read where `repeats` lets something return.
+        weights: what new events add to the popularity of items, where it is not 1 each.
+    """
     return RankingRequest(
-        user_id=user, reason=reason, history=list(state.items), seen=list(state.seen), judged=judged,
+        user_id=user, reason=reason, history=list(state.items), seen=masked(state, repeats, meanings),
+        repeat=not repeats.never, judged=list(judged), weights=dict(weights),
         count=state.count, knowledge_version=state.knowledge_version,
         knowledge_model_version=state.model_version, trust=state.trust, event_time=state.event_time,
         caused_at=caused_at, requested_at=now)
+
+
+def masked(state: UserState, repeats: Repeats = _NEVER, meanings: Meanings | None = None) -> list[str]:
+    """Return the items not to recommend, at the time of the user's newest event, each once.
+
+    Where nothing is recommended again, the items of the history are left out: they are in every request. An item the
+    user is against stays out for ever; one that was taken returns as `repeats.taken` says, whatever else the user did
+    with it; the others as `repeats.interest` says.
+    """
+    if repeats.never:
+        if not (state.taken or state.against):
+            return list(state.seen)
+        return list(dict.fromkeys((*state.seen, *state.taken, *state.against)))
+    meanings = Meanings() if meanings is None else meanings
+    # An item that left the history under another setting has no time: it is as old as can be.
+    interest: dict[str, float] = {item: -inf if time is None else time for item, time in state.seen.items()}
+    taken, against = dict(state.taken), dict.fromkeys(state.against)
+    for item, time, kind in zip(state.items, state.times, state.types, strict=True):
+        meaning = meanings[kind]
+        if meaning is not None and meaning.effect == "against":  # an earlier release took it for interest
+            against[item] = None
+        elif meaning is not None and meaning.effect == "taken":
+            taken[item] = max(time, taken.get(item, time))
+        else:
+            interest[item] = max(time, interest.get(item, time))
+    now = max(state.event_time, max(taken.values(), default=0.0))
+    out = against
+    for item, time in taken.items():
+        if now - time < repeats.taken:
+            out[item] = None
+    for item, time in interest.items():
+        if item not in taken and now - time < repeats.interest:
+            out[item] = None
+    return list(out)
 
 
 def judged_events(state: UserState, note: Touched) -> list[JudgedEvent]:

@@ -8,16 +8,18 @@ sending them.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from schemas.calibration import Calibration
 from schemas.messages import (
     AlignmentSample,
+    JudgedEvent,
     Judgement,
     KnowledgeRequest,
     KnowledgeUpdate,
     Margin,
+    RankingReason,
     RankingRequest,
     RefreshReason,
 )
@@ -54,6 +56,8 @@ class Plan:
     late: int = 0
     too_late: int = 0
     unknown_items: int = 0
+    unknown_types: int = 0
+    apart: int = 0
 
 
 class Planner:
@@ -73,6 +77,8 @@ class Planner:
         self, vectors: ItemVectors, calibration: Calibration, settings: Settings, model_version: str = "",
     ) -> None:
         self.settings = settings
+        self.meanings = settings.events.meaning
+        self.repeats = settings.ranking.repeats
         calls = settings.refresh.calls_per_1000
         self.limits = Limits(None if calls is None else calls / 1000.0)
         self._use_model(vectors, calibration, model_version)
@@ -140,14 +146,17 @@ class Planner:
             plan.late += note.late
             plan.too_late += note.too_late
             plan.unknown_items += note.unknown_items
+            plan.unknown_types += note.unknown_types
+            plan.apart += note.apart
             if note.live:
                 state = states[user]
-                plan.ranking.append(
-                    ranking_request(user, state, "event", note.caused_at, now, judged_events(state, note)))
-                if len(note.replayed) < len(groups[user]):
+                plan.ranking.append(self.ranking(
+                    user, state, "event", note.caused_at, now, judged_events(state, note), note.weights))
+                evidence = len(groups[user]) - len(note.replayed) - note.apart
+                if evidence:
                     concerned[user] = bool(note.replayed)
-                    fresh += len(groups[user]) - len(note.replayed)
-                elif state.pending is not None:
+                    fresh += evidence
+                elif note.replayed and state.pending is not None:
                     plan.knowledge.append(self._request(user, state))
         plan.events = len(events) - plan.duplicates - plan.too_late
         self._advance_market(fresh, ticks)
@@ -175,7 +184,7 @@ class Planner:
         return plan
 
     def _fold(self, plan: Plan, states: States, groups: dict[str, list[Event]], now: float) -> dict[str, Touched]:
-        constants = (self.vectors, self.settings.state, self.detector)
+        constants = (self.vectors, self.settings.state, self.detector, self.meanings, self.repeats.dated)
         if self.policy.name != "nightly":
             return fold(states, groups, *constants)
         notes: dict[str, Touched] = {}
@@ -235,7 +244,7 @@ class Planner:
                     record_answer(self.market, update.user_id)
             newest[update.user_id] = caused_at
         for user, caused_at in newest.items():
-            plan.ranking.append(ranking_request(user, states[user], "knowledge", caused_at, now, []))
+            plan.ranking.append(self.ranking(user, states[user], "knowledge", caused_at, now))
         return plan
 
     def _advance_market(self, events: int, ticks: float) -> None:
@@ -260,6 +269,13 @@ class Planner:
         for user, state, new in zip(names, user_states, requested, strict=True):
             if new or (users[user] and state.pending is not None):
                 plan.knowledge.append(self._request(user, state))
+
+    def ranking(
+        self, user: str, state: UserState, reason: RankingReason, caused_at: float, now: float,
+        judged: Sequence[JudgedEvent] = (), weights: Mapping[str, float] | None = None,
+    ) -> RankingRequest:
+        """Return a request for new recommendations, with what the settings say of repeats; see `ranking_request`."""
+        return ranking_request(user, state, reason, caused_at, now, judged, self.repeats, self.meanings, weights or {})
 
     def _request(self, user: str, state: UserState) -> KnowledgeRequest:
         assert state.pending is not None  # noqa: S101 - for the type checker
@@ -297,7 +313,7 @@ class Planner:
         if not state.contradicted_at or all(margin.count != state.contradicted_at for margin in current):
             return False
         plan.alignment.extend(alignment_samples(judgement.user_id, state, current))
-        plan.ranking.append(ranking_request(judgement.user_id, state, "event", state.caused_at, now, []))
+        plan.ranking.append(self.ranking(judgement.user_id, state, "event", state.caused_at, now))
         return True
 
 

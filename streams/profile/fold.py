@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.settings import StateSettings
+from schemas.settings.meanings import Meaning, Meanings
 from streams.detection.drift import Detector, DriftColumns, distance, update, update_user
-from streams.profile.bounds import TRIM_EVERY, remember, trim
+from streams.profile.bounds import TRIM_EVERY, mark, remember, trim
 from streams.profile.catalogue import ItemVectors
 from streams.profile.state import UserState
 
@@ -46,13 +47,25 @@ class Touched:
     late: int = 0  # inserted before newer events
     too_late: int = 0  # older than a full history, not applied
     unknown_items: int = 0
+    unknown_types: int = 0  # events of a type that the table of meanings lacks
+    apart: int = 0  # applied, but no evidence of interest: not in the history
+    # What new events add to the popularity of items, where that is not 1 each.
+    weights: dict[str, float] = field(default_factory=dict)
 
     def merged(self, later: Touched) -> Touched:
         """Return the combined effect of this batch and a later one."""
         return Touched(self.applied + later.applied, self.replayed + later.replayed, self.live or later.live,
                        max(self.caused_at, later.caused_at), self.duplicates + later.duplicates,
                        self.late + later.late, self.too_late + later.too_late,
-                       self.unknown_items + later.unknown_items)
+                       self.unknown_items + later.unknown_items, self.unknown_types + later.unknown_types,
+                       self.apart + later.apart, _added(self.weights, later.weights))
+
+
+def _added(weights: dict[str, float], more: Mapping[str, float]) -> dict[str, float]:
+    for item, weight in more.items():
+        if item in weights or len(weights) < WEIGHTED:
+            weights[item] = weights.get(item, 0.0) + weight
+    return weights
 
 
 class _Late(msgspec.Struct, gc=False):
@@ -62,32 +75,45 @@ class _Late(msgspec.Struct, gc=False):
     after: list[int]
 
 
-Step = int | _Late  # an event in order (the row of its item), or a late one
+class _TakenBack(msgspec.Struct, gc=False):
+    """An event that leaves the history because the user turned against its item: its row, the rows after it."""
+
+    row: int
+    after: list[int]
+
+
+# An event in order (the row of its item), or a change before the newest event, which is no observation of the interest.
+Step = int | _Late | _TakenBack
 
 # With at most this many users in a round, numpy's overhead (50 µs) exceeds one Python loop per user (8 µs each).
 FEW_USERS = 6
+# Items of one user's batch whose weight is passed on: popularity can do without the rest, a request must stay small.
+WEIGHTED = 32
 
 
 def fold(
     states: Mapping[str, UserState], events: Mapping[str, Sequence[Event]], vectors: ItemVectors,
-    settings: StateSettings, detector: Detector,
+    settings: StateSettings, detector: Detector, meanings: Meanings | None = None, dated: bool = False,
 ) -> dict[str, Touched]:
     """Fold `events` into `states`, in place.
 
     Args:
         states: a state for every user of `events`.
         events: the batch by user, each user's in order of arrival.
+        meanings: what events mean; None = what their types' names say.
+        dated: keep the times of items that leave the history (`Repeats.dated`).
 
     Returns:
         The effect on each user of `events`.
     """
+    meanings = Meanings() if meanings is None else meanings
     touched: dict[str, Touched] = {}
     work: list[tuple[UserState, list[Step]]] = []
     for user, group in events.items():
         state = states[user]
         note = touched[user] = Touched()
         duplicates, late, too_late, unknown = state.duplicates, state.late, state.too_late, state.unknown_items
-        steps = _bookkeep(state, group, note, vectors, settings)
+        steps = _bookkeep(state, group, note, vectors, settings, meanings, dated)
         note.duplicates, note.late = state.duplicates - duplicates, state.late - late
         note.too_late, note.unknown_items = state.too_late - too_late, state.unknown_items - unknown
         if steps:
@@ -99,6 +125,7 @@ def fold(
 
 def _bookkeep(  # noqa: PLR0912, PLR0915 - one loop over every event, in which a call costs as much as the work
     state: UserState, group: Sequence[Event], note: Touched, vectors: ItemVectors, settings: StateSettings,
+    meanings: Meanings, dated: bool,
 ) -> list[Step]:
     """Apply one user's events to everything except the vectors; return the steps that the vectors must take."""
     items, times, types, counts, event_ids = state.items, state.times, state.types, state.counts, state.event_ids
@@ -106,7 +133,8 @@ def _bookkeep(  # noqa: PLR0912, PLR0915 - one loop over every event, in which a
     steps: list[Step] = []
     newest = times[-1] if times else -1.0
     for event in group:
-        if not event.backfill:
+        meaning = meanings[event.event_type]
+        if not event.backfill and (meaning is None or meaning.effect != "neutral"):
             note.live = True
         if event.caused_at > note.caused_at:  # noqa: PLR1730 - a call to max takes longer
             note.caused_at = event.caused_at
@@ -114,18 +142,27 @@ def _bookkeep(  # noqa: PLR0912, PLR0915 - one loop over every event, in which a
         # An event with an offset and a time not above those of the newest applied event is a redelivery after a crash,
         # even if its id is no longer remembered. (A lower offset with a newer time means the source topic was
         # recreated.)
-        if event_id in event_ids or (0 <= event.offset <= state.offset and time <= newest):
+        if event_id in event_ids or (
+                0 <= event.offset <= state.offset and (time <= newest or time <= state.apart_until)):
             state.duplicates += 1
             note.replayed.append(event)
             continue
         if event.offset >= 0:
             state.offset = event.offset
+        if (meaning is not None or state.against) and _apart(state, event, note, meaning, vectors, steps):
+            event_ids[event_id] = 0  # never judged
+            if len(event_ids) > settings.event_ids:
+                del event_ids[next(iter(event_ids))]
+            if (state.count + state.too_late + state.apart) % TRIM_EVERY == 0:
+                trim(state, settings, dated)
+            newest = times[-1] if times else -1.0
+            continue
         if len(items) >= limit and time < times[0]:
             state.too_late += 1
-            remember(state, event.item_id, settings.seen)
+            remember(state, event.item_id, settings.seen, time if dated else None)
             note.replayed.append(event)
-            if (state.count + state.too_late) % TRIM_EVERY == 0:
-                trim(state, settings)
+            if (state.count + state.too_late + state.apart) % TRIM_EVERY == 0:
+                trim(state, settings, dated)
             continue
         state.count = count = state.count + 1
         event_ids[event_id] = count
@@ -150,13 +187,58 @@ def _bookkeep(  # noqa: PLR0912, PLR0915 - one loop over every event, in which a
             counts.insert(place, count)
             state.late += 1
         if len(items) > limit:
-            remember(state, items.pop(0), settings.seen)
+            remember(state, items.pop(0), settings.seen, times[0] if dated else None)
             del times[0], types[0], counts[0]
         if len(event_ids) > settings.event_ids:
             del event_ids[next(iter(event_ids))]
-        if (count + state.too_late) % TRIM_EVERY == 0:
-            trim(state, settings)
+        if (count + state.too_late + state.apart) % TRIM_EVERY == 0:
+            trim(state, settings, dated)
     return steps
+
+
+def _apart(
+    state: UserState, event: Event, note: Touched, meaning: Meaning | None, vectors: ItemVectors, steps: list[Step],
+) -> bool:
+    """Apply what an event means beyond interest; return whether it stays out of the history.
+
+    What the user's earlier events said for an item is taken back by one against it, also if they come after it.
+
+    Args:
+        steps: gets the steps of what is taken back.
+    """
+    item, time = event.item_id, event.event_time
+    weight = 1.0
+    if meaning is not None:
+        weight = meaning.weight
+        note.unknown_types += not meaning.known
+        if meaning.effect == "taken":
+            mark(state.taken, item, time)
+        elif meaning.effect == "against":
+            mark(state.against, item, time)
+            _take_back(state, item, time, vectors, steps)
+    against = item in state.against and time <= state.against[item]
+    if weight != 1.0 and not event.backfill:
+        _added(note.weights, {item: weight})
+    if not against and (meaning is None or meaning.evidence):
+        return False
+    if not state.count and not event.backfill:  # a new user gets a list, whatever they did
+        note.live = True
+    state.apart += 1
+    state.apart_until = max(state.apart_until, time)
+    note.apart += 1
+    return True
+
+
+def _take_back(state: UserState, item: str, time: float, vectors: ItemVectors, steps: list[Step]) -> None:
+    """Remove the item's events up to `time` from the history."""
+    items, times = state.items, state.times
+    if item not in items:
+        return
+    rows, unknown = vectors.rows, vectors.unknown
+    for place in range(bisect_right(times, time) - 1, -1, -1):
+        if items[place] == item:
+            steps.append(_TakenBack(rows.get(item, unknown), [rows.get(one, unknown) for one in items[place + 1:]]))
+            del items[place], times[place], state.types[place], state.counts[place]
 
 
 def _advance(
@@ -199,16 +281,16 @@ class _Columns:
     def round(self, steps: list[Step]) -> None:
         """Take one step of each of the first len(steps) users at once."""
         n = len(steps)
-        late = [(index, step) for index, step in enumerate(steps) if isinstance(step, _Late)]
+        late = [(index, step) for index, step in enumerate(steps) if not isinstance(step, int)]
         before = [(self.short[i].copy(), self.long[i].copy()) for i, _ in late]
-        rows = [self.vectors.unknown if isinstance(step, _Late) else step for step in steps]
+        rows = [step if isinstance(step, int) else self.vectors.unknown for step in steps]
         v = self.vectors.vectors[rows]
         for interest, keep in zip((self.short, self.long), self.keep, strict=True):
             interest[:n] *= np.float32(keep)
             interest[:n] += np.float32(1.0 - keep) * v
         for (short, long), (i, step) in zip(before, late, strict=True):
-            self.short[i] = _insert(short, step, self.keep[0], self.vectors)
-            self.long[i] = _insert(long, step, self.keep[1], self.vectors)
+            self.short[i] = _change(short, step, self.keep[0], self.vectors)
+            self.long[i] = _change(long, step, self.keep[1], self.vectors)
         if self.watched:
             d = distance(self.short[:n], self.anchor[:n])
             for i, _ in late:  # a late event is no observation of the current interest
@@ -223,9 +305,9 @@ class _Columns:
         keeps, gains = (np.float32(keep_short), np.float32(keep_long)), (
             np.float32(1.0 - keep_short), np.float32(1.0 - keep_long))
         for turn, step in enumerate(steps):
-            if isinstance(step, _Late):
-                short[:] = _insert(short.copy(), step, keep_short, self.vectors)
-                long[:] = _insert(long.copy(), step, keep_long, self.vectors)
+            if not isinstance(step, int):
+                short[:] = _change(short.copy(), step, keep_short, self.vectors)
+                long[:] = _change(long.copy(), step, keep_long, self.vectors)
             else:
                 v = table[step]
                 short *= keeps[0]
@@ -235,7 +317,7 @@ class _Columns:
             path[turn] = short
         if self.watched:
             d = distance(path, np.broadcast_to(self.anchor[index], path.shape))
-            d[[turn for turn, step in enumerate(steps) if isinstance(step, _Late)]] = np.nan
+            d[[turn for turn, step in enumerate(steps) if not isinstance(step, int)]] = np.nan
             update_user(self.drift, index, d.tolist(), self.detector)
 
     def store(self, states: list[UserState]) -> None:
@@ -256,14 +338,20 @@ class _Columns:
             state.drifted = drifted
 
 
-def _insert(interest: NDArray[np.float32], late: _Late, keep: float, vectors: ItemVectors) -> NDArray[np.float32]:
-    """Return the interest (d,) as if the late event had arrived in order.
+def _change(
+    interest: NDArray[np.float32], late: _Late | _TakenBack, keep: float, vectors: ItemVectors,
+) -> NDArray[np.float32]:
+    """Return the interest (d,) as if the late event had arrived in order, or one taken back had never come.
 
-    interest = Σ_j (1−a) a^(n−1−j) v_j. Events before the late one move one step back, events after it stay.
+    interest = Σ_j (1−a) a^(n−1−j) v_j. Events before the late one move one step back, events after it stay; where one
+    is taken back, those before it move one step forward.
     """
     m = len(late.after)
     weights = ((1.0 - keep) * keep ** np.arange(m - 1, -1, -1)).astype(np.float32)
     after = weights @ vectors.vectors[late.after]
+    if isinstance(late, _TakenBack):
+        own = np.float32((1.0 - keep) * keep**m) * vectors.vectors[late.row]
+        return np.asarray(after + (interest - after - own) / np.float32(keep), dtype=np.float32)
     return (after + np.float32(keep) * (interest - after)
             + np.float32((1.0 - keep) * keep**m) * vectors.vectors[late.row])
 

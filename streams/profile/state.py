@@ -53,7 +53,8 @@ class UserState(msgspec.Struct, array_like=True):
     times: list[float] = msgspec.field(default_factory=list)
     types: list[str] = msgspec.field(default_factory=list)
     counts: list[Number] = msgspec.field(default_factory=list)  # number of the event in order of arrival
-    seen: dict[str, None] = msgspec.field(default_factory=dict)  # items that left the history, oldest first
+    # Items that left the history, oldest first, with their event time where `ranking.repeat` needs it.
+    seen: dict[str, float | None] = msgspec.field(default_factory=dict)
     event_ids: dict[str, Number] = msgspec.field(default_factory=dict)  # recent event id → its count, oldest first
     count: Number = 0  # events applied
     offset: Number = -1  # source offset of the newest applied event
@@ -96,6 +97,12 @@ class UserState(msgspec.Struct, array_like=True):
     interest_model: str = ""  # model version of the interests' item vectors; "" = not known
     source_life: int = 0  # of the source log that `offset` counts in; 0 = not known
     outdated_at: float = 0.0  # wall clock when knowledge of a model not in use came; 0 = it was the one in use
+
+    # Item → time of the newest event that took it (that was against it), oldest entry first.
+    taken: dict[str, Real] = msgspec.field(default_factory=dict)
+    against: dict[str, Real] = msgspec.field(default_factory=dict)
+    apart: Number = 0  # events that are no evidence: against, neutral, or taken back before they came
+    apart_until: Real = -1.0  # event time of the newest of them
 
     @property
     def event_time(self) -> float:

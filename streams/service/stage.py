@@ -43,10 +43,14 @@ SOURCES = (BEHAVIOUR_EVENTS.name, JUDGEMENTS.name, KNOWLEDGE_UPDATES.name)
 
 # Counters of `run/streams.json`, since the start of the process. `events`: applied to a state, `late` ones among them.
 # `duplicates` and `too_late` (older than a full history) changed no history. `unknown_items`: events whose item the
-# model does not know. `unknown_users`: judgements and updates of users without a state. `strays`: events of users whose
-# state is in another partition, sent on to it. The rest is what was asked of other roles.
+# model does not know. `unknown_types`: events whose type has no meaning and counts as interest. `apart`: events of
+# `events` that are no evidence of interest (against, neutral). `unknown_users`: judgements and updates of users without
+# a state. `strays`: events of users whose state is in another partition, sent on to it. The rest is what was asked of
+# other roles.
 LOUD = 0.5  # share of unusable events that is logged
-COUNTED_BY_PLAN = ("events", "duplicates", "late", "too_late", "unknown_items", "unknown_users", "contradictions")
+COUNTED_BY_PLAN = (
+    "events", "duplicates", "late", "too_late", "unknown_items", "unknown_types", "apart", "unknown_users",
+    "contradictions")
 COUNTED = (*COUNTED_BY_PLAN, "strays", "ranking_requests", "knowledge_requests", "alignment_samples")
 _GROUP = "freshet-streams"
 REASONS: tuple[RefreshReason, ...] = get_args(RefreshReason)

@@ -44,11 +44,11 @@ def test_every_setting_can_be_set_by_its_variable(toml):
         (one.name, name) for one in dataclasses.fields(Settings) if one.name != "home"
         for name in schema[type(getattr(Settings(), one.name)).__name__]["properties"]}
     for row in rows():
-        value = {"FRESHET_EVENTS_FIELDS": "user_id=7"}.get(
+        value = {"FRESHET_EVENTS_FIELDS": "user_id=7", "FRESHET_EVENTS_MEANINGS": "user_id=taken:7"}.get(
             row.variable, row.default if row.default not in (None, "") else "7")
         settings = load({row.variable: str(value)})
         found = getattr(getattr(settings, row.section), row.name) if row.section else str(settings.home)
-        assert str(found) in {str(value), "7.0", "{'user_id': '7'}"}, row.variable
+        assert str(found) in {str(value), "7.0", "{'user_id': '7'}", "{'user_id': 'taken:7'}"}, row.variable
 
 
 @pytest.mark.parametrize(
@@ -122,6 +122,8 @@ def strategy(spec):
         return st.one_of([strategy(option) for option in spec["anyOf"]])
     if "enum" in spec:
         return st.sampled_from(spec["enum"])
+    if "pattern" in spec:
+        return st.from_regex(spec["pattern"], fullmatch=True, alphabet=st.characters(codec="ascii"))
     low, high = spec.get("minimum"), spec.get("maximum")
     above, below = spec.get("exclusiveMinimum"), spec.get("exclusiveMaximum")
     return {
@@ -132,7 +134,9 @@ def strategy(spec):
         "string": lambda: st.dates() if spec.get("format") == "date" else st.text(
             min_size=spec.get("minLength", 0), max_size=spec.get("maxLength")),
         "object": lambda: st.dictionaries(
-            st.sampled_from(spec["propertyNames"]["enum"]), st.text("abc.", min_size=1, max_size=9)),
+            st.sampled_from(spec["propertyNames"]["enum"]) if "propertyNames" in spec else st.text("abc", min_size=1),
+            strategy(spec["additionalProperties"]) if "pattern" in spec["additionalProperties"] else
+            st.text("abc.", min_size=1, max_size=9)),
         "boolean": st.booleans,
         "null": st.none,
     }[spec["type"]]()

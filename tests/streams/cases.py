@@ -30,6 +30,6 @@ def planner(calibration: Calibration = CALIBRATION, **refresh: object) -> Planne
 
 
 def event(n: int, user: str = "u", *, item: int | None = None, time: float | None = None, backfill: bool = False,
-          offset: int | None = None) -> Event:
-    return Event(user, f"i{n % N_ITEMS if item is None else item}", float(n) if time is None else time, "view", f"e{n}",
+          offset: int | None = None, kind: str = "view") -> Event:
+    return Event(user, f"i{n % N_ITEMS if item is None else item}", float(n) if time is None else time, kind, f"e{n}",
                  n if offset is None else offset, 1000.0 + n, backfill)

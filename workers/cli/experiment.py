@@ -85,7 +85,7 @@ def experiment(
     running = settings.experiment
     trial = RunningExperiment(chosen(replace(running, name=name or running.name), names), window, reward)
     with Console(stderr=True).status("computing"):
-        fold(trial, records)
+        fold(trial, records, settings.events.meaning)
         figures = trial.figures(alpha, effect)
     _show(console, figures)
     if cut:

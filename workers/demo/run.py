@@ -19,6 +19,7 @@ import numpy as np
 import orjson
 
 from models.data import dataset as data
+from models.data.evidence import evidence
 from models.data.loading import load_dataset
 from schemas.artifacts import Artifact, Registry
 from schemas.codec import decode
@@ -119,7 +120,7 @@ class Demo:
         try:
             folder = self.folder or movielens.fetch(self.settings.home, self.screen.say)
             self._begin_stage("load")
-            dataset = load_dataset(folder, self.settings.events)
+            dataset = evidence(load_dataset(folder, self.settings.events), self.settings.events.meaning)
             if films := describe_recorded(dataset, self.settings.home):
                 self.screen.say(f"{films:,} films are described by recorded answers of a language model")
             self._begin_stage("fit")

@@ -21,6 +21,7 @@ from schemas.experiment import arm
 from schemas.messages import Recommendation
 from schemas.reading.reader import ReadEvent
 from schemas.settings import ExperimentSettings
+from schemas.settings.meanings import Meanings
 from workers.measurement.prequential import TOP, ndcg
 
 Reward = Literal["ndcg", "hit"]
@@ -157,14 +158,21 @@ def conclusion(now: statistics.Uplift) -> str:
     return "No significant difference yet: the interval contains zero."
 
 
-def fold(trial: RunningExperiment, records: Iterable[tuple[float, ReadEvent | Recommendation]]) -> None:
+def fold(
+    trial: RunningExperiment, records: Iterable[tuple[float, ReadEvent | Recommendation]],
+    meanings: Meanings | None = None,
+) -> None:
     """Add all records of the two topics in the order in which they happened, whatever order they are passed in.
+
+    Events that are no evidence of interest are left out: a return is no success of a list.
 
     Args: trial: receives the records. records: events with the broker's timestamp of their record, and recommendations
         with any number. A recommendation counts as earlier than an event if it was both ranked and caused before the
         event's timestamp. So the recommendation that the event itself caused never counts, even if the clocks of two
-        machines differ.
+        machines differ. meanings: what events mean; None = what their types' names say.
     """
+    meanings = Meanings() if meanings is None else meanings
+
     def when(record: tuple[float, ReadEvent | Recommendation]) -> tuple[float, bool]:
         at, message = record
         if isinstance(message, Recommendation):
@@ -174,7 +182,7 @@ def fold(trial: RunningExperiment, records: Iterable[tuple[float, ReadEvent | Re
     for _, message in sorted(records, key=when):
         if isinstance(message, Recommendation):
             trial.add_recommendation(message)
-        else:
+        elif meanings.evidence(message.event_type):
             trial.add_event(message.user_id, message.item_id, message.event_id, message.event_time)
 
 

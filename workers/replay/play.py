@@ -18,7 +18,7 @@ from schemas.messages import Judgement, KnowledgeRequest, KnowledgeUpdate, Ranki
 from schemas.settings import RankingSettings
 from streams.calibration.rehearsal import answer
 from streams.decisions.admission import mark_requested
-from streams.decisions.outgoing import knowledge_request, ranking_request
+from streams.decisions.outgoing import knowledge_request
 from streams.decisions.planner import Plan, Planner, States
 from streams.profile.fold import Event
 from workers.kafka.outbox import Rejected
@@ -101,7 +101,8 @@ class Replay:
         self._recommend_first(events)
         self._settle(self.planner.nightly_requests(self.states, events, now))
         for event, place in zip(events, places, strict=True):
-            self.record.predicted(event, place, self._count(event.user_id) + 1)
+            if self.planner.meanings.evidence(event.event_type):  # a return is no success of the list
+                self.record.predicted(event, place, self._count(event.user_id) + 1)
         self._settle(self.planner.events(self.states, events, now))
 
     def _recommend_first(self, events: Sequence[Event]) -> None:
@@ -112,7 +113,7 @@ class Replay:
             requests = stocked(self.planner, self.states, new, now)
             self.planner.updates(self.states, self._generate(requests, stock=True), now)
         self._rank([
-            ranking_request(user, state, "event", state.caused_at, now, [])
+            self.planner.ranking(user, state, "event", state.caused_at, now)
             for user in new if (state := self.states.get(user)) is not None and state.items])
 
     def _settle(self, plan: Plan) -> None:

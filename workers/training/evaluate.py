@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import orjson
 
+from models.data.evidence import evidence
 from models.data.loading import load_dataset
 from schemas.errors import DataError
 from schemas.files import write_whole, written_whole
@@ -91,7 +92,7 @@ class Evaluator:
         self.settings = replace(settings, home=settings.home.absolute())
         self.stages = stages
         with stages.stage("data", 300.0):
-            self.dataset = load_dataset(folder, self.settings.events)
+            self.dataset = evidence(load_dataset(folder, self.settings.events), self.settings.events.meaning)
         self._known = knowledge_key(self.settings, self.dataset)
         self._code = code_hash()  # hash the code that this process loaded, before anyone edits it
         self.name = name or folder.resolve().name

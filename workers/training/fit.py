@@ -20,6 +20,7 @@ import orjson
 from safetensors.numpy import load_file
 
 from models.data import dataset as data
+from models.data.evidence import NO_EVIDENCE, evidence
 from models.data.loading import load_dataset
 from models.data.written import PLACE
 from models.systems.table import served_system
@@ -81,12 +82,14 @@ def run(settings: Settings, folder: Path, stages: Stages) -> Artifact:
     settings = replace(settings, home=settings.home.absolute())
     served_system(settings.fit.system)
     with stages.stage("data", 300.0):
-        dataset = load_dataset(folder, settings.events)
+        dataset = evidence(load_dataset(folder, settings.events), settings.events.meaning)
         past, _ = data.split(dataset, settings.fit.train_fraction)
     for line in [line for account in dataset.accounts for line in account.lines()] + [
             f"note: {warning}" for warning in dataset.warnings] + (
             dataset.written.lines(str(PLACE)) if dataset.written else []):
         stages.say(f"  {line}")
+    if dropped := dataset.skipped.get(NO_EVIDENCE, 0):
+        stages.say(f"  {dropped:,} events are no evidence of interest: against an item, taken back, or neutral")
     key = fit_key(f"{dataset.hash}|{knowledge_key(settings, dataset)}", settings)
     artifact = published(Registry(settings.home), key)
     if artifact is None:

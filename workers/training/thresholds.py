@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from models.data import dataset as data
+from models.data.evidence import evidence
 from models.data.loading import load_dataset
 from schemas.artifacts import Artifact
 from schemas.calibration import Calibration, Recalibration
@@ -58,7 +59,7 @@ def recalibrate(
     before = artifact.fitted_calibration()
     if not before.knowledge:
         raise DataError(f"model {artifact.model_version} has no knowledge of users: nothing is ever refreshed")
-    dataset = load_dataset(folder, settings.events)
+    dataset = evidence(load_dataset(folder, settings.events), settings.events.meaning)
     events = dataset.events
     if dataset.hash == artifact.card.data_hash:  # events after the split must stay unseen
         events = events[: int(np.searchsorted(events.time, artifact.card.split_time, side="right"))]

@@ -64,6 +64,12 @@ def test_seen_items_are_excluded_and_the_rest_is_a_distribution():
         assert excluded == [{1, 2, 3, 20}, set(), {4, 5, 6, 7, 8, 9, 10, 21}, {11}]
 
 
+def test_items_of_a_history_may_come_again_where_the_request_says_so():
+    result = build().rank(replace(batch(), repeats=[True, False, False, True]))
+    excluded = [set(np.flatnonzero(row == -np.inf).tolist()) for row in result.fused_logp.numpy()]
+    assert excluded == [{20}, set(), {4, 5, 6, 7, 8, 9, 10, 21}, set()]
+
+
 def test_without_knowledge_scores_equal_the_reference():
     result = build().rank(batch())
     assert torch.equal(result.fused_logp[3], result.ref_logp[3])

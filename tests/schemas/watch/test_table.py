@@ -91,7 +91,7 @@ def test_what_is_scraped_are_the_counters_of_the_file(tmp_path: Path) -> None:
     progress.lags({("behaviour-events", 2): (5, 9)})
     found = scraped()
     assert {labels[0][1]: value for labels, value in found["freshet_events_total"].items()} == {
-        "folded": 7.0, "late": 3.0, "duplicate": 2.0, "too_late": 1.0, "stray": 4.0}
+        "folded": 7.0, "late": 3.0, "duplicate": 2.0, "too_late": 1.0, "stray": 4.0, "apart": 0.0}
     role = ("role", "streams")
     assert found["freshet_dead_letters_total"][("reason", "unreadable"), role] == 3.0
     assert found["freshet_records_processed_total"][(role,)] == 10.0

@@ -21,7 +21,8 @@ DETECTOR = Detector(mean=0.4, sd=0.2, prior=5.0, slack=0.2, threshold=3.0)
 
 @st.composite
 def streams(draw: st.DrawFn) -> list[Event]:
-    """Draw arrivals of three users: mostly in order, some late, with ties, duplicates and unknown items."""
+    """Draw arrivals of three users: mostly in order, some late, with ties, duplicates, unknown items and all effects."""
+    kinds = draw(st.sampled_from([["view"], ["view", "view", "view", "purchase", "return", "impression", "lend"]]))
     n = draw(st.integers(1, 60))
     out: list[Event] = []
     for k in range(n):
@@ -32,7 +33,8 @@ def streams(draw: st.DrawFn) -> list[Event]:
             continue
         late = draw(st.sampled_from([0, 0, 0, 0, 1, 3, 30]))
         time = float(max(0, k // 2 - late))
-        out.append(event(k, draw(st.sampled_from("abc")), item=draw(st.integers(0, 22)), time=time))
+        out.append(event(k, draw(st.sampled_from("abc")), item=draw(st.integers(0, 22)), time=time,
+                         kind=draw(st.sampled_from(kinds))))
     return out
 
 
@@ -103,6 +105,8 @@ def test_a_state_is_bounded_and_ordered(events: list[Event]) -> None:
         assert len(state.seen) <= STATE.seen
         assert len(state.event_ids) <= STATE.event_ids
         assert len(state.short) == len(state.long) == (4 * DIM if state.count else 0)
+        for item, time in zip(state.items, state.times, strict=True):
+            assert time > state.against.get(item, -1.0)
         assert loads(dumps(state)) == state
 
 

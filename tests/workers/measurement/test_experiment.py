@@ -48,6 +48,15 @@ def test_a_users_reward_is_the_mean_over_their_window() -> None:
     assert len(watched.closed) == 1
 
 
+def test_a_return_is_no_success_of_a_list() -> None:
+    watched, user = trial(), HELD[0]
+    fold(watched, [(0.0, offer(user, "abc")), *[
+        (1.0, BehaviourEvent(user_id=user, item_id=item, event_time=1.0, event_type=kind, event_id=item + kind))
+        for item, kind in (("a", "return"), ("b", "impression"), ("z", "view"))],
+        (9.0, BehaviourEvent(user_id="other", item_id="z", event_time=1000.0))])
+    assert (watched.closed[0].events, watched.closed[0].reward) == (1, 0.0)
+
+
 def test_ndcg_rewards_depend_on_the_rank() -> None:
     watched = trial(reward="ndcg")
     watched.add_recommendation(offer("u1", "abc"))

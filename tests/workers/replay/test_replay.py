@@ -92,6 +92,20 @@ def test_never_makes_no_calls_and_has_no_gain(session: ReplaySession) -> None:
     assert figures["median_age_s"] is None
 
 
+def test_returns_and_impressions_are_folded_but_not_predicted(settings: Settings, tmp_path: Path) -> None:
+    folder = write(tmp_path / "shop", events=40)
+    lines = (folder / "events.csv").read_text().splitlines()
+    kinds = ["view", "purchase", "return", "impression"]
+    (folder / "events.csv").write_text("\n".join(
+        [f"{lines[0]},event_type", *(f"{line},{kinds[n % 4]}" for n, line in enumerate(lines[1:]))]))
+    played = session_of(settings, folder).replay(RefreshSettings(policy="never"))
+    assert played.record.events == 20
+    assert sum(state.apart for state in played.states.values()) >= 20
+    for state in played.states.values():
+        assert "return" not in state.types
+        assert "impression" not in state.types
+
+
 def test_always_calls_once_per_event_from_min_history_on(session: ReplaySession) -> None:
     figures = session.run("always", None, 0).figures
     users = Counter(event.user_id for event in session.timeline.future)

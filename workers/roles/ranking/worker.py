@@ -142,7 +142,8 @@ class RankingProcessor:
                 knowledge=[_known(points.get(request.user_id), request) for _, request in rows],
                 judged=[[(j.position, self._ranker.row(j.item_id)) for j in request.judged] for _, request in rows],
                 top=self._settings.top, current_evidence=self._settings.current_evidence,
-                withheld=self._ranker.withheld))
+                withheld=self._ranker.withheld,
+                repeats=[request.repeat for _, request in rows] if any(r.repeat for _, r in rows) else ()))
         with _JUDGE.time():
             judgements = self._judge(users, rows, rank, points)
         with _RECOMMEND.time():
