@@ -17,7 +17,7 @@ from streams.profile.state import UserState
 # Bytes of JSON, which are never fewer than those of MessagePack. With what comes in between two trims, the worst
 # ranking request (history and seen items, and every event of the history to be judged, with its own id) has 880 kB and
 # the worst state 760 kB; streams sends batches of up to 900 kB, and brokers take 1 MiB unless told otherwise. What is
-# taken and what the user is against share the room of seen items: 1,000 ids of 36 characters, with their times, take 58 kB of it.
+# taken and what the user is against share the room of seen items: 1,000 ids of 36 characters with times take 58 kB.
 HISTORY_BYTES = 100_000  # items and types
 SEEN_BYTES = 140_000
 TAKEN_BYTES, AGAINST_BYTES = 60_000, 60_000

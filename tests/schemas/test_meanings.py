@@ -49,7 +49,7 @@ def test_types_that_are_ids_do_not_fill_the_memory() -> None:
     ("taken", "write FIELD=NAME"),
 ])
 def test_a_mistake_in_the_table_is_one_line_that_says_what_to_write(text: str, says: str) -> None:
-    with pytest.raises(SettingsError, match="events.meanings") as error:
+    with pytest.raises(SettingsError, match=r"events\.meanings") as error:
         load({"FRESHET_EVENTS_MEANINGS": text})
     assert says in str(error.value)
     assert "\n" not in str(error.value)
@@ -67,5 +67,5 @@ def test_the_table_reaches_child_processes() -> None:
 def test_when_an_item_may_come_again() -> None:
     assert [again_after_s(text) for text in ("never", "Always", "after 30 days", "1 day", "1.5d")] == [
         inf, 0.0, 30 * DAY_S, DAY_S, 1.5 * DAY_S]
-    with pytest.raises(SettingsError, match="ranking.repeat: .*write never, always, or after 30 days"):
+    with pytest.raises(SettingsError, match=r"ranking\.repeat: .*write never, always, or after 30 days"):
         load({"FRESHET_RANKING_REPEAT": "sometimes"})

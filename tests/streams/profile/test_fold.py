@@ -21,7 +21,7 @@ DETECTOR = Detector(mean=0.4, sd=0.2, prior=5.0, slack=0.2, threshold=3.0)
 
 @st.composite
 def streams(draw: st.DrawFn) -> list[Event]:
-    """Draw arrivals of three users: mostly in order, some late, with ties, duplicates, unknown items and all effects."""
+    """Draw arrivals of three users: mostly in order; late ones, ties, duplicates, unknown items, all effects."""
     kinds = draw(st.sampled_from([["view"], ["view", "view", "view", "purchase", "return", "impression", "lend"]]))
     n = draw(st.integers(1, 60))
     out: list[Event] = []

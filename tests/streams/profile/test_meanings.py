@@ -115,7 +115,7 @@ def test_plain_events_leave_a_state_without_anything_new() -> None:
 def test_an_item_returns_when_the_settings_say_so(repeat: str, taken: str, out: set[str]) -> None:
     """Item 0 was viewed 40 days ago, 1 bought 30 days ago, 2 viewed today, 3 hidden 50 days ago."""
     settings = with_repeats(repeat, taken)
-    state, plan = folded(
+    _, plan = folded(
         event(0, item=3, time=0, kind="hide"), event(1, item=0, time=10 * DAY), event(2, item=1, time=20 * DAY),
         event(3, item=1, time=20 * DAY + 1, kind="purchase"), event(4, item=2, time=50 * DAY), settings=settings)
     request = plan.ranking[-1]
