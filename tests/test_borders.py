@@ -27,7 +27,7 @@ ORDER = {
         "measuring", "compute", "data"),
     "streams": ("service", "calibration", "decisions", "registry", "profile", "detection"),
     "workers": (
-        "cli", "demo", "console", "console.pages", "views", "replay", "training", "writing", "measurement",
+        "cli", "demo", "console", "console.pages", "views", "replay", "training", "writing", "operating", "measurement",
         "supervision", "roles.alignment", "roles.knowledge", "roles.ranking", "roles", "runtime", "catalogue",
         "store.embedded", "store.banks", "store", "data", "kafka", "home", "terminal"),
 }

@@ -9,11 +9,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from schemas.codec import decode
-from schemas.errors import FreshetError, PoisonError
+from schemas.errors import FreshetError
 from schemas.messages import DeadLetter
-from schemas.settings import KafkaSettings, load
-from schemas.topics import DEAD_LETTERS, TOPICS
+from schemas.settings import load
+from schemas.topics import TOPICS
 from workers.home.titles import Titles, read_titles
 from workers.measurement.dead_letters import LetterKind, by_kind, headers_of, key_of, replayable, value_of
 from workers.terminal.durations import ago
@@ -45,9 +44,10 @@ def dead_letters(
     `freshet dead-letters --reason "user_id: missing" --replay`
     """
     from workers.home.stack_info import connected
+    from workers.operating.letters import read_letters, send_again
 
     settings = connected(load())
-    found = [letter for letter in read(settings.kafka, last)
+    found = [letter for letter in read_letters(settings.kafka, last)
              if (not topic or letter.topic == topic) and reason.lower() in letter.reason.lower()]
     console = Console(highlight=False)
     if show:
@@ -60,29 +60,12 @@ def dead_letters(
         _list(console, by_kind(found))
         return
     good, bad = replayable(found, TOPICS)
-    sent = _send(settings.kafka, good)
+    sent = send_again(settings.kafka, good)
     console.print(f"{sent:,} records were sent to their topics again.")
     for why, count in bad.items():
         console.print(f"{count:,} were not: {why}.")
     if bad and not good:
         raise typer.Exit(1)
-
-
-def read(kafka: KafkaSettings, last: int) -> list[DeadLetter]:
-    """Return the newest dead letters, in the order in which they were written.
-
-    Raises:
-        FreshetError: the broker does not answer.
-    """
-    from workers.kafka.reader import read_all
-
-    letters = []
-    for message in read_all(kafka, [DEAD_LETTERS.name], last=last, within_s=120.0):
-        try:
-            letters.append(decode(DeadLetter, message.value()))
-        except PoisonError:  # not written by Freshet
-            continue
-    return letters
 
 
 def _list(console: Console, kinds: Sequence[LetterKind]) -> None:
@@ -113,37 +96,6 @@ def _show(console: Console, letters: list[DeadLetter], place: str, titles: Title
         console.print(f"items in it: {plain(named, 300)}", markup=False)
     console.print(f"value, {len(value):,} bytes:", markup=False)
     console.print(plain(value.decode("utf-8", "backslashreplace"), _SHOWN), markup=False)
-
-
-def _send(kafka: KafkaSettings, letters: list[DeadLetter]) -> int:
-    from confluent_kafka import KafkaError, Message, Producer
-
-    from workers.kafka.configuration import producer
-    client = Producer(producer(kafka, log_level=2))
-    failed: list[KafkaError] = []
-    sent = 0
-
-    def done(error: KafkaError | None, _: Message) -> None:
-        nonlocal sent
-        if error is None:
-            sent += 1
-        else:
-            failed.append(error)
-
-    for letter in letters:
-        while True:
-            try:
-                client.produce(letter.topic, value_of(letter), key_of(letter), headers=headers_of(letter),
-                               on_delivery=done)
-                break
-            except BufferError:
-                client.poll(0.5)
-        client.poll(0)
-    left = client.flush(60.0)
-    if failed or left:
-        raise FreshetError(f"{sent:,} records were sent again; {len(failed) + left:,} were not: "
-                           f"{failed[0].str() if failed else 'the broker does not answer'}")
-    return sent
 
 
 def plain(text: str, limit: int) -> str:

@@ -15,7 +15,7 @@ from schemas.errors import PoisonError
 from schemas.messages import KnowledgeRequest, KnowledgeUpdate, RankingRequest, Recommendation
 from schemas.settings import Settings, load
 from schemas.topics import KNOWLEDGE_REQUESTS, KNOWLEDGE_UPDATES, RANKING_REQUESTS, RECOMMENDATIONS, TOPICS
-from workers.cli.dead_letters import plain, read
+from workers.cli.dead_letters import plain
 from workers.home.titles import Titles, read_titles
 from workers.measurement.dead_letters import of_user
 from workers.terminal.durations import ago
@@ -31,6 +31,7 @@ def user(
     """
     from workers.home.stack_info import connected
     from workers.kafka.reader import read_all
+    from workers.operating.letters import read_letters
 
     settings = connected(load())
     names = [topic.name for topic in (RANKING_REQUESTS, KNOWLEDGE_REQUESTS, KNOWLEDGE_UPDATES, RECOMMENDATIONS)]
@@ -52,7 +53,7 @@ def user(
     _knowledge(console, settings, user_id, found.get(KNOWLEDGE_REQUESTS.name),  # type: ignore[arg-type]
                found.get(KNOWLEDGE_UPDATES.name), now)  # type: ignore[arg-type]
     _recommendation(console, found.get(RECOMMENDATIONS.name), titles, now)  # type: ignore[arg-type]
-    letters = of_user(read(settings.kafka, 10_000), user_id)
+    letters = of_user(read_letters(settings.kafka, 10_000), user_id)
     if letters:
         console.print(f"[yellow]dead letters: {len(letters):,} of this user's records could not be used, the last one "
                       f"{ago(now, letters[-1].failed_at)}:[/yellow] {_shown(letters[-1].reason)}")

@@ -15,7 +15,7 @@ from rich.table import Table
 from schemas.deployments import Attempt, Deployed, Deployments, base_of
 from schemas.errors import FreshetError
 from schemas.messages import ModelUpdate
-from schemas.settings import Settings, load
+from schemas.settings import load
 
 app = typer.Typer(rich_markup_mode="markdown", add_completion=False)
 
@@ -38,11 +38,13 @@ def models(
     """
     if context.invoked_subcommand is not None:
         return
+    from workers.operating.announcing import announce_model
+
     settings = load()
     deployments = Deployments(settings.home)
     if select:
         update = deployments.select(select, time.time(), _author())
-        notice = _publish(settings, update)
+        notice = announce_model(settings, update)
         typer.echo(f"in use: {update.model_version}; {notice}")
         return
     in_use = deployments.in_use()  # raises an error with instructions if there is none
@@ -64,34 +66,14 @@ def rollback(
 
     Example: `freshet models rollback --reason "uplift fell on Tuesday"`
     """
+    from workers.operating.announcing import announce_model
+
     settings = load()
     deployments = Deployments(settings.home)
     before = deployments.in_use().model_version
     update = deployments.roll_back(time.time(), reason, _author())
-    notice = _publish(settings, update)
+    notice = announce_model(settings, update)
     typer.echo(f"rolled back {before}; in use: {update.model_version}; {notice}")
-
-
-def _publish(settings: Settings, update: ModelUpdate) -> str:
-    """Send the update to running roles and return the text to print about it."""
-    from schemas.topics import MODEL_UPDATES
-    from workers.home.stack_info import connected
-    from workers.kafka.outbox import Outbox, Output
-
-    try:
-        settings = connected(settings)
-    except FreshetError:
-        return "no stack is running, so it takes effect at the next start"
-    outbox = Outbox(settings.kafka, "operator")
-    try:
-        outbox.send([Output(MODEL_UPDATES, update.model_version, update)])
-    except FreshetError as error:
-        raise FreshetError(
-            "saved: roles that share this folder of models load it within seconds, but those of other hosts could not "
-            f"be notified: {error}") from error
-    finally:
-        outbox.close()
-    return "running roles load it now"
 
 
 def _author() -> str:

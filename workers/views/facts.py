@@ -176,6 +176,16 @@ class TrustState:
 
 
 @dataclass(frozen=True, slots=True)
+class StateStep:
+    """A user's statistics after their event number `count`: drift, bet on harm (log-wealth) and trust."""
+
+    count: int
+    drift: float
+    log_wealth: float
+    trust: float
+
+
+@dataclass(frozen=True, slots=True)
 class UserFacts:
     """A user's state, as streams last wrote it.
 
@@ -241,6 +251,7 @@ class UserPage:
         store_problem: why the store could not be asked, "" = it was, or none is set.
         margins: newest first.
         letters: dead letters of this user, newest first.
+        steps: how the statistics went, oldest first, bounded.
     """
 
     user_id: str
@@ -251,6 +262,7 @@ class UserPage:
     store_problem: str
     margins: tuple[JudgedMargin, ...]
     letters: tuple[Letter, ...]
+    steps: tuple[StateStep, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from workers.views.facts import ItemPage, Letter, Refresh, ShownList, UserFacts, UserPage
-from workers.views.summary import EffectiveSetting, Experiments, Letters, Models, Overview
+from workers.views.summary import EffectiveSetting, Experiments, Letters, Matches, Models, Overview
 
 
 class Views(Protocol):
@@ -38,6 +38,9 @@ class Views(Protocol):
 
     def item(self, item_id: str) -> ItemPage:
         """Return everything of an item; asks the store."""
+
+    def search(self, text: str) -> Matches:
+        """Return the user and the items that a text names: by id, items by words of their title too."""
 
     def overview(self) -> Overview:
         """Return the whole at a glance; put together at most once a second."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from workers.views.facts import Letter
+from workers.views.facts import Letter, NamedItem, Taker
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +121,7 @@ class Overview:
         margins: mean log p with − without knowledge, nats, of the newest judged events; None = none.
         llm_cost, llm_calls, llm_tokens: of the knowledge roles on this home since their start; None = not known.
         problems: the worst first; empty = nothing is wrong.
+        recent: users whose state changed last, newest first, at most 10; `event_time` is when the broker took it.
     """
 
     at: float
@@ -140,6 +141,7 @@ class Overview:
     llm_tokens: int | None
     model_version: str
     problems: tuple[Problem, ...]
+    recent: tuple[Taker, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +216,19 @@ class Experiments:
     figures: dict[str, Any] | None
     problem: str
     computed_at: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Matches:
+    """What a text names.
+
+    Args:
+        users: ids equal to it of which a topic holds something.
+        items: the item with this id, then those whose title holds all of its words; at most 50.
+    """
+
+    users: tuple[str, ...] = ()
+    items: tuple[NamedItem, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

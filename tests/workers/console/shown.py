@@ -21,6 +21,7 @@ from workers.views.summary import (
     EffectiveSetting,
     Experiments,
     Letters,
+    Matches,
     Models,
     Overview,
     Spread,
@@ -72,6 +73,12 @@ class FixedViews:
 
     def item(self, item_id: str) -> ItemPage:
         return self.items.get(item_id) or replace(ITEM, item_id=item_id, known=False, title="", attributes={})
+
+    def search(self, text: str) -> Matches:
+        words = text.lower().split()
+        return Matches((text,) if text in self.users else (), tuple(
+            NamedItem(one.item_id, one.title) for one in self.items.values()
+            if one.item_id == text or all(word in one.title.lower() for word in words)))
 
     def overview(self) -> Overview:
         return Overview(1000.0, self.caught_up, 10, 0, len(self.users), 1.0, 1.0, (), (), NOBODY, NOBODY, None, None,
