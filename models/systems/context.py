@@ -28,6 +28,7 @@ from models.measuring.outcomes import Outcome, Ranks
 from models.measuring.protocols import Age, Split
 from models.scorers import training
 from models.scorers.backbone import Backbone
+from models.scorers.backbones import BACKBONES
 from models.scorers.ranks import hidden_before, target_ranks
 from models.scorers.snapshots import before
 from models.systems.grasp.holistic import texts_with_neighbours
@@ -115,6 +116,8 @@ class Context:
                 fold, fit, self.max_len, self.during("reference"), self.keep))
         if kind == "sasrec+written":
             return self.once(kind, self._with_written)
+        if kind in BACKBONES:
+            return self.once(kind, lambda: self._of_others(kind))
 
         if kind == "sasrec+words":
             return self.once(kind, lambda: training.train_fused(
@@ -127,6 +130,12 @@ class Context:
             return training.train_fused(fold, text, fit, self.max_len, self.during("scorer with texts"), self.keep)
 
         return self.once(kind, with_texts)
+
+    def _of_others(self, kind: str) -> tuple[Backbone, dict[str, float]]:
+        fit, fold = self.settings.fit, self.split.fold
+        torch.manual_seed(fit.seed)
+        return training.train_scorer(
+            BACKBONES[kind](fold, fit, self.max_len), fold, fit, self.during(f"scorer {kind}"))
 
     def _with_written(self) -> tuple[Backbone, dict[str, float]]:
         fit, fold = self.settings.fit, self.split.fold
@@ -153,9 +162,11 @@ class Context:
         if not self.split.extends:
             return model
 
+        # What is kept has a key of this package's code: a change to a class of others would go unnoticed.
+        keep = self.keep if type(model).__module__.split(".")[0] == "models" else None
+
         def extended() -> Backbone:
-            return training.extend(
-                model, self.split.fold, self.settings.fit, self.during(f"extension ({name})"), self.keep)
+            return training.extend(model, self.split.fold, self.settings.fit, self.during(f"extension ({name})"), keep)
 
         return self.once(f"extended {name}", extended) if shared else extended()
 

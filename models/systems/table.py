@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from models.scorers.backbones import BACKBONES
 from schemas.errors import FreshetError
 
 
@@ -22,7 +23,8 @@ class System:
             each text's nearest texts), "sasrec+text+evidence" (plus `models.evidence.ease`), "sasrec+written" (ids and
             the language model's texts about items); "semantic-ids" is generative and does not support knowledge yet.
             Only measured, not served: "popularity", "walk" and "evidence" (`models.systems.untrained`),
-            "sasrec+evidence" (the reference, or with item knowledge), "sasrec+words" (ids and words of item texts).
+            "sasrec+evidence" (the reference, or with item knowledge), "sasrec+words" (ids and words of item texts), and
+            those of others (`models.scorers.backbones`).
         instruction, extraction: the instruction to the language model, and the part of its answer that is kept.
             Together with the adaptor they name the knowledge source (`models.systems.registry.SOURCES`). "" = no user
             knowledge.
@@ -56,7 +58,7 @@ class System:
     @property
     def only_measured(self) -> bool:
         """Whether the system is a row of comparisons that `freshet fit` cannot serve."""
-        return self.backbone in MEASURED
+        return self.backbone in MEASURED or self.backbone in BACKBONES
 
     def controls(self) -> tuple[str, ...]:
         """Return the names of the system's controls."""

@@ -9,6 +9,7 @@ rows, so they can be compared event by event.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import time
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -153,10 +154,11 @@ class Evaluator:
     def path(self, wanted: EvaluationRun) -> Path:
         """Return the path of a run's JSON file."""
         settings = self.settings
+        own = own_code(wanted.system)
         llm = {key: value for key, value in asdict(settings.llm).items() if key not in {"device", "batch"}}
         fit = {key: value for key, value in asdict(settings.fit).items() if key not in {"seed", "system", "device"}}
         about = [FORMAT, self.dataset.hash, wanted.system, wanted.control, wanted.protocol, wanted.ties, wanted.seed,
-                 wanted.events, self._code, fit, settings.state.history, llm, self._known]
+                 wanted.events, self._code, fit, settings.state.history, llm, self._known, *own]
         digest = hashlib.sha256(orjson.dumps(about, option=orjson.OPT_SORT_KEYS)).hexdigest()
         ties = wanted.ties if wanted.ties != "strict" else ""
         name = "-".join(
@@ -249,6 +251,15 @@ def read(path: Path) -> dict[str, Any] | None:
 def code_hash() -> str:
     """Return a hash of the code that results depend on: `models/`."""
     return hash_of(files_of("models"))
+
+
+def own_code(system: str) -> list[str]:
+    """Return hashes of the files of a row's backbone if it is from outside this repository, else []."""
+    from models.scorers.backbones import BACKBONES
+    from models.systems.table import SYSTEMS
+
+    build = BACKBONES.get(SYSTEMS[system].backbone) if system in SYSTEMS else None
+    return [] if build is None else [hash_of([Path(inspect.getfile(build))])]
 
 
 def _write(path: Path, result: dict[str, Any], columns: dict[str, np.ndarray]) -> None:
