@@ -13,6 +13,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from models.data.account import Account
+from models.data.loading import load_dataset
 from schemas.settings import ConsoleSettings, Settings
 from tests.workers.console.filled import HOSTILE, NOW, FilledViews, empty, filled
 from tests.workers.console.pages import Page
@@ -146,6 +147,8 @@ def test_a_users_events_come_as_a_file_that_produce_and_replay_take(tmp_path: Pa
     events = list(read_file(str(path), Account(str(path)), Settings().events))
     assert [(one.user_id, one.item_id, one.event_time, one.event_type) for one in events] == [
         ("412", one.item_id, one.event_time, one.event_type) for one in reversed(views.users["412"].history)]
+    replayed = load_dataset(path, Settings().events)
+    assert (replayed.users, len(replayed.events.time)) == (["412"], len(events))
     assert client(views).get("/user/events.csv?id=nobody").status_code == 404
     hostile = filled(hostile=True)
     user = next(iter(hostile.users))
@@ -193,3 +196,22 @@ def test_both_colour_schemes_have_every_colour():
     named = [set(re.findall(r"(--[a-z-]+):", part)) for part in (light, dark)]
     assert named[0] - {"--mono"} == named[1]
     assert set(re.findall(r"var\((--[a-z-]+)\)", text)) <= named[0]
+
+
+@pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
+def test_every_text_can_be_read(scheme: int):
+    """Contrast of at least 4.5 to 1, WCAG's level AA, of every colour of text on every ground it stands on."""
+    text = (HERE / "static" / "console.css").read_text()
+    colours = dict(re.findall(r"(--[a-z-]+): #([0-9a-f]{6})", re.findall(r":root \{(.*?)\}", text, re.DOTALL)[scheme]))
+
+    def luminance(name: str) -> float:
+        parts = [int(colours[name][at:at + 2], 16) / 255 for at in (0, 2, 4)]
+        red, green, blue = (one / 12.92 if one <= 0.04045 else ((one + 0.055) / 1.055) ** 2.4 for one in parts)
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+    grounds = {"--ground", "--panel", "--faint"}
+    pairs = {(ink, ground) for ink in ("--ink", "--soft", "--accent", "--bad") for ground in grounds}
+    pairs |= {("--ink", wash) for wash in ("--wash", "--bad-wash", "--warn-wash")} | {("--panel", "--accent")}
+    for one, other in pairs:
+        low, high = sorted((luminance(one), luminance(other)))
+        assert (high + 0.05) / (low + 0.05) >= 4.5, (one, other)
