@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -131,17 +131,18 @@ def to_grow(found: Mapping[str, int], partitions: int) -> dict[str, int]:
     return wrong if CHANGELOG not in found and all(number < partitions for number in wrong.values()) else {}
 
 
-def misfits(found: Mapping[str, int], partitions: int) -> str:
+def misfits(found: Mapping[str, int], partitions: int, full: Callable[[str], str] = str) -> str:
     """Return what is wrong with the numbers of partitions, "" = nothing.
 
     Args:
         found: topic → its number of partitions, of those that are there.
         partitions: the setting.
+        full: returns how a topic is called on the servers.
     """
     wrong = {name: found[name] for name in KEYED_BY_USER if found.get(name, partitions) != partitions}
     if not wrong:
         return ""
-    text = ", ".join(f"{name} has {number}" for name, number in wrong.items())
+    text = ", ".join(f"{full(name)} has {number}" for name, number in wrong.items())
     if to_grow(found, partitions):
         return (f"a producer came first, and the broker made {text} where FRESHET_KAFKA_PARTITIONS={partitions}; "
                 "`freshet topics --create` adds the missing partitions, and what was sent stays")
@@ -153,7 +154,7 @@ def misfits(found: Mapping[str, int], partitions: int) -> str:
         cure = ("all topics keyed by user must have the same number, because one process must get everything of a "
                 "user; delete the wrong ones and create them again with `freshet topics --create`")
         if CHANGELOG in wrong:
-            cure += f" ({CHANGELOG} holds the user states, streams creates it)"
+            cure += f" ({full(CHANGELOG)} holds the user states, streams creates it)"
     return f"topics with another number of partitions than FRESHET_KAFKA_PARTITIONS={partitions}: {text}; {cure}"
 
 

@@ -6,6 +6,7 @@ order, the ground last: a room imports rooms that stand after it, and only those
 
 import ast
 import re
+from collections.abc import Iterator
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -32,6 +33,22 @@ ORDER = {
         "store.embedded", "store.banks", "store", "data", "kafka", "home", "terminal"),
 }
 ROOMY = 13  # files of a room, about a dozen, its __init__ not counted
+# Calls that give a server a name: what is called → the argument that holds the name, by place.
+GIVES_A_NAME = {"TopicPartition": 0, "NewTopic": 0, "NewPartitions": 0, "ConfigResource": 1, "TopicCollection": 0,
+                "subscribe": 0, "produce": 0, "send_batch": 1, "Changelog": 1, "StreamsApp": 0, "QdrantStore": 3,
+                "QdrantItems": 3, "ServerBank": 4}
+KEYS = ("group.id", "transactional.id")
+# What holds a full name that was made elsewhere in the same file, or came from the server.
+FULL = {
+    "streams/service/changelog.py": {"self._topic", "self._id", "*tp"},  # tests/test_names.py looks at the first two
+    "streams/service/seeking.py": {"tp.topic"},
+    "workers/operating/letters.py": {"letter.topic"},  # a letter names its topic as the servers do
+    "workers/data/produce.py": {"self._topic"},
+    "workers/kafka/outbox.py": {"record.topic"},
+    "workers/kafka/reader.py": {"topic", "*part"},
+    "workers/kafka/topics.py": {"name"},
+    "workers/runtime/loop.py": {"self._source", "early.topic()"},
+}
 NOWHERE = {"pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 
 
@@ -162,3 +179,47 @@ def test_nothing_unpickles_or_evaluates():
             methods = {ast.unparse(node.func) for node in ast.walk(parsed(path))
                        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)}
             assert not methods & {"torch.load", "torch.save", "torch.jit.load"}, path
+
+
+def sources() -> Iterator[tuple[str, ast.Module]]:
+    for package in sorted(OURS):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            yield str(path.relative_to(ROOT)), parsed(path)
+
+
+def given_names(tree: ast.Module) -> Iterator[ast.expr]:
+    """The expressions by which a file gives names to servers."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            if called in GIVES_A_NAME and node.args:
+                place = GIVES_A_NAME[called]
+                starred = next((n for n, one in enumerate(node.args) if isinstance(one, ast.Starred)), len(node.args))
+                yield node.args[min(place, starred, len(node.args) - 1)]
+        elif isinstance(node, ast.Dict):
+            yield from (value for key, value in zip(node.keys, node.values, strict=True)
+                        if isinstance(key, ast.Constant) and key.value in KEYS)
+
+
+def is_full(name: ast.expr, known: set[str]) -> bool:
+    inner = name.elts[0] if isinstance(name, ast.List) and name.elts else name
+    asked = [getattr(node, "attr", getattr(node, "id", "")) for node in ast.walk(inner)]
+    return bool({"full", "_full"} & set(asked)) or ast.unparse(inner) in known
+
+
+def test_no_name_reaches_a_server_past_the_prefix():
+    """Two Freshets on one cluster share nothing: what is called on a server begins with `kafka.prefix`."""
+    found = {place: [ast.unparse(name) for name in given_names(tree)] for place, tree in sources()}
+    assert sum(map(len, found.values())) > 20
+    wrong = {place: bad for place, tree in sources()
+             if (bad := [ast.unparse(name) for name in given_names(tree) if not is_full(name, FULL.get(place, set()))])}
+    assert not wrong, "give servers `settings.kafka.full(name)` instead"
+
+
+def test_the_topic_of_a_record_is_compared_by_its_plain_name():
+    """A record says its topic with the prefix, the table of topics has it without."""
+    wrong = {f"{place}:{node.lineno}" for place, tree in sources() for node in ast.walk(tree)
+             if isinstance(node, ast.Compare)
+             for side in (node.left, *node.comparators)
+             if isinstance(side, ast.Call) and isinstance(side.func, ast.Attribute) and side.func.attr == "topic"}
+    assert not wrong, "compare `settings.kafka.plain(record.topic())` instead"

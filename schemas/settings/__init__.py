@@ -21,6 +21,7 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 from schemas.errors import SettingsError
 from schemas.events import describe
 from schemas.settings.console import ConsoleSettings
+from schemas.settings.kafka import KafkaSettings
 from schemas.settings.sections import (
     STRICT,
     AlignmentSettings,
@@ -32,7 +33,6 @@ from schemas.settings.sections import (
     FitSettings,
     HealthSettings,
     ItemSettings,
-    KafkaSettings,
     LlmSettings,
     LogSettings,
     MetricsSettings,

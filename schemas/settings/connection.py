@@ -8,7 +8,7 @@ import ssl
 from pathlib import Path
 
 from schemas.errors import SettingsError
-from schemas.settings.sections import KafkaSettings
+from schemas.settings.kafka import KafkaSettings
 
 _PROTOCOL = "FRESHET_KAFKA_SECURITY_PROTOCOL"
 _SASL = {"sasl_username": "FRESHET_KAFKA_SASL_USERNAME", "sasl_password": "FRESHET_KAFKA_SASL_PASSWORD_FILE"}

@@ -7,7 +7,7 @@ from typing import Any
 
 from schemas.errors import FreshetError
 from schemas.settings.connection import check_connection, key_file, uses_sasl
-from schemas.settings.sections import KafkaSettings
+from schemas.settings.kafka import KafkaSettings
 
 
 def bootstrap(settings: KafkaSettings) -> str:

@@ -69,7 +69,7 @@ def build(settings: Settings, planner: Planner, cluster: Cluster | None = None) 
     folder.mkdir(parents=True, exist_ok=True)
     session_s = kafka.session_timeout_s
     app = StreamsApp(
-        GROUP,
+        kafka.full(GROUP),  # also the group's name, and the beginning of the changelog's
         broker=[f"kafka://{server.strip()}" for server in kafka.bootstrap.split(",")],
         broker_credentials=credentials(kafka),
         broker_session_timeout=session_s, broker_heartbeat_interval=session_s / 5,
@@ -84,13 +84,14 @@ def build(settings: Settings, planner: Planner, cluster: Cluster | None = None) 
         # Another changelog, or one shorter than what RocksDB has seen: `origin` deals with both.
         recovery_consistency_check=False, stream_recovery_delay=0.0,
         producer_max_batch_size=MAX_BATCH_BYTES, producer_request_timeout=30.0)
-    app.batched_topics = frozenset(SOURCES)
+    names = [kafka.full(name) for name in SOURCES]
+    app.batched_topics = frozenset(names)
     app.transport = BatchTransport(app.conf.broker_consumer, app)
-    sources = app.topic(*SOURCES, key_serializer="raw", value_serializer="raw")
+    sources = app.topic(*names, key_serializer="raw", value_serializer="raw")
     store = app.Table(TABLE, key_type=bytes, value_type=bytes, partitions=kafka.partitions,
                       options=store_options(kafka.partitions),
                       extra_topic_configs={"min.insync.replicas": str(kafka.min_insync)})
-    app.changelog = Changelog(client(kafka), f"{GROUP}-{TABLE}", store.changelog_topic_name)
+    app.changelog = Changelog(client(kafka), kafka.full(f"{GROUP}-{TABLE}"), store.changelog_topic_name)
     found = Counter(dict.fromkeys(FOUND, 0))
     app.seeker = lambda consumer: Seeker(consumer, cluster, settings, found)
     stage: Stage | None = None
@@ -101,7 +102,7 @@ def build(settings: Settings, planner: Planner, cluster: Cluster | None = None) 
     def the_stage() -> Stage:
         nonlocal stage
         if stage is None:
-            outbox = FaustOutbox(app.producer._ensure_producer(), progress.moved)
+            outbox = FaustOutbox(app.producer._ensure_producer(), progress.moved, kafka.full)
             table = UserTable(store, app.changelog, app.consumer.positions.events_life)
             stage = Stage(planner, table, outbox, settings, progress)
         return stage
@@ -114,10 +115,11 @@ def build(settings: Settings, planner: Planner, cluster: Cluster | None = None) 
         async for event in stream.noack().events():
             message = event.message
             async with crash_on_error(app, message):
-                if not await the_stage().learn(message.topic, event.value, lambda: app.rebalancing or app.should_stop):
+                topic = kafka.plain(message.topic)
+                if not await the_stage().learn(topic, event.value, lambda: app.rebalancing or app.should_stop):
                     message.ack(app.consumer)  # not settled: the next owner of the partition gets it again
                     continue
-                delivery = the_stage().prepare(message.topic, message.partition, event.value)
+                delivery = the_stage().prepare(topic, message.partition, event.value)
                 if message.partition in earlier:
                     progress.doing.enter("back_pressure")
                     await earlier[message.partition]
@@ -140,7 +142,7 @@ def build(settings: Settings, planner: Planner, cluster: Cluster | None = None) 
 
     @app.task
     async def watch() -> None:
-        await FaustWatchdog(settings.watchdog.stall_s, progress).run(app)
+        await FaustWatchdog(settings.watchdog.stall_s, progress, kafka.plain).run(app)
 
     # Without this, knowledge generated after a rollback would count as stale, because it is not of the version that was
     # rolled back, and would be generated again and again.

@@ -24,18 +24,21 @@ class Identity:
 
     Args:
         cluster_id: "" = the broker tells none.
-        topics: name → topic id, "" = the broker tells none (Kafka before 2.8). A topic created again gets another one.
-        partitions: name → number of partitions.
+        topics: plain name → topic id, "" = the broker tells none (Kafka before 2.8). A topic created again gets
+            another one.
+        partitions: plain name → number of partitions.
+        prefix: that Freshet's names begin with there.
     """
 
     cluster_id: str = ""
     topics: Mapping[str, str] = field(default_factory=dict)
     partitions: Mapping[str, int] = field(default_factory=dict)
+    prefix: str = ""
 
     @property
     def origin(self) -> Origin:
         """The cluster and its changelog."""
-        return Origin(self.cluster_id, self.topics.get(CHANGELOG))
+        return Origin(self.cluster_id, self.topics.get(CHANGELOG), self.prefix)
 
 
 class Cluster:
@@ -53,10 +56,11 @@ class Cluster:
             FreshetError: as `identify`; or a topic is not there or has another number of partitions than the setting.
         """
         found = self.identify(KEYED_BY_USER)
-        if absent := [name for name in SOURCES if name not in found.topics]:
+        full = self._settings.full
+        if absent := [full(name) for name in SOURCES if name not in found.topics]:
             raise FreshetError(f"not at {self._settings.bootstrap}: {', '.join(absent)}; `freshet topics --create` "
                                "creates the topics")
-        if text := misfits(found.partitions, self._settings.partitions):
+        if text := misfits(found.partitions, self._settings.partitions, full):
             raise FreshetError(text)
         return found
 
@@ -70,8 +74,10 @@ class Cluster:
         cluster_id, topics, partitions = "", {}, {}
         try:
             cluster_id = self._admin.list_topics(timeout=self._timeout_s).cluster_id or ""
-            asked = self._admin.describe_topics(TopicCollection(list(names)), request_timeout=self._timeout_s)
-            for name, answer in asked.items():
+            asked = self._admin.describe_topics(TopicCollection([
+                self._settings.full(name) for name in names]), request_timeout=self._timeout_s)
+            for full, answer in asked.items():
+                name = self._settings.plain(full)
                 try:
                     found = answer.result(self._timeout_s)
                 except KafkaException as error:
@@ -87,4 +93,4 @@ class Cluster:
             raise (BrokerUnavailableError if away else FreshetError)(
                 f"the cluster at {self._settings.bootstrap} cannot be asked for its topics "
                 f"({error.args[0].str()})") from error
-        return Identity(cluster_id, topics, partitions)
+        return Identity(cluster_id, topics, partitions, self._settings.prefix)

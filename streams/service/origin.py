@@ -39,10 +39,12 @@ class Origin:
     Args:
         cluster_id: "" = not known.
         changelog_id: topic id of the changelog; "" = not known, None = there is no such topic.
+        prefix: of all names there: another one is another Freshet.
     """
 
     cluster_id: str
     changelog_id: str | None
+    prefix: str = ""
 
 
 def verdict(kept: Origin | None, found: Origin) -> Verdict:
@@ -55,6 +57,8 @@ def verdict(kept: Origin | None, found: Origin) -> Verdict:
     if kept is None:
         return "keep"
     if kept.cluster_id and found.cluster_id and kept.cluster_id != found.cluster_id:
+        return "aside"
+    if kept.prefix != found.prefix:
         return "aside"
     if kept.changelog_id == found.changelog_id or "" in (kept.changelog_id, found.changelog_id):
         return "trust"
@@ -81,7 +85,7 @@ def settle(folder: Path, found: Origin) -> Verdict | None:
             "the user states in %s come from %s, this is %s: they are put aside in %s, and states are rebuilt from "
             "this cluster's changelog. If they are to be used here, because the old cluster is lost: stop streams, "
             "move what is in that folder to %s, remove %s there and start again. Otherwise delete the folder", folder,
-            _name(kept.cluster_id), _name(found.cluster_id), aside, folder, _FILE)
+            _name(kept), _name(found), aside, folder, _FILE)
     elif done == "keep":
         for store in stores:
             _forget_offset(store)
@@ -101,8 +105,8 @@ def confirm(folder: Path, found: Origin) -> None:
     kept = read(folder)
     created = kept is not None and kept.changelog_id is None and kept.cluster_id == found.cluster_id
     if kept is not None and verdict(kept, found) != "trust" and not created:
-        raise FreshetError(f"{_name(found.cluster_id)} answers with another changelog of user states than "
-                           f"{_name(kept.cluster_id)} did at the start; streams must be started again")
+        raise FreshetError(f"{_name(found)} answers with another changelog of user states than "
+                           f"{_name(kept)} did at the start; streams must be started again")
     write(folder, found)
 
 
@@ -136,7 +140,7 @@ def read(folder: Path) -> Origin | None:
     """Return where the states under `folder` come from, None if that is not known."""
     try:
         fields = orjson.loads((folder / _FILE).read_bytes())
-        return Origin(str(fields["cluster_id"]), fields["changelog_id"])
+        return Origin(str(fields["cluster_id"]), fields["changelog_id"], str(fields.get("prefix", "")))
     except (OSError, ValueError, TypeError, KeyError):
         return None
 
@@ -146,7 +150,7 @@ def write(folder: Path, origin: Origin) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if read(folder) != origin:
         write_whole(folder / _FILE, orjson.dumps(
-            {"cluster_id": origin.cluster_id, "changelog_id": origin.changelog_id}))
+            {"cluster_id": origin.cluster_id, "changelog_id": origin.changelog_id, "prefix": origin.prefix}))
 
 
 def _forget_offset(store: Path) -> None:
@@ -158,5 +162,7 @@ def _forget_offset(store: Path) -> None:
         with_states.close()
 
 
-def _name(cluster_id: str) -> str:
-    return "the embedded broker" if cluster_id == EMBEDDED else f"cluster {cluster_id or '(without id)'}"
+def _name(origin: Origin) -> str:
+    server = ("the embedded broker" if origin.cluster_id == EMBEDDED else
+              f"cluster {origin.cluster_id or '(without id)'}")
+    return f"{server} with prefix {origin.prefix!r}" if origin.prefix else server

@@ -56,11 +56,15 @@ class FaustOutbox:
 
     Args:
         moved: called whenever the broker has acknowledged a batch: a sign of progress.
+        full: returns how a topic is called on the servers.
     """
 
-    def __init__(self, producer: Any, moved: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, producer: Any, moved: Callable[[], None] = lambda: None, full: Callable[[str], str] = str,
+    ) -> None:
         self._producer = producer
         self._moved = moved
+        self._full = full
 
     async def send(
         self, topic: str, partition: int, pairs: Sequence[Pair], refused: list[Pair] | None = None,
@@ -98,10 +102,10 @@ class FaustOutbox:
                     refused.append(group[0])
                 else:
                     raise FreshetError(
-                        f"the broker does not take a message of {_size(group[0])} bytes to {topic}; set "
+                        f"the broker does not take a message of {_size(group[0])} bytes to {self._full(topic)}; set "
                         "max.message.bytes of that topic to 1048588 (Kafka's default) or more") from error
             if away is not None:
-                log.warning("cannot write to %s[%d]: %r; trying again", topic, partition, away)
+                log.warning("cannot write to %s[%d]: %r; trying again", self._full(topic), partition, away)
                 await asyncio.sleep(RETRY_S)
         return last
 
@@ -123,7 +127,7 @@ class FaustOutbox:
                 try:
                     if batch.size() > LARGEST:
                         raise MessageSizeTooLargeError
-                    future = await self._producer.send_batch(batch, topic, partition=partition)
+                    future = await self._producer.send_batch(batch, self._full(topic), partition=partition)
                     future.add_done_callback(self._acknowledged)
                     sent.append((part, future))
                 except MessageSizeTooLargeError as error:

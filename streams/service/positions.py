@@ -97,7 +97,7 @@ def explain(topic: str, partition: int, committed: int | None, end: int, positio
         case "expired":
             return (f"{where}: the broker deleted offsets {committed} to {at - 1} before they were read, and their "
                     f"records are lost to Freshet; reading on at {at}. Give the topic a longer retention.ms, and "
-                    "watch the lag of freshet-streams")
+                    "watch the lag of its consumer group")
         case "cut":
             return (f"{where} ends at offset {end}, before the committed offset {committed}: the broker lost records "
                     f"or was restored from a copy; {again}")

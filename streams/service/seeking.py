@@ -43,6 +43,8 @@ class Seeker:
         self._consumer = consumer
         self._cluster = cluster
         self._folder = settings.home / "streams"
+        self._events, self._changelog = map(settings.kafka.full, (BEHAVIOUR_EVENTS.name, CHANGELOG))
+        self._plain = settings.kafka.plain
         self.lives: dict[TP, Life] = {}
         self._found = found
 
@@ -53,7 +55,7 @@ class Seeker:
 
     def events_life(self, partition: int) -> int:
         """Return the number of the log that the offsets of a partition's events count in, 0 = not known."""
-        life = self.lives.get(TP(BEHAVIOUR_EVENTS.name, partition))
+        life = self.lives.get(TP(self._events, partition))
         return 0 if life is None else life.token
 
     async def seek(self) -> None:
@@ -113,7 +115,8 @@ class Seeker:
         found = {}
         for tp in tps:
             offset, text = committed.get(tp, (None, ""))
-            found[tp] = decide(offset, Life.parse(text), ids.get(tp.topic, ""), starts[tp] or 0, ends[tp] or 0,
+            topic_id = ids.get(self._plain(tp.topic), "")
+            found[tp] = decide(offset, Life.parse(text), topic_id, starts[tp] or 0, ends[tp] or 0,
                                processed=self._processed(tp))
         return found, ends
 
@@ -125,8 +128,8 @@ class Seeker:
 
     def _processed(self, tp: TP) -> bool:
         """Return whether there are states that records of the partition made."""
-        newest = self._consumer.app.tables.recovery.active_highwaters.get(TP(CHANGELOG, tp.partition))
-        return tp.topic == BEHAVIOUR_EVENTS.name and newest is not None and newest >= 0
+        newest = self._consumer.app.tables.recovery.active_highwaters.get(TP(self._changelog, tp.partition))
+        return tp.topic == self._events and newest is not None and newest >= 0
 
     async def _commit(self, reset: Mapping[TP, Position]) -> None:
         """Commit new offsets.

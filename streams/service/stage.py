@@ -196,7 +196,7 @@ class Stage:
 
     def _trace(self, topic: str, partition: int, work: Work, records: int) -> BatchTrace:
         """Return the traces that a batch's records belong to. A look at the headers is all that most records cost."""
-        traces = tracing()
+        traces, full = tracing(), self.settings.kafka.full
         begin = traces.begins and topic == BEHAVIOUR_EVENTS.name
         found = []
         plain: Any = ()  # headers without a context; most records have none, or the same as the one before: 50 ns
@@ -207,7 +207,8 @@ class Stage:
                     found.append(Traced(user, partition, record.offset, headers))
                 else:
                     plain = headers
-        return traces.batch(Consumed("streams", _GROUP, topic, records), found, begin) if found else BatchTrace()
+        return traces.batch(Consumed(
+            "streams", full(_GROUP), full(topic), records), found, begin) if found else BatchTrace()
 
     async def deliver(self, delivery: Delivery) -> None:
         """Make a batch's effects durable; on return its offsets may be committed.
@@ -254,15 +255,16 @@ class Stage:
     ) -> None:
         """Send messages; those that the broker does not take for their size go to `bad`."""
         refused: list[Pair] = []
+        full = self.settings.kafka.full(topic)
         await self.outbox.send(topic, target, pairs, refused, delivery.writer.check)
         for pair in refused:
             key, value, _ = pair
-            what = f"{len(value or b'')} bytes to {topic}[{target}]: larger than the broker takes"
+            what = f"{len(value or b'')} bytes to {full}[{target}]: larger than the broker takes"
             record = delivery.strays.get(id(pair))
             if record is not None:
                 bad.append(Unusable(record, "too_large", f"cannot be sent on to its user's partition: {what}"))
             else:
-                bad.append(Unusable(Unsent(topic, target, key, value), "too_large", f"cannot be sent: {what}"))
+                bad.append(Unusable(Unsent(full, target, key, value), "too_large", f"cannot be sent: {what}"))
 
     def counters(self) -> dict[str, Any]:
         """Return the counters for the role's progress file."""

@@ -7,6 +7,7 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from schemas.liveness import STALLED_EXIT, Progress, Stall
@@ -41,10 +42,12 @@ class FaustWatchdog:
     Args:
         stall_s: seconds of lag without progress that are allowed; the loop gets the same time to answer.
         progress: whose files are written, and whose `moves` count as progress.
+        plain: returns the plain name of a topic.
     """
 
-    def __init__(self, stall_s: float, progress: Progress) -> None:
+    def __init__(self, stall_s: float, progress: Progress, plain: Callable[[str], str] = str) -> None:
         self._progress = progress
+        self._plain = plain
         self._stall = Stall(stall_s)
         self._stall_s = stall_s
         self._beat = time.monotonic()
@@ -87,7 +90,7 @@ class FaustWatchdog:
             self._progress.broker_away = True
             return 1
         self._progress.broker_away = False
-        self._progress.lags(offsets)
+        self._progress.lags({(self._plain(topic), number): at for (topic, number), at in offsets.items()})
         behind = sum(max(0, end - position) for position, end in offsets.values())
         return behind + (app.consumer.unsettled if offsets else 0)
 

@@ -16,8 +16,8 @@ from aiohttp.test_utils import make_mocked_request
 from schemas.errors import FreshetError
 from tests.fuzz.campaign import Decoder
 from tests.fuzz.messages import DIM, POINT
-from workers.store.embedded.engine import OF_ITEMS, Shard
 from workers.store.embedded.server import application
+from workers.store.embedded.shards import KINDS, Shards
 from workers.store.items import ITEMS, TEXT, ItemPoint, item_payload, item_point_id
 from workers.store.point import COLLECTION, payload, point_id, vectors
 
@@ -58,11 +58,10 @@ class FailedRequestError(Exception):
 @contextmanager
 def store(folder: Path) -> Iterator[Callable[[bytes], None]]:
     """Yield a function that sends a request through the store's application, routing included."""
-    shard = Shard(folder / "store")
-    shard.create(DIM)
-    items = Shard(folder / "items", OF_ITEMS)
-    items.create(DIM)
-    app = application([shard, items], KEY)
+    shards = Shards(folder / "store")
+    for kind in KINDS:
+        shards.create(kind.collection, DIM)
+    app = application(shards, KEY)
     app.freeze()
     loop = asyncio.new_event_loop()
 
@@ -100,8 +99,7 @@ def store(folder: Path) -> Iterator[Callable[[bytes], None]]:
     finally:
         loop.run_until_complete(loop.shutdown_default_executor())
         loop.close()
-        shard.close()
-        items.close()
+        shards.close()
 
 
 def decoders(run: Callable[[bytes], None]) -> list[Decoder]:

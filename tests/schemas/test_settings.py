@@ -131,8 +131,9 @@ def strategy(spec):
         "number": lambda: st.floats(
             low if above is None else above, high if below is None else below, allow_nan=False,
             exclude_min=above is not None, exclude_max=below is not None),
-        "string": lambda: st.dates() if spec.get("format") == "date" else st.text(
-            min_size=spec.get("minLength", 0), max_size=spec.get("maxLength")),
+        "string": lambda: st.dates() if spec.get("format") == "date" else st.from_regex(
+            spec["pattern"].strip("^$"), fullmatch=True).filter(lambda text: len(text) <= spec["maxLength"]) \
+            if "pattern" in spec else st.text(min_size=spec.get("minLength", 0), max_size=spec.get("maxLength")),
         "object": lambda: st.dictionaries(
             st.sampled_from(spec["propertyNames"]["enum"]) if "propertyNames" in spec else st.text("abc", min_size=1),
             strategy(spec["additionalProperties"]) if "pattern" in spec["additionalProperties"] else

@@ -70,7 +70,7 @@ class Stack:
     @property
     def kafka(self) -> KafkaSettings:
         assert self.running is not None, self.log_tails()
-        return KafkaSettings(bootstrap=self.running.bootstrap)
+        return KafkaSettings(bootstrap=self.running.bootstrap, prefix=self.running.prefix)
 
     def kill(self, role: str) -> None:
         """Kill one role's process with SIGKILL, as in a crash."""
@@ -88,7 +88,7 @@ class Stack:
         for event in events:
             value = orjson.dumps(event) if isinstance(event, dict) else event
             key = event["user_id"].encode() if keyed and isinstance(event, dict) else None
-            producer.produce("behaviour-events", value, key=key,
+            producer.produce(self.kafka.full("behaviour-events"), value, key=key,
                              on_delivery=lambda error, _: failed.append(error) if error else None)
             producer.poll(0)
         producer.flush(30)

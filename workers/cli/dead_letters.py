@@ -11,9 +11,9 @@ from rich.console import Console
 
 from schemas.errors import FreshetError
 from schemas.messages import DeadLetter
-from schemas.settings import load
+from schemas.settings import Settings, load
 from schemas.topics import TOPICS
-from workers.home.titles import Titles, read_titles
+from workers.home.titles import read_titles
 from workers.measurement.dead_letters import LetterKind, by_kind, headers_of, key_of, replayable, value_of
 from workers.terminal.durations import ago
 
@@ -47,11 +47,12 @@ def dead_letters(
     from workers.operating.letters import read_letters, send_again
 
     settings = connected(load())
+    topics = (topic, settings.kafka.full(topic))
     found = [letter for letter in read_letters(settings.kafka, last)
-             if (not topic or letter.topic == topic) and reason.lower() in letter.reason.lower()]
+             if (not topic or letter.topic in topics) and reason.lower() in letter.reason.lower()]
     console = Console(highlight=False)
     if show:
-        _show(console, found, show, read_titles(settings.home))
+        _show(console, found, show, settings)
         return
     if not found:
         console.print("There are no dead letters" + (" like that." if topic or reason else "."))
@@ -59,7 +60,7 @@ def dead_letters(
     if not replay:
         _list(console, by_kind(found))
         return
-    good, bad = replayable(found, TOPICS)
+    good, bad = replayable(found, map(settings.kafka.full, TOPICS))
     sent = send_again(settings.kafka, good)
     console.print(f"{sent:,} records were sent to their topics again.")
     for why, count in bad.items():
@@ -78,9 +79,11 @@ def _list(console: Console, kinds: Sequence[LetterKind]) -> None:
     console.print("--show shows a record with its bytes, --replay sends records again.", markup=False)
 
 
-def _show(console: Console, letters: list[DeadLetter], place: str, titles: Titles) -> None:
-    parts = place.rsplit("/", 2)
-    wanted = [letter for letter in letters if [letter.topic, str(letter.partition), str(letter.offset)] == parts]
+def _show(console: Console, letters: list[DeadLetter], place: str, settings: Settings) -> None:
+    topic, *parts = place.rsplit("/", 2)
+    titles = read_titles(settings.home)
+    wanted = [letter for letter in letters if letter.topic in (topic, settings.kafka.full(topic))
+              and [str(letter.partition), str(letter.offset)] == parts]
     if not wanted:
         raise FreshetError(f"there is no dead letter of {place}; `freshet dead-letters` lists them")
     letter = wanted[-1]

@@ -232,15 +232,16 @@ def _broker(settings: Settings) -> Check:
     there = partitions(settings.kafka, {*TOPICS, CHANGELOG})
     where = f"{settings.kafka.bootstrap} answers"
     if missing := sorted(set(TOPICS) - set(there)):
-        return Check("broker", "warning", f"{where}; missing: {', '.join(missing)} (`freshet topics --create`)")
-    if text := misfits(there, settings.kafka.partitions):
+        absent = ", ".join(map(settings.kafka.full, missing))
+        return Check("broker", "warning", f"{where}; missing: {absent} (`freshet topics --create`)")
+    if text := misfits(there, settings.kafka.partitions, settings.kafka.full):
         return Check("broker", "broken", f"{where}; {text}")
     if weak := weaknesses(settings.kafka, list(TOPICS.values())):
         return Check("broker", "warning", f"{where}; " + "; ".join(weak))
     behind = {group: sum(lag(settings.kafka, group, [topic]).values()) for group, topic in (
         (RANKING_GROUP, "ranking-requests"), (KNOWLEDGE_GROUP, "knowledge-requests"))}
     return Check("broker", "ok", f"{where}, {len(TOPICS)} topics; lag: "
-                   + ", ".join(f"{group} {count:,}" for group, count in behind.items()))
+                   + ", ".join(f"{settings.kafka.full(group)} {count:,}" for group, count in behind.items()))
 
 
 def _registry(settings: Settings) -> Check:
@@ -263,7 +264,7 @@ def _store(settings: Settings) -> Check:
 
     if not settings.qdrant.url:
         return Check("store", "ok", "embedded, starts with the stack")
-    store = QdrantStore(settings.qdrant.url, settings.fit.dim, settings.qdrant)
+    store = QdrantStore.at(settings, settings.fit.dim)
     try:
         store.identify()
         return Check("store", "ok", f"{settings.qdrant.url} holds knowledge of {store.count():,} users")

@@ -68,7 +68,7 @@ def experiment(
         cut = any(low > 0 for parts in watermarks(settings.kafka, topics).values() for low, _ in parts)
         for message in read_all(settings.kafka, topics, within_s=600.0):
             try:
-                if message.topic() == BEHAVIOUR_EVENTS.name:
+                if settings.kafka.plain(message.topic()) == BEHAVIOUR_EVENTS.name:
                     at = message.timestamp()[1] / 1000
                     headers = message.headers() or ()
                     if registry is not None and (frame := frame_of(message.value(), headers)) is not None:

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from schemas.errors import FreshetError
 from schemas.settings import Settings, load
-from schemas.topics import BEHAVIOUR_EVENTS, CATALOGUE, TOPICS, Topic
+from schemas.topics import BEHAVIOUR_EVENTS, CATALOGUE, TOPICS
 from workers.home.titles import Titles, read_titles
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def produce(
             producer.send(event)
     finally:
         producer.flush()
-    _report(producer.delivered, account, "events", BEHAVIOUR_EVENTS)
+    _report(producer.delivered, account, "events", settings.kafka.full(BEHAVIOUR_EVENTS.name))
 
 
 def _produce_items(file: str, account: Account, settings: Settings) -> None:
@@ -78,11 +78,11 @@ def _produce_items(file: str, account: Account, settings: Settings) -> None:
             producer.record(CATALOGUE, name, None if item is None else encode(item))
     finally:
         producer.flush()
-    _report(producer.delivered, account, "items", CATALOGUE)
+    _report(producer.delivered, account, "items", settings.kafka.full(CATALOGUE.name))
 
 
-def _report(delivered: int, account: Account, what: str, topic: Topic) -> None:
-    typer.echo(f"produced {delivered:,} {what} to {topic.name}")
+def _report(delivered: int, account: Account, what: str, topic: str) -> None:
+    typer.echo(f"produced {delivered:,} {what} to {topic}")
     for line in account.lines()[1:]:
         typer.echo(line, err=True)
     if account.left_out:
@@ -107,9 +107,10 @@ def tail(
     from workers.home.stack_info import connected
     from workers.kafka.reader import TopicReader
 
+    settings = connected(load())
+    topic = settings.kafka.plain(topic)
     if topic not in TOPICS:
         raise FreshetError(f"unknown topic {topic!r}; topics are {', '.join(TOPICS)}")
-    settings = connected(load())
     known = read_titles(settings.home) if titles else None
     shown = 0
     with TopicReader(settings.kafka, [topic], from_beginning=from_beginning) as reader:
@@ -160,14 +161,15 @@ def topics(
     wide = console.width >= 120
     title = f"topics at {settings.kafka.bootstrap}" if live else "topics (no broker running)"
     table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    widest = max(len(settings.kafka.full(name)) for name in TOPICS)
     for column in ("topic", "key", "partitions", "cleanup", "kept", "records", *(("flow",) if wide else ())):
         table.add_column(column, justify="right" if column in ("partitions", "records") else "left",
-                         min_width=max(map(len, TOPICS)) if column == "topic" else None)
+                         min_width=widest if column == "topic" else None)
     for topic in TOPICS.values():
         marks = live.get(topic.name)
         kept = "forever" if topic.retention_ms < 0 else f"{topic.retention_ms // 86_400_000} d"
         records = "" if not live else "missing" if marks is None else f"{sum(high - low for low, high in marks):,}"
         partitions = topic.partitions or settings.kafka.partitions if marks is None else len(marks)
-        table.add_row(topic.name, topic.key, str(partitions), topic.cleanup, kept, records,
+        table.add_row(settings.kafka.full(topic.name), topic.key, str(partitions), topic.cleanup, kept, records,
                       *((f"{topic.writer} → {topic.readers}",) if wide else ()))
     console.print(table)

@@ -38,7 +38,7 @@ def user(
     newest = {}
     for message in read_all(settings.kafka, names, key=user_id.encode(), last=last):
         if message.key() == user_id.encode() and message.value():
-            newest[message.topic()] = message.value()
+            newest[settings.kafka.plain(message.topic())] = message.value()
     found = {}
     for name, value in newest.items():
         try:
@@ -92,7 +92,7 @@ def _stored(settings: Settings, user_id: str, now: float) -> str:
     from schemas.errors import StoreUnavailableError
     from workers.store.qdrant import QdrantStore
 
-    store = QdrantStore(settings.qdrant.url, settings.fit.dim, settings.qdrant)
+    store = QdrantStore.at(settings, settings.fit.dim)
     try:
         point = store.read([user_id]).get(user_id)
     except StoreUnavailableError as error:

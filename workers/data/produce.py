@@ -65,6 +65,7 @@ class EventProducer:
         # Delivery reports contain the failures; a log line per lost connection adds nothing.
         self._producer = Producer(producer(settings, log_level=2))
         self._headers = [(BACKFILL, b"1")] if backfill else None
+        self._full = settings.full
         self._stall_s = stall_s
         self._error: KafkaError | None = None
         self.delivered = 0
@@ -94,7 +95,7 @@ class EventProducer:
         while True:
             try:
                 self._producer.produce(
-                    topic.name, key=key.encode(), value=value, headers=self._headers, on_delivery=_done)
+                    self._full(topic.name), key=key.encode(), value=value, headers=self._headers, on_delivery=_done)
                 break
             except BufferError:
                 if stall.reached(time.monotonic(), self.delivered, True):

@@ -183,17 +183,18 @@ class Demo:
 
     def _backfill(self, stack: Stack, dataset: data.Dataset, past: data.Events) -> None:
         """Fold the training part into user states, and return when streams has committed all of it."""
-        producer = EventProducer(stack.settings.kafka, backfill=True, stall_s=self._stall_s)
+        kafka = stack.settings.kafka
+        producer = EventProducer(kafka, backfill=True, stall_s=self._stall_s)
         ends: dict[tuple[str, int], int] = {}
 
         def _placed(_: Any, message: Any) -> None:
-            where = (message.topic(), message.partition())
+            where = (kafka.plain(message.topic()), message.partition())
             ends[where] = max(ends.get(where, 0), message.offset() + 1)
 
         for row in range(len(past)):
             producer.send(_event(dataset, past, row), _placed)
         producer.flush()
-        group = GroupLag(stack.settings.kafka, STREAMS_GROUP)
+        group = GroupLag(kafka, STREAMS_GROUP)
         try:
             starts = dict.fromkeys(ends, 0)
             while left := sum(ends[where] - done for where, done in starts.items()):
@@ -251,7 +252,7 @@ class Demo:
         messages = reader.poll(seconds)
         received = time.time()
         for message in messages:
-            self._handle(message.topic(), message.value(), inflight, received)
+            self._handle(stack.settings.kafka.plain(message.topic()), message.value(), inflight, received)
         producer.poll()
         if messages:
             self._moved = time.monotonic()
@@ -282,7 +283,7 @@ class Demo:
                 self.metrics.refresh_requested(message)
             case DeadLetter():
                 self.metrics.dead_lettered(message)
-                if message.topic == BEHAVIOUR_EVENTS.name:
+                if self.settings.kafka.plain(message.topic) == BEHAVIOUR_EVENTS.name:
                     user = inflight.dead_lettered(message.partition, message.offset)
                     if user is not None:
                         self._order.answered(self._rows[user])

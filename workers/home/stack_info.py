@@ -36,6 +36,7 @@ class Running(BaseModel):
     started_at: float
     bootstrap: str
     qdrant_url: str
+    prefix: str = Field(default="", description="of all its names on broker and store")
     roles: list[str]
     command: str = Field(description="'up' or 'demo'")
     pids: dict[str, int] = Field(default_factory=dict)
@@ -70,7 +71,7 @@ def find(home: Path) -> Running | None:
 
 
 def connected(settings: Settings) -> Settings:
-    """Return `settings` with broker and store of the running stack filled in where they are not set.
+    """Return `settings` with broker, prefix and store of the running stack filled in where they are not set.
 
     Raises:
         FreshetError: no broker is set and no stack runs.
@@ -87,5 +88,5 @@ def connected(settings: Settings) -> Settings:
     url = settings.qdrant.url or running.qdrant_url
     return replace(
         settings,
-        kafka=replace(settings.kafka, bootstrap=running.bootstrap),
+        kafka=replace(settings.kafka, bootstrap=running.bootstrap, prefix=settings.kafka.prefix or running.prefix),
         qdrant=replace(settings.qdrant, url=url, api_key=settings.qdrant.api_key or kept_key(settings.home, url)))

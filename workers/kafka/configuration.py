@@ -18,10 +18,14 @@ _PATIENCE_S = 1.0  # a broker that refuses the client answers within millisecond
 
 
 def consumer(settings: KafkaSettings, group: str, **extra: Any) -> dict[str, Any]:
-    """Return the configuration of a consumer of `group` that commits by hand and starts at the oldest record."""
+    """Return the configuration of a consumer that commits by hand and starts at the oldest record.
+
+    Args:
+        group: its plain name.
+    """
     session_ms = int(settings.session_timeout_s * 1000)
     return client(settings) | {
-        "group.id": group,
+        "group.id": settings.full(group),
         "enable.auto.commit": False,
         "enable.auto.offset.store": False,
         "auto.offset.reset": "earliest",

@@ -27,9 +27,14 @@ def _no_coordinator_yet(error: BaseException) -> bool:
 
 
 class GroupLag:
-    """How far a consumer group is behind, asked over one connection that never joins the group."""
+    """How far a consumer group is behind, asked over one connection that never joins the group.
+
+    Args:
+        group: its plain name; topics are asked for and named by plain names, too.
+    """
 
     def __init__(self, settings: KafkaSettings, group: str) -> None:
+        self._settings = settings
         self._consumer = Consumer(consumer(settings, group) | {"log_level": 2})
 
     def offsets(self, wanted: Collection[tuple[str, int]], timeout_s: float = 5.0
@@ -39,11 +44,12 @@ class GroupLag:
         Raises:
             KafkaException: the broker does not answer.
         """
-        asked = [TopicPartition(topic, number) for topic, number in wanted]
+        asked = [TopicPartition(self._settings.full(topic), number) for topic, number in wanted]
         out = {}
         for part in self._committed(asked, timeout_s) if asked else []:
             low, high = self._consumer.get_watermark_offsets(part, timeout=timeout_s)
-            out[part.topic, part.partition] = (max(low, part.offset), high)  # no commit is offset −1001
+            # No commit is offset −1001.
+            out[self._settings.plain(part.topic), part.partition] = (max(low, part.offset), high)
         return out
 
     def ping(self, timeout_s: float = 5.0) -> None:

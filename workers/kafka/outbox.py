@@ -40,7 +40,7 @@ class Rejected(NamedTuple):
 
 
 class _Pending(NamedTuple):
-    topic: str
+    topic: str  # as the servers call it
     key: bytes | None
     value: bytes
     headers: Passed
@@ -51,6 +51,7 @@ class Outbox:
 
     def __init__(self, settings: KafkaSettings, role: str) -> None:
         self._producer = Producer(producer(settings), logger=logging.getLogger(f"{__name__}.kafka"))
+        self._full = settings.full
         self._role = role
         self._buried: list[_Pending] = []
 
@@ -65,7 +66,8 @@ class Outbox:
         Raises:
             FreshetError: the broker did not take them in several tries.
         """
-        pending = [_Pending(out.topic.name, out.key.encode(), encode(out.message), headers(out)) for out in outputs]
+        pending = [_Pending(self._full(out.topic.name), out.key.encode(), encode(out.message), headers(out))
+                   for out in outputs]
         refused = self._deliver(pending)
         for topic, key, value, _ in refused:
             reason = f"cannot be sent: {len(value)} bytes to {topic}: larger than the broker takes"
@@ -80,7 +82,7 @@ class Outbox:
             role=self._role, failed_at=time.time(), headers=source.headers() or ()))
 
     def _note(self, letter: DeadLetter) -> None:
-        self._buried.append(_Pending(DEAD_LETTERS.name, letter.topic.encode(), encode(letter), []))
+        self._buried.append(_Pending(self._full(DEAD_LETTERS.name), letter.topic.encode(), encode(letter), []))
 
     def flush(self) -> None:
         """Write the dead letters noted so far, confirmed.
@@ -91,8 +93,9 @@ class Outbox:
         buried, self._buried = self._buried, []
         refused = self._deliver(buried)
         if self._deliver([letter._replace(value=_cut(letter.value)) for letter in refused]):
-            raise FreshetError(f"{self._role}: the broker does not take a dead letter of some 60 kB; set "
-                               f"max.message.bytes of {DEAD_LETTERS.name} to 1048588 (Kafka's default) or more")
+            raise FreshetError(
+                f"{self._role}: the broker does not take a dead letter of some 60 kB; set max.message.bytes of "
+                f"{self._full(DEAD_LETTERS.name)} to 1048588 (Kafka's default) or more")
 
     def close(self) -> None:
         """Close the producer; its records are confirmed already."""

@@ -16,11 +16,11 @@ from streams.service.outbox import partition_of
 
 
 class TopicReader:
-    """Records of some topics as they come.
+    """Records of some topics as they come; `settings.plain` gives the plain name of a record's topic.
 
     Args:
         settings: the broker.
-        topics: names; each must be there.
+        topics: plain names; each must be there.
         from_beginning: start with the oldest record instead of the next new one.
     """
 
@@ -32,7 +32,7 @@ class TopicReader:
         else:
             # Not OFFSET_END: that is looked up at the first fetch, and a record sent in between is missed.
             starts = {part: high for part, (_, high) in _ends(self._consumer, settings, topics).items()}
-        for topic in topics:
+        for topic in map(settings.full, topics):
             if not any(name == topic for name, _ in starts):
                 raise FreshetError(f"there is no topic {topic} at {settings.bootstrap}; `freshet topics --create`")
         assignment = [TopicPartition(topic, number, start) for (topic, number), start in starts.items()]
@@ -75,7 +75,7 @@ class TopicReader:
 
 def read_all(settings: KafkaSettings, topics: Sequence[str], *, key: bytes | None = None,
              last: int | None = None, within_s: float = 30.0) -> list[Message]:
-    """Return everything `topics` hold at this moment, in order per partition.
+    """Return everything `topics` hold at this moment, in order per partition; names are as in `TopicReader`.
 
     Args:
         key: only the partitions that records of this key are in.
@@ -111,12 +111,12 @@ def read_all(settings: KafkaSettings, topics: Sequence[str], *, key: bytes | Non
 
 
 def watermarks(settings: KafkaSettings, topics: Sequence[str]) -> dict[str, list[tuple[int, int]]]:
-    """Return per topic that exists the (first, next) offset of each partition."""
+    """Return per topic that exists, by its plain name, the (first, next) offset of each partition."""
     consumer = _consumer(settings)
     try:
         out: dict[str, list[tuple[int, int]]] = {}
         for (topic, _), marks in sorted(_ends(consumer, settings, topics).items()):
-            out.setdefault(topic, []).append(marks)
+            out.setdefault(settings.plain(topic), []).append(marks)
         return out
     finally:
         consumer.close()
@@ -125,7 +125,7 @@ def watermarks(settings: KafkaSettings, topics: Sequence[str]) -> dict[str, list
 def _consumer(settings: KafkaSettings) -> Consumer:
     # A group id is required by the client; without subscribe and commit it never reaches the broker.
     return Consumer(client(settings) | {
-        "group.id": "freshet-reader", "enable.auto.commit": False, "enable.partition.eof": True,
+        "group.id": settings.full("freshet-reader"), "enable.auto.commit": False, "enable.partition.eof": True,
         "fetch.wait.max.ms": 50, "log_level": 0})
 
 
@@ -138,11 +138,12 @@ def _parts(consumer: Consumer, settings: KafkaSettings, topics: Sequence[str]) -
         known = consumer.list_topics(timeout=10.0).topics
     except KafkaException as error:
         raise FreshetError(f"no broker answers at {settings.bootstrap}: {error}") from None
-    return [(topic, number) for topic in topics if topic in known for number in sorted(known[topic].partitions)]
+    return [(topic, number) for topic in map(settings.full, topics) if topic in known
+            for number in sorted(known[topic].partitions)]
 
 
 def _ends(consumer: Consumer, settings: KafkaSettings, topics: Sequence[str]) -> dict[tuple[str, int], tuple[int, int]]:
-    """Return (first, next) offset per partition.
+    """Return (first, next) offset per partition, topics by their names on the servers.
 
     The embedded broker lists a partition's end as the first record of its last *batch* plus one. Only what it reports
     along with fetched records is the end, so one fetch at the end of each partition is waited for.

@@ -39,45 +39,48 @@ def create_topics(
                            f"FRESHET_KAFKA_REPLICATION={settings.replication}: no record could ever be written")
     check_reachable(settings, min(timeout_s, 10.0))
     admin = AdminClient(client(settings))
-    there = _with_leaders(admin, {*wanted, CHANGELOG})
+    there = _with_leaders(admin, settings, {*wanted, CHANGELOG})
     if grow and (small := to_grow(there, settings.partitions)):
-        _grow(admin, small, settings.partitions, timeout_s)
-        there = _with_leaders(admin, {*wanted, CHANGELOG})
-    if text := misfits(there, settings.partitions):
+        _grow(admin, settings, small, timeout_s)
+        there = _with_leaders(admin, settings, {*wanted, CHANGELOG})
+    if text := misfits(there, settings.partitions, settings.full):
         raise FreshetError(text)
     for warning in weaknesses(settings, [topic for name, topic in wanted.items() if name in there], admin):
         log.warning("%s", warning)
     refused = _create(admin, settings, [topic for topic in wanted.values() if topic.name not in there])
     for name, error in refused.items():
-        log.warning("the broker refuses the settings of %s (%s); creating it without them", name, error.str())
+        log.warning("the broker refuses the settings of %s (%s); creating it without them", settings.full(name),
+                    error.str())
     for name, error in _create(admin, settings, [wanted[name] for name in refused], configured=False).items():
-        raise FreshetError(f"topic {name} cannot be created: {error.str()}")
+        raise FreshetError(f"topic {settings.full(name)} cannot be created: {error.str()}")
     deadline = time.monotonic() + timeout_s
     # Right after the broker has confirmed nine new topics, Apache Kafka 4.2 listed none of them.
-    while missing := sorted(set(wanted) - set(_with_leaders(admin, wanted))):
+    while missing := sorted(set(wanted) - set(_with_leaders(admin, settings, wanted))):
         if time.monotonic() > deadline:
-            raise FreshetError(f"topics still absent after {timeout_s:g} s: {', '.join(missing)}")
+            raise FreshetError(f"topics still absent after {timeout_s:g} s: "
+                               f"{', '.join(map(settings.full, missing))}")
         time.sleep(0.1)
 
 
-def _grow(admin: AdminClient, small: Mapping[str, int], partitions: int, timeout_s: float) -> None:
-    for name, grown in admin.create_partitions([NewPartitions(name, partitions) for name in small]).items():
+def _grow(admin: AdminClient, settings: KafkaSettings, small: Mapping[str, int], timeout_s: float) -> None:
+    partitions, had = settings.partitions, {settings.full(name): number for name, number in small.items()}
+    for name, grown in admin.create_partitions([NewPartitions(name, partitions) for name in had]).items():
         try:
             grown.result(timeout_s)
         except KafkaException as error:
             raise FreshetError(
-                f"{name} has {small[name]} partitions and cannot be given {partitions} ({error.args[0].str()}); delete "
+                f"{name} has {had[name]} partitions and cannot be given {partitions} ({error.args[0].str()}); delete "
                 "it and run `freshet topics --create` again, or keep to its number: "
-                f"FRESHET_KAFKA_PARTITIONS={small[name]}") from error
-        log.warning("%s had %d partitions and has %d now", name, small[name], partitions)
+                f"FRESHET_KAFKA_PARTITIONS={had[name]}") from error
+        log.warning("%s had %d partitions and has %d now", name, had[name], partitions)
     deadline = time.monotonic() + timeout_s
-    while set(_with_leaders(admin, small).values()) != {partitions} and time.monotonic() < deadline:
+    while set(_with_leaders(admin, settings, small).values()) != {partitions} and time.monotonic() < deadline:
         time.sleep(0.1)
 
 
 def partitions(settings: KafkaSettings, names: Collection[str]) -> dict[str, int]:
     """Return the number of partitions of those topics that are there and have a leader everywhere."""
-    return _with_leaders(AdminClient(client(settings)), names)
+    return _with_leaders(AdminClient(client(settings)), settings, names)
 
 
 def weaknesses(settings: KafkaSettings, topics: Sequence[Topic], admin: AdminClient | None = None) -> list[str]:
@@ -86,7 +89,7 @@ def weaknesses(settings: KafkaSettings, topics: Sequence[Topic], admin: AdminCli
     Topics whose settings this user may not see are left out.
     """
     admin = admin or AdminClient(client(settings))
-    by_name = {topic.name: topic for topic in topics}
+    by_name = {settings.full(topic.name): topic for topic in topics}
     asked = admin.describe_configs([ConfigResource("topic", name) for name in by_name]) if topics else {}
     out = []
     for resource, answer in asked.items():
@@ -102,18 +105,18 @@ def weaknesses(settings: KafkaSettings, topics: Sequence[Topic], admin: AdminCli
     return out
 
 
-def _with_leaders(admin: AdminClient, names: Collection[str]) -> dict[str, int]:
-    return {
-        name: len(topic.partitions) for name, topic in admin.list_topics(timeout=10.0).topics.items()
-        if name in names and topic.partitions and all(p.leader >= 0 for p in topic.partitions.values())
-    }
+def _with_leaders(admin: AdminClient, settings: KafkaSettings, names: Collection[str]) -> dict[str, int]:
+    found = admin.list_topics(timeout=10.0).topics
+    there = {name: found[settings.full(name)] for name in names if settings.full(name) in found}
+    return {name: len(topic.partitions) for name, topic in there.items()
+            if topic.partitions and all(p.leader >= 0 for p in topic.partitions.values())}
 
 
 def _create(
     admin: AdminClient, settings: KafkaSettings, topics: Sequence[Topic], *, configured: bool = True,
 ) -> dict[str, KafkaError]:
     """Create topics and return, per topic that the broker refuses, its reason."""
-    new = [NewTopic(topic.name, topic.partitions or settings.partitions, settings.replication,
+    new = [NewTopic(settings.full(topic.name), topic.partitions or settings.partitions, settings.replication,
                     config=topic.config(settings.min_insync) if configured else {}) for topic in topics]
     refused = {}
     for name, created in (admin.create_topics(new) if new else {}).items():
@@ -124,5 +127,5 @@ def _create(
             if reason.code() < 0:  # the client's own: no answer. Trying without settings would lose the compaction.
                 raise FreshetError(f"topic {name} cannot be created: {reason.str()}") from error
             if reason.code() != KafkaError.TOPIC_ALREADY_EXISTS:
-                refused[name] = reason
+                refused[settings.plain(name)] = reason
     return refused

@@ -174,8 +174,9 @@ def main(settings: Settings) -> None:
         FreshetError: there is no model, or the broker cannot be used.
     """
     artifact = Registry(settings.home).open()
+    kept = settings.home / "guard" / settings.kafka.full("evidence.msgpack")  # users of another prefix are others
     guard = Guard(
-        Deployments(settings.home), settings.home / "guard" / "evidence.msgpack", artifact.calibration().margin_bound,
+        Deployments(settings.home), kept, artifact.calibration().margin_bound,
         settings.refresh.pooled_alpha, cells(artifact))
     create_topics(settings.kafka)
     updates = ModelUpdates(settings, ROLE, artifact.model_version, guard.apply)

@@ -82,6 +82,7 @@ class StreamWorker(Generic[M]):
         self._role = role
         self._group = group
         self._topic = topic
+        self._source = settings.kafka.full(topic.name)
         self._model = cast("type[M]", topic.model)
         self._process = process
         self._batch = batch
@@ -115,7 +116,7 @@ class StreamWorker(Generic[M]):
             consumer(self._settings.kafka, self._group, error_cb=self._refusals.note),
             logger=logging.getLogger(f"{__name__}.kafka"))
         self._outbox = Outbox(self._settings.kafka, self._role)
-        self._consumer.subscribe([self._topic.name], on_assign=self._assigned, on_revoke=self._revoked,
+        self._consumer.subscribe([self._source], on_assign=self._assigned, on_revoke=self._revoked,
                                  on_lost=self._revoked)
         watchdog = Watchdog(self._settings, self._role, self._group, self._topic.name, self._progress,
                             lambda: set(self._owned))
@@ -211,7 +212,8 @@ class StreamWorker(Generic[M]):
 
     def _attempt(self, records: Sequence[Record[M]]) -> bool:
         """Run `process` as below, and note the traces that the records belong to."""
-        trace = tracing().batch(Consumed(self._role, self._group, self._topic.name, len(records)), [
+        trace = tracing().batch(Consumed(
+            self._role, self._settings.kafka.full(self._group), self._source, len(records)), [
             Traced(str(getattr(record.message, self._topic.key)), record.source.partition() or 0,
                    record.source.offset() or 0, headers)
             for record in records if (headers := record.source.headers())])
@@ -314,7 +316,7 @@ class StreamWorker(Generic[M]):
             if kind != TIMESTAMP_NOT_AVAILABLE:
                 self._progress.finished(self._topic.name, source.partition(), written_ms / 1000.0)
         # A partition revoked while the batch was worked on is its new owner's to commit.
-        offsets = [TopicPartition(self._topic.name, part, offset) for part, offset in newest.items()
+        offsets = [TopicPartition(self._source, part, offset) for part, offset in newest.items()
                    if part in self._owned]
         for attempt in range(_COMMIT_TRIES if offsets else 0):
             try:
@@ -334,7 +336,7 @@ class StreamWorker(Generic[M]):
         """Return the number of records not yet read, by the last fetches; None before a partition's first."""
         if not self._owned:
             return 0
-        parts = [TopicPartition(self._topic.name, part) for part in sorted(self._owned)]
+        parts = [TopicPartition(self._source, part) for part in sorted(self._owned)]
         total = 0
         for position in self._consumer.position(parts):
             _, high = self._consumer.get_watermark_offsets(position, cached=True)
@@ -345,7 +347,7 @@ class StreamWorker(Generic[M]):
 
     def _assigned(self, _: Consumer, parts: list[TopicPartition]) -> None:
         self._owned |= {part.partition for part in parts}
-        log.info("%s: assigned partitions %s of %s", self._role, sorted(self._owned), self._topic.name)
+        log.info("%s: assigned partitions %s of %s", self._role, sorted(self._owned), self._source)
         self._progress.ready()
 
     def _revoked(self, _: Consumer, parts: list[TopicPartition]) -> None:

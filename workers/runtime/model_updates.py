@@ -164,7 +164,7 @@ class ModelUpdates:
         self._consumer = Consumer(
             consumer(settings.kafka, f"{role}-model-updates") | {
                 "enable.partition.eof": True, "fetch.wait.max.ms": 500}, logger=log)
-        self._consumer.assign([TopicPartition(MODEL_UPDATES.name, 0, OFFSET_BEGINNING)])
+        self._consumer.assign([TopicPartition(settings.kafka.full(MODEL_UPDATES.name), 0, OFFSET_BEGINNING)])
         self._outbox = Outbox(settings.kafka, role)
 
     def catch_up(self, within_s: float = 10.0) -> None:

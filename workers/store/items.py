@@ -19,7 +19,7 @@ from qdrant_client import models as qm
 
 from schemas.errors import FreshetError
 from schemas.messages import LARGEST
-from schemas.settings import QdrantSettings
+from schemas.settings import QdrantSettings, Settings
 from workers.store.collection import BATCH, Collection
 
 log = logging.getLogger(__name__)
@@ -105,16 +105,24 @@ class QdrantItems(Collection):
         location: a server's URL, or ":memory:" (tests only).
         dim: width of the encodings.
         settings: key, protocol and timeout.
+        collection: its name on the server.
 
     Raises:
         FreshetError: URL or key cannot be used.
     """
 
-    def __init__(self, location: str, dim: int, settings: QdrantSettings | None = None) -> None:
+    def __init__(
+        self, location: str, dim: int, settings: QdrantSettings | None = None, collection: str = ITEMS,
+    ) -> None:
         self._dim = dim
-        super().__init__(location, ITEMS, {
+        super().__init__(location, collection, {
             TEXT: qm.VectorParams(size=dim, distance=qm.Distance.COSINE, datatype=qm.Datatype.FLOAT16),
         }, TEXT, other_encoder, settings)
+
+    @classmethod
+    def at(cls, settings: Settings, dim: int) -> QdrantItems:
+        """Return the store that the settings name, without asking it anything."""
+        return cls(settings.qdrant.url, dim, settings.qdrant, settings.kafka.full(ITEMS))
 
     def upsert(self, points: Sequence[ItemPoint]) -> None:
         """See `ItemStore.upsert`."""

@@ -43,20 +43,28 @@ class QdrantStore(Collection):
         location: a server's URL, or ":memory:" for the client's in-memory implementation (tests only).
         dim: width of the vectors.
         settings: key, protocol and timeout; the client rounds the timeout up to whole seconds.
+        collection: its name on the server.
 
     Raises:
         FreshetError: URL or key cannot be used.
     """
 
-    def __init__(self, location: str, dim: int, settings: QdrantSettings | None = None) -> None:
+    def __init__(
+        self, location: str, dim: int, settings: QdrantSettings | None = None, collection: str = COLLECTION,
+    ) -> None:
         self._dim = dim
-        super().__init__(location, COLLECTION, {
+        super().__init__(location, collection, {
             VECTORS: qm.VectorParams(
                 size=dim, distance=qm.Distance.DOT, datatype=qm.Datatype.FLOAT16,
                 multivector_config=qm.MultiVectorConfig(comparator=qm.MultiVectorComparator.MAX_SIM),
                 hnsw_config=qm.HnswConfigDiff(m=0)),  # only read by id, so an index would be useless
             POOLED: qm.VectorParams(size=dim, distance=qm.Distance.COSINE),
         }, POOLED, wrong_width, settings)
+
+    @classmethod
+    def at(cls, settings: Settings, dim: int) -> QdrantStore:
+        """Return the store that the settings name, without asking it anything."""
+        return cls(settings.qdrant.url, dim, settings.qdrant, settings.kafka.full(COLLECTION))
 
     @classmethod
     def of(cls, settings: Settings, dim: int) -> QdrantStore:
@@ -69,7 +77,7 @@ class QdrantStore(Collection):
             raise FreshetError(
                 "no knowledge store: set FRESHET_QDRANT_URL=http://host:6333, or let `freshet up` start the embedded "
                 "one")
-        store = cls(settings.qdrant.url, dim, settings.qdrant)
+        store = cls.at(settings, dim)
         try:
             store.ensure()
         except StoreUnavailableError as error:

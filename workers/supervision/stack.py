@@ -354,7 +354,8 @@ class Stack:
         try:
             announce(self.settings.home, Running(
                 pid=os.getpid(), started_at=self._started_at, bootstrap=self.settings.kafka.bootstrap,
-                qdrant_url=self.settings.qdrant.url, roles=list(self.roles), command=self.command,
+                qdrant_url=self.settings.qdrant.url, prefix=self.settings.kafka.prefix, roles=list(self.roles),
+                command=self.command,
                 pids={name: child.pid or 0 for name, child in self.children.items()}, ready=self._ready,
                 beat=self._announced, waits_for=self._waits_for,
                 processes={name: record.report(self._policy) for name, record in self.records.items()}))

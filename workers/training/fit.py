@@ -115,7 +115,7 @@ def _store_items(settings: Settings, artifact: Artifact, stages: Stages) -> None
         return
     with stages.stage("item store", STORE_STALL_S) as step:
         try:
-            store = QdrantItems(settings.qdrant.url, points.dim, settings.qdrant)
+            store = QdrantItems.at(settings, points.dim)
             store.ensure()
             for seen, _ in write_missing(store, points):
                 step(seen, len(points))

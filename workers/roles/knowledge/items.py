@@ -32,7 +32,7 @@ class ItemFiller:
         self, settings: Settings, artifact: Artifact, open_store: Callable[[int], ItemStore] | None = None,
     ) -> None:
         self._settings = settings
-        self._open = open_store or (lambda dim: QdrantItems(settings.qdrant.url, dim, settings.qdrant))
+        self._open = open_store or (lambda dim: QdrantItems.at(settings, dim))
         self._version, self._artifact = artifact.model_version, artifact
         self._wake, self._closing = threading.Event(), threading.Event()
         self.counters = {"items_seen": 0, "items_written": 0}

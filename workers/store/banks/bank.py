@@ -35,7 +35,8 @@ _PUT, _ASK = 1_000, 128  # points and queries per request: 3 MB of JSON, 0.3 s o
 def banks(settings: Settings) -> Banks:
     """Return the function that creates banks in Qdrant, according to the settings."""
     if settings.qdrant.url:
-        return lambda name, vectors: ServerBank(settings.qdrant.url, name, vectors, settings.qdrant)
+        return lambda name, vectors: ServerBank(
+            settings.qdrant.url, name, vectors, settings.qdrant, settings.kafka.full)
     return EdgeBank
 
 
@@ -59,7 +60,7 @@ class EdgeBank:
 
 
 class ServerBank:
-    """A `Bank` on a Qdrant server, in the collection `freshet_NAME_HASH`.
+    """A `Bank` on a Qdrant server, in the collection `freshet_NAME_HASH`, after the prefix of all names.
 
     The hash is computed from the vectors. So an existing bank can be used unchanged, by any number of processes.
     Collections stay on the server and may be deleted at any time; a missing one is written again. Nothing is sent
@@ -70,15 +71,19 @@ class ServerBank:
         name: name of the bank.
         vectors: (b, w) finite; a vector's row is the id of its point.
         settings: key, protocol and timeout.
+        full: returns how a collection is called on the server.
 
     Raises:
         FreshetError: URL or key cannot be used.
     """
 
-    def __init__(self, location: str, name: str, vectors: Tensor, settings: QdrantSettings | None = None) -> None:
+    def __init__(
+        self, location: str, name: str, vectors: Tensor, settings: QdrantSettings | None = None,
+        full: Callable[[str], str] = str,
+    ) -> None:
         values = vectors.contiguous().float().cpu()
         digest = hashlib.sha256(f"{tuple(values.shape)}".encode() + values.numpy().tobytes()).hexdigest()
-        self.collection = f"{PREFIX}{name}_{digest[:16]}"
+        self.collection = full(f"{PREFIX}{name}_{digest[:16]}")
         self._location = location
         self._client = connect(location, settings or QdrantSettings(), _CONNECTIONS)
         self._values, self._ready = values, False

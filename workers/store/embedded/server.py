@@ -14,7 +14,7 @@ import hmac
 import logging
 import signal
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -28,7 +28,8 @@ from schemas.settings import Settings
 from workers.home.store_key import drop_key, keep_key, new_key
 from workers.store.answers import LOOPBACK, OLDEST_SERVER
 from workers.store.banks.shard import PREFIX, BankShards
-from workers.store.embedded.engine import ITEM_FOLDER, OF_ITEMS, Shard
+from workers.store.embedded.engine import Shard
+from workers.store.embedded.shards import KINDS, Shards
 
 log = logging.getLogger(__name__)
 HOST = "127.0.0.1"
@@ -40,6 +41,8 @@ _CALLERS_FAULT = (
     "dimension", "failed to parse", "Not existing vector name", "Wrong input", "Bad request", "to convert",
     "can't convert")
 _MOST_FOUND = 10_000
+# Of a bank, after the prefix of another Freshet or none: `ServerBank` ends its name with a hash.
+_BANK = f"[^/]*{PREFIX}[^/]+_[0-9a-f]+"
 _MAX_REQUEST = 32 * 2**20  # bytes, as a Qdrant server
 
 
@@ -58,17 +61,16 @@ class _RefusedError(Exception):
         self.status = status
 
 
-def application(shards: Sequence[Shard], key: str) -> web.Application:
+def application(shards: Shards, key: str) -> web.Application:
     """Return the web application that serves shards as the collections of their kinds, and banks of embeddings.
 
     Args:
-        shards: one of each kind.
         key: that every request must hold in the header `api-key`.
     """
     routes = _Routes(shards)
     banks = _BankRoutes()
     app = web.Application(client_max_size=_MAX_REQUEST)
-    path, bank = "/collections/{collection}", f"/collections/{{collection:{PREFIX}[^/]+}}"
+    path, bank = "/collections/{collection}", f"/collections/{{collection:{_BANK}}}"
     for method, where, handler in (
         ("GET", f"{bank}/exists", banks.exists),
         ("PUT", bank, banks.create),
@@ -144,8 +146,8 @@ def _admit(request: web.Request, key: str) -> None:
 class _Routes:
     """Handlers; each returns the `result` of Qdrant's answer. The engine's calls take milliseconds and stay inline."""
 
-    def __init__(self, shards: Sequence[Shard]) -> None:
-        self._shards = {shard.kind.collection: shard for shard in shards}
+    def __init__(self, shards: Shards) -> None:
+        self._shards = shards
 
     async def health(self, _: web.Request) -> str:
         return "healthz check passed"
@@ -158,7 +160,7 @@ class _Routes:
         raise _RefusedError(404, f"the embedded store does not know {request.method} {request.path}")
 
     async def exists(self, request: web.Request) -> dict[str, bool]:
-        shard = self._shards.get(request.match_info["collection"])
+        shard = self._shards.find(request.match_info["collection"])
         return {"exists": shard is not None and shard.dim is not None}
 
     async def info(self, request: web.Request) -> dict[str, Any]:
@@ -176,14 +178,13 @@ class _Routes:
     async def create(self, request: web.Request) -> bool:
         named = (await _json(request)).get("vectors", {})
         name = request.match_info["collection"]
-        shard = self._shards.get(name)
+        shard = self._shards.find(name)
         if shard is None or set(named) != set(shard.kind.described(1)):
-            offered = ", ".join(f"{known} with {' and '.join(one.kind.described(1))}"
-                                for known, one in self._shards.items())
+            offered = ", ".join(f"{kind.collection} with {' and '.join(kind.described(1))}" for kind in KINDS)
             raise _RefusedError(400, f"the embedded store has only {offered}")
         if shard.dim is not None:
             raise _RefusedError(409, f"Wrong input: Collection `{name}` already exists!")
-        shard.create(int(named[shard.kind.search]["size"]))
+        self._shards.create(name, int(named[shard.kind.search]["size"]))
         return True
 
     async def index(self, request: web.Request) -> dict[str, Any]:
@@ -232,7 +233,7 @@ class _Routes:
 
     def _shard(self, request: web.Request) -> Shard:
         name = request.match_info["collection"]
-        shard = self._shards.get(name)
+        shard = self._shards.find(name)
         if shard is None or shard.dim is None:
             raise _RefusedError(404, f"Not found: Collection `{name}` doesn't exist!")
         return shard
@@ -338,8 +339,7 @@ async def _serve(settings: Settings, port: int) -> None:
     ready = settings.home / "run" / READY
     ready.parent.mkdir(parents=True, exist_ok=True)
     folder = settings.home / "store"
-    shards = [Shard(folder)]  # before the ready file is touched: that may be the other owner's
-    shards.append(Shard(folder / ITEM_FOLDER, OF_ITEMS))
+    shards = Shards(folder)  # before the ready file is touched: that may be the other owner's
     ready.unlink(missing_ok=True)
     key = settings.qdrant.api_key or new_key()
     runner = web.AppRunner(application(shards, key), access_log=None)
@@ -367,5 +367,4 @@ async def _serve(settings: Settings, port: int) -> None:
         ready.unlink(missing_ok=True)
         drop_key(settings.home)
         await runner.cleanup()
-        for shard in shards:
-            shard.close()
+        shards.close()
