@@ -35,6 +35,7 @@ NEIGHBOURS = 128
 SIZE = 128
 HALF_LIFE = 20.0  # h in items of the history; `models.calibration.reference` replaces it
 RIDGE = 2.0  # λ as a multiple of the mean number of users per item: 95 on MovieLens, 26 on Beauty
+DENSE = 32_000  # items up to which evidence is summed over the whole catalogue, for all histories at once
 STEP = 2.0**-13  # weights are multiples of this, so every store returns them exactly; the largest are near 0.3
 MOST = 16_000  # the most popular items enter the closed form: 1 GB per matrix and 30 CPU seconds
 
@@ -44,8 +45,8 @@ class Ease:
     """The largest entries of each row of B.
 
     Args:
-        neighbours: (n, k) int64 item rows; unused entries have weight 0.
-        weights: (n, k) float32.
+        neighbours: (n, k) int64 or int32 item rows; unused entries have weight 0.
+        weights: (n, k) float32, or float16 as stored.
         half_life: h, in items of the history.
         parts: weights of item knowledge in the fit.
     """
@@ -79,11 +80,43 @@ class Ease:
         decay = torch.where(there, 2.0 ** (-newer / self.half_life), 0.0)
         at = rows.clamp(min=0)
         spread = (self.weights[at] * decay[..., None]).flatten(1)
-        total = torch.zeros(len(rows), n + 1).scatter_add_(1, self.neighbours[at].flatten(1), spread)
-        total.scatter_(1, torch.where(there, rows, n), 0.0)  # column n takes the padding
-        best = total[:, :n].abs().topk(min(SIZE, n), 1).indices
-        weights = (total.gather(1, best) / STEP).round() * STEP
+        places, own = self.neighbours[at].flatten(1).long(), torch.where(there, rows, n)
+        sums = _dense_sums if n <= max(DENSE, places.shape[1]) else _sparse_sums
+        best, total = sums(places, spread, own, n)
+        weights = (total / STEP).round() * STEP
         return Evidence(torch.where(weights == 0, -1, best), weights)
+
+
+def _dense_sums(places: Tensor, spread: Tensor, own: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """Return the items (B, ≤ SIZE) with the largest sums of `spread` (B, M) by `places` (B, M), and the sums.
+
+    Args:
+        own: (B, H) items that get no sum; n = none.
+    """
+    total = torch.zeros(len(places), n + 1).scatter_add_(1, places, spread)
+    total.scatter_(1, own, 0.0)  # column n takes the padding
+    best = total[:, :n].abs().topk(min(SIZE, n), 1).indices
+    return best, total.gather(1, best)
+
+
+def _sparse_sums(places: Tensor, spread: Tensor, own: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """Return the same as `_dense_sums` without a pass over the catalogue: 0.2 ms a history of 50 at any size.
+
+    Only the entries of two uninitialised arrays that `places` names are written and read.
+    """
+    order = torch.arange(places.shape[1], dtype=torch.int32)
+    total, last = torch.empty(n + 1), torch.empty(n + 1, dtype=torch.int32)
+    best, sums = [], []
+    for some, values, without in zip(places, spread, own, strict=True):
+        total[some] = 0.0
+        total.scatter_add_(0, some, values)
+        total[without] = 0.0
+        last[some] = order  # one of equal places keeps its number, and counts
+        found = torch.where(last[some] == order, total[some], 0.0)
+        top = found.abs().topk(min(SIZE, len(some))).indices
+        best.append(some[top])
+        sums.append(found[top])
+    return torch.stack(best), torch.stack(sums)
 
 
 class ClosedForm:

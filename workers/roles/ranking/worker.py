@@ -15,7 +15,7 @@ from torch import Tensor
 from models.compute.devices import gpu_memory
 from models.measuring.harm import DELTA
 from models.serving.requests import RankBatch, RankResult, UserKnowledge
-from models.trust.region import trust_region
+from models.trust.lists import best, lists
 from schemas.experiment import Arm, arm
 from schemas.messages import (
     Fallback,
@@ -219,8 +219,7 @@ class RankingProcessor:
     ) -> list[Output]:
         answered = [at for at, (user, request) in enumerate(rows) if request is user.newest]
         reference, fused = rank.ref_logp[answered], rank.fused_logp[answered]
-        nothing_left = torch.isnan(reference).any(1) | (reference == -torch.inf).all(1)  # every item has been seen
-        reference[nothing_left] = -torch.inf
+        nothing_left = ~(reference.amax(1) > -torch.inf)  # every item has been seen; the softmax over none is NaN
         full = self._ranker.epsilon if self._settings.epsilon is None else self._settings.epsilon
         epsilon = [full * user.newest.trust for user in users]
         for at, user in enumerate(users):
@@ -233,10 +232,12 @@ class RankingProcessor:
         served = [at for at, user in enumerate(users) if not bool(nothing_left[at]) and (
             user.newest.user_id not in fallbacks
             or (everyone and epsilon[at] > 0 and fallbacks[user.newest.user_id] in _WITHOUT_VECTORS))]
-        logp, inverse, kl = self._constrain(reference, fused, served, epsilon)
         moved = frozenset(served)
-        items = self._top_items(logp)
-        behaviour = self._top_items(reference)
+        radii = torch.tensor([epsilon[at] if at in moved else 0.0 for at in range(len(users))], dtype=torch.float64)
+        found = lists(reference, fused, radii, self._settings.top)
+        items = self._items(found.items, found.logp)
+        behaviour = self._items(*best(reference, self._settings.top)[::-1])
+        inverse, kl = found.share.tolist(), found.kl.tolist()
         now = self._clock()
         out = []
         for at, user in enumerate(users):
@@ -269,30 +270,13 @@ class RankingProcessor:
     def _arm(self, user_id: str) -> Arm:
         return arm(user_id, self._experiment.name, self._experiment.control)
 
-    @staticmethod
-    def _constrain(
-        reference: Tensor, fused: Tensor, served: Sequence[int], epsilon: Sequence[float],
-    ) -> tuple[Tensor, list[float], list[float]]:
-        """Return served log-probabilities (B, n), and 1/μ and KL per user. The other users keep the reference."""
-        inverse, kl = [0.0] * len(reference), [0.0] * len(reference)
-        if not served:
-            return reference, inverse, kl
-        logp = reference.double()
-        rows = list(served)
-        radius = torch.tensor([epsilon[row] for row in rows], dtype=torch.float64)
-        logp[rows], one_over_mu, spent = trust_region(reference[rows], fused[rows], radius)
-        for row, inv, nats in zip(rows, one_over_mu.tolist(), spent.tolist(), strict=True):
-            inverse[row], kl[row] = inv, nats
-        return logp, inverse, kl
-
-    def _top_items(self, logp: Tensor) -> list[list[ScoredItem]]:
-        """Return each row's best items, best first; seen items (−inf) are left out."""
-        scores, best = logp.topk(min(self._settings.top, logp.shape[1]), dim=1)
+    def _items(self, rows: Tensor, logp: Tensor) -> list[list[ScoredItem]]:
+        """Return lists of items (B, k), best first; places without an item (−inf or NaN) are left out."""
         names = self._ranker.items
         return [
-            [ScoredItem(item_id=names[row], score=score) for score, row in zip(some, rows, strict=True)
+            [ScoredItem(item_id=names[row], score=score) for score, row in zip(scores, some, strict=True)
              if score > -float("inf")]
-            for some, rows in zip(scores.tolist(), best.tolist(), strict=True)]
+            for scores, some in zip(logp.tolist(), rows.tolist(), strict=True)]
 
     def _answer(
         self, user: UserRequests, items: list[ScoredItem], reference: list[str], source: Source,
