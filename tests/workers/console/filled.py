@@ -157,10 +157,10 @@ def filled(*, hostile: bool = False, now: float = NOW) -> FilledViews:
         ModelRow("20261101-090000-00aa11", "", "freshet", now - 2.3e6, {"reference_ndcg_at_10": 0.0941}, (), "", ""),
         ModelRow("20261120-101500-ab12cd", "", "freshet", now - 7e5, {
             "reference_ndcg_at_10": 0.1003, "fused_ndcg_at_10": 0.1023}, (
-                PartWorth("behaviour: transformer and closed form", 0.1003, 0.094, 0.107, True),
-                PartWorth("words of item texts", -0.0004, -0.0019, 0.0011, False),
-                PartWorth("written item knowledge", 0.0031, 0.0011, 0.0052, True),
-                PartWorth("user vectors", -0.0011, -0.002, -0.0001, True)), "in_use", text(0, "")),
+                PartWorth("behaviour", 0.1003, 0.094, 0.107, True),
+                PartWorth("words", -0.0004, -0.0019, 0.0011, False),
+                PartWorth("written", 0.0031, 0.0011, 0.0052, True),
+                PartWorth("user_vectors", -0.0011, -0.002, -0.0001, True)), "in_use", text(0, "")),
         ModelRow("20261120-101500-ab12cd+harvest-3", "20261120-101500-ab12cd", "", now - 9e4, {}, (), "in_use", text(
             1, "loss 2.31 → 2.18 on held-out contradictions")),
         ModelRow("20261120-101500-ab12cd+harvest-2", "20261120-101500-ab12cd", "", now - 2e5, {}, (), "rejected", text(

@@ -21,6 +21,8 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.elements.append((tag, dict(attrs)))
+        if tag in {"td", "th", "dt", "dd", "p", "li", "small"}:
+            self.text += " "
         if tag not in VOID:
             self._open.append(tag)
 

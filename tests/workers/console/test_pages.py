@@ -156,9 +156,32 @@ def test_a_users_events_come_as_a_file_that_produce_and_replay_take(tmp_path: Pa
     assert {row[0] for row in rows[1:]} >= {user}
 
 
+def test_an_address_without_a_page_says_so_and_programs_get_their_own_answer():
+    answer = client(FixedViews()).get("/<script>alert(1)</script>")
+    assert (answer.status_code, "There is no page" in answer.text) == (404, True)
+    Page(answer.text).check()
+    assert client(FixedViews()).get("/v1/nothing").headers["content-type"] == "application/problem+json"
+
+
+def test_models_say_what_pays_with_its_interval():
+    page = Page(client(filled()).get("/models").text)
+    text = " ".join(page.text.split())
+    for said in ("behaviour: transformer and closed form", "+0.0031", "+0.0011 +0.0052 yes", "-0.0019 +0.0011 no",
+                 "yes, asked for", "no better than without", "20261120-101500-ab12cd+harvest-3"):
+        assert said in text
+    pictures = [one["aria-label"] for one in page.all("svg") if "small" in (one.get("class") or "")]
+    assert pictures == ["-0.0019 to +0.0011", "+0.0011 to +0.0052", "-0.0020 to -0.0001"]
+
+
+def test_an_experiment_says_its_uplift_with_its_interval():
+    text = " ".join(Page(client(filled()).get("/experiments").text).text.split())
+    for said in ("+0.0060", "95% interval +0.0017 to +0.0103", "1,790 users", "Knowledge helps"):
+        assert said in text
+
+
 def test_the_overview_leads_with_what_is_wrong():
     text = " ".join(Page(client(filled()).get("/").text).text.split())
-    assert text.index("knowledge has finished nothing for 34 s") < text.index("Events per second")
+    assert text.index("Knowledge has finished nothing for 34 s") < text.index("Events per second")
     assert "Nothing is wrong" in client(FixedViews()).get("/").text
     assert "hx-get=\"/live\"" in client(FixedViews()).get("/live").text
 

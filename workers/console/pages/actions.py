@@ -28,7 +28,7 @@ from workers.views.interface import Views
 Form = dict[str, str]
 _LARGEST = 16_384  # bytes of a form
 _LAST = 100_000  # letters, as the command line reads
-_PAUSE_S = 1.0  # after a wrong token: guessing takes longer than the universe has
+_PAUSE_S = 1.0  # after a wrong token: it slows who guesses, and hardly who mistypes
 
 
 class Actions:

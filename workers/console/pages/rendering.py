@@ -14,6 +14,7 @@ from urllib.parse import quote
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from schemas.calibration import LABELS
 from workers.console.pages import comparing, drawing, timeline
 from workers.terminal.durations import ago, duration
 from workers.views.facts import JudgedMargin, Letter
@@ -51,6 +52,7 @@ def _templates() -> Environment:
         "count": _count, "rate": _rate, "short": _short, "number": _short, "decimals": _decimals, "duration": duration,
         "ago": lambda then, now: ago(now, then), "moment": timeline.moment, "iso": _iso, "exp": _exp,
         "coded": _coded,
+        "sentence": _sentence, "part": lambda name: LABELS.get(name, name),
         "words": lambda text: str(text).replace("_", " "), "mark": timeline.mark, "listed": _listed,
         "user_url": lambda id_: address("/user", id_), "item_url": lambda id_: address("/item", id_),
         "replay_url": lambda id_: address("/user/events.csv", id_),
@@ -76,6 +78,11 @@ def _coded(text: str) -> Markup:
     parts = str(text).split("`")
     return Markup("").join(drawing.tag("code", part) if at % 2 and at < len(parts) - 1 else escape(part)
                            for at, part in enumerate(parts))
+
+
+def _sentence(text: str) -> str:
+    """Return text with a capital at its beginning and a full stop."""
+    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
 
 
 def _count(number: float | None) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
@@ -44,7 +45,8 @@ def routes(views: Views, settings: Settings) -> list[BaseRoute]:
         Route("/dead-letters", pages.letters), Route("/dead-letters/replay", actions.replay, methods=["POST"]),
         Route("/dead-letters/{number:int}", pages.letter), Route("/models", pages.models),
         Route("/models/rollback", actions.roll_back, methods=["POST"]), Route("/experiments", pages.experiments),
-        Route("/settings", pages.settings), Mount("/static", StaticFiles(directory=HERE / "static"))]
+        Route("/settings", pages.settings), Mount("/static", StaticFiles(directory=HERE / "static")),
+        Route("/{rest:path}", pages.nothing)]
 
 
 class ConsolePages:
@@ -142,6 +144,12 @@ class ConsolePages:
     async def settings(self, request: Request) -> Response:
         """Show every setting; secrets are masked by the views."""
         return self._page("settings", "settings", p=await run_in_threadpool(self._views.settings))
+
+    async def nothing(self, request: Request) -> Response:
+        """Say that there is no such page. Under `/v1` the HTTP interface says it in its own way."""
+        if request.url.path.startswith("/v1/"):
+            raise HTTPException(404)
+        return self.said("No such page", "There is no page at this address.", "/", 404)
 
     def said(self, title: str, text: str, back: str, status: int = 200, lines: Iterator[str] | tuple[str, ...] = ()
              ) -> Response:
