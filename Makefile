@@ -106,6 +106,12 @@ bench-bounds: setup ## how knowledge is kept from doing harm: bounds on every it
 bench-alignment: setup ## do contradictions teach the LLM? (ARGS='--data DIR', needs a model fitted on DIR)
 	$(BIN)/python -m benchmarks.alignment.run $(ARGS)
 
+bench-concepts: setup ## the pictures of docs/concepts.md (ARGS='--out DIR')
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.concepts.run $(ARGS)
+
+bench-scale: setup ## what users need: instances, partitions, bytes (ARGS=--quick: nothing written)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.scale.run $(ARGS)
+
 bench-writing: setup ## speed and likelihood of texts the LLM writes, in 8 bits and in float32 (ARGS='--texts 256')
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.writing.run $(ARGS)
 
@@ -116,4 +122,4 @@ clean: ## remove the environment, caches and fitted models
 
 .PHONY: help setup demo test test-quick faults fuzz kill-loop soak pressure lint audit docs bench-frontier bench-ingest \
 	bench-experiment bench-judge bench-drift bench-price bench-ctr bench-refresh bench-quality bench-reference \
-	bench-bounds bench-alignment bench-writing bench-sessions clean
+	bench-bounds bench-alignment bench-concepts bench-scale bench-writing bench-sessions clean

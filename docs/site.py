@@ -2,9 +2,9 @@
 
     python docs/site.py    # writes build/site
 
-Pages outside docs/ (README, contributing, changelog, licence) get a place in the site, and links between pages are
-changed to fit. Zensical checks links to pages and headings. What it passes over, links to other files and pictures that
-are not there, is an error here.
+Pages outside docs/ (README, contributing, changelog, licence) get a place in the site, all of examples/ makes one page,
+and links between pages are changed to fit. Zensical checks links to pages and headings. What it passes over, links to
+other files and pictures that are not there, is an error here.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[1]
 # File of the repository → its page in the site. Files of docs/ keep their names.
 OUTSIDE = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md",
            "LICENSE": "license.md", "NOTICE": "notice.md"}
+EXAMPLES = "examples.md"
 _KEPT = {".md", ".svg", ".json"}
 # [text](target) and ![text](target "title"); code is left alone by _PARTS.
 _LINK = re.compile(r"(\]\()([^)\s]+)")
@@ -37,6 +38,19 @@ def pages() -> dict[str, Path]:
     return found | {place: ROOT / name for name, place in OUTSIDE.items()}
 
 
+def examples() -> list[Path]:
+    """Return the examples, which are one page together."""
+    return sorted((ROOT / "examples").glob("[!_]*.py"))
+
+
+def page_of_examples() -> str:
+    """Return a page with the code of all examples."""
+    parts = ["# Examples\n\nEach is one file, and a test runs it."]
+    for path in examples():
+        parts.append(f"## {path.name} {{ #{path.stem} }}\n\n````python\n{path.read_text().rstrip()}\n````")
+    return "\n\n".join(parts) + "\n"
+
+
 def moved(source: str, target: str) -> str:
     """Return a link as it must read in the site.
 
@@ -52,7 +66,9 @@ def moved(source: str, target: str) -> str:
     path, mark, anchor = target.partition("#")
     file = posixpath.normpath(posixpath.join(posixpath.dirname(source), path))
     place = OUTSIDE.get(file, file.removeprefix("docs/") if file.startswith("docs/") else "")
-    if place not in pages():
+    if (ROOT / file) in examples():
+        place, mark, anchor = EXAMPLES, "#", (ROOT / file).stem
+    elif place not in pages():
         raise BrokenLinkError(f"{source}: {target} is not part of the site")
     here = OUTSIDE.get(source, source.removeprefix("docs/"))
     return posixpath.relpath(place, posixpath.dirname(here) or ".") + mark + anchor
@@ -77,6 +93,7 @@ def stage(folder: Path) -> None:
             target.write_text(staged(path.relative_to(ROOT).as_posix(), path.read_text()))
         else:
             shutil.copy(path, target)
+    (folder / EXAMPLES).write_text(page_of_examples())
 
 
 def main() -> int:

@@ -7,7 +7,8 @@ A block says by the comment before it how it is checked:
     <!-- test: settings -->  variables or a table of settings: all exist
     <!-- test: compose -->   goes into docker-compose.override.yml
 
-Blocks of the language `text` are no commands. There is no other kind, and no code by indentation.
+Tables of settings (TOML) need no comment. Blocks of the language `text` are no commands. There is no other kind, and no
+code by indentation.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ def found(page: str, text: str) -> Iterator[Block]:
     for token in MarkdownIt("commonmark").enable("table").parse(text):
         if token.type in ("fence", "code_block"):
             language = "indented" if token.type == "code_block" else token.info
+            kind = kind or ("settings" if language == "toml" else "")
             yield Block(page, (token.map or [0])[0] + 1, language, kind, token.content)
             kind = ""
         elif token.type == "html_block" and (comment := _COMMENT.fullmatch(token.content.strip())):

@@ -60,8 +60,10 @@ def check(line: str, *, whole: bool) -> None:
     elif program == "cp":
         require((ROOT / arguments[0]).exists(), f"there is no {arguments[0]}")
     elif program == "kubectl":
-        for folder in arguments[arguments.index("-k") + 1:][:1] if "-k" in arguments else ():
-            require((ROOT / folder / "kustomization.yaml").is_file(), f"nothing to apply in {folder}")
+        if "apply" in arguments:
+            option, path = arguments[-2:]
+            file = ROOT / path / ("kustomization.yaml" if option == "-k" else "")
+            require(file.is_file(), f"there is nothing to apply in {path}")
     else:
         raise WrongCommandError(f"{program} is no command that this test knows")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from docs.site import OUTSIDE, BrokenLinkError, moved, pages, staged
+from docs.site import EXAMPLES, OUTSIDE, BrokenLinkError, examples, moved, pages, staged
 
 ROOT = Path(__file__).parents[2]
 CONFIG = tomllib.loads((ROOT / "zensical.toml").read_text())["project"]
@@ -30,7 +30,7 @@ def entries(nav: object) -> Iterator[str]:
 
 
 def test_every_page_is_in_the_navigation_once_and_nothing_else_is() -> None:
-    assert sorted(entries(CONFIG["nav"])) == sorted(place for place in pages() if place.endswith(".md"))
+    assert sorted(entries(CONFIG["nav"])) == sorted([EXAMPLES, *(place for place in pages() if place.endswith(".md"))])
 
 
 @pytest.mark.parametrize(("source", "target", "place"), [
@@ -41,6 +41,7 @@ def test_every_page_is_in_the_navigation_once_and_nothing_else_is() -> None:
     ("docs/drift.md", "judge.md", "judge.md"),
     ("docs/drift.md", "#limits", "#limits"),
     ("docs/messages.md", "schemas/judgements.json", "schemas/judgements.json"),
+    ("docs/systems.md", "../examples/own_backbone.py", "examples.md#own_backbone"),
     ("CHANGELOG.md", "https://keepachangelog.com/", "https://keepachangelog.com/"),
 ])
 def test_a_link_is_moved_with_its_page(source: str, target: str, place: str) -> None:
@@ -59,7 +60,8 @@ def test_code_is_left_alone() -> None:
 
 
 def copied(folder: Path) -> Path:
-    shutil.copytree(ROOT / "docs", folder / "docs")
+    for part in ("docs", "examples"):
+        shutil.copytree(ROOT / part, folder / part)
     for name in (*OUTSIDE, "zensical.toml"):
         shutil.copy(ROOT / name, folder / name)
     return folder
@@ -75,6 +77,7 @@ def test_the_site_is_built_whole_and_fetches_nothing(tmp_path: Path) -> None:
     done = build(copied(tmp_path))
     assert done.returncode == 0, done.stderr
     site = tmp_path / "build" / "site"
+    assert all(f'id="{path.stem}"' in (site / "examples.html").read_text() for path in examples())
     for place in entries(CONFIG["nav"]):
         html = (site / place).with_suffix(".html").read_text()
         fetched = re.findall(r'<(?:script|link|img|iframe)[^>]*(?:src|href)="(https?:[^"]*)', html)
