@@ -217,10 +217,15 @@ def test_commands_beside_a_running_service(stack: Stack):
     lines = "".join(orjson.dumps(event).decode() + "\n" for event in sessions(catalogue(stack), users=3, per_user=12))
     produced = stack.run("produce", "-", stdin=lines)
     assert produced.returncode == 0, produced.stderr
-    stack.until(lambda: stack.answered().get("n1", 0) == 12)
+    client = Producer({"bootstrap.servers": stack.kafka.bootstrap})
+    client.produce("catalogue", b'{"item_id": "new-1", "title": "The [b]brand new[/b] one"}', key=b"new-1")
+    assert client.flush(30) == 0
+    stack.produce([{"user_id": "n1", "item_id": "new-1", "event_time": time.time()}])
+    stack.until(lambda: stack.answered().get("n1", 0) == 13)
     shown = stack.run("user", "n1")
     assert shown.returncode == 0, shown.stderr
-    assert "12" in shown.stdout
+    assert "13 events" in shown.stdout
+    assert "The [b]brand new[/b] one [new-1]" in " ".join(shown.stdout.split())
     assert re.search(r" 1 .*The \w+ \w+ i\d+ \[i\d+\]", shown.stdout), shown.stdout
     nobody = stack.run("user", "nobody")
     assert nobody.returncode == 1

@@ -2,5 +2,5 @@
 
 `models/serving` makes items that came later recommendable.
 
-May import: kafka.
+May import: kafka, home.
 """

@@ -1,6 +1,7 @@
 """The `freshet` command line: one file per group of subcommands. Each parses options, calls another room and prints.
 
-May import: demo, replay, training, writing, operating, measurement, supervision, store, data, kafka, home, terminal.
+May import: demo, replay, training, writing, operating, measurement, supervision, catalogue, store, data, kafka, home,
+terminal.
 """
 
 from __future__ import annotations

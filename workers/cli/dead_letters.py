@@ -13,7 +13,6 @@ from schemas.errors import FreshetError
 from schemas.messages import DeadLetter
 from schemas.settings import Settings, load
 from schemas.topics import TOPICS
-from workers.home.titles import read_titles
 from workers.measurement.dead_letters import LetterKind, by_kind, headers_of, key_of, replayable, value_of
 from workers.terminal.durations import ago
 
@@ -80,8 +79,10 @@ def _list(console: Console, kinds: Sequence[LetterKind]) -> None:
 
 
 def _show(console: Console, letters: list[DeadLetter], place: str, settings: Settings) -> None:
+    from workers.catalogue.titles import known_titles
+
     topic, *parts = place.rsplit("/", 2)
-    titles = read_titles(settings.home)
+    titles = known_titles(settings)
     wanted = [letter for letter in letters if letter.topic in (topic, settings.kafka.full(topic))
               and [str(letter.partition), str(letter.offset)] == parts]
     if not wanted:

@@ -15,7 +15,7 @@ from rich.table import Table
 from schemas.errors import FreshetError
 from schemas.settings import Settings, load
 from schemas.topics import BEHAVIOUR_EVENTS, CATALOGUE, TOPICS
-from workers.home.titles import Titles, read_titles
+from workers.home.titles import Titles
 
 if TYPE_CHECKING:
     from models.data.account import Account
@@ -94,7 +94,7 @@ def tail(
     from_beginning: Annotated[bool, typer.Option(help="Start with the oldest record instead of new ones.")] = False,
     n: Annotated[int, typer.Option("-n", help="Stop after this many records. 0 = never.")] = 0,
     titles: Annotated[bool, typer.Option(
-        "--titles", help="Add the titles of items, as the model in use knows them, beside their ids.")] = False,
+        "--titles", help="Add titles beside ids of items, as the model in use or the catalogue has them.")] = False,
 ) -> None:
     """Print new records of a topic as JSON lines, until Ctrl-C.
 
@@ -104,6 +104,7 @@ def tail(
 
     `freshet tail dead-letters --from-beginning -n 10`
     """
+    from workers.catalogue.titles import known_titles
     from workers.home.stack_info import connected
     from workers.kafka.reader import TopicReader
 
@@ -111,7 +112,7 @@ def tail(
     topic = settings.kafka.plain(topic)
     if topic not in TOPICS:
         raise FreshetError(f"unknown topic {topic!r}; topics are {', '.join(TOPICS)}")
-    known = read_titles(settings.home) if titles else None
+    known = known_titles(settings) if titles else None
     shown = 0
     with TopicReader(settings.kafka, [topic], from_beginning=from_beginning) as reader:
         while not n or shown < n:

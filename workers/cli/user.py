@@ -16,7 +16,7 @@ from schemas.messages import KnowledgeRequest, KnowledgeUpdate, RankingRequest, 
 from schemas.settings import Settings, load
 from schemas.topics import KNOWLEDGE_REQUESTS, KNOWLEDGE_UPDATES, RANKING_REQUESTS, RECOMMENDATIONS, TOPICS
 from workers.cli.dead_letters import plain
-from workers.home.titles import Titles, read_titles
+from workers.home.titles import Titles
 from workers.measurement.dead_letters import of_user
 from workers.terminal.durations import ago
 
@@ -29,6 +29,7 @@ def user(
 
     Example: `freshet user 42`; an id that is an option, too: `freshet user -- --last`
     """
+    from workers.catalogue.titles import known_titles
     from workers.home.stack_info import connected
     from workers.kafka.reader import read_all
     from workers.operating.letters import read_letters
@@ -46,7 +47,7 @@ def user(
         except PoisonError:
             continue
     now = time.time()
-    titles = read_titles(settings.home)
+    titles = known_titles(settings, last)
     console = Console(highlight=False)
     console.print(f"[bold]user {_shown(user_id)}[/bold]")
     _state(console, found.get(RANKING_REQUESTS.name), titles, now)  # type: ignore[arg-type]
@@ -113,10 +114,21 @@ def _recommendation(console: Console, last: Recommendation | None, titles: Title
         f"{'behaviour and item knowledge' if last.source == 'items' else 'behaviour only'} ({last.fallback})"
     console.print(
         f"last recommendation: {ago(now, last.ranked_at)}, because of a new {last.reason}, includes "
-        f"{last.count:,} events; {used}; KL {last.kl:.3g} nats within a trust radius of {last.epsilon:.3g}")
+        f"{last.count:,} events; {used}\n  {bound(last.epsilon)}")
     console.print(lists(last, titles))
     for item, text in last.written.items():
         console.print(f"  {_shown(titles.name(item))}: {_shown(text)}")
+
+
+def bound(epsilon: float) -> str:
+    """Return what a trust radius guarantees, in words."""
+    from models.measuring.harm import DELTA
+
+    if epsilon <= 0:
+        return "trust radius 0: the list of behaviour alone"
+    outside = f", outside a set of items with a probability of {epsilon - DELTA:.3g}" if epsilon > DELTA else ""
+    return (f"trust radius {epsilon:.3g}: no item is less likely than by behaviour alone by more than "
+            f"{min(epsilon, DELTA):.3g} nats{outside}")
 
 
 def lists(last: Recommendation, titles: Titles) -> Table:

@@ -26,6 +26,10 @@ class Titles:
     def __init__(self, titles: Mapping[str, str]) -> None:
         self._titles = titles
 
+    def joined(self, newer: Mapping[str, str]) -> Titles:
+        """Return these titles with others, which go first."""
+        return Titles({**self._titles, **newer})
+
     def title(self, item: str) -> str:
         """Return the title, or the id if there is none."""
         return self._titles.get(item) or item

@@ -1,7 +1,7 @@
 from rich.console import Console
 
 from schemas.messages import Recommendation, ScoredItem
-from workers.cli.user import lists
+from workers.cli.user import bound, lists
 from workers.home.titles import Titles
 
 
@@ -33,3 +33,9 @@ def test_ids_and_titles_of_others_are_text_alone() -> None:
     assert "[/bold]" in found
     assert "\x1b" not in found
     assert "[red]Tomato[/red]" in found
+
+
+def test_the_trust_radius_is_a_bound_on_likelihood_outside_a_small_set() -> None:
+    assert bound(0.0) == "trust radius 0: the list of behaviour alone"
+    assert bound(0.05).endswith("by more than 0.05 nats")
+    assert bound(0.13).endswith("by more than 0.1 nats, outside a set of items with a probability of 0.03")

@@ -24,6 +24,11 @@ def test_an_item_without_a_title_goes_by_its_id() -> None:
     assert [KNOWN.title(item) for item in ("100", "7", "x")] == ["Fargo (1996)", "7", "x"]
 
 
+def test_newer_titles_go_first() -> None:
+    assert KNOWN.joined({"50": "Star Wars, restored", "x": "X"}).names(["50", "100", "x"]) == (
+        "Star Wars, restored [50], Fargo (1996) [100], X [x]")
+
+
 def test_titles_are_read_from_the_model_in_use(tmp_path: Path) -> None:
     published(tmp_path, items=["50", "7"], titles=["Dr. Strangelove", ""], texts=["Dr. Strangelove. War", "7"])
     assert read_titles(tmp_path).names(["50", "7"]) == "Dr. Strangelove [50], 7"
