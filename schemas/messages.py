@@ -8,19 +8,20 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from schemas.experiment import Arm
+from schemas.reading.fields import MAX_ID, identifier
 
 RefreshReason = Literal["cold_start", "drift", "contradiction", "stale"]
-RankingReason = Literal["event", "knowledge"]
+RankingReason = Literal["event", "knowledge", "seen"]
 # Beyond it orjson and MessagePack refuse to write a number, and other readers round it: JavaScript, and Qdrant where it
 # compares versions.
 LARGEST = 2**53 - 1
 Whole = Annotated[int, Field(ge=-LARGEST, le=LARGEST)]
-Source = Literal["fused", "items", "reference"]
+Source = Literal["fused", "items", "reference", "popular"]
 Fallback = Literal[
-    "no_knowledge", "store_unavailable", "damaged_knowledge", "old_knowledge", "no_trust", "control"]
+    "no_knowledge", "no_history", "store_unavailable", "damaged_knowledge", "old_knowledge", "no_trust", "control"]
 
 # Raised when a message changes in a way that an older release would misread. A new field is no such change.
 MESSAGE_VERSION = 1
@@ -30,6 +31,9 @@ Count = Annotated[int, Field(ge=0, le=2**52)]
 Seconds = Annotated[float, Field(allow_inf_nan=False)]
 Version = Annotated[str, Field(max_length=512)]
 Identity = Annotated[str, Field(max_length=256)]
+# Labels of items that a list is bounded to, or kept free of.
+LABELS, LABEL = 20, 100
+Labels = Annotated[list[Annotated[str, Field(min_length=1, max_length=LABEL)]], Field(max_length=LABELS)]
 
 
 class Message(BaseModel):
@@ -51,6 +55,18 @@ class JudgedEvent(BaseModel):
     count: Whole = Field(ge=1, description="the user's event count with this event")
 
 
+class UserSeen(Message):
+    """producers → streams: a user is here and wants a list, with an event or without."""
+
+    user_id: Annotated[str, BeforeValidator(identifier, json_schema_input_type=str | int)] = Field(
+        min_length=1, max_length=MAX_ID)
+    allow: Labels | None = Field(
+        default=None, description="only items with one of these labels; [] = all; null = as kept for the user")
+    deny: Labels | None = Field(
+        default=None, description="no items with one of these labels; null = as kept for the user")
+    keep: bool = Field(default=False, description="keep `allow` and `deny` for the user's later lists")
+
+
 class RankingRequest(Message):
     """streams → ranking: a user's state changed; recommend again and judge the new events."""
 
@@ -63,6 +79,8 @@ class RankingRequest(Message):
     weights: dict[str, float] = Field(
         default_factory=dict,
         description="what new events add to the popularity of their items, where it is not 1 for each judged event")
+    allow: list[str] = Field(default_factory=list, description="only items with one of these labels; [] = all")
+    deny: list[str] = Field(default_factory=list, description="no items with one of these labels")
     judged: list[JudgedEvent] = Field(default_factory=list)
     count: Whole
     knowledge_version: Whole = Field(default=0, description="newest version known to be in the store; 0 = none")
@@ -148,9 +166,13 @@ class Recommendation(Message):
         description="what a language model wrote of the items, by item id; empty unless `ranking.quote` is set")
     source: Source = Field(
         description="what it stands on: fused = behaviour, item knowledge and the user's knowledge; items = behaviour "
-                    "and item knowledge; reference = behaviour alone")
+                    "and item knowledge; reference = behaviour alone; popular = what others take now, for a user "
+                    "without history")
     fallback: Fallback | None = Field(
         default=None, description="why the user's knowledge was not used; null = it was used")
+    rules: list[str] = Field(
+        default_factory=list,
+        description="rules that changed `items`: deny=LABEL, allow=LABEL|LABEL, boost=NAME, most=NAME, pin=ITEM")
     reason: RankingReason
     lagrange: float | None = Field(
         description="μ_u ≥ 1 of the trust region, the divisor of fused probabilities; null = reference served")

@@ -19,6 +19,7 @@ from schemas.messages import (
     ModelUpdate,
     RankingRequest,
     Recommendation,
+    UserSeen,
 )
 
 DAY_MS = 86_400_000
@@ -63,6 +64,10 @@ class Topic:
 BEHAVIOUR_EVENTS = Topic(
     "behaviour-events", BehaviourEvent, "user_id", "delete", 7 * DAY_MS,
     "producers", "streams", "Users' interactions with items, as they happen.",
+)
+USER_SEEN = Topic(
+    "user-seen", UserSeen, "user_id", "delete", DAY_MS,
+    "producers", "streams", "A user is here: recommend, also without an event; with labels to keep to, if wanted.",
 )
 RANKING_REQUESTS = Topic(
     "ranking-requests", RankingRequest, "user_id", "delete", DAY_MS,
@@ -110,7 +115,7 @@ CHANGELOG = "freshet-streams-user-state-changelog"
 TOPICS: dict[str, Topic] = {
     topic.name: topic
     for topic in (
-        BEHAVIOUR_EVENTS, RANKING_REQUESTS, JUDGEMENTS, KNOWLEDGE_REQUESTS, KNOWLEDGE_UPDATES,
+        BEHAVIOUR_EVENTS, USER_SEEN, RANKING_REQUESTS, JUDGEMENTS, KNOWLEDGE_REQUESTS, KNOWLEDGE_UPDATES,
         RECOMMENDATIONS, ALIGNMENT_SAMPLES, MODEL_UPDATES, CATALOGUE, DEAD_LETTERS,
     )
 }

@@ -22,13 +22,13 @@ from schemas.errors import SettingsError
 from schemas.events import describe
 from schemas.settings.console import ConsoleSettings
 from schemas.settings.kafka import KafkaSettings
+from schemas.settings.ranking import Evidence, RankingSettings
 from schemas.settings.sections import (
     STRICT,
     AlignmentSettings,
     Envelope,
     EventField,
     EventSettings,
-    Evidence,
     ExperimentSettings,
     FitSettings,
     HealthSettings,
@@ -37,7 +37,6 @@ from schemas.settings.sections import (
     LogSettings,
     MetricsSettings,
     QdrantSettings,
-    RankingSettings,
     RefreshSettings,
     RegistrySettings,
     StateSettings,

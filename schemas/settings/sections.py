@@ -11,11 +11,10 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from schemas.settings.meanings import Meanings, Repeats, again_after_s, check_table
+from schemas.settings.meanings import Meanings, check_table
 
 # A wrong value may be a secret in the wrong place: pydantic's own error texts would quote it.
 STRICT = ConfigDict(extra="forbid", hide_input_in_errors=True)
-Evidence = Literal["current", "stored"]
 PartsUse = Literal["auto", "on"]
 Envelope = Literal[
     "auto", "none", "segment", "snowplow", "cloudevents", "ga4", "amplitude", "mixpanel", "mparticle", "debezium",
@@ -23,7 +22,7 @@ Envelope = Literal[
 EventField = Literal["user_id", "item_id", "event_time", "event_type", "event_id"]
 
 
-def _pairs(value: Any) -> Any:
+def pairs(value: Any) -> Any:
     """Return `a=b,c=d` as a mapping, as a variable gives it; a TOML table is one already."""
     if not isinstance(value, str):
         return value
@@ -31,7 +30,7 @@ def _pairs(value: Any) -> Any:
     for pair in value.split(","):
         name, equals, path = pair.partition("=")
         if not equals:
-            raise ValueError("write FIELD=NAME,FIELD=NAME")
+            raise ValueError("write NAME=VALUE,NAME=VALUE")
         out[name.strip()] = path.strip()
     return out
 
@@ -39,14 +38,7 @@ def _pairs(value: Any) -> Any:
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 
 
-def _again(text: str) -> str:
-    again_after_s(text)
-    return text
-
-
-# Patterns only describe: the checks name what is wrong.
-Again = Annotated[str, AfterValidator(_again), Field(
-    json_schema_extra={"pattern": r"(never|always|(after )?[0-9]{1,6}(\.[0-9]{1,3})? days?)"})]
+# The pattern only describes: the check names what is wrong.
 MeaningText = Annotated[str, Field(json_schema_extra={
     "pattern": r"(neutral|(interest|taken)(:[1-9][0-9]{0,2})?|against(:-[1-9][0-9]{0,2})?)"})]
 
@@ -182,13 +174,13 @@ class FitSettings:
 class EventSettings:
     """How producers and files write events."""
 
-    fields: Annotated[dict[EventField, Name], BeforeValidator(_pairs)] = Field(
+    fields: Annotated[dict[EventField, Name], BeforeValidator(pairs)] = Field(
         default_factory=dict,
         description="where an event's fields are, for other names than ours: user_id=visitorid,item_id=product.id (a "
                     "dot goes into an object); in the file a table `[events.fields]`")
     envelope: Envelope = Field(
         default="auto", description="the tracker whose envelope events come in; auto = recognised, none = never")
-    meanings: Annotated[dict[str, MeaningText], BeforeValidator(_pairs), AfterValidator(check_table)] = Field(
+    meanings: Annotated[dict[str, MeaningText], BeforeValidator(pairs), AfterValidator(check_table)] = Field(
         default_factory=dict,
         description="what events mean, where it is not what their type's name says: TYPE=EFFECT or TYPE=EFFECT:WEIGHT "
                     "with the effects interest, taken, against, neutral: lend=taken,bounce=against:-0.5; in the file a "
@@ -258,40 +250,6 @@ class RefreshSettings:
         default=86_400.0, gt=0, description="nightly: event time between two refreshes of all users")
     calls_per_1000: float | None = Field(
         default=None, gt=0, description="budget of LLM calls per 1,000 events; None = no budget")
-
-
-@dataclass(frozen=True, config=STRICT)
-class RankingSettings:
-    """What is recommended."""
-
-    top: int = Field(default=10, ge=1, le=1000, description="items per recommendation")
-    epsilon: float | None = Field(
-        default=None, description="full trust radius: up to 0.1 the nats that any item may lose; above 0.1 the rest is "
-                                  "the chance of losing more; 0 = behaviour alone, 100 = no bound, None = as calibrated"
-    )
-    batch: int = Field(default=256, ge=1, description="requests per forward pass")
-    repeat: Again = Field(
-        default="never", description="when an item that the user was interested in may be recommended again: never, "
-                                     "always, or after a time without it, such as: after 30 days")
-    repeat_taken: Again = Field(
-        default="never", description="the same for an item that the user took (a purchase); it decides where the user "
-                                     "was interested in the item, too")
-    evidence: Evidence = Field(
-        default="current", description="what a user's history says about items, in closed form: current = computed "
-                                       "for every ranking, stored = as it was when knowledge was generated")
-
-    quote: bool = Field(
-        default=False, description="recommendations quote what a language model wrote about their items")
-
-    @property
-    def repeats(self) -> Repeats:
-        """When items may be recommended again."""
-        return Repeats(again_after_s(self.repeat), again_after_s(self.repeat_taken))
-
-    @property
-    def current_evidence(self) -> bool:
-        """Whether evidence is computed for every ranking."""
-        return self.evidence == "current"
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -12,6 +12,7 @@ from schemas.messages import (
     Margin,
     RankingReason,
     RankingRequest,
+    UserSeen,
 )
 from schemas.settings.meanings import Meanings, Repeats
 from streams.profile.fold import Touched
@@ -24,6 +25,7 @@ _NO_WEIGHTS: Mapping[str, float] = {}
 def ranking_request(
     user: str, state: UserState, reason: RankingReason, caused_at: float, now: float, judged: Sequence[JudgedEvent],
     repeats: Repeats = _NEVER, meanings: Meanings | None = None, weights: Mapping[str, float] = _NO_WEIGHTS,
+    seen: UserSeen | None = None,
 ) -> RankingRequest:
     """Return a request for new recommendations and for the scores of `judged`.
 
@@ -31,13 +33,16 @@ def ranking_request(
         repeats: when items may be recommended again.
         meanings: what events mean, read where `repeats` lets something return.
         weights: what new events add to the popularity of items, where it is not 1 each.
+        seen: the message that asks, if one does; its labels come before those kept.
     """
     return RankingRequest(
         user_id=user, reason=reason, history=list(state.items), seen=masked(state, repeats, meanings),
         repeat=not repeats.never, judged=list(judged), weights=dict(weights),
         count=state.count, knowledge_version=state.knowledge_version,
         knowledge_model_version=state.model_version, trust=state.trust, event_time=state.event_time,
-        caused_at=caused_at, requested_at=now)
+        caused_at=caused_at, requested_at=now,
+        allow=state.allow if seen is None or seen.allow is None else seen.allow,
+        deny=state.deny if seen is None or seen.deny is None else seen.deny)
 
 
 def masked(state: UserState, repeats: Repeats = _NEVER, meanings: Meanings | None = None) -> list[str]:

@@ -22,6 +22,7 @@ from schemas.messages import (
     RankingReason,
     RankingRequest,
     RefreshReason,
+    UserSeen,
 )
 from schemas.settings import Settings
 from streams.decisions.admission import mark_requested, request_by_price, request_by_reason
@@ -247,6 +248,30 @@ class Planner:
             plan.ranking.append(self.ranking(user, states[user], "knowledge", caused_at, now))
         return plan
 
+    def seen(
+        self, states: States, seen: Sequence[tuple[UserSeen, float]], now: float, ticks: float | None = None,
+    ) -> Plan:
+        """Request rankings for users who are here, in each one's newest way; keep the labels that are to be kept.
+
+        A user without a state gets none, unless there is something to keep.
+
+        Args:
+            seen: each with its record's broker timestamp, seconds.
+            now, ticks: see `events`.
+        """
+        plan = Plan()
+        self._advance_market(0, now if ticks is None else ticks)
+        for message, _ in seen:
+            if message.keep:
+                state = states.setdefault(message.user_id, UserState(interest_model=self.policy.model_version))
+                state.allow = state.allow if message.allow is None else list(message.allow)
+                state.deny = state.deny if message.deny is None else list(message.deny)
+                plan.changed.add(message.user_id)
+        for user, (message, caused_at) in {message.user_id: (message, at) for message, at in seen}.items():
+            state = states.get(user) or UserState()
+            plan.ranking.append(self.ranking(user, state, "seen", caused_at, now, seen=message))
+        return plan
+
     def _advance_market(self, events: int, ticks: float) -> None:
         if self.market is not None:
             advance(self.market, self.limits, events, ticks)
@@ -272,10 +297,11 @@ class Planner:
 
     def ranking(
         self, user: str, state: UserState, reason: RankingReason, caused_at: float, now: float,
-        judged: Sequence[JudgedEvent] = (), weights: Mapping[str, float] | None = None,
+        judged: Sequence[JudgedEvent] = (), weights: Mapping[str, float] | None = None, seen: UserSeen | None = None,
     ) -> RankingRequest:
         """Return a request for new recommendations, with what the settings say of repeats; see `ranking_request`."""
-        return ranking_request(user, state, reason, caused_at, now, judged, self.repeats, self.meanings, weights or {})
+        return ranking_request(
+            user, state, reason, caused_at, now, judged, self.repeats, self.meanings, weights or {}, seen)
 
     def _request(self, user: str, state: UserState) -> KnowledgeRequest:
         assert state.pending is not None  # noqa: S101 - for the type checker

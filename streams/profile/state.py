@@ -104,6 +104,9 @@ class UserState(msgspec.Struct, array_like=True):
     apart: Number = 0  # events that are no evidence: against, neutral, or taken back before they came
     apart_until: Real = -1.0  # event time of the newest of them
 
+    allow: list[str] = msgspec.field(default_factory=list)  # labels that lists keep to, see `UserSeen`
+    deny: list[str] = msgspec.field(default_factory=list)
+
     @property
     def event_time(self) -> float:
         """Event time of the newest event, 0 for an empty history."""

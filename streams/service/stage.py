@@ -13,7 +13,7 @@ from typing import Any, TypeVar, get_args
 from schemas.codec import decode
 from schemas.errors import FreshetError, PoisonError, is_records_fault
 from schemas.liveness import FailureLimit, Progress
-from schemas.messages import Judgement, KnowledgeUpdate, RefreshReason
+from schemas.messages import Judgement, KnowledgeUpdate, RefreshReason, UserSeen
 from schemas.reading.framing import Schemas, frame_of
 from schemas.reading.reader import EventReader
 from schemas.settings import Settings
@@ -24,6 +24,7 @@ from schemas.topics import (
     KNOWLEDGE_REQUESTS,
     KNOWLEDGE_UPDATES,
     RANKING_REQUESTS,
+    USER_SEEN,
 )
 from schemas.watch.context import current
 from schemas.watch.instruments import histogram
@@ -39,7 +40,7 @@ from streams.service.table import UserTable
 
 log = logging.getLogger("freshet.streams")
 
-SOURCES = (BEHAVIOUR_EVENTS.name, JUDGEMENTS.name, KNOWLEDGE_UPDATES.name)
+SOURCES = (BEHAVIOUR_EVENTS.name, JUDGEMENTS.name, KNOWLEDGE_UPDATES.name, USER_SEEN.name)
 
 # Counters of `run/streams.json`, since the start of the process. `events`: applied to a state, `late` ones among them.
 # `duplicates` and `too_late` (older than a full history) changed no history. `unknown_items`: events whose item the
@@ -53,12 +54,13 @@ COUNTED_BY_PLAN = (
     "contradictions")
 COUNTED = (*COUNTED_BY_PLAN, "strays", "ranking_requests", "knowledge_requests", "alignment_samples")
 _GROUP = "freshet-streams"
+_FROM_OUTSIDE = frozenset({BEHAVIOUR_EVENTS.name, USER_SEEN.name})  # whose producers may use another partitioner
 REASONS: tuple[RefreshReason, ...] = get_args(RefreshReason)
 
 _SECONDS = histogram("freshet_stage_seconds")
 _PREPARE, _STATES, _MESSAGES = (_SECONDS.labels("streams", stage) for stage in ("prepare", "states", "messages"))
 
-M = TypeVar("M", Judgement, KnowledgeUpdate)
+M = TypeVar("M", Judgement, KnowledgeUpdate, UserSeen)
 Step = Callable[[States, list[Any], float, float], Plan]
 
 
@@ -93,7 +95,7 @@ class Delivery:
 
 
 class Stage:
-    """Handles batches of the three source topics.
+    """Handles batches of the source topics.
 
     Args:
         progress: counts what is durable.
@@ -169,19 +171,21 @@ class Stage:
             events, good, bad = decode_events(records, now, self.settings.state.future_s, self.reader)
             self._check_share(len(records), bad)
             work = Work([event.user_id for event in events], events, good)
-            strays = self._strays(partition, set(work.users))
-            if strays:
-                messages, repeated = _by_partition(topic, work.only(strays), self.settings.kafka.partitions)
-                counts["strays"] = sum(map(len, messages.values()))
-                work = work.only(set(work.users) - strays)
             step = self.planner.events
         elif topic == JUDGEMENTS.name:
             work = _parse(Judgement, records, bad, lambda message, record: message)
             step = self.planner.judgements
+        elif topic == USER_SEEN.name:
+            work = _parse(UserSeen, records, bad, lambda message, record: (message, (record.timestamp or 0) / 1000.0))
+            step = self.planner.seen
         else:
             work = _parse(KnowledgeUpdate, records, bad,
                           lambda message, record: (message, (record.timestamp or 0) / 1000.0))
             step = self.planner.updates
+        if topic in _FROM_OUTSIDE and (strays := self._strays(partition, set(work.users))):
+            messages, repeated = _by_partition(topic, work.only(strays), self.settings.kafka.partitions)
+            counts["strays"] = sum(map(len, messages.values()))
+            work = work.only(set(work.users) - strays)
         trace = self._trace(topic, partition, work, len(records))
         states, plans = self._plan(partition, work, step, now, bad)
         changed = {user: states[user] for plan in plans for user in plan.changed}

@@ -29,6 +29,7 @@ from schemas.messages import (
     RankingRequest,
     Recommendation,
     ScoredItem,
+    UserSeen,
 )
 from schemas.reading.framing import Schemas, Written
 from schemas.reading.reader import EventReader
@@ -44,7 +45,7 @@ from tests.schemas.reading.cases import GROUPS, RECORDS
 from tests.schemas.reading.schemas import EVENT, NOON_UTC, event_message, order_message
 from tests.streams.cases import event, planner
 from workers.roles.knowledge.worker import history_hash, newest_requests
-from workers.roles.ranking.worker import merge
+from workers.roles.ranking.merging import merge
 from workers.store.point import KnowledgePoint, from_record, payload, vectors
 
 NOW = 1.7e9
@@ -254,6 +255,7 @@ OTHERS = {
         event_time=1.0),
     CatalogueItem: CatalogueItem(
         item_id="i1", title="a", attributes=["b"], text="c", available=False, labels=["d"], price=1.5),
+    UserSeen: UserSeen(user_id="u", allow=["a"], deny=[], keep=True),
     ModelUpdate: ModelUpdate(model_version="m1+a", adapter="adapters/a", withdrawn=["m0"], published_at=1.0),
     Recommendation: Recommendation(
         user_id="u", items=[ScoredItem(item_id="i1", score=-1.0)], reference=["i1"], source="fused", reason="event",

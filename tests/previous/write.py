@@ -32,6 +32,7 @@ from schemas.messages import (
     ModelUpdate,
     Recommendation,
     ScoredItem,
+    UserSeen,
 )
 from schemas.settings import Settings, rows
 from schemas.topics import TOPICS
@@ -103,6 +104,7 @@ def messages(sent: dict[str, BaseModel]) -> dict[str, BaseModel]:
     return sent | {
         "behaviour-events": BehaviourEvent(user_id="u", item_id="i1", event_time=30.0, event_type="view"),
         "recommendations": recommendation, "dead-letters": letter,
+        "user-seen": UserSeen(user_id="u", allow=["sale"], keep=True),
         "catalogue": CatalogueItem(
             item_id="i1", title="a thing", attributes=["kind"], text="more of it", available=False, labels=["new"],
             price=9.5),

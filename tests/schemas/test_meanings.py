@@ -46,7 +46,7 @@ def test_types_that_are_ids_do_not_fill_the_memory() -> None:
     ("a=interest:0", "the weight of interest is positive"), ("a=neutral:1", "neutral has no weight"),
     ("a=taken:nan", "the weight of taken is positive"), ("a=taken:1e9", "at most 1000"),
     ("Add It=taken,add_it=against", "are the same event type"), (f"{'a' * 65}=taken", "cannot be an event type"),
-    ("taken", "write FIELD=NAME"),
+    ("taken", "write NAME=VALUE"),
 ])
 def test_a_mistake_in_the_table_is_one_line_that_says_what_to_write(text: str, says: str) -> None:
     with pytest.raises(SettingsError, match=r"events\.meanings") as error:

@@ -44,11 +44,13 @@ def test_every_setting_can_be_set_by_its_variable(toml):
         (one.name, name) for one in dataclasses.fields(Settings) if one.name != "home"
         for name in schema[type(getattr(Settings(), one.name)).__name__]["properties"]}
     for row in rows():
-        value = {"FRESHET_EVENTS_FIELDS": "user_id=7", "FRESHET_EVENTS_MEANINGS": "user_id=taken:7"}.get(
+        value = {"FRESHET_EVENTS_FIELDS": "user_id=7", "FRESHET_EVENTS_MEANINGS": "user_id=taken:7",
+                 "FRESHET_RANKING_MOST": "user_id=7", "FRESHET_RANKING_BOOST": "user_id=7"}.get(
             row.variable, row.default if row.default not in (None, "") else "7")
         settings = load({row.variable: str(value)})
         found = getattr(getattr(settings, row.section), row.name) if row.section else str(settings.home)
-        assert str(found) in {str(value), "7.0", "{'user_id': '7'}", "{'user_id': 'taken:7'}"}, row.variable
+        assert str(found) in {str(value), "7.0", "{'user_id': '7'}", "{'user_id': 'taken:7'}", "{'user_id': 7}",
+                              "{'user_id': 7.0}"}, row.variable
 
 
 @pytest.mark.parametrize(
@@ -136,8 +138,8 @@ def strategy(spec):
             if "pattern" in spec else st.text(min_size=spec.get("minLength", 0), max_size=spec.get("maxLength")),
         "object": lambda: st.dictionaries(
             st.sampled_from(spec["propertyNames"]["enum"]) if "propertyNames" in spec else st.text("abc", min_size=1),
-            strategy(spec["additionalProperties"]) if "pattern" in spec["additionalProperties"] else
-            st.text("abc.", min_size=1, max_size=9)),
+            st.text("abc.", min_size=1, max_size=9) if spec["additionalProperties"].keys() & {"maxLength"} else
+            strategy(spec["additionalProperties"])),
         "boolean": st.booleans,
         "null": st.none,
     }[spec["type"]]()

@@ -11,13 +11,20 @@ import psutil
 from confluent_kafka import KafkaException
 
 from schemas.settings import KafkaSettings
-from schemas.topics import BEHAVIOUR_EVENTS, JUDGEMENTS, KNOWLEDGE_REQUESTS, KNOWLEDGE_UPDATES, RANKING_REQUESTS
+from schemas.topics import (
+    BEHAVIOUR_EVENTS,
+    JUDGEMENTS,
+    KNOWLEDGE_REQUESTS,
+    KNOWLEDGE_UPDATES,
+    RANKING_REQUESTS,
+    USER_SEEN,
+)
 from workers.kafka.lag import KNOWLEDGE_GROUP, RANKING_GROUP, GroupLag
 
 # A literal, because importing it from the streams package would load Faust into this process.
 STREAMS_GROUP = "freshet-streams"
 GROUPS = {
-    STREAMS_GROUP: (BEHAVIOUR_EVENTS.name, JUDGEMENTS.name, KNOWLEDGE_UPDATES.name),
+    STREAMS_GROUP: (BEHAVIOUR_EVENTS.name, JUDGEMENTS.name, KNOWLEDGE_UPDATES.name, USER_SEEN.name),
     RANKING_GROUP: (RANKING_REQUESTS.name,),
     KNOWLEDGE_GROUP: (KNOWLEDGE_REQUESTS.name,),
 }

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import overload
 
+import msgspec
 import numpy as np
 import orjson
 from numpy.typing import NDArray
@@ -16,7 +17,7 @@ from schemas.artifacts import Artifact
 from schemas.errors import ArtifactError
 from workers.store.items import ItemPoint
 
-VECTORS, WRITTEN, TEXTS = "item_vectors.safetensors", "item_written.json", "texts.json"
+VECTORS, WRITTEN, TEXTS, POPULAR = "item_vectors.safetensors", "item_written.json", "texts.json", "popular.json"
 
 
 def save_items(
@@ -54,6 +55,20 @@ def item_texts(artifact: Artifact, name: str = TEXTS) -> list[str]:
         ArtifactError: the file is not a list of texts.
     """
     return _texts(artifact, name) if name in artifact.card.files else []
+
+
+def popular_before(artifact: Artifact) -> dict[str, float]:
+    """Return how popular items were when the version was fitted, by item id; {} for one that does not say.
+
+    Raises:
+        ArtifactError: the file holds no numbers.
+    """
+    if POPULAR not in artifact.card.files:
+        return {}
+    try:
+        return msgspec.json.decode(artifact.path(POPULAR).read_bytes(), type=dict[str, float])
+    except msgspec.MsgspecError as error:
+        raise ArtifactError(f"model {artifact.model_version}: {POPULAR} is damaged: {error}") from error
 
 
 class ItemPoints(Sequence[ItemPoint]):

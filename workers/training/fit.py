@@ -190,13 +190,16 @@ def _publish(
     fitted: Fitted | FittedRow, settings: Settings, dataset: data.Dataset, past: data.Events, key: str, stages: Stages,
     known: list[ItemKnowledge],
 ) -> None:
-    from workers.store.item_files import save_items
+    from models.data.popular import popular_items
+    from workers.store.item_files import POPULAR, save_items
 
     version = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{key[:6]}"
     registry = Registry(settings.home)
     with registry.publish(version) as folder:
         fitted.save(folder, dataset.items, dataset.texts)
         write_titles(folder, dataset.titles)
+        (folder / POPULAR).write_bytes(orjson.dumps(
+            popular_items(dataset, past, settings.ranking.popular_days * 86_400.0)))
         for items in known:
             save_items(folder, items.written, items.encoded, settings.items.encoder_name)
         with stages.stage("refresh thresholds", THRESHOLDS_STALL_S):

@@ -7,11 +7,11 @@ import copy
 import numpy as np
 import pytest
 
-from schemas.messages import Judgement, KnowledgeRequest, KnowledgeUpdate, Margin
+from schemas.messages import Judgement, KnowledgeRequest, KnowledgeUpdate, Margin, UserSeen
 from streams.calibration.rehearsal import answer
 from streams.decisions.planner import Plan, Planner, States
 from streams.profile.catalogue import ItemVectors
-from streams.profile.state import dumps
+from streams.profile.state import dumps, loads
 from tests.streams.cases import CALIBRATION, event, item_vectors, planner, settings
 
 
@@ -325,3 +325,25 @@ def test_knowledge_of_a_withdrawn_adapter_is_stale() -> None:
     assert stale.reason == "stale"
     stage.updates(states, [(answer(stale, "m1+b"), 1.0)], 0.0)
     assert stage.events(states, [event(5, item=0)], 0.0).knowledge == []
+
+
+def test_a_user_who_is_here_is_ranked_with_what_is_known_of_them() -> None:
+    stage, states = planner(), {}
+    feed(stage, states, range(2))
+    before = dumps(states["u"])
+    plan = stage.seen(states, [(UserSeen(user_id="u"), 5.0), (UserSeen(user_id="u", allow=["a"]), 6.0),
+                               (UserSeen(user_id="new"), 7.0)], 10.0)
+    # No state for a user who has done nothing.
+    assert (plan.changed, states.keys(), dumps(states["u"])) == (set(), {"u"}, before)
+    assert [(one.user_id, one.reason, one.history, one.allow, one.count, one.caused_at) for one in plan.ranking] == [
+        ("u", "seen", ["i0", "i1"], ["a"], 2, 6.0), ("new", "seen", [], [], 0, 7.0)]
+
+
+def test_labels_are_kept_for_a_user_who_wants_that() -> None:
+    stage, states = planner(), {}
+    stage.seen(states, [(UserSeen(user_id="u", deny=["adult"], keep=True), 5.0)], 10.0)
+    plan = feed(stage, states, range(1))
+    assert (plan.ranking[0].deny, plan.ranking[0].allow) == (["adult"], [])
+    plan = stage.seen(states, [(UserSeen(user_id="u", allow=["new"], deny=[]), 5.0)], 10.0)
+    assert (plan.ranking[0].deny, plan.ranking[0].allow) == ([], ["new"])
+    assert (loads(dumps(states["u"])).deny, states["u"].allow) == (["adult"], [])

@@ -135,7 +135,9 @@ def test_items_that_left_the_history_return_by_their_own_time() -> None:
 
 
 def test_what_is_taken_and_what_the_user_is_against_is_bounded() -> None:
-    plans, states, user = planner(), {}, "\x01" * 256
+    plans, user = planner(), "\x01" * 256
+    label = ["\x01" * 100] * 20
+    states = {user: UserState(allow=label, deny=label)}
     names = ["".join("\x01\x02"[int(bit)] for bit in f"{n:032b}") * 8 for n in range(3000)]
     kinds = ["purchase", "return", "view", "purchase"]
     largest = 0

@@ -173,6 +173,23 @@ def test_a_request_that_is_too_large_is_a_dead_letter(store: rocksdict.Rdict, tm
     assert stage.counts["events"] == 2
 
 
+def test_users_who_are_here_are_answered_in_their_own_partition(store: rocksdict.Rdict, tmp_path: Path) -> None:
+    producer = Producer()
+    stage = stage_on(store, tmp_path, producer=producer)
+    values = [{"user_id": HERE[0]}, {"user_id": HERE[1], "deny": ["adult"], "keep": True}, {"user_id": 7},
+              {"user_id": ""}, {"user_id": HERE[0], "allow": ["x"] * 21}]
+    records = [SimpleNamespace(topic="user-seen", partition=0, offset=n, timestamp=1_000, timestamp_type=0, headers=(),
+                               key=b"k", value=orjson.dumps(value)) for n, value in enumerate(values)]
+    delivery = stage.prepare("user-seen", 0, records)
+    asyncio.run(stage.deliver(delivery))
+    asked = [orjson.loads(value) for _, value, _ in delivery.messages["ranking-requests", 0]]
+    assert [(one["user_id"], one["reason"], one["deny"]) for one in asked] == [
+        (HERE[0], "seen", []), (HERE[1], "seen", ["adult"])]
+    (stray,) = [pairs for (topic, _), pairs in delivery.messages.items() if topic == "user-seen"]  # 7 is elsewhere
+    assert [key for key, _, _ in stray] == [b"7"]
+    assert (len(delivery.bad), stage.counts["strays"], len(delivery.states)) == (2, 1, 1)
+
+
 def test_what_comes_back_from_other_roles_is_bounded(store: rocksdict.Rdict, tmp_path: Path) -> None:
     """A version beyond 64 bits could not be stored: the state's encoder raised, again at every start."""
     stage = stage_on(store, tmp_path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -14,7 +14,7 @@ from schemas.messages import ModelUpdate
 from schemas.settings import Settings
 from workers.catalogue.view import Catalogue, Entry
 from workers.home.titles import TITLES
-from workers.store.item_files import item_texts, written_texts
+from workers.store.item_files import item_texts, popular_before, written_texts
 
 
 class Ranker:
@@ -27,14 +27,16 @@ class Ranker:
         epsilon: the calibrated trust radius at full trust, nats.
         has_knowledge: whether the model uses knowledge of users.
         written: what a language model wrote of the items, in row order; [] = nothing.
+        popular: how popular items were at the end of the data that the model was fitted on, by item id.
     """
 
     def __init__(
         self, model: Ranking, items: list[str], model_version: str, epsilon: float, registry: Registry | None = None,
         *, has_knowledge: bool = True, written: list[str] | None = None, texts: Sequence[str] = (),
-        titles: Sequence[str] = (),
+        titles: Sequence[str] = (), popular: Mapping[str, float] | None = None,
     ) -> None:
         self._registry = registry
+        self.popular = dict(popular or {})
         self._withdrawn: frozenset[str] = frozenset()
         self._put(model, Catalogue(items, texts, titles), model_version, epsilon, has_knowledge, written or [])
 
@@ -50,7 +52,7 @@ class Ranker:
         calibration = artifact.calibration()
         return cls(load_ranking(artifact), artifact.items(), artifact.model_version, calibration.epsilon, registry,
                    has_knowledge=calibration.knowledge, written=written_texts(artifact), texts=item_texts(artifact),
-                   titles=item_texts(artifact, TITLES))
+                   titles=item_texts(artifact, TITLES), popular=popular_before(artifact))
 
     @property
     def dim(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,13 +14,13 @@ from torch import Tensor
 
 from models.compute.devices import gpu_memory
 from models.measuring.harm import DELTA
-from models.serving.requests import RankBatch, RankResult, UserKnowledge
+from models.serving.requests import RankBatch, RankResult, UserKnowledge, seen_items
 from models.trust.lists import best, lists
+from models.trust.region import log_probabilities
 from schemas.experiment import Arm, arm
 from schemas.messages import (
     Fallback,
     Judgement,
-    KnowledgeRequest,
     Margin,
     RankingRequest,
     Recommendation,
@@ -34,7 +34,10 @@ from workers.catalogue.reader import CatalogueReader
 from workers.kafka.lag import RANKING_GROUP
 from workers.kafka.outbox import Output
 from workers.kafka.topics import create_topics
+from workers.roles.ranking.merging import UserRequests, merge
+from workers.roles.ranking.popular import KeptPopular, PopularNow
 from workers.roles.ranking.ranker import Ranker
+from workers.roles.ranking.rules import NO_FILTERS, Arranged, Filters, ListRules
 from workers.runtime.loop import StreamWorker
 from workers.runtime.model_updates import ModelUpdates
 from workers.store.cache import CachedReader
@@ -49,6 +52,8 @@ _WITHOUT_VECTORS = frozenset({"no_knowledge", "store_unavailable", "damaged_know
 # Requests for damaged or missing knowledge: at most so many users within so many seconds, each once however often
 # ranked.
 _ASKED = (1_000, 60.0)
+# Items that are not popular, or no more, come after those that are, in the order of the reference.
+_UNPOPULAR = 1e-6
 _SECONDS = histogram("freshet_stage_seconds")
 _LOOK_UP, _RANK, _JUDGE, _RECOMMEND = (
     _SECONDS.labels(ROLE, stage) for stage in ("look_up", "rank", "judge", "recommend"))
@@ -56,44 +61,6 @@ _MARGIN, _TRUST, _KL = histogram("freshet_margin_nats"), histogram("freshet_trus
 _LOSS_BOUND = histogram("freshet_loss_bound_nats")
 _AGE, _BEHIND = histogram("freshet_knowledge_age_seconds"), histogram("freshet_knowledge_behind_events")
 _WAITED = histogram("freshet_recommendation_seconds")
-
-
-class UserRequests:
-    """All requests of one user in a batch.
-
-    Only the newest request (highest count, the last one of equals) is answered. Requests with the same count share this
-    answer: its cause is the earliest of them, and its reason is `event` if any of theirs is. The events of every
-    request are judged, each with its own history.
-    """
-
-    def __init__(self, requests: Sequence[RankingRequest]) -> None:
-        self.newest = max(enumerate(requests), key=lambda pair: (pair[1].count, pair[0]))[1]
-        same = [request for request in requests if request.count == self.newest.count]
-        self.caused_at = min(request.caused_at for request in same)
-        self.reason = "event" if any(request.reason == "event" for request in same) else self.newest.reason
-        # The newest first; an event that occurs in two requests is judged once.
-        self.rows = [self.newest, *(r for r in requests if r is not self.newest and r.judged)]
-        self.wanted_version = max(request.knowledge_version for request in requests)
-
-    def repair(self, now: float) -> KnowledgeRequest:
-        """Return the request to generate the user's damaged or missing knowledge again, in its version.
-
-        Args:
-            now: wall clock, seconds.
-        """
-        newest = self.newest
-        return KnowledgeRequest(
-            user_id=newest.user_id, version=max(1, self.wanted_version), reason="stale", history=newest.history,
-            count=newest.count, event_id=newest.judged[-1].event_id if newest.judged else "",
-            event_time=newest.event_time, caused_at=self.caused_at, requested_at=now)
-
-
-def merge(requests: Sequence[RankingRequest]) -> list[UserRequests]:
-    """Return the requests grouped by user, in order of each user's first request."""
-    users: dict[str, list[RankingRequest]] = {}
-    for request in requests:
-        users.setdefault(request.user_id, []).append(request)
-    return [UserRequests(group) for group in users.values()]
 
 
 class RankingProcessor:
@@ -115,10 +82,12 @@ class RankingProcessor:
         self._experiment = experiment or ExperimentSettings()
         self._counts = {
             "requests": 0, "superseded": 0, "recommendations": 0, "fused": 0, "items": 0, "margins": 0,
-            "unknown_items": 0, "no_knowledge": 0, "store_unavailable": 0, "damaged_knowledge": 0, "old_knowledge": 0,
-            "no_trust": 0, "control": 0, "repairs": 0, "changed": 0, "bound_reached": 0,
+            "unknown_items": 0, "no_knowledge": 0, "no_history": 0, "store_unavailable": 0, "damaged_knowledge": 0,
+            "old_knowledge": 0, "no_trust": 0, "control": 0, "repairs": 0, "changed": 0, "bound_reached": 0, "ruled": 0,
             "margin_gain": 0.0, "margin_loss": 0.0}
         self._rank_s = 0.0
+        self._rules = ListRules(settings)
+        self.popularity = PopularNow(settings.popular_days * 86_400.0, ranker.popular)
         self._asked: TTLCache[str, None] = TTLCache(*_ASKED)
 
     def counters(self) -> dict[str, Any]:
@@ -131,6 +100,7 @@ class RankingProcessor:
     def __call__(self, requests: Sequence[RankingRequest]) -> list[list[Output]]:
         """Return the outputs in a single part."""
         started = time.perf_counter()
+        self._count_events(requests)
         users = merge(requests)
         with _LOOK_UP.time():
             points, fallbacks, repairs = self._knowledge(users)
@@ -152,6 +122,14 @@ class RankingProcessor:
         self._counts["superseded"] += len(requests) - len(users)
         self._rank_s += time.perf_counter() - started
         return [[*recommendations, *judgements, *repairs]]
+
+    def _count_events(self, requests: Sequence[RankingRequest]) -> None:
+        """Count the new events of requests for what is popular."""
+        now = self._clock()
+        for request in requests:
+            if request.judged or request.weights:
+                events = [(event.item_id, 1.0) for event in request.judged if event.item_id not in request.weights]
+                self.popularity.add((*events, *request.weights.items()), min(request.event_time, now))
 
     def _knowledge(
         self, users: Sequence[UserRequests],
@@ -219,6 +197,13 @@ class RankingProcessor:
     ) -> list[Output]:
         answered = [at for at, (user, request) in enumerate(rows) if request is user.newest]
         reference, fused = rank.ref_logp[answered], rank.fused_logp[answered]
+        new = self._without_history(users, points)
+        if new:
+            reference[new] = fused[new] = self._popular(reference[new], [users[at].newest for at in new])
+        ruled = self._rules.follow(self._ranker.catalogue, [user.newest for user in users])
+        asked = [self._rules.asked(user.newest) for user in users] if ruled else []
+        filters, whole = self._rules.filters(asked, reference.shape[1]) if ruled else NO_FILTERS, (reference, fused)
+        reference, fused = filters.apply(reference), filters.apply(fused)
         nothing_left = ~(reference.amax(1) > -torch.inf)  # every item has been seen; the softmax over none is NaN
         full = self._ranker.epsilon if self._settings.epsilon is None else self._settings.epsilon
         epsilon = [full * user.newest.trust for user in users]
@@ -229,27 +214,34 @@ class RankingProcessor:
             if radius <= 0 and user.newest.user_id in points:
                 fallbacks.setdefault(user.newest.user_id, "no_trust")
         everyone = self._ranker.model.everyone
+        for at in new:
+            fallbacks[users[at].newest.user_id] = "no_history"
         served = [at for at, user in enumerate(users) if not bool(nothing_left[at]) and (
             user.newest.user_id not in fallbacks
             or (everyone and epsilon[at] > 0 and fallbacks[user.newest.user_id] in _WITHOUT_VECTORS))]
-        moved = frozenset(served)
+        moved, popular = frozenset(served), frozenset(new)
         radii = torch.tensor([epsilon[at] if at in moved else 0.0 for at in range(len(users))], dtype=torch.float64)
-        found = lists(reference, fused, radii, self._settings.top)
-        items = self._items(found.items, found.logp)
-        behaviour = self._items(*best(reference, self._settings.top)[::-1])
-        inverse, kl = found.share.tolist(), found.kl.tolist()
+        found, share, kl = self._lists(reference, fused, radii)
+        behaviour, _, _ = self._lists(reference, reference, torch.zeros_like(radii))
+        changed = [one.rules for one in found]
+        for at, before in self._unfiltered(filters, whole, radii).items():
+            changed[at] = (*self._rules.changed(before, found[at].rows, asked[at]), *changed[at])
+        names = self._ranker.items
         now = self._clock()
         out = []
         for at, user in enumerate(users):
             fallback = fallbacks.get(user.newest.user_id)
-            source: Source = "fused" if fallback is None else "items" if at in moved else "reference"
+            source: Source = ("popular" if at in popular else "fused" if fallback is None else
+                              "items" if at in moved else "reference")
             answer = self._answer(
-                user, items[at], [item.item_id for item in behaviour[at]], source, fallback,
-                points.get(user.newest.user_id) if fallback is None else None,
-                lagrange=1 / inverse[at] if inverse[at] > 0 else None, kl=kl[at], epsilon=epsilon[at], now=now)
+                user, [ScoredItem(item_id=names[row], score=score) for row, score in found[at].scored()],
+                [names[row] for row in behaviour[at].rows], source, fallback,
+                points.get(user.newest.user_id) if fallback is None else None, list(changed[at]),
+                lagrange=1 / share[at] if share[at] > 0 else None, kl=kl[at], epsilon=epsilon[at], now=now)
             out.append(Output(RECOMMENDATIONS, user.newest.user_id, answer))
             self._counts["fused" if fallback is None else fallback] += 1
             self._counts["items"] += source == "items"
+            self._counts["ruled"] += bool(changed[at])
             self._observe(answer, user.newest.trust)
         self._counts["recommendations"] += len(users)
         return out
@@ -270,24 +262,66 @@ class RankingProcessor:
     def _arm(self, user_id: str) -> Arm:
         return arm(user_id, self._experiment.name, self._experiment.control)
 
-    def _items(self, rows: Tensor, logp: Tensor) -> list[list[ScoredItem]]:
-        """Return lists of items (B, k), best first; places without an item (−inf or NaN) are left out."""
-        names = self._ranker.items
-        return [
-            [ScoredItem(item_id=names[row], score=score) for score, row in zip(scores, some, strict=True)
-             if score > -float("inf")]
-            for scores, some in zip(logp.tolist(), rows.tolist(), strict=True)]
+    def _lists(
+        self, reference: Tensor, fused: Tensor, radii: Tensor,
+    ) -> tuple[list[Arranged], list[float], list[float]]:
+        """Return the lists within `radii` (B,) of the reference, and 1/μ and KL per user."""
+        top, n = self._settings.top, reference.shape[1]
+        width = self._rules.width(top, n)
+        found = lists(reference, fused, radii, width)
+        # As in the region, but an item without a bound has one here: a pin stands where it does whatever its score.
+        pins = list(self._rules.pins(n))
+        floor = reference[:, pins] - radii.clamp(max=DELTA)[:, None]
+        pinned = torch.maximum(floor, fused[:, pins] + found.share.log()[:, None])
+        out = self._rules.arrange(found.items, found.logp, pinned, top, pins)
+        short = [at for at, one in enumerate(out) if one.short] if width < n else []
+        if short:  # limits took too many of the best: look at all
+            every = lists(reference[short], fused[short], radii[short], n)
+            again = self._rules.arrange(every.items, every.logp, pinned[short], top, pins)
+            for at, one in zip(short, again, strict=True):
+                out[at] = one
+        return out, found.share.tolist(), found.kl.tolist()
+
+    def _without_history(self, users: Sequence[UserRequests], points: Mapping[str, KnowledgePoint]) -> list[int]:
+        """Return the places of the users of whom nothing is known: no item of their history, and no knowledge."""
+        return [at for at, user in enumerate(users) if user.newest.user_id not in points
+                and all(self._ranker.row(item) < 0 for item in user.newest.history)]
+
+    def _popular(self, reference: Tensor, requests: Sequence[RankingRequest]) -> Tensor:
+        """Return log-probabilities (m, n) of what is popular; where nothing is, of the reference for no history."""
+        n = reference.shape[1]
+        share = torch.from_numpy(self.popularity.shares(self._ranker.catalogue.rows, n))
+        out = (share + _UNPOPULAR * reference.exp()).log()
+        seen = [self._rows(request.seen) for request in requests]
+        out[seen_items([[] for _ in seen], seen)] = -torch.inf
+        if self._ranker.withheld is not None:
+            out[:, self._ranker.withheld] = -torch.inf
+        return log_probabilities(out)
+
+    def _unfiltered(
+        self, filters: Filters, whole: tuple[Tensor, Tensor], radii: Tensor,
+    ) -> dict[int, list[int]]:
+        """Return the rows that would be served without filters and factors, of the lists that these may have changed.
+
+        What is among the first of a served list is among the first of the reference or of the fused scores.
+        """
+        if filters is NO_FILTERS:
+            return {}
+        firsts = torch.cat([best(logp, self._settings.top)[1] for logp in whole], dim=1)
+        at = torch.nonzero(filters.touches(firsts)).flatten().tolist()
+        before, _, _ = self._lists(whole[0][at], whole[1][at], radii[at])
+        return dict(zip(at, [one.rows for one in before], strict=True))
 
     def _answer(
         self, user: UserRequests, items: list[ScoredItem], reference: list[str], source: Source,
-        fallback: Fallback | None, point: KnowledgePoint | None, *, lagrange: float | None, kl: float, epsilon: float,
-        now: float,
+        fallback: Fallback | None, point: KnowledgePoint | None, rules: list[str], *, lagrange: float | None,
+        kl: float, epsilon: float, now: float,
     ) -> Recommendation:
         newest = user.newest
         return Recommendation(
             user_id=newest.user_id, items=items, reference=reference, source=source, fallback=fallback,
             written=self._ranker.quotes([item.item_id for item in items]) if self._settings.quote else {},
-            reason=user.reason, lagrange=lagrange, kl=kl, epsilon=epsilon,
+            rules=rules, reason=user.reason, lagrange=lagrange, kl=kl, epsilon=epsilon,
             knowledge_version=point.version if point else 0,
             knowledge_age_s=newest.event_time - point.event_time if point else None,
             # Negative only if the user's state was lost but the store was not.
@@ -320,6 +354,7 @@ def main(settings: Settings) -> None:
     create_topics(settings.kafka)
     updates = ModelUpdates(settings, ROLE, ranker.model_version, ranker.apply)
     updates.catch_up()
+    kept = KeptPopular(processor.popularity, settings.home / "ranking" / "popular.msgpack")
     catalogue = CatalogueReader(settings.kafka)
     ranker.take(catalogue.catch_up())
     show(gpu_memory)
@@ -327,6 +362,7 @@ def main(settings: Settings) -> None:
     def follow() -> None:
         updates.poll()
         ranker.take(catalogue.poll())
+        kept.save()
 
     worker = StreamWorker(
         settings, ROLE, RANKING_GROUP, RANKING_REQUESTS, processor, batch=settings.ranking.batch,
@@ -334,6 +370,7 @@ def main(settings: Settings) -> None:
     try:
         worker.run()
     finally:
+        kept.save(now=True)
         catalogue.close()
         updates.close()
         reader.close()
