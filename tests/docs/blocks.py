@@ -7,8 +7,8 @@ A block says by the comment before it how it is checked:
     <!-- test: settings -->  variables or a table of settings: all exist
     <!-- test: compose -->   goes into docker-compose.override.yml
 
-Tables of settings (TOML) need no comment. Blocks of the language `text` are no commands. There is no other kind, and no
-code by indentation.
+Tables of settings (TOML) and messages (JSON, one a line) need no comment. Blocks of the language `text`
+are no commands. There is no other kind, and no code by indentation.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ from markdown_it import MarkdownIt
 ROOT = Path(__file__).parents[2]
 # The changelog is history: commands that are gone may stand there.
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-KINDS = {"run": {"sh", "python"}, "parse": {"sh"}, "settings": {"sh", "toml"}, "compose": {"yaml"}}
+KINDS = {"run": {"sh", "python"}, "parse": {"sh"}, "settings": {"sh", "toml"}, "compose": {"yaml"},
+         "message": {"json"}}
+IMPLIED = {"toml": "settings", "json": "message"}
 _COMMENT = re.compile(r"<!-- test: (\w+) -->")
 _COMMAND = re.compile(r"(?:[A-Z_]+=\S+ )*(?:\.venv/bin/)?(?:freshet|make|docker compose|python -m|kubectl) \S")
 
@@ -54,7 +56,7 @@ def found(page: str, text: str) -> Iterator[Block]:
     for token in MarkdownIt("commonmark").enable("table").parse(text):
         if token.type in ("fence", "code_block"):
             language = "indented" if token.type == "code_block" else token.info
-            kind = kind or ("settings" if language == "toml" else "")
+            kind = kind or IMPLIED.get(language, "")
             yield Block(page, (token.map or [0])[0] + 1, language, kind, token.content)
             kind = ""
         elif token.type == "html_block" and (comment := _COMMENT.fullmatch(token.content.strip())):

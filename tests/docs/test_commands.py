@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 
+import orjson
 import pytest
 import yaml
 
@@ -38,6 +39,12 @@ def test_every_setting_of_a_block_exists(block: Block, tmp_path, monkeypatch) ->
         return
     for line in lines(block.text):
         check_variable(line.partition("=")[0])
+
+
+@pytest.mark.parametrize("block", of("message"), ids=str)
+def test_every_message_of_a_block_is_one(block: Block) -> None:
+    for line in lines(block.text):
+        assert isinstance(orjson.loads(line), dict)
 
 
 @pytest.mark.parametrize("block", of("compose"), ids=str)

@@ -4,6 +4,7 @@ import orjson
 import pytest
 
 from schemas import documents
+from schemas.settings import load, rows
 from schemas.topics import TOPICS
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -14,6 +15,24 @@ def test_docs_are_current(name: str) -> None:
     content = documents.documents()[name]
     assert (DOCS / name).is_file(), "run `freshet schema` and commit docs/"
     assert (DOCS / name).read_bytes() == content, "run `freshet schema` and commit docs/"
+
+
+def lines_of_example() -> list[str]:
+    text = (DOCS.parent / "deploy" / "freshet.env").read_text()
+    assert text == documents.env_file(), "run `freshet schema` and commit deploy/freshet.env"
+    return [line.removeprefix("#") for line in text.splitlines() if line.startswith("#FRESHET_")]
+
+
+def test_the_example_of_an_env_file_has_every_setting_with_its_default() -> None:
+    given = dict(line.split("=", 1) for line in lines_of_example())
+    assert list(given) == [row.file_variable or row.variable for row in rows()]
+    assert load(given) == load({})
+
+
+def test_no_line_of_the_example_means_something_else_to_compose() -> None:
+    for line in lines_of_example():
+        value = line.split("=", 1)[1]
+        assert not {"$", "'", '"', " "} & set(value), f"compose would not take this as it stands: {line}"
 
 
 def test_every_topic_has_a_channel_and_every_reference_resolves() -> None:
