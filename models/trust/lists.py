@@ -79,10 +79,10 @@ def lists(ref_logp: Tensor, fused_logp: Tensor, epsilon: Tensor, top: int) -> Li
     still = (radius <= 0) | nothing
     wide = ~still & (radius > DELTA + ROUNDING_OF_RADIUS)  # items without a bound: the whole distribution is needed
     for rows in _chunks(still, n):
-        values, items[rows] = best(ref_logp[rows], k)
+        values, items[rows] = best(_at(ref_logp, rows), k)
         logp[rows] = values.double()
     for rows in _chunks(~still & ~wide, n):
-        found = _within(ref_logp[rows], fused_logp[rows], radius[rows].clamp(max=DELTA), k)
+        found = _within(_at(ref_logp, rows), _at(fused_logp, rows), radius[rows].clamp(max=DELTA), k)
         items[rows], logp[rows], share[rows], kl[rows] = found.items, found.logp, found.share, found.kl
         if (short := rows[found.logp[:, -1] == -torch.inf]).numel():
             # Few items are left, or they are so unlikely (e^−87) that single precision makes them 0.
@@ -97,6 +97,12 @@ def lists(ref_logp: Tensor, fused_logp: Tensor, epsilon: Tensor, top: int) -> Li
 def _chunks(which: Tensor, n: int) -> tuple[Tensor, ...]:
     rows = which.nonzero().flatten()
     return rows.split(max(1, AT_ONCE // n)) if len(rows) else ()
+
+
+def _at(scores: Tensor, rows: Tensor) -> Tensor:
+    """Return the `rows` (b,), ascending, of scores (B, n); without a copy if they are consecutive."""
+    first, last = int(rows[0]), int(rows[-1])
+    return scores[first : last + 1] if last - first + 1 == len(rows) else scores[rows]
 
 
 def _within(ref_logp: Tensor, fused_logp: Tensor, loss: Tensor, k: int) -> Lists:

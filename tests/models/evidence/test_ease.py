@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.data.sequences import Sequences
-from models.evidence.ease import HALF_LIFE, STEP, ClosedForm, Ease
+from models.evidence import ease
+from models.evidence.ease import HALF_LIFE, SIZE, STEP, ClosedForm, Ease
 from models.evidence.item_knowledge import ItemKnowledge, Parts
 from models.scorers.fusion import Evidence, FusedScorer
 from workers.store import point
@@ -159,3 +160,23 @@ def test_evidence_raises_its_items_and_decays():
     fused.reference_share.fill_(0.25)
     joined = fused.weigh(logits, reference, Evidence(none.long(), none), age)
     torch.testing.assert_close(joined, (0.75 * logits + 0.25 * reference) / 2)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 4), st.integers(1, 9), st.sampled_from([40, 300, 2_000]))
+def test_large_catalogues_have_the_same_evidence(seed, users, length, n):
+    rng = np.random.default_rng(seed)
+    places = torch.from_numpy(rng.integers(0, n, (users, length * 20)))
+    spread = torch.from_numpy(rng.choice([0.0, 0.5, -0.25, 0.125, 2.0], places.shape).astype(np.float32))
+    own = torch.from_numpy(rng.integers(0, n + 1, (users, length)))
+    found = []
+    for sums in (ease._dense_sums, ease._sparse_sums):
+        best, total = sums(places, spread, own, n)
+        found.append([sorted(((abs(value), item) for item, value in zip(items, values, strict=True) if value),
+                             reverse=True) for items, values in zip(best.tolist(), total.tolist(), strict=True)])
+    for one, other in zip(*found, strict=True):
+        assert len({item for _, item in other}) == len(other)  # no item twice
+        if len(one) < SIZE:
+            assert one == other
+        else:
+            assert [size for size, _ in one] == [size for size, _ in other]  # equal sums at the cut may change places

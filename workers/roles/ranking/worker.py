@@ -196,8 +196,10 @@ class RankingProcessor:
         points: dict[str, KnowledgePoint], fallbacks: dict[str, Fallback],
     ) -> list[Output]:
         answered = [at for at, (user, request) in enumerate(rows) if request is user.newest]
-        reference, fused = rank.ref_logp[answered], rank.fused_logp[answered]
         new = self._without_history(users, points)
+        reference, fused = rank.ref_logp, rank.fused_logp
+        if new or len(answered) < len(rows):  # a copy, to change it
+            reference, fused = reference[answered], fused[answered]
         if new:
             reference[new] = fused[new] = self._popular(reference[new], [users[at].newest for at in new])
         ruled = self._rules.follow(self._ranker.catalogue, [user.newest for user in users])

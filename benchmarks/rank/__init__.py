@@ -1,0 +1,1 @@
+"""How long a ranking takes, by the size of the catalogue."""
