@@ -43,7 +43,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass
-class Row:
+class Way:
     """One way to rank: a function of a number of users; its times in seconds."""
 
     name: str
@@ -72,7 +72,7 @@ def processor(ranking: RankingModel, items: int, *, knowledge: bool) -> RankingP
                             clock=lambda: 1e9)
 
 
-def rows(items: int, ranking: RankingModel, pool: list[RankingRequest]) -> Iterator[Row]:
+def rows(items: int, ranking: RankingModel, pool: list[RankingRequest]) -> Iterator[Way]:
     """Return the rows for a catalogue."""
     vectors, others = ranking._side[0], ranking._reference_side[0]
     states = torch.randn(BATCH, DIM)
@@ -82,19 +82,19 @@ def rows(items: int, ranking: RankingModel, pool: list[RankingRequest]) -> Itera
         begin = next(turn) * users % (len(pool) - users + 1)
         return pool[begin : begin + users]
 
-    yield Row("two matrix products", lambda users: (states[:users] @ vectors.T, states[:users] @ others.T))
-    yield Row("torch, one scorer, top 10", lambda users: (states[:users] @ vectors.T).topk(TOP, 1))
+    yield Way("two matrix products", lambda users: (states[:users] @ vectors.T, states[:users] @ others.T))
+    yield Way("torch, one scorer, top 10", lambda users: (states[:users] @ vectors.T).topk(TOP, 1))
     if importlib.util.find_spec("faiss"):
         import faiss
 
         faiss.omp_set_num_threads(1)
         index = faiss.IndexFlatIP(DIM)
         index.add(vectors.numpy())
-        yield Row("faiss, one scorer, exact top 10", lambda users: index.search(states[:users].numpy(), TOP))
+        yield Way("faiss, one scorer, exact top 10", lambda users: index.search(states[:users].numpy(), TOP))
     alone = RankingModel(ranking.behaviour, ranking.fused, {"backbone": {}}, ranking.affinity)
     behaviour, fused = processor(alone, items, knowledge=False), processor(ranking, items, knowledge=True)
-    yield Row("Freshet, behaviour alone", lambda users: behaviour(some(users)))
-    yield Row("Freshet, knowledge and trust region", lambda users: fused(some(users)))
+    yield Way("Freshet, behaviour alone", lambda users: behaviour(some(users)))
+    yield Way("Freshet, knowledge and trust region", lambda users: fused(some(users)))
 
 
 def agreement(items: int, ranking: RankingModel, pool: list[RankingRequest]) -> dict[str, float]:
