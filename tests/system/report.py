@@ -28,6 +28,10 @@ def problems(report: dict[str, Any], events: int) -> list[str]:
     for name in ("freshness_s", "event_to_recommendation_s"):
         p50, p99 = report[name]["p50"], report[name]["p99"]
         check(0 < p50 <= p99 < 60, f"{name}: {p50}, {p99}")
+    check(set(report["stories"]) == {"drift", "contradiction", "cold_start"}, "kinds of stories")
+    story = report["stories"]["cold_start"]
+    check(bool(story["rows"] and story["turn"]["user"]) if story else not report["mu"]["n"], "no story of a new user")
+    check((report["cost"]["total"]["generations"] or 0) > 0, f"cost: {report['cost']}")
     quality = report["quality"]
     check(0 < quality["n"] <= events, f"quality.n: {quality['n']}")
     for side in ("reference", "fused"):

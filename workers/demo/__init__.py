@@ -1,4 +1,4 @@
-"""`freshet demo`: runs the whole system on one machine and writes a report.
+"""`freshet demo`: runs the whole system on one machine and writes a report with three users' stories.
 
 `workers/supervision` starts the processes.
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from schemas.messages import DeadLetter, KnowledgeRequest, KnowledgeUpdate, Recommendation
+from workers.demo.diary import Diary
 from workers.measurement.experiment import RunningExperiment
 from workers.measurement.prequential import Offer, Prequential
 
@@ -60,6 +61,7 @@ class Metrics:
     asked: dict[str, int] = field(default_factory=dict)  # newest version requested, per user
     made: dict[str, int] = field(default_factory=dict)  # newest version generated, per user
     trial: RunningExperiment | None = None
+    diary: Diary = field(default_factory=Diary)
 
     def produced(self, user: str, item: str, count: int, now: float) -> None:
         """Record an event about to be sent, the user's number `count`, and score it against the user's current offer.
@@ -72,6 +74,7 @@ class Metrics:
         """Record a recommendation. It becomes the user's offer unless it includes fewer events than the current offer.
         """
         self.recommendations += 1
+        self.diary.recommended(message)
         if self.trial is not None:
             self.trial.add_recommendation(message)
         self.recommendation_reasons[message.reason] += 1
@@ -98,6 +101,7 @@ class Metrics:
 
     def refresh_requested(self, message: KnowledgeRequest) -> None:
         """Record a request for new knowledge."""
+        self.diary.requested(message)
         if message.version > self.asked.get(message.user_id, 0):
             self.asked[message.user_id] = message.version
             self.requested[message.reason] += 1
@@ -105,6 +109,7 @@ class Metrics:
     def refreshed(self, message: KnowledgeUpdate) -> None:
         """Record that new knowledge is readable in the store."""
         self.llm_calls += 1
+        self.diary.refreshed(message)
         self.made[message.user_id] = max(message.version, self.made.get(message.user_id, 0))
         if message.written:
             self.refreshes[message.reason] += 1
@@ -143,7 +148,7 @@ class Metrics:
             "freshness_s": percentiles(self.freshness),
             "event_to_recommendation_s": percentiles(self.response),
             "stage_latency_s": {"streams": percentiles(self.streams_s), "ranking": percentiles(self.ranking_s)},
-            "lambda": percentiles(self.lagrange),
+            "mu": percentiles(self.lagrange),
             "kl": percentiles(self.kl),
             "quality": self.quality.summary(seed),
             "experiment": self.trial.figures() if self.trial is not None else None,

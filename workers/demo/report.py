@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,14 @@ import jinja2
 import orjson
 from pydantic import TypeAdapter
 
+from models.measuring.harm import DELTA
 from schemas.artifacts import Artifact
 from schemas.calibration import LABELS
 from schemas.settings import Settings, rows
 from workers.demo import plots
+from workers.demo.curve import curve
 from workers.demo.metrics import REASONS, Metrics
+from workers.demo.stories import Story
 from workers.home.lock import run_folder
 from workers.terminal.durations import duration
 from workers.training.revision import revision
@@ -59,8 +63,16 @@ def parts(artifact: Artifact) -> dict[str, float]:
     return {name: metrics[key] for name, key in names.items() if key in metrics}
 
 
-def html(figures: dict[str, Any], metrics: Metrics, artifact: Artifact) -> str:
-    """Return the page as HTML with all images embedded."""
+def html(
+    figures: dict[str, Any], metrics: Metrics, artifact: Artifact, stories: Mapping[str, Story | None],
+    titles: Mapping[str, str],
+) -> str:
+    """Return the page as HTML with all images embedded.
+
+    Args:
+        stories: by kind, None for a kind that did not occur.
+        titles: by item; an item without a title goes by its id.
+    """
     quality = figures["quality"]
     images = {
         "throughput": plots.png(plots.throughput(metrics)),
@@ -73,15 +85,19 @@ def html(figures: dict[str, Any], metrics: Metrics, artifact: Artifact) -> str:
         "age": plots.png(plots.by_group(
             quality["by_knowledge_age"], "events of the user since the knowledge was requested")),
         "lagrange": plots.png(plots.histogram(metrics.lagrange, "μ (1 = the trust region does not bind)")),
-        "kl": plots.png(plots.histogram(metrics.kl, "KL divergence from behaviour alone, nats")),
+        "kl": plots.png(plots.histogram(metrics.kl, "nats between what was served and behaviour alone (KL)")),
         "experiment": plots.png(plots.uplift(figures["experiment"])) if figures["experiment"] else "",
     }
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined)
     environment.filters["duration"] = duration
+    calibration = artifact.calibration()
     return environment.get_template("report.html.j2").render(
         f=figures, q=quality, images=images, reasons=REASONS, card=artifact.card, labels=LABELS,
-        calibration=artifact.calibration().model_dump(), conclusion=conclusion(quality))
+        calibration=calibration.model_dump(), conclusion=conclusion(quality), stories=stories,
+        title=lambda item: titles.get(item) or item, curve=curve, cost=figures["cost"],
+        alpha=figures["settings"].get("refresh", {}).get("alpha", 0.05), written=bool(figures["described"]),
+        loss=min(calibration.epsilon, DELTA), chance=max(0.0, calibration.epsilon - DELTA))
 
 
 def conclusion(quality: dict[str, Any]) -> str:

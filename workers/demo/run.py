@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -37,12 +37,14 @@ from schemas.topics import (
 )
 from workers.data import movielens
 from workers.data.produce import EventProducer, Pacer
-from workers.demo import report
+from workers.demo import report, telling
+from workers.demo.cost import cost
 from workers.demo.inflight import InFlight
 from workers.demo.metrics import Metrics
 from workers.demo.order import Order
 from workers.demo.sampler import STREAMS_GROUP, Sampler
 from workers.demo.screen import Screen, View
+from workers.demo.stories import Pulse
 from workers.home.lock import run_folder
 from workers.kafka.lag import GroupLag
 from workers.kafka.reader import TopicReader, watermarks
@@ -96,6 +98,9 @@ class Demo:
         self._order = Order([], 0)
         self._rows: dict[str, int] = {}
         self._recent: list[tuple[float, int]] = []
+        self._described = 0  # items of which something is written
+        self._beats: dict[str, list[Pulse]] = {}  # of the users of the stories
+        self._counters: dict[str, Any] = {}  # of the knowledge role at the end
 
     def run(self) -> None:
         """Run the demo and write its report.
@@ -116,13 +121,15 @@ class Demo:
         stack.hold()
         self.sampler.start()
         artifact: Artifact | None = None
+        dataset: data.Dataset | None = None
         problem: BaseException | None = None
         try:
             folder = self.folder or movielens.fetch(self.settings.home, self.screen.say)
             self._begin_stage("load")
             dataset = evidence(load_dataset(folder, self.settings.events), self.settings.events.meaning)
-            if films := describe_recorded(dataset, self.settings.home):
-                self.screen.say(f"{films:,} films are described by recorded answers of a language model")
+            self._described = describe_recorded(dataset, self.settings.home)
+            if self._described:
+                self.screen.say(f"{self._described:,} films are described by recorded answers of a language model")
             self._begin_stage("fit")
             artifact = self._fit(folder)
             past, future = data.split(dataset, self.settings.fit.train_fraction)
@@ -135,8 +142,8 @@ class Demo:
             self.sampler.stop()
             stack.stop()
         self._begin_stage("report")
-        if artifact is not None and self.metrics.events:
-            self._report(artifact, time.monotonic() - began, problem)
+        if artifact is not None and dataset is not None and self.metrics.events:
+            self._report(artifact, dataset, began, problem)
         if problem is not None:
             raise problem
 
@@ -180,6 +187,9 @@ class Demo:
             opened.callback(self._begin_stage, "stop")
             self._begin_stage("stream", len(future))
             self._stream(stack, reader, dataset, past, future)
+            self._begin_stage("stories")
+            self._counters = telling.counters(self.settings)
+            self._beats = telling.recorded(stack.settings.kafka, telling.users_of(self.metrics.diary.turns))
 
     def _backfill(self, stack: Stack, dataset: data.Dataset, past: data.Events) -> None:
         """Fold the training part into user states, and return when streams has committed all of it."""
@@ -334,10 +344,17 @@ class Demo:
         # The roles' own watchdogs restart a role after stall_s. Give up only if that did not help.
         return self.settings.watchdog.stall_s * 1.5
 
-    def _report(self, artifact: Artifact, wall_s: float, problem: BaseException | None) -> None:
+    def _report(
+        self, artifact: Artifact, dataset: data.Dataset, began: float, problem: BaseException | None,
+    ) -> None:
+        stories = telling.tell(self.metrics.diary.turns, dataset, artifact, self.settings, self._beats)
         stream_s = self.stages.pop("stream_s", 0.0) or time.monotonic() - self._stream_began
         figures = self.metrics.figures(stream_s, self.settings.fit.seed) | {
-            "wall_s": wall_s,
+            "wall_s": time.monotonic() - began,
+            "cost": cost(self._counters, len(self.metrics.made), self.metrics.events,
+                         self.settings.metrics.cost_per_hour),
+            "described": self._described,
+            "stories": {kind: None if story is None else asdict(story) for kind, story in stories.items()},
             "stream_s": stream_s,
             "peak_rss_bytes": self.sampler.peak,
             "stages": self.stages,
@@ -354,7 +371,8 @@ class Demo:
         folder = self.out / datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "report.json").write_bytes(orjson.dumps(figures, option=orjson.OPT_INDENT_2))
-        (folder / "report.html").write_text(report.html(figures, self.metrics, artifact))
+        (folder / "report.html").write_text(report.html(
+            figures, self.metrics, artifact, stories, dict(zip(dataset.items, dataset.titles, strict=True))))
         self.screen.say(report.closing(figures, folder))
 
 

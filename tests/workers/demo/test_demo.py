@@ -9,12 +9,15 @@ from schemas.errors import FreshetError
 from schemas.experiment import arm
 from schemas.messages import KnowledgeRequest, KnowledgeUpdate, Recommendation, ScoredItem
 from schemas.settings import ExperimentSettings, load
+from tests.workers.demo.test_stories import turn, words
 from tests.workers.home.test_lock import holder
 from workers.demo import report
+from workers.demo.cost import cost
 from workers.demo.inflight import InFlight
 from workers.demo.metrics import Metrics
 from workers.demo.run import Demo
 from workers.demo.screen import Screen, View, line
+from workers.demo.stories import Pulse, told
 from workers.measurement.experiment import RunningExperiment
 from workers.supervision.stack import ROLES
 
@@ -148,9 +151,10 @@ def test_report_is_one_self_contained_page(metrics: Metrics, artifact: Artifact)
         "held_out_nll": {"behaviour": 6.0, "with_item_texts": 5.9, "with_users_knowledge": 5.8},
         "wall_s": 10.0, "stream_s": 3.0, "peak_rss_bytes": 2**30, "stages": {"fit": 3.0}, "fit": {}, "restarts": 0,
         "interrupted": True, "error": "<script>x</script>", "versions": report.versions(artifact), "settings": {},
-        "run": {"data": "d", "speed": 0.0, "window": 9, "per_user": 2}}
+        "run": {"data": "d", "speed": 0.0, "window": 9, "per_user": 2}, "described": 0,
+        "cost": cost({"generated": 30, "llm_tokens": 240}, 20, 600)}
     orjson.dumps(figures)
-    page = report.html(figures, metrics, artifact)
+    page = report.html(figures, metrics, artifact, {"drift": None, "contradiction": None, "cold_start": None}, {})
     assert "<script>" not in page
     assert "http://" not in page.replace("http://www.w3.org", "")
     assert "https://" not in page
@@ -158,9 +162,35 @@ def test_report_is_one_self_contained_page(metrics: Metrics, artifact: Artifact)
     assert "written item knowledge" in page
     assert "+0.0004 to +0.0038" in page
     assert page.count("the demo asks for it") == 1
+    assert page.count("Nobody in this run") == 3
+    assert "KL(" not in page
+    assert "λ" not in page
+    assert "no item becomes less likely than" in " ".join(page.split())
     assert "report.html" in report.closing(figures, Path("runs/x"))
     assert ("What did the experiment find?" in page) == (metrics.trial is not None)
     assert ("experiment spring" in report.closing(figures, Path("runs/x"))) == (metrics.trial is not None)
+
+
+def test_a_story_is_told_with_titles_that_are_text_alone(artifact: Artifact) -> None:
+    metrics = recorded()
+    figures = metrics.figures(3.0) | {
+        "held_out_nll": {}, "wall_s": 10.0, "stream_s": 3.0, "peak_rss_bytes": 2**30, "stages": {}, "fit": {},
+        "restarts": 0, "interrupted": False, "error": None, "versions": {}, "settings": {"refresh": {"alpha": 0.05}},
+        "run": {"data": "d", "speed": 0.0, "window": 9, "per_user": 2}, "described": 3, "cost": cost({}, 0, 600)}
+    drifted = told(turn(), 7, "aabe??dxzab", words, [Pulse(3, 2.0, 0), Pulse(5, 8.0, 0)], {"drift": 7.0})
+    new = told(turn("<b>v</b>", "cold_start"), 1, "aabe??", words)
+    page = " ".join(report.html(
+        figures, metrics, artifact, {"drift": drifted, "contradiction": None, "cold_start": new},
+        {"a": "Alien", "c": "<i>Contact</i>", "d": "Dune"}).split())
+    assert "User u, from love and paris to space" in page
+    assert "3 events after it was asked for last" in page
+    assert '<td class="by-knowledge">&lt;i&gt;Contact&lt;/i&gt;</td>' in page
+    assert "<b>Dune</b> <span>#2 with new knowledge, – on the list before, – by behaviour</span>" in page
+    assert "Of 7 such refreshes" in page
+    assert page.count("<svg") == 1
+    assert page.count("Nobody in this run") == 1
+    assert "&lt;b&gt;v&lt;/b&gt;" in page
+    assert "<b>v</b>" not in page
 
 
 def test_without_a_terminal_the_screen_prints_one_line(capsys: pytest.CaptureFixture[str]) -> None:
