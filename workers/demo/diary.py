@@ -29,7 +29,7 @@ class Shown:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class Requested:
     """A request for knowledge, with the history it is made of, oldest first."""
 
     version: int
@@ -50,8 +50,8 @@ class Turn:
     """
 
     user: str
-    asked: Asked
-    previous: Asked | None
+    asked: Requested
+    previous: Requested | None
     before: Shown | None
     after: Shown
     took_s: float
@@ -63,7 +63,7 @@ class Diary:
     def __init__(self) -> None:
         self.turns: list[Turn] = []
         self._ids: dict[str, str] = {}
-        self._asked: dict[str, list[Asked]] = {}  # per user, ascending versions
+        self._asked: dict[str, list[Requested]] = {}  # per user, ascending versions
         self._took: dict[tuple[str, int], float] = {}
         self._last: dict[str, Shown] = {}
         self._fused: dict[str, Shown] = {}
@@ -73,7 +73,7 @@ class Diary:
         """Note a request; the same one again changes nothing."""
         asked = self._asked.setdefault(message.user_id, [])
         if not asked or message.version > asked[-1].version:
-            asked.append(Asked(message.version, message.reason, message.count, self._same(message.history)))
+            asked.append(Requested(message.version, message.reason, message.count, self._same(message.history)))
 
     def refreshed(self, message: KnowledgeUpdate) -> None:
         """Note when knowledge was readable."""

@@ -19,7 +19,7 @@ from schemas.settings import Settings, rows
 from workers.demo import plots
 from workers.demo.curve import curve
 from workers.demo.metrics import REASONS, Metrics
-from workers.demo.stories import Story
+from workers.demo.stories import UserStory
 from workers.home.lock import run_folder
 from workers.terminal.durations import duration
 from workers.training.revision import revision
@@ -64,7 +64,7 @@ def parts(artifact: Artifact) -> dict[str, float]:
 
 
 def html(
-    figures: dict[str, Any], metrics: Metrics, artifact: Artifact, stories: Mapping[str, Story | None],
+    figures: dict[str, Any], metrics: Metrics, artifact: Artifact, stories: Mapping[str, UserStory | None],
     titles: Mapping[str, str],
 ) -> str:
     """Return the page as HTML with all images embedded.

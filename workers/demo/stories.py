@@ -33,7 +33,7 @@ class Pulse:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ListRow:
     """A place of the lists: item ids, None where a list is shorter."""
 
     before: str | None
@@ -55,7 +55,7 @@ class Next:
 
 
 @dataclass(frozen=True, slots=True)
-class Story:
+class UserStory:
     """A user's story, all but the titles.
 
     Args:
@@ -72,7 +72,7 @@ class Story:
     recent: tuple[str, ...]
     more: tuple[str, ...]
     less: tuple[str, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[ListRow, ...]
     later: tuple[Next, ...]
     pulses: tuple[tuple[int, float], ...] = field(default=())
     threshold: float = 0.0
@@ -106,7 +106,7 @@ def pulses(states: Iterable[UserState]) -> list[Pulse]:
 def told(
     turn: Turn, among: int, taken: Sequence[str], words: Callable[[str], Sequence[str]], beats: Sequence[Pulse] = (),
     limits: Mapping[str, float] | None = None, usual: Mapping[str, float] | None = None,
-) -> Story:
+) -> UserStory:
     """Tell a turn.
 
     Args:
@@ -129,14 +129,14 @@ def told(
         limit = limit if drift else log(limit)
         line = tuple((beat.count, beat.cusum if drift else max(0.0, beat.wealth)) for beat in beats
                      if start < beat.count <= asked.count)
-    return Story(
+    return UserStory(
         asked.reason, turn, among, asked.history[-RECENT:], more, less, rows(turn, words, telling),
         tuple(Next(item, *(_place(item, items) for items in (
             turn.after.items, turn.before.items if turn.before else (), turn.after.reference)))
             for item in taken[turn.after.count:turn.after.count + NEXT]), line, limit)
 
 
-def rows(turn: Turn, words: Callable[[str], Sequence[str]], telling: Mapping[str, float]) -> tuple[Row, ...]:
+def rows(turn: Turn, words: Callable[[str], Sequence[str]], telling: Mapping[str, float]) -> tuple[ListRow, ...]:
     """Return the lists side by side; items that entered have the two most `telling` of their words."""
     before, after = turn.before.items if turn.before else (), turn.after.items
     out = []
@@ -145,7 +145,7 @@ def rows(turn: Turn, words: Callable[[str], Sequence[str]], telling: Mapping[str
         entered = item is not None and item not in before
         tags = sorted((word for word in words(item or "") if word in telling),
                       key=lambda word: (-telling[word], word))[:2] if entered else []
-        out.append(Row(_at(before, place), item, _at(turn.after.reference, place), entered,
+        out.append(ListRow(_at(before, place), item, _at(turn.after.reference, place), entered,
                        entered and item not in turn.after.reference, tuple(tags)))
     return tuple(out)
 

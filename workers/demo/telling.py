@@ -18,7 +18,7 @@ from schemas.topics import CHANGELOG
 from streams.detection.drift import Detector
 from streams.profile.state import loads
 from workers.demo.diary import Turn
-from workers.demo.stories import KINDS, Pulse, Story, chosen, pulses, told, words_of
+from workers.demo.stories import KINDS, Pulse, UserStory, chosen, pulses, told, words_of
 from workers.kafka.reader import read_all
 from workers.supervision.health import counters_path
 
@@ -56,7 +56,7 @@ def counters(settings: Settings) -> dict[str, Any]:
 
 def tell(
     turns: Sequence[Turn], dataset: Dataset, artifact: Artifact, settings: Settings, beats: dict[str, list[Pulse]],
-) -> dict[str, Story | None]:
+) -> dict[str, UserStory | None]:
     """Return the story of each kind, None for a kind that did not occur."""
     limits = {"drift": Detector.of(artifact.calibration(), settings.refresh).threshold,
               "contradiction": 1.0 / settings.refresh.alpha}
@@ -65,7 +65,7 @@ def tell(
                      dict(zip(dataset.items, dataset.titles, strict=True)), written.texts if written else {})
     counts = Counter(word for item in dataset.items for word in set(words(item)))
     usual = {word: count / len(dataset.items) for word, count in counts.items()}
-    out: dict[str, Story | None] = {}
+    out: dict[str, UserStory | None] = {}
     for kind in KINDS:
         turn, among = chosen(turns, kind)
         out[kind] = None if turn is None else told(

@@ -10,7 +10,7 @@ from schemas.messages import KnowledgeRequest, KnowledgeUpdate, Recommendation, 
 from streams.profile.state import UserState
 from workers.demo.cost import cost
 from workers.demo.curve import curve
-from workers.demo.diary import Asked, Diary, Shown, Turn
+from workers.demo.diary import Diary, Requested, Shown, Turn
 from workers.demo.stories import Pulse, chosen, pulses, shift, told, words_of
 
 WORDS = {"a": ["space"], "b": ["space", "war"], "c": ["love"], "d": ["love", "paris"], "e": ["space", "paris"], "f": []}
@@ -41,7 +41,7 @@ def shown(items: str, reference: str, count: int, version: int = 0, user: str = 
 
 def turn(user: str = "u", reason: str = "drift", before: str = "ab", after: str = "cd", reference: str = "xy",
          count: int = 5, previous: str = "cdcd", history: str = "aabe") -> Turn:
-    return Turn(user, Asked(2, reason, count, tuple(history)), Asked(1, "cold_start", 2, tuple(previous)),
+    return Turn(user, Requested(2, reason, count, tuple(history)), Requested(1, "cold_start", 2, tuple(previous)),
                 Shown(tuple(before), tuple("xy"), count - 1, "fused", 0.2),
                 Shown(tuple(after), tuple(reference), count + 1, "fused", 0.2), 0.5)
 
