@@ -28,9 +28,9 @@ ORDER = {
         "measuring", "compute", "data"),
     "streams": ("service", "calibration", "decisions", "registry", "profile", "detection"),
     "workers": (
-        "cli", "demo", "console", "console.pages", "views", "replay", "training", "writing", "operating", "measurement",
-        "supervision", "roles.alignment", "roles.knowledge", "roles.ranking", "roles", "runtime", "catalogue",
-        "store.embedded", "store.banks", "store", "data", "kafka", "home", "terminal"),
+        "cli", "demo", "console", "console.pages", "views.reading", "views", "replay", "training", "writing",
+        "operating", "measurement", "supervision", "roles.alignment", "roles.knowledge", "roles.ranking", "roles",
+        "runtime", "catalogue", "store.embedded", "store.banks", "store", "data", "kafka", "home", "terminal"),
 }
 ROOMY = 13  # files of a room, about a dozen, its __init__ not counted
 # Calls that give a server a name: what is called → the argument that holds the name, by place.

@@ -326,7 +326,7 @@ class MetricsSettings:
     port: int = Field(
         default=0, ge=0, le=65_500,
         description="port of the supervisor; roles have the ports after it: streams + 1, knowledge + 2, ranking + 3, "
-                    "guard + 4, alignment + 5, store + 6; 0 = none")
+                    "guard + 4, alignment + 5, store + 6, console + 7; 0 = none")
     host: str = Field(default="127.0.0.1", min_length=1, description="address they listen on; they ask for no password")
     cost_per_hour: float = Field(
         default=0.0, ge=0, description="what an hour of the language model's machine costs, in any currency; for "

@@ -16,8 +16,9 @@ from schemas.watch.activities import ACTIVITIES
 
 Kind = Literal["counter", "gauge", "histogram"]
 Samples = Iterable[tuple[tuple[str, ...], float]]  # label values, value
-ALL = ("streams", "knowledge", "ranking", "guard", "alignment")
+ALL = ("streams", "knowledge", "ranking", "guard", "alignment", "console")
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+FAST_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 1.0, 5.0)
 LONG_SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)
 AGES = (1.0, 10.0, 60.0, 600.0, 3600.0, 6 * 3600.0, 86_400.0, 3 * 86_400.0, 7 * 86_400.0, 30 * 86_400.0)
 NATS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
@@ -116,7 +117,7 @@ def _harmful(found: Mapping[str, Any]) -> Samples:
         yield (), sum(held["harmful"] for held in found["versions"].values())
 
 
-WAITS = ("broker", "store", "model", "samples", "schema registry")
+WAITS = ("broker", "store", "model", "samples", "schema registry", "port")
 REASONS: tuple[str, ...] = get_args(RefreshReason)
 FALLBACKS: tuple[str, ...] = get_args(Fallback)
 OUTCOMES = ("written", "already_held", "superseded", "overtaken", "rejected", "not_needed")
@@ -272,6 +273,14 @@ METRICS: tuple[Metric, ...] = (
            read=lambda found: _each(published="published", rejected="rejected")(found)
            if found["role"] == "alignment" else []),
     Metric("freshet_alignment_samples", "gauge", ("alignment",), "contradicted users gathered", read=_one("gathered")),
+    # console
+    Metric("freshet_console_request_seconds", "histogram", ("console",), "from a request to the end of its answer",
+           ("of", "status"), {"of": ("users", "items", "health", "openapi", "pages"),
+                              "status": ("2xx", "3xx", "4xx", "5xx")}, FAST_SECONDS),
+    Metric("freshet_views_caught_up", "gauge", ("console",),
+           "1 once the topics are read to where they ended at the start", read=_one("caught_up")),
+    Metric("freshet_views_unreadable_total", "counter", ("console",), "records that are not what their topic says",
+           ("topic",), {"topic": "Freshet's topics"}, read=_by("unreadable")),
     # supervisor
     Metric("freshet_role_up", "gauge", ("supervisor",), "1 while the role's process runs", ("role",),
            {"role": (*ALL, "store")}),

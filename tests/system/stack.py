@@ -39,6 +39,7 @@ class Stack:
         # The minimum of Apache Kafka is 6 s; on the embedded broker the first join takes half the timeout.
         session = "6" if bootstrap else "3"
         self.environ |= {"FRESHET_HOME": str(home), "FRESHET_KAFKA_SESSION_TIMEOUT_S": session, "OMP_NUM_THREADS": "1"}
+        self.environ["FRESHET_CONSOLE_PORT"] = "0"  # tests run side by side, and only a few look at it
         if bootstrap:
             self.environ["FRESHET_KAFKA_BOOTSTRAP"] = bootstrap
         self.environ |= environ

@@ -33,12 +33,13 @@ ROLE_MODULES = {
     "ranking": "workers.roles.ranking.worker",
     "alignment": "workers.roles.alignment.worker",
     "guard": "workers.roles.guard",
+    "console": "workers.console.role",
 }
 
 
 def up(
     roles: Annotated[str, typer.Option(
-        help="Roles to run, comma-separated: streams, knowledge, ranking, guard, alignment. "
+        help="Roles to run, comma-separated: streams, knowledge, ranking, guard, alignment, console. "
              "[default: all but alignment]")] = "",
     port: Annotated[int | None, typer.Option(help="Port of the embedded broker. 0 = any free port.")] = None,
 ) -> None:
@@ -54,13 +55,14 @@ def up(
     `FRESHET_KAFKA_BOOTSTRAP=kafka:9092 FRESHET_QDRANT_URL=http://qdrant:6333 freshet up --roles knowledge`
     """
     from workers.supervision.healthz import HealthServer
-    from workers.supervision.letters import Notices, read_counters
+    from workers.supervision.letters import Notices, console_url, read_counters
     from workers.supervision.stack import DEFAULT_ROLES, Stack
 
     settings = load()
     if port is not None:
         settings = replace(settings, kafka=replace(settings.kafka, port=port))
-    names = [name.strip() for name in roles.split(",") if name.strip()] or list(DEFAULT_ROLES)
+    names = [name.strip() for name in roles.split(",") if name.strip()] or \
+        [*DEFAULT_ROLES, *(["console"] if settings.console.port else [])]
     version = Registry(settings.home.absolute()).current()
     asked_to_stop: list[int] = []
 
@@ -78,6 +80,8 @@ def up(
                 typer.echo(f"store: {stack.settings.qdrant.url}")
             if stack.settings.log.to == "file":
                 typer.echo(f"logs: {stack_info.run_folder(stack.settings.home)}")
+            if url := console_url(stack.settings):
+                typer.echo(f"console: {url}")
             typer.echo("ready")
             notices = Notices()
             while True:

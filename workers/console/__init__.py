@@ -2,5 +2,5 @@
 
 What is shown comes from `workers/views`; the pages are in `workers/console/pages`.
 
-May import: console.pages, views.
+May import: console.pages, views.reading, views, kafka.
 """

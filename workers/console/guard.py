@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hmac
+import time
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
@@ -17,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from schemas.errors import SettingsError
 from schemas.settings import ConsoleSettings
+from schemas.watch.instruments import histogram
 from workers.console.problems import problem
 
 # What says nothing of a user or an item, for probes and for those who write clients.
@@ -78,6 +80,7 @@ class Gatekeeper:
 
     def __init__(self, app: ASGIApp, settings: ConsoleSettings) -> None:
         self._app = app
+        self._seconds = histogram("freshet_console_request_seconds")
         self._secrets = (*settings.keys, settings.token) if settings.keys else ()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -86,21 +89,35 @@ class Gatekeeper:
             await self._app(scope, receive, send)
             return
 
+        started, status = time.perf_counter(), 500
+
         async def careful(message: Message) -> None:
+            nonlocal status
             if message["type"] == "http.response.start":
+                status = message["status"]
                 held = {name for name, _ in message["headers"]}
                 message["headers"] = [*message["headers"], *(pair for pair in _HEADERS if pair[0] not in held)]
             await send(message)
 
         headers = Headers(scope=scope)
-        if scope["method"] not in _SAFE and _from_elsewhere(headers):
-            await problem(403, "a page of another site may change nothing here")(scope, receive, careful)
-        elif self._secrets and scope["path"] not in OPEN and not is_one_of(given_secret(headers), self._secrets):
-            answer = problem(401, "this needs a key: Authorization: Bearer KEY", {
-                "WWW-Authenticate": 'Basic realm="freshet", charset="UTF-8"', "Cache-Control": "no-store"})
-            await answer(scope, receive, careful)
-        else:
-            await self._app(scope, receive, careful)
+        try:
+            if scope["method"] not in _SAFE and _from_elsewhere(headers):
+                await problem(403, "a page of another site may change nothing here")(scope, receive, careful)
+            elif self._secrets and scope["path"] not in OPEN and not is_one_of(given_secret(headers), self._secrets):
+                answer = problem(401, "this needs a key: Authorization: Bearer KEY", {
+                    "WWW-Authenticate": 'Basic realm="freshet", charset="UTF-8"', "Cache-Control": "no-store"})
+                await answer(scope, receive, careful)
+            else:
+                await self._app(scope, receive, careful)
+        finally:
+            self._seconds.labels(_part(scope["path"]), f"{status // 100}xx").observe(time.perf_counter() - started)
+
+
+def _part(path: str) -> str:
+    """Return which part of the server a path belongs to: a label of few values, whatever is asked for."""
+    _, root, *rest = path.split("/", 3)
+    part = rest[0].removesuffix(".json") if root == "v1" and rest else "pages"
+    return part if part in ("users", "items", "health", "openapi") else "pages"
 
 
 def _from_elsewhere(headers: Headers) -> bool:

@@ -85,7 +85,7 @@ def read_titles(home: Path) -> Titles:
         items = orjson.loads((folder / "items.json").read_bytes())
         titled = (folder / TITLES).is_file()
         texts = orjson.loads((folder / (TITLES if titled else "texts.json")).read_bytes())
-        return Titles({item: text if titled else _shortened(text)
+        return Titles({item: text if titled else shortened(text)
                        for item, text in zip(items, texts, strict=True)})
     except (ArtifactError, OSError, ValueError, TypeError):
         return Titles({})
@@ -108,5 +108,6 @@ def _ids(record: Any, depth: int = 0) -> Iterator[str]:
                 yield from _ids(value, depth + 1)
 
 
-def _shortened(text: str) -> str:
+def shortened(text: str) -> str:
+    """Return what stands for a title: the start of a text."""
     return text if len(text) <= _FROM_TEXT else text[:_FROM_TEXT].rsplit(" ", 1)[0] + " …"

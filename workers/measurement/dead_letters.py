@@ -6,7 +6,7 @@ import base64
 import binascii
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from schemas.messages import DeadLetter
 
@@ -23,6 +23,7 @@ class LetterKind:
         reason: of the newest of them.
         newest: position of that record.
         last: when it failed, seconds since 1970.
+        letters: themselves, in the order given.
     """
 
     topic: str
@@ -30,6 +31,7 @@ class LetterKind:
     count: int
     newest: tuple[int, int]
     last: float
+    letters: tuple[DeadLetter, ...] = field(default=(), repr=False, compare=False)
 
 
 def by_kind(letters: Iterable[DeadLetter]) -> list[LetterKind]:
@@ -40,7 +42,8 @@ def by_kind(letters: Iterable[DeadLetter]) -> list[LetterKind]:
     kinds = []
     for (topic, _), group in groups.items():
         newest = max(group, key=lambda letter: letter.failed_at)
-        kinds.append(LetterKind(topic, newest.reason, len(group), (newest.partition, newest.offset), newest.failed_at))
+        kinds.append(LetterKind(topic, newest.reason, len(group), (newest.partition, newest.offset), newest.failed_at,
+                                tuple(group)))
     return sorted(kinds, key=lambda kind: (-kind.count, kind.topic, kind.reason))
 
 

@@ -45,6 +45,7 @@ class CounterFile(BaseModel):
     processed: int = 0
     dead_letters: int = 0
     last_dead_letter: str = ""
+    url: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,8 @@ from workers.supervision.endpoints import Door, Endpoints, Reply
 from workers.supervision.health import Health, RoleHealth, read, read_role
 
 # A role's port is the supervisor's plus this.
-PORTS = {"supervisor": 0, "streams": 1, "knowledge": 2, "ranking": 3, "guard": 4, "alignment": 5, "store": 6}
+PORTS = {"supervisor": 0, "streams": 1, "knowledge": 2, "ranking": 3, "guard": 4, "alignment": 5, "store": 6,
+         "console": 7}
 
 
 def role_server(settings: Settings, role: str) -> Endpoints:

@@ -1,4 +1,4 @@
-"""What `freshet up` and `freshet doctor` say of dead letters: how many, of how many records, and the last reason."""
+"""What `freshet up` and `freshet doctor` say of a stack: where its console is; dead letters, how many, and why."""
 
 from __future__ import annotations
 
@@ -63,3 +63,9 @@ def read_counters(settings: Settings) -> dict[str, CounterFile]:
         if held.pid == pid:
             out[name] = held
     return out
+
+
+def console_url(settings: Settings) -> str:
+    """Return where the console of the stack on the home is; "" = none runs, or its port is taken, as its log says."""
+    held = read_counters(settings).get("console")
+    return held.url if held is not None else ""

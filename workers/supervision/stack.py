@@ -34,8 +34,9 @@ from workers.supervision.restarts import RestartPolicy
 from workers.supervision.supervised import Supervised, said
 
 DEFAULT_ROLES = ("streams", "knowledge", "ranking", "guard")
-# The others are started where they are asked for: they compete for the cores of these.
-ROLES = (*DEFAULT_ROLES, "alignment")
+# Alignment is started where it is asked for: it competes for the cores of these. The console shows what they do:
+# `freshet up` adds it, the demo has a screen of its own.
+ROLES = (*DEFAULT_ROLES, "alignment", "console")
 STOP_S = 10.0
 _ANNOUNCE_S = 1.0  # `up.json` is written this often: an older one says that the supervisor hangs
 # The broker is asked with this patience. A broker that is up answers in milliseconds, also over TLS; signals wait
@@ -46,12 +47,12 @@ _PROBE_S = 3.0
 def role_environ(settings: Settings, role: str, environ: Mapping[str, str]) -> dict[str, str]:
     """Return the environment of a role's process: the parent's, with every setting as the parent has it.
 
-    Thread counts: streams, store and guard do no linear algebra worth a second thread and would only take the cores of
-    those that do.
+    Thread counts: streams, store, guard and console do no linear algebra worth a second thread and would only take the
+    cores of those that do.
     """
     out = {key: value for key, value in environ.items() if not key.startswith("FRESHET_") or value}
     out |= to_environ(settings) | {"PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
-    if role in ("streams", "store", "guard"):
+    if role in ("streams", "store", "guard", "console"):
         out |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     elif role in ("knowledge", "ranking", "alignment") and "OMP_NUM_THREADS" not in out:
         # Knowledge and ranking work at the same time: each gets half of the cores. Alignment works at low priority.

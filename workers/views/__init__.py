@@ -1,7 +1,6 @@
-"""The read model: what the topics, the store and the models say of a user, an item and the whole, as plain data.
+"""The read model's interface: what can be asked of users, items and the whole, and the plain data that answers.
 
-It decides nothing and writes to no topic. No torch: it must start within seconds and stay small. `workers/console`
-serves it.
+`workers/views/reading` makes it from topics, store and models; `workers/console` serves it.
 
 May import: –.
 """

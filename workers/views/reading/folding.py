@@ -1,0 +1,206 @@
+"""From records to rows of the tables and to recent figures: what the views make of a batch. No I/O but the tables'."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import orjson
+from pydantic import ValidationError
+
+from schemas.messages import DeadLetter
+from schemas.topics import (
+    CHANGELOG,
+    DEAD_LETTERS,
+    JUDGEMENTS,
+    KNOWLEDGE_REQUESTS,
+    KNOWLEDGE_UPDATES,
+    RECOMMENDATIONS,
+)
+from workers.views.reading import tables
+from workers.views.reading.recent import Recent
+from workers.views.reading.records import (
+    ASKED,
+    HEAD,
+    JUDGED,
+    LIST,
+    MADE,
+    Head,
+    KeptList,
+    KeptMargin,
+    KeptRefresh,
+    step_of,
+)
+from workers.views.reading.tables import Tables
+
+READ = (CHANGELOG, RECOMMENDATIONS.name, KNOWLEDGE_REQUESTS.name, KNOWLEDGE_UPDATES.name, JUDGEMENTS.name,
+        DEAD_LETTERS.name)
+# Topics that are not compacted grow with traffic: of these the newest records per partition are enough.
+NEWEST = {JUDGEMENTS.name: 100_000, DEAD_LETTERS.name: 10_000}
+LETTERS, LETTER_BYTES = 10_000, 64_000_000  # held, in the tables; the heads of their values in memory
+HEAD_OF_VALUE = 2668  # base64 of 2,001 bytes
+_TAKEN = 5  # newest events of a state that count as taken: more than one batch brings of one user, with few exceptions
+
+
+@dataclass(frozen=True, slots=True)
+class LiveRecord:
+    """A record of a topic; `at` is the broker's time, seconds; value None = a tombstone."""
+
+    topic: str
+    offset: int
+    at: float
+    key: bytes | None
+    value: bytes | None
+
+
+class ViewsFold:
+    """Folds batches into tables and figures. One thread; `letters` and `unreadable` may be read from others.
+
+    A record that is not what its topic says is counted and left out: its own readers bury it, this one only shows.
+    """
+
+    def __init__(self, held: Tables, recent: Recent) -> None:
+        self._tables = held
+        self._recent = recent
+        self.letters: dict[int, DeadLetter] = {}
+        """Offset → letter with the head of its value, oldest first."""
+        self._letter_sizes: dict[int, int] = {}
+        self._letter_bytes = 0
+        self.letters_seen = 0
+        self.unreadable: Counter[str] = Counter()
+        self.users = 0
+        self._do: dict[str, Callable[[Sequence[LiveRecord]], None]] = {
+            CHANGELOG: self._states, RECOMMENDATIONS.name: self._lists, KNOWLEDGE_REQUESTS.name: self._asked,
+            KNOWLEDGE_UPDATES.name: self._made, JUDGEMENTS.name: self._judged, DEAD_LETTERS.name: self._buried}
+
+    def fold(self, records: Iterable[LiveRecord]) -> None:
+        """ViewsFold a batch; within a topic and a key, in the order given."""
+        groups: dict[str, list[LiveRecord]] = {}
+        for record in records:
+            groups.setdefault(record.topic, []).append(record)
+        for topic, group in groups.items():
+            self._do[topic](group)
+
+    def _states(self, records: Sequence[LiveRecord]) -> None:
+        new: dict[bytes, list[tuple[LiveRecord, Head]]] = {}
+
+        def add(key: bytes, record: LiveRecord) -> None:
+            head = HEAD.decode(record.value or b"")
+            new.setdefault(key, []).append((record, head))
+            fresh = sorted(zip(head.counts, head.items, head.times, strict=False))[-_TAKEN:]
+            self._recent.took(_text(key), [item for _, item, _ in fresh], [at for *_, at in fresh])
+
+        erased = self._each(records, new, add)
+        known = self._tables.read_all(tables.STATE, {*new, *erased})
+        steps = self._tables.read_all(tables.STEPS, new.keys() - erased)
+        rows: list[tuple[bytes, bytes, bytes | None]] = []
+        for key in erased:  # the user was erased: nothing of them stays, whatever other topics still hold
+            rows += [(kind, key, None) for kind in tables.OF_USER]
+            self._recent.forget(_text(key))
+        for key, states in new.items():
+            last = states[-1][0]
+            rows.append((tables.STATE, key, tables.pack_state(last.at, last.value or b"")))
+            rows.append((tables.STEPS, key, tables.with_steps(steps.get(key), [step_of(head) for _, head in states])))
+        self.users += len(new.keys() - known.keys()) - len((erased & known.keys()) - new.keys())
+        self._tables.write(rows)
+
+    def _lists(self, records: Sequence[LiveRecord]) -> None:
+        new: dict[bytes, list[KeptList]] = {}
+
+        def add(key: bytes, record: LiveRecord) -> None:
+            one = LIST.decode(record.value or b"")
+            one.read_at = record.at
+            new.setdefault(key, []).append(one)
+            self._recent.shown(record.at, one)
+
+        erased = self._each(records, new, add)
+        self._merge(tables.SHOWN, new, erased, tables.with_lists)
+
+    def _asked(self, records: Sequence[LiveRecord]) -> None:
+        new: dict[bytes, list[tuple[int, KeptRefresh]]] = {}
+
+        def add(key: bytes, record: LiveRecord) -> None:
+            asked = ASKED.decode(record.value or b"")
+            new.setdefault(key, []).append((asked.version, KeptRefresh(asked=asked)))
+            if asked.reason == "contradiction":
+                self._recent.contradicted(record.at)
+
+        self._each(records, new, add)
+        self._merge(tables.MADE, new, set(), tables.with_refreshes)
+
+    def _made(self, records: Sequence[LiveRecord]) -> None:
+        new: dict[bytes, list[tuple[int, KeptRefresh]]] = {}
+
+        def add(key: bytes, record: LiveRecord) -> None:
+            made = MADE.decode(record.value or b"")
+            new.setdefault(key, []).append((made.version, KeptRefresh(made=made)))
+            self._recent.refreshed(record.at, made)
+
+        erased = self._each(records, new, add)
+        self._merge(tables.MADE, new, erased, tables.with_refreshes)
+
+    def _judged(self, records: Sequence[LiveRecord]) -> None:
+        new: dict[bytes, list[tuple[float, KeptMargin]]] = {}
+
+        def add(key: bytes, record: LiveRecord) -> None:
+            judged = JUDGED.decode(record.value or b"")
+            new.setdefault(key, []).extend((judged.judged_at, margin) for margin in judged.margins)
+            self._recent.judged(margin.value for margin in judged.margins)
+
+        erased = self._each(records, new, add)
+        self._merge(tables.JUDGED, new, erased, tables.with_margins)
+
+    def _each(self, records: Sequence[LiveRecord], new: dict[bytes, list[Any]],
+              add: Callable[[bytes, LiveRecord], None]) -> set[bytes]:
+        """Add every record; return the keys that were erased, of which `new` has only what came after."""
+        erased: set[bytes] = set()
+        for record in records:
+            key = record.key
+            if key is None:
+                self.unreadable[record.topic] += 1
+            elif record.value is None:
+                erased.add(key)
+                new.pop(key, None)
+            else:
+                try:
+                    add(key, record)
+                except (msgspec.MsgspecError, UnicodeDecodeError):
+                    self.unreadable[record.topic] += 1
+        return erased
+
+    def _merge(self, kind: bytes, new: dict[bytes, Any], erased: set[bytes],
+               merged: Callable[[bytes | None, Any], bytes]) -> None:
+        held = self._tables.read_all(kind, new.keys() - erased)
+        gone: list[tuple[bytes, bytes, bytes | None]] = [(kind, key, None) for key in erased - new.keys()]
+        self._tables.write([*gone, *((kind, key, merged(held.get(key), some)) for key, some in new.items())])
+
+    def _buried(self, records: Sequence[LiveRecord]) -> None:
+        rows: list[tuple[bytes, bytes, bytes | None]] = []
+        for record in records:
+            self.letters_seen += 1
+            self._recent.buried(record.at)
+            try:
+                letter = DeadLetter.model_validate(orjson.loads(record.value or b""))
+            except (orjson.JSONDecodeError, ValidationError):
+                self.unreadable[record.topic] += 1
+                continue
+            data = record.value or b""
+            rows.append((tables.LETTER, tables.pack_number(record.offset), data))
+            self.letters[record.offset] = letter.model_copy(update={"value": letter.value[:HEAD_OF_VALUE]})
+            self._letter_sizes[record.offset] = len(data)
+            self._letter_bytes += len(data)
+        self._tables.write(rows)
+        gone = []
+        while len(self.letters) > LETTERS or self._letter_bytes > LETTER_BYTES:
+            offset = next(iter(self.letters))
+            del self.letters[offset]
+            self._letter_bytes -= self._letter_sizes.pop(offset)
+            gone.append((tables.LETTER, tables.pack_number(offset), None))
+        self._tables.write(gone)
+
+
+def _text(key: bytes) -> str:
+    return key.decode("utf-8", "surrogatepass")
