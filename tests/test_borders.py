@@ -44,6 +44,7 @@ FULL = {
     "streams/service/seeking.py": {"tp.topic"},
     "workers/operating/letters.py": {"letter.topic"},  # a letter names its topic as the servers do
     "workers/data/produce.py": {"self._topic"},
+    "workers/kafka/live.py": {"*part"},
     "workers/kafka/outbox.py": {"record.topic"},
     "workers/kafka/reader.py": {"topic", "*part"},
     "workers/kafka/topics.py": {"name"},

@@ -55,6 +55,7 @@ def test_every_setting_outside_reaches_every_role(name):
     assert set(got) == set(outside)
     fixed = {"FRESHET_HOME", "FRESHET_METRICS_PORT", "FRESHET_METRICS_HOST"}
     fixed |= ({"FRESHET_LLM_DEVICE"} if name == "knowledge-gpu" else set())
+    fixed |= ({"FRESHET_CONSOLE_PORT", "FRESHET_CONSOLE_HOST"} if name == "console" else set())
     assert {key for key, value in got.items() if value != "x"} == fixed
 
 

@@ -26,11 +26,11 @@ class LiveTopics:
     """
 
     def __init__(self, settings: KafkaSettings, topics: Collection[str], newest: Mapping[str, int]) -> None:
-        self._topics = set(topics)
-        self._newest = newest
+        self._topics = {settings.full(name) for name in topics}
+        self._newest = {settings.full(name): number for name, number in newest.items()}
         # librdkafka's default queue of 64 MB per partition would be most of the process's memory.
         self._consumer = Consumer(client(settings) | {
-            "group.id": "freshet-views", "enable.auto.commit": False, "enable.partition.eof": True,
+            "group.id": settings.full("freshet-views"), "enable.auto.commit": False, "enable.partition.eof": True,
             "auto.offset.reset": "earliest", "fetch.wait.max.ms": 50, "queued.max.messages.kbytes": 16_384,
             "statistics.interval.ms": 0})
         self._begin: dict[tuple[str, int], int] = {}
@@ -68,6 +68,8 @@ class LiveTopics:
 
     def poll(self, seconds: float, at_most: int) -> list[Message]:
         """Return the records that came within `seconds`, possibly none; while the broker is away, none.
+
+        Their topics have the names that the broker knows.
 
         Raises:
             FreshetError: the broker refuses for good.

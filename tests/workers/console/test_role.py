@@ -180,7 +180,8 @@ def test_a_port_that_is_taken_stops_nothing(console: Running) -> None:
     console.start()
     console.wait(lambda: console.status() == 200)
     first = console.process
-    console.wait(lambda: console.counters().get("pid") == (first and first.pid) and console.counters()["caught_up"])
+    console.wait(lambda: console.counters().get("pid") == (first and first.pid)
+                 and console.counters().get("caught_up"))
     assert console.counters()["url"] == f"http://127.0.0.1:{console.port}"
     second = Running.__new__(Running)
     second.__dict__ = console.__dict__ | {"home": console.home.parent / "other", "log": console.home.parent / "2.log"}

@@ -7,6 +7,8 @@ neighbours are read row by row from the mapped file.
 from __future__ import annotations
 
 import logging
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,16 @@ from schemas.errors import ArtifactError, FreshetError
 from workers.home.titles import TITLES, shortened
 from workers.views.facts import NamedItem
 from workers.views.reading import tables
-from workers.views.reading.tables import KeptItemRow, Tables, item_in, item_row, key_of, pack_number
+from workers.views.reading.tables import (
+    KeptEntry,
+    KeptItemRow,
+    Tables,
+    entry_in,
+    item_in,
+    item_row,
+    key_of,
+    pack_number,
+)
 
 log = logging.getLogger(__name__)
 # As in workers.store.item_files, whose import brings the store's client.
@@ -44,13 +55,12 @@ class ShownItems:
         self._registry = Registry(home)
         self._tables = held
         self._signature: tuple[object, ...] | None = None
-        self._titles: LRUCache[str, str] = LRUCache(20_000)
+        self._titles = LRUCache[str, str](20_000)
+        self._titles_lock = threading.Lock()
         self._artifact: Artifact | None = None
         self.model_version = ""
         self.calibration: Calibration | None = None
         self.problem = ""
-        self.generation = 0
-        """Goes up when titles may have changed."""
 
     @property
     def dim(self) -> int:
@@ -101,17 +111,45 @@ class ShownItems:
                              item_row(row, title, text, written[row] if written else "")))
                 rows.append((tables.ROW, pack_number(row), key_of(items[row])))
             self._tables.write(rows)
-        self._titles.clear()
-        self.generation += 1
+        self.forget_titles()
 
     def title(self, item: str) -> str:
-        """Return an item's title, "" = it is not known."""
-        try:
-            return self._titles[item]
-        except KeyError:
-            found = self.item(item)
-            title = self._titles[item] = found.title if found else ""
-            return title
+        """Return an item's title, "" = it is not known. What the topic `catalogue` says goes before the version's."""
+        with self._titles_lock:
+            held = self._titles.get(item)
+        if held is None:
+            entry, found = self.entry(item), self.item(item)
+            held = (entry.title if entry else "") or (found.title if found else "")
+            with self._titles_lock:
+                self._titles[item] = held
+        return held
+
+    def forget_titles(self) -> None:
+        """Look titles up again: the catalogue has changed."""
+        with self._titles_lock:
+            self._titles.clear()
+
+    def entry(self, item: str) -> KeptEntry | None:
+        """Return an item as the topic `catalogue` has it, None if it has none of this id."""
+        return entry_in(self._tables.read(tables.ENTRY, key_of(item)))
+
+    def search(self, text: str, at_most: int, seconds: float) -> Iterator[NamedItem]:
+        """Yield the item with this id, then those whose title holds all words of `text`, as far as the time allows."""
+        if self.item(text) is not None or self.entry(text) is not None:
+            yield NamedItem(text, self.title(text))
+        words, found, until = text.casefold().split(), 0, time.monotonic() + seconds
+        for kind in (tables.ENTRY, tables.ITEM):
+            for key, row in self._tables.rows(kind):
+                if found >= at_most or not words or time.monotonic() > until:
+                    return
+                one = entry_in(row) if kind == tables.ENTRY else item_in(row)
+                title = one.title.casefold() if one else ""
+                if not all(word in title for word in words):
+                    continue
+                item = key.decode("utf-8", "surrogatepass")
+                if item != text and (kind == tables.ENTRY or self.entry(item) is None):
+                    found += 1
+                    yield NamedItem(item, self.title(item))
 
     def item(self, item: str) -> KeptItemRow | None:
         """Return an item of the version, None if it has none of this id."""

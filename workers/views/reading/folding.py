@@ -11,8 +11,12 @@ import msgspec
 import orjson
 from pydantic import ValidationError
 
+from schemas.catalogue.item import CatalogueItem
+from schemas.codec import decode
+from schemas.errors import PoisonError
 from schemas.messages import DeadLetter
 from schemas.topics import (
+    CATALOGUE,
     CHANGELOG,
     DEAD_LETTERS,
     JUDGEMENTS,
@@ -34,10 +38,10 @@ from workers.views.reading.records import (
     KeptRefresh,
     step_of,
 )
-from workers.views.reading.tables import Tables
+from workers.views.reading.tables import KeptEntry, Tables
 
 READ = (CHANGELOG, RECOMMENDATIONS.name, KNOWLEDGE_REQUESTS.name, KNOWLEDGE_UPDATES.name, JUDGEMENTS.name,
-        DEAD_LETTERS.name)
+        CATALOGUE.name, DEAD_LETTERS.name)
 # Topics that are not compacted grow with traffic: of these the newest records per partition are enough.
 NEWEST = {JUDGEMENTS.name: 100_000, DEAD_LETTERS.name: 10_000}
 LETTERS, LETTER_BYTES = 10_000, 64_000_000  # held, in the tables; the heads of their values in memory
@@ -72,9 +76,12 @@ class ViewsFold:
         self.letters_seen = 0
         self.unreadable: Counter[str] = Counter()
         self.users = 0
+        self.catalogue_changes = 0
+        """Goes up with each record of the catalogue."""
         self._do: dict[str, Callable[[Sequence[LiveRecord]], None]] = {
             CHANGELOG: self._states, RECOMMENDATIONS.name: self._lists, KNOWLEDGE_REQUESTS.name: self._asked,
-            KNOWLEDGE_UPDATES.name: self._made, JUDGEMENTS.name: self._judged, DEAD_LETTERS.name: self._buried}
+            KNOWLEDGE_UPDATES.name: self._made, JUDGEMENTS.name: self._judged, CATALOGUE.name: self._items,
+            DEAD_LETTERS.name: self._buried}
 
     def fold(self, records: Iterable[LiveRecord]) -> None:
         """ViewsFold a batch; within a topic and a key, in the order given."""
@@ -91,6 +98,7 @@ class ViewsFold:
             head = HEAD.decode(record.value or b"")
             new.setdefault(key, []).append((record, head))
             fresh = sorted(zip(head.counts, head.items, head.times, strict=False))[-_TAKEN:]
+            self._recent.changed(_text(key), record.at)
             self._recent.took(_text(key), [item for _, item, _ in fresh], [at for *_, at in fresh])
 
         erased = self._each(records, new, add)
@@ -177,6 +185,25 @@ class ViewsFold:
         gone: list[tuple[bytes, bytes, bytes | None]] = [(kind, key, None) for key in erased - new.keys()]
         self._tables.write([*gone, *((kind, key, merged(held.get(key), some)) for key, some in new.items())])
 
+    def _items(self, records: Sequence[LiveRecord]) -> None:
+        rows: list[tuple[bytes, bytes, bytes | None]] = []
+        for record in records:
+            key = record.key or b""
+            if record.value is None:  # its title stays as the model version has it: histories still name it
+                rows.append((tables.ENTRY, key, None))
+                continue
+            try:
+                item = decode(CatalogueItem, record.value)
+                if item.item_id.encode() != key:
+                    raise PoisonError("the key is not the item_id")
+                row = tables.entry_row(entry_of(item))
+            except (PoisonError, UnicodeEncodeError, TypeError, OverflowError):
+                self.unreadable[record.topic] += 1
+                continue
+            rows.append((tables.ENTRY, key, row))
+        self._tables.write(rows)
+        self.catalogue_changes += len(rows)
+
     def _buried(self, records: Sequence[LiveRecord]) -> None:
         rows: list[tuple[bytes, bytes, bytes | None]] = []
         for record in records:
@@ -204,3 +231,13 @@ class ViewsFold:
 
 def _text(key: bytes) -> str:
     return key.decode("utf-8", "surrogatepass")
+
+
+def entry_of(item: CatalogueItem) -> KeptEntry:
+    """Return what is kept of an item: its attributes by name, whatever form the shop gives them."""
+    given = item.attributes
+    attributes: dict[str, Any] = {str(name): value for name, value in given.items()} if isinstance(given, dict) else \
+        {"attributes": given} if given else {}
+    more = {"labels": list(item.labels), "price": item.price}
+    return KeptEntry(item.title, item.text, attributes | {name: value for name, value in more.items() if value},
+                     item.available)

@@ -37,6 +37,7 @@ class ViewsThreads:
 
     def __init__(self, settings: Settings, progress: Progress) -> None:
         self._progress = progress
+        self._plain = settings.kafka.plain
         self._stopping = threading.Event()
         self.failure: Exception | None = None
         self._open = ExitStack()
@@ -46,17 +47,17 @@ class ViewsThreads:
         self._open.callback(self._topics.close)
         self._recent = Recent()
         self._fold = ViewsFold(self._tables, self._recent)
-        self._catalogue = ShownItems(settings.home, self._tables)
+        self._items = ShownItems(settings.home, self._tables)
         self._status = Status(settings)
         self._open.callback(self._status.close)
-        stored = Stored(settings, self._catalogue)
+        stored = Stored(settings, self._items)
         self._open.callback(stored.close)
         self._read = 0
         self._behind = 0
         self.beat = time.monotonic()
         """When the reader last came round, monotonic seconds."""
         self.views = LocalViews(
-            settings, self._tables, self._recent, self._fold, self._catalogue, self._status, stored,
+            settings, self._tables, self._recent, self._fold, self._items, self._status, stored,
             caught_up=lambda: self._topics.caught_up, share_read=lambda: self._topics.share_read,
             behind=lambda: self._behind, read=lambda: self._read)
         self._threads = [threading.Thread(target=self._run, args=(step,), name=name, daemon=True)
@@ -96,21 +97,24 @@ class ViewsThreads:
         started = time.monotonic()
         if messages:
             self._progress.in_hand(len(messages))
-            self._fold.fold([_record(message) for message in messages])
+            changes = self._fold.catalogue_changes
+            self._fold.fold([self._record(message) for message in messages])
             self._read += len(messages)
+            if self._fold.catalogue_changes != changes:
+                self._items.forget_titles()
             self._progress.done(len(messages), time.monotonic() - started)
         self._progress.write(self._behind)
 
     def _look(self) -> None:
         self._status.sample(time.monotonic())
         self._recent.events(time.time(), self._status.events)
-        self._catalogue.follow()
+        self._items.follow()
         self._behind = self._topics.behind()
         self._progress.broker_away = bool(self._status.broker_problem)
         self._stopping.wait(_SAMPLE_S)
 
-
-def _record(message: Message) -> LiveRecord:
-    kind, at = message.timestamp()
-    return LiveRecord(message.topic() or "", message.offset() or 0,
-                      time.time() if kind == TIMESTAMP_NOT_AVAILABLE else at / 1000, message.key(), message.value())
+    def _record(self, message: Message) -> LiveRecord:
+        kind, at = message.timestamp()
+        return LiveRecord(self._plain(message.topic() or ""), message.offset() or 0,
+                          time.time() if kind == TIMESTAMP_NOT_AVAILABLE else at / 1000, message.key(),
+                          message.value())

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import orjson
 from pydantic import ValidationError
@@ -27,11 +28,12 @@ from workers.views.reading.stored import Stored
 from workers.views.reading.tables import Tables
 from workers.views.reading.tables import key_of as row_key
 from workers.views.reading.users import UserLimits, judged_margins, refreshes, shown_lists, state_steps, user_facts
-from workers.views.summary import EffectiveSetting, Experiments, LetterGroup, Letters, Models, Overview
+from workers.views.summary import EffectiveSetting, Experiments, LetterGroup, Letters, Matches, Models, Overview
 
 _SHOWN = 20  # letters of a group
 _OF_USER = 2000  # newest letters that are searched for a user's
 _OVERVIEW_S = 1.0
+_FOUND, _SEARCH_S = 50, 2.0  # items that a search returns, and how long it may look through titles
 
 
 class LocalViews:
@@ -108,14 +110,22 @@ class LocalViews:
 
     def item(self, item_id: str) -> ItemPage:
         """See `Views`."""
-        held = self._catalogue.item(item_id)
+        held, entry = self._catalogue.item(item_id), self._catalogue.entry(item_id)
         takers = self._recent.takers(item_id)
-        if held is None:
-            return ItemPage(item_id, bool(takers), "", {}, "", self._catalogue.model_version, (), (), takers)
-        near, problem = self._stored.near(item_id)
+        attributes: dict[str, Any] = {} if entry is None else entry.attributes | {"available": entry.available}
+        if text := (entry.text if entry else "") or (held.text if held else ""):
+            attributes["text"] = text
+        near, problem = self._stored.near(item_id) if held or entry else ((), "")
         return ItemPage(
-            item_id, True, held.title, {"text": held.text} if held.text else {}, held.written,
-            self._catalogue.model_version, self._catalogue.by_behaviour(held.row), near, takers, problem)
+            item_id, held is not None or entry is not None or bool(takers), self._catalogue.title(item_id), attributes,
+            held.written if held else "", self._catalogue.model_version,
+            self._catalogue.by_behaviour(held.row) if held else (), near, takers, problem)
+
+    def search(self, text: str) -> Matches:
+        """See `Views`."""
+        key = row_key(text)
+        known = any(self._tables.read(kind, key) is not None for kind in tables.OF_USER)
+        return Matches((text,) if known else (), tuple(self._catalogue.search(text, _FOUND, _SEARCH_S)))
 
     def overview(self) -> Overview:
         """See `Views`."""
@@ -138,14 +148,15 @@ class LocalViews:
             llm_calls=_integer(llm.get("llm_calls")), llm_tokens=_integer(llm.get("llm_tokens")),
             model_version=self._catalogue.model_version,
             problems=tuple(problems(roles, health, minutes, freshness, self._status.broker_problem,
-                                    self._catalogue.problem)))
+                                    self._catalogue.problem)),
+            recent=self._recent.users)
 
     def dead_letters(self) -> Letters:
         """See `Views`."""
         held = list(self._fold.letters.items())
         numbers = {id(letter): number for number, letter in held}
         letters = [letter for _, letter in held]
-        good = {id(letter) for letter in replayable(letters, TOPICS)[0]}
+        good = {id(letter) for letter in replayable(letters, map(self._settings.kafka.full, TOPICS))[0]}
         groups = []
         for kind in by_kind(letters):
             own = kind.letters

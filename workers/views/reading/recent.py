@@ -15,6 +15,7 @@ MINUTES = 60
 VALUES = 2000  # of each quantile: the newest
 # 10,000 items × 20 takers × 120 bytes = 24 MB at most. Items beyond, taken longest ago, have none.
 ITEMS, TAKERS = 10_000, 20
+USERS = 10  # whose state changed last
 
 
 @dataclass(slots=True)
@@ -36,6 +37,7 @@ class Recent:
         self._lists: deque[float] = deque(maxlen=VALUES)
         self._margins: deque[float] = deque(maxlen=VALUES)
         self._takers: OrderedDict[str, dict[str, float]] = OrderedDict()
+        self._users: OrderedDict[str, float] = OrderedDict()
 
     def events(self, at: float, number: int) -> None:
         """Count events that came in."""
@@ -86,8 +88,21 @@ class Recent:
             if len(takers) > TAKERS:
                 del takers[min(takers, key=takers.__getitem__)]
 
+    def changed(self, user: str, at: float) -> None:
+        """Note that a user's state changed."""
+        self._users.pop(user, None)
+        self._users[user] = at
+        if len(self._users) > USERS:
+            self._users.popitem(last=False)
+
+    @property
+    def users(self) -> tuple[Taker, ...]:
+        """Users whose state changed last, newest first, with when."""
+        return tuple(Taker(user, at) for user, at in reversed(list(self._users.items())))
+
     def forget(self, user: str) -> None:
         """Forget a user: erased from the topics, erased here."""
+        self._users.pop(user, None)
         for takers in self._takers.values():
             takers.pop(user, None)
 

@@ -136,7 +136,7 @@ class ExperimentFigures:
         names: Counter[str] = Counter()
         for message in read_all(self._settings.kafka, [BEHAVIOUR_EVENTS.name, RECOMMENDATIONS.name], last=_NEWEST):
             try:
-                if message.topic() == BEHAVIOUR_EVENTS.name:
+                if self._settings.kafka.plain(message.topic() or "") == BEHAVIOUR_EVENTS.name:
                     events, _ = reader.record(message.value(), message.headers() or ())
                     records.extend((message.timestamp()[1] / 1000, event) for event in events)
                 else:
@@ -147,6 +147,6 @@ class ExperimentFigures:
                 continue
         del names[""]
         trial = RunningExperiment(chosen(self._settings.experiment, names))
-        fold(trial, records)
+        fold(trial, records, self._settings.events.meaning)
         return trial.figures()
 

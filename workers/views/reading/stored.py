@@ -79,7 +79,7 @@ class Stored:
             return None
         with self._lock:
             if self._users is None or self._users[0] != dim:
-                self._users = dim, QdrantStore(self._settings.qdrant.url, dim, self._settings.qdrant)
+                self._users = dim, QdrantStore.at(self._settings, dim)
             return self._users[1]
 
     def _of_items(self) -> QdrantItems | None:
@@ -90,5 +90,5 @@ class Stored:
             return None
         with self._lock:
             if self._items is None or self._items[0] != dim:
-                self._items = dim, QdrantItems(self._settings.qdrant.url, dim, self._settings.qdrant)
+                self._items = dim, QdrantItems.at(self._settings, dim)
             return self._items[1]

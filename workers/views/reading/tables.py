@@ -18,9 +18,9 @@ from __future__ import annotations
 
 import shutil
 import struct
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import rocksdict
@@ -29,7 +29,7 @@ from workers.views.reading.records import KeptList, KeptMargin, KeptRefresh, Ste
 
 LISTS, REFRESHES, MARGINS, KEPT_STEPS = 3, 8, 40, 60  # kept of a user
 # Kinds of rows: the first byte of a key.
-STATE, STEPS, SHOWN, MADE, JUDGED, LETTER, ITEM, ROW = (bytes([kind]) for kind in b"SPLRMDTN")
+STATE, STEPS, SHOWN, MADE, JUDGED, LETTER, ITEM, ROW, ENTRY = (bytes([kind]) for kind in b"SPLRMDTNC")
 OF_USER = (STATE, STEPS, SHOWN, MADE, JUDGED)
 _BUFFER, _CACHE = 32 * 2**20, 64 * 2**20
 _TIME = struct.Struct(">d")
@@ -45,6 +45,16 @@ class KeptItemRow(msgspec.Struct, array_like=True):
     written: str
 
 
+class KeptEntry(msgspec.Struct, array_like=True):
+    """An item as the topic `catalogue` has it."""
+
+    title: str
+    text: str
+    attributes: dict[str, Any]
+    available: bool
+
+
+_entries = msgspec.msgpack.Decoder(KeptEntry)
 _lists = msgspec.msgpack.Decoder(list[KeptList])
 _refreshes = msgspec.msgpack.Decoder(dict[int, KeptRefresh])
 _steps = msgspec.msgpack.Decoder(list[Step])
@@ -110,6 +120,13 @@ class Tables:
                 batch.put(kind + key, value)
         if not batch.is_empty():
             self._db.write(batch)
+
+    def rows(self, kind: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """Yield (key, value) of all rows of a kind."""
+        for key, value in self._db.items(from_key=kind):
+            if key[:1] != kind:
+                return
+            yield key[1:], value
 
     def clear(self, kind: bytes) -> None:
         """Remove all rows of a kind."""
@@ -192,8 +209,16 @@ def item_row(row: int, title: str, text: str, written: str) -> bytes:
     return _encode(KeptItemRow(row, title, text, written))
 
 
+def entry_row(entry: KeptEntry) -> bytes:
+    """Return the row of an entry of the catalogue."""
+    return _encode(entry)
+
+
+def entry_in(row: bytes | None) -> KeptEntry | None:
+    """Return an entry of the catalogue."""
+    return _entries.decode(row) if row else None
+
+
 def item_in(row: bytes | None) -> KeptItemRow | None:
     """Return an item."""
-    with suppress(msgspec.MsgspecError):
-        return _items.decode(row) if row else None
-    return None
+    return _items.decode(row) if row else None

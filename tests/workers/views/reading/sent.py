@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from schemas.catalogue.item import CatalogueItem
 from schemas.codec import encode
 from schemas.messages import (
     DeadLetter,
@@ -17,6 +18,7 @@ from schemas.messages import (
     ScoredItem,
 )
 from schemas.topics import (
+    CATALOGUE,
     CHANGELOG,
     DEAD_LETTERS,
     JUDGEMENTS,
@@ -67,6 +69,10 @@ def letter(offset: int = 7, **more: Any) -> DeadLetter:
     return DeadLetter(**fields | more)
 
 
+def item(item_id: str = "i1", **more: Any) -> CatalogueItem:
+    return CatalogueItem(item_id=item_id, **more)
+
+
 def state(*items: str, **more: Any) -> UserState:
     counts = list(range(1, len(items) + 1))
     return UserState(items=list(items), times=[T0 + n for n in counts], types=["view"] * len(items), counts=counts,
@@ -74,7 +80,7 @@ def state(*items: str, **more: Any) -> UserState:
 
 
 _TOPICS = {Recommendation: RECOMMENDATIONS, KnowledgeRequest: KNOWLEDGE_REQUESTS, KnowledgeUpdate: KNOWLEDGE_UPDATES,
-           Judgement: JUDGEMENTS, DeadLetter: DEAD_LETTERS}
+           Judgement: JUDGEMENTS, DeadLetter: DEAD_LETTERS, CatalogueItem: CATALOGUE}
 _next = iter(range(10**9))
 
 

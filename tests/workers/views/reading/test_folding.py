@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from schemas.topics import KNOWLEDGE_UPDATES, RECOMMENDATIONS
+from schemas.topics import CATALOGUE, KNOWLEDGE_UPDATES, RECOMMENDATIONS
 from tests.workers.views.reading.sent import (
     T0,
     changed,
+    item,
     judgement,
     letter,
     recommendation,
@@ -23,7 +24,7 @@ from tests.workers.views.reading.sent import (
 from workers.views.reading import folding, tables
 from workers.views.reading.folding import READ, LiveRecord, ViewsFold
 from workers.views.reading.recent import Recent
-from workers.views.reading.tables import Tables
+from workers.views.reading.tables import KeptEntry, Tables
 
 
 @pytest.fixture
@@ -133,7 +134,7 @@ def test_a_tombstone_removes_what_came_before_it(fold, held, topic, kind, messag
 @pytest.mark.parametrize("topic", READ)
 def test_what_is_no_such_message_is_counted_and_left_out(fold, held, topic, value):
     good = [record(recommendation()), record(update()), record(judgement("u1", 1)), changed("u1", state("i1")),
-            record(letter()), record(request())]
+            record(letter()), record(request()), record(item())]
     fold.fold([*good, LiveRecord(topic, 5, T0, b"bad", value), LiveRecord(topic, 6, T0, None, value)])
     assert fold.unreadable[topic] == 2
     assert [held.read(kind, b"bad") for kind in tables.OF_USER] == [None] * len(tables.OF_USER)
@@ -184,3 +185,16 @@ def test_ids_that_are_no_text_are_kept_apart(fold, held):
     fold.fold([replace(record(recommendation(items=(f"i{n}",))), key=key) for n, key in enumerate(odd)])
     for number, key in enumerate(odd):
         assert tables.lists_in(held.read(tables.SHOWN, key))[0].shows == [f"i{number}"]
+
+
+def test_the_catalogue_is_kept_by_item(fold, held):
+    fold.fold([record(item("i1", title="Up", attributes=["a", "b"], price=2.5, labels=["new"], available=False)),
+               record(item("i2", title="Heat", attributes={"brand": "x"}, text="long"))])
+    one, two = (tables.entry_in(held.read(tables.ENTRY, key)) for key in (b"i1", b"i2"))
+    assert one == KeptEntry("Up", "", {"attributes": ["a", "b"], "labels": ["new"], "price": 2.5}, False)
+    assert two == KeptEntry("Heat", "long", {"brand": "x"}, True)
+    fold.fold([LiveRecord(CATALOGUE.name, 9, T0, b"i2", None),
+               replace(record(item("i1", title="Down")), key=b"other")])
+    assert held.read(tables.ENTRY, b"i2") is None
+    assert tables.entry_in(held.read(tables.ENTRY, b"i1")) == one
+    assert fold.unreadable == {CATALOGUE.name: 1}
