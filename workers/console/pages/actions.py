@@ -86,7 +86,7 @@ class Actions:
             found = [one for one in found if reason in one.reason.lower()]
         if not found:
             raise FreshetError("there is no dead letter like that")
-        good, bad = replayable(found, TOPICS)
+        good, bad = replayable(found, map(kafka.full, TOPICS))
         sent = send_again(kafka, good)
         return f"{sent:,} records were sent to their topics again.", tuple(
             f"{count:,} were not: {why}." for why, count in bad.items())
