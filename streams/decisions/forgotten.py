@@ -73,5 +73,8 @@ class Forgotten:
         at = self._at.get(user)
         return at is not None and record.timestamp_type == LOG_APPEND_TIME and (record.timestamp or 0) < at
 
+    def __contains__(self, user: str) -> bool:
+        return user in self._at
+
     def __len__(self) -> int:
         return len(self._at)

@@ -8,10 +8,9 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar, get_args
+from typing import Any, get_args
 
-from schemas.codec import decode
-from schemas.errors import FreshetError, PoisonError, is_records_fault
+from schemas.errors import FreshetError, is_records_fault
 from schemas.liveness import FailureLimit, Progress
 from schemas.messages import ERASED, Erasure, Judgement, KnowledgeUpdate, RefreshReason, UserSeen
 from schemas.reading.framing import Schemas, frame_of
@@ -33,8 +32,9 @@ from schemas.watch.tracing import BatchTrace, Consumed, Traced, tracing
 from streams.decisions.forgotten import Forgotten
 from streams.decisions.planner import Plan, Planner, States
 from streams.profile.decoding import Unusable, decode_events
-from streams.profile.state import dumps, loads
+from streams.profile.state import UserState, dumps, loads
 from streams.profile.unusable import WINDOW_S, UnusableShare
+from streams.profile.work import Work, parse
 from streams.registry.client import SchemaRegistry
 from streams.service.changelog import PartitionWriter
 from streams.service.outbox import FaustOutbox, Pair, Unsent, partition_of, wire
@@ -68,27 +68,7 @@ REASONS: tuple[RefreshReason, ...] = get_args(RefreshReason)
 _SECONDS = histogram("freshet_stage_seconds")
 _PREPARE, _STATES, _MESSAGES = (_SECONDS.labels("streams", stage) for stage in ("prepare", "states", "messages"))
 
-M = TypeVar("M", Judgement, KnowledgeUpdate, UserSeen, Erasure)
 Step = Callable[[States, list[Any], float, float], Plan]
-
-
-@dataclass(slots=True)
-class Work:
-    """Usable records of a batch as aligned lists: their users, what the planner takes, the records."""
-
-    users: list[str]
-    inputs: list[Any]
-    records: list[Any]
-
-    def only(self, users: set[str]) -> Work:
-        """Return the part of these users."""
-        kept = [n for n, user in enumerate(self.users) if user in users]
-        return Work([self.users[n] for n in kept], [self.inputs[n] for n in kept], [self.records[n] for n in kept])
-
-    def without(self, places: set[int]) -> Work:
-        """Return all but the records at these places."""
-        kept = [n for n in range(len(self.users)) if n not in places]
-        return Work([self.users[n] for n in kept], [self.inputs[n] for n in kept], [self.records[n] for n in kept])
 
 
 @dataclass(slots=True)
@@ -188,16 +168,17 @@ class Stage:
             work = Work([event.user_id for event in events], events, good)
             step = self.planner.events
         elif topic == ERASURES.name:
-            work = _parse(Erasure, living, bad, lambda message, record: message)
+            work = parse(Erasure, living, bad, lambda message, record: message)
         elif topic == JUDGEMENTS.name:
-            work = _parse(Judgement, living, bad, lambda message, record: message)
+            work = parse(Judgement, living, bad, lambda message, record: message)
             step = self.planner.judgements
         elif topic == USER_SEEN.name:
-            work = _parse(UserSeen, living, bad, lambda message, record: (message, (record.timestamp or 0) / 1000.0))
+            work = parse(UserSeen, living, bad, lambda message, record: (message, (record.timestamp or 0) / 1000.0))
             step = self.planner.seen
         else:
-            work = _parse(KnowledgeUpdate, living, bad,
+            work = parse(KnowledgeUpdate, living, bad,
                           lambda message, record: (message, (record.timestamp or 0) / 1000.0))
+            work = self._without_ghosts(partition, work, messages, counts)
             step = self.planner.updates
         if topic in _FROM_OUTSIDE and (strays := self._strays(partition, set(work.users))):
             messages, repeated = _by_partition(topic, work.only(strays), self.settings.kafka.partitions)
@@ -221,6 +202,24 @@ class Stage:
         _PREPARE.observe(time.monotonic() - started)
         return Delivery(writer, now, len(records), states_out, messages, bad, counts, repeated,
                         (topic, partition, (records[-1].timestamp or 0) / 1000.0) if records else None, trace)
+
+    def _without_ghosts(
+        self, partition: int, work: Work, messages: dict[tuple[str, int], list[Pair]], counts: Counter[str],
+    ) -> Work:
+        """Have knowledge erased again that nobody asked for since its user was erased; return the other updates.
+
+        A knowledge worker that has lost its partitions, and does not know it yet, may write after the erasure.
+        """
+        ghosts = set()
+        for n, user in enumerate(work.users):
+            if user in self.forgotten:
+                state = self.table.load(partition, [user]).get(user) or UserState()
+                asked = max(state.knowledge_version, state.pending.version if state.pending else 0)
+                if work.inputs[n][0].version > asked:
+                    ghosts.add(n)
+                    messages.setdefault((KNOWLEDGE_REQUESTS.name, partition), []).append((_key(user), None, []))
+        counts["from_before"] += len(ghosts)
+        return work.without(ghosts) if ghosts else work
 
     def _erase(
         self, partition: int, work: Work, messages: dict[tuple[str, int], list[Pair]], counts: Counter[str],
@@ -407,23 +406,6 @@ class Stage:
             states.update(trial)
             plans.append(plan)
         return states, plans
-
-
-def _parse(
-    model: type[M], records: Sequence[Any], bad: list[Unusable], build: Callable[[M, Any], Any],
-) -> Work:
-    """Return the messages in `records` as the planner takes them; unreadable records go to `bad`."""
-    work = Work([], [], [])
-    for record in records:
-        try:
-            message = decode(model, record.value)
-        except PoisonError as error:
-            bad.append(Unusable(record, "unreadable", error.reason))
-            continue
-        work.users.append(message.user_id)
-        work.inputs.append(build(message, record))
-        work.records.append(record)
-    return work
 
 
 def _collect(messages: dict[tuple[str, int], list[Pair]], plan: Plan, partition: int, trace: BatchTrace) -> None:

@@ -112,6 +112,33 @@ def test_an_erasure_that_crashed_half_way_is_repeated(store: rocksdict.Rdict, tm
         assert stage.counts["from_before"] == 4
 
 
+def update(user: str, version: int) -> Any:
+    return record("knowledge-updates", {
+        "user_id": user, "version": version, "model_version": "m1", "reason": "drift", "count": 3, "event_time": 9e8,
+        "history_hash": "h", "caused_at": 1.0, "generated_at": 2.0}, user)
+
+
+def test_knowledge_written_after_the_erasure_by_a_worker_that_lost_its_partitions_is_erased_again(
+    store: rocksdict.Rdict, tmp_path: Path,
+) -> None:
+    stage = stage_on(store, tmp_path)
+    again = {("knowledge-requests", 0): [(ANN.encode(), None, [])]}
+    take(stage, "behaviour-events", [event(ANN, n) for n in range(4)])
+    take(stage, "erasures", [erasure(ANN)])
+    assert take(stage, "knowledge-updates", [update(ANN, 5)]).messages == {}, "the worker has not come to it yet"
+    take(stage, "knowledge-updates", [record("knowledge-updates", None, ANN)])
+    assert take(stage, "knowledge-updates", [update(ANN, 5)]).messages == again
+    take(stage, "behaviour-events", [event(ANN, n, at=2_500) for n in range(10, 20)])
+    state = stage.table.load(0, [ANN])[ANN]
+    assert state.pending is not None
+    assert state.pending.version == 1, "a new user, whose knowledge was asked for"
+    assert take(stage, "knowledge-updates", [update(ANN, 5)]).messages == again
+    assert state.knowledge_version == 0
+    own = take(stage, "knowledge-updates", [update(ANN, 1)])
+    assert [topic for topic, _ in own.messages] == ["ranking-requests"]
+    assert stage.table.load(0, [ANN])[ANN].knowledge_version == 1
+
+
 def test_an_erasure_of_a_user_elsewhere_is_sent_on(store: rocksdict.Rdict, tmp_path: Path) -> None:
     delivery = stage_on(store, tmp_path).prepare("erasures", 0, [erasure(ELSEWHERE)])
     assert delivery.states == []
