@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 OUTSIDE = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md",
            "LICENSE": "license.md", "NOTICE": "notice.md"}
 EXAMPLES = "examples.md"
-_KEPT = {".md", ".svg", ".json"}
+_KEPT = {".md", ".svg", ".png", ".json"}
 # [text](target) and ![text](target "title"); code is left alone by _PARTS.
 _LINK = re.compile(r"(\]\()([^)\s]+)")
 _PARTS = re.compile(r"(^```.*?^```[^\n]*$|`[^`\n]*`)", re.MULTILINE | re.DOTALL)

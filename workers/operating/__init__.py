@@ -1,7 +1,6 @@
-"""What an operator changes in a running system, from the command line or the console, erasures among it; the console's
-audit log.
+"""What an operator changes in a running system, from the command line or the console; the audit log of the console.
 
 Deployments themselves are in `schemas/deployments.py`.
 
-May import: measurement, store, kafka, home.
+May import: measurement, kafka, home.
 """

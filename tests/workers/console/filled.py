@@ -150,8 +150,8 @@ def filled(*, hostile: bool = False, now: float = NOW) -> FilledViews:
         now, True, 1_204_512, 0, 18_231, 21.4, 20.9, roles, minutes, Spread(812, 2.4, 5.0, 9.7),
         Spread(9000, 0.084, 0.2, 0.41), 0.0213, 1.84, 812, 77_952, "20261120-101500-ab12cd",
         (Problem(text(0, "knowledge has finished nothing for 34 s, 212 records wait."),
-                 "Look into run/knowledge.log; it ends and is started again after 60 s.", "A role is stalled"),
-         Problem("3 of 1,204,512 events could not be used.", "`freshet dead-letters` or the page Dead letters says why.")),
+                 "Look into run/knowledge.log; it ends and is started again after 60 s.", "Lag grows"),
+         Problem("3 of 1,204,512 events could not be used.", "The page of dead letters says why.", "Dead letters come in")),
         page.takers)
     models = Models("20261120-101500-ab12cd+harvest-3", (
         ModelRow("20261101-090000-00aa11", "", "freshet", now - 2.3e6, {"reference_ndcg_at_10": 0.0941}, (), "", ""),

@@ -130,7 +130,7 @@ def test_dead_letters_are_sent_again_one_or_all(tmp_path: Path):
         there = client(tmp_path, bootstrap=broker.bootstrap)
         assert there.post("/dead-letters/replay", data={"number": "1", "token": "no"}).status_code == 403
         assert sent() == []
-        assert "1 records were sent" in there.post("/dead-letters/replay", data={"number": "1", "token": TOKEN}).text
+        assert "1 record was sent" in there.post("/dead-letters/replay", data={"number": "1", "token": TOKEN}).text
         assert sent() == [b"one"]
         answer = there.post("/dead-letters/replay", data={"reason": "USER_ID", "token": TOKEN})
         assert "2 records were sent" in answer.text

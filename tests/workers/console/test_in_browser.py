@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import re
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from urllib.parse import quote
 
 import pytest
@@ -14,8 +17,21 @@ import uvicorn
 
 from schemas.settings import ConsoleSettings, Settings
 from tests.browser import Tab, browser, needs_chromium
+from tests.workers.brokers import kill_broker
 from tests.workers.console.filled import HOSTILE, FilledViews, filled
 from tests.workers.console.test_pages import paths
+from tests.workers.console.test_role import Running
+from tests.workers.views.reading.sent import (
+    changed,
+    item,
+    judgement,
+    letter,
+    recommendation,
+    record,
+    request,
+    state,
+    update,
+)
 from workers.console.server import create_app
 from workers.supervision.broker import free_port
 
@@ -130,3 +146,46 @@ def test_light_and_dark_follow_the_system(plain: Server):
         assert seen["light"] != seen["dark"]
 
     drive(steps)
+
+
+@pytest.mark.timeout(240)
+def test_the_role_shows_what_the_topics_hold_and_follows_them(tmp_path: Path):
+    """The process `freshet up` starts, on a broker: hostile records in, pages out."""
+    running = Running("embedded", tmp_path)
+    try:
+        for number, user in enumerate(HOSTILE):
+            other = HOSTILE[number - 1]
+            running.send(
+                record(item(user, title=other, attributes=[user])),
+                changed(user, state(user, other, "i1", cusum=2.0, knowledge_version=1, knowledge_count=2)),
+                record(recommendation(user, items=(user, other, "i1"), version=1, arm="treatment", experiment="e")),
+                record(request(user)), record(update(user)), record(judgement(user, 2, 3)),
+                record(letter(number, reason=user, value=base64.b64encode(user.encode()).decode(), key=None)))
+        running.start()
+        running.wait(lambda: running.status() == 200)
+        url = f"http://127.0.0.1:{running.port}"
+
+        async def steps(tab: Tab) -> None:
+            for user in HOSTILE:
+                await tab.open(f"{url}/user?id={quote(user, safe='')}")
+                shown = await tab.look("document.querySelector('h1 bdi').textContent")
+                assert re.sub(r"[\r\n\0]", "", shown) == re.sub(r"[\r\n\0]", "", user)
+                await tab.until("document.querySelector('svg.history') !== null")
+                await tab.open(f"{url}/item?id={quote(user, safe='')}")
+                assert await tab.look("document.querySelectorAll('main section').length") >= 3
+            for path in ("/", "/dead-letters", "/models", "/experiments", "/settings"):
+                await tab.open(url + path)
+                assert (await tab.look("document.title")).endswith("· Freshet"), path
+            await tab.open(url + "/")
+            users = f"document.querySelector('#live').innerText.includes('{len(HOSTILE) + 1} users')"
+            assert not await tab.look(users)
+            running.send(changed("newcomer", state("i1")))
+            await tab.until(users)
+            assert (tab.complaints, tab.dialogs) == ([], [])
+
+        drive(steps)
+        assert running.end() == 0
+    finally:
+        if running.process is not None:
+            running.process.kill()
+        kill_broker(running.broker)

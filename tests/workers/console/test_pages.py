@@ -18,7 +18,7 @@ from schemas.settings import ConsoleSettings, Settings
 from tests.workers.console.filled import HOSTILE, NOW, FilledViews, empty, filled
 from tests.workers.console.pages import Page
 from tests.workers.console.shown import FixedViews
-from workers.console.pages import drawing, timeline
+from workers.console.pages import comparing, drawing, timeline
 from workers.console.pages.comparing import hex_rows, plain, side_by_side
 from workers.console.pages.rendering import HERE, HTMX
 from workers.console.server import create_app
@@ -105,6 +105,10 @@ def test_the_picture_of_a_history_is_sound_and_complete():
     for one in root.iter("rect"):
         assert 0 <= float(one.attrib["x"]) <= width
         assert float(one.attrib["height"]) > 0
+    late = replace(page, state=replace(page.state, history=page.state.history[:12]))  # type: ignore[type-var]
+    texts = [one.text for one in ElementTree.fromstring(timeline.history(late)).iter("text")]  # noqa: S314
+    assert {"v2", "v3"} <= set(texts), "the version that held when the picture begins is named"
+    assert "v1" not in texts
     assert timeline.history(replace(page, state=None, refreshes=(), steps=())) == ""
     one = replace(page, state=replace(page.state, history=page.state.history[:1]), refreshes=(), steps=())  # type: ignore[type-var]
     ElementTree.fromstring(timeline.history(one))  # noqa: S314
@@ -177,6 +181,13 @@ def test_an_experiment_says_its_uplift_with_its_interval():
     text = " ".join(Page(client(filled()).get("/experiments").text).text.split())
     for said in ("+0.0060", "95% interval +0.0017 to +0.0103", "1,790 users", "Knowledge helps"):
         assert said in text
+
+
+def test_a_runbook_section_that_is_a_warning_is_one_of_the_runbook():
+    text = (Path(__file__).parents[3] / "docs" / "operations.md").read_text()
+    for section in comparing._WARNINGS:
+        assert f"### {section}" in text, section
+    assert [comparing.severity(one) for one in filled().overview().problems] == ["broken", "warning"]
 
 
 def test_the_overview_leads_with_what_is_wrong():

@@ -88,7 +88,9 @@ class Actions:
             raise FreshetError("there is no dead letter like that")
         good, bad = replayable(found, map(kafka.full, TOPICS))
         sent = send_again(kafka, good)
-        return f"{sent:,} records were sent to their topics again.", tuple(
+        said = "1 record was sent to its topic again." if sent == 1 else (
+            f"{sent:,} records were sent to their topics again.")
+        return said, tuple(
             f"{count:,} were not: {why}." for why, count in bad.items())
 
     def _roll_back(self, form: Form, by: str) -> tuple[str, tuple[str, ...]]:

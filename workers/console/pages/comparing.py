@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from workers.views.facts import NamedItem, PastEvent, ShownList
-from workers.views.summary import Minute
+from workers.views.summary import Minute, Problem
 
 REFRESHES = {
     "cold_start": "the history became long enough", "drift": "the interest moved away from the knowledge",
@@ -14,6 +14,8 @@ REFRESHES = {
 LISTS = {
     "fused": "behaviour, what is known of items, and the user’s own knowledge",
     "items": "behaviour and what is known of items", "reference": "behaviour alone"}
+_WARNINGS = ("Dead letters come in", "Knowledge is late")  # sections of the runbook
+_WRITTEN = 70  # characters of what was written of an item; its own page has all
 ROW = 16  # bytes
 ROWS = 256
 
@@ -65,7 +67,7 @@ def _why(item: NamedItem, before: int | None, place: int, shown: ShownList, hist
     if known := [event for event in history if event.item_id in near][:2]:
         parts.append("goes with " + " and ".join(event.title or event.item_id for event in known))
     if item.written:
-        parts.append(item.written)
+        parts.append(item.written if len(item.written) <= _WRITTEN else item.written[:_WRITTEN].rstrip(" ,;") + "…")
     return "; ".join(parts)
 
 
@@ -88,6 +90,11 @@ def plain(value: bytes | None, limit: int) -> str:
     shown = "".join(one if one.isprintable() or one in "\n\t" else one.encode("unicode_escape").decode()
                     for one in text)
     return shown + ("…" if len(value) > limit else "")
+
+
+def severity(problem: Problem) -> str:
+    """Return "warning" for what is late or refused, "broken" for what does not work."""
+    return "warning" if problem.section in _WARNINGS else "broken"
 
 
 def summed(minutes: Sequence[Minute], what: str, meanings: Mapping[str, str]) -> list[tuple[str, int, str]]:

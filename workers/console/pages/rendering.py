@@ -52,7 +52,7 @@ def _templates() -> Environment:
         "count": _count, "rate": _rate, "short": _short, "number": _short, "decimals": _decimals, "duration": duration,
         "ago": lambda then, now: ago(now, then), "moment": timeline.moment, "iso": _iso, "exp": _exp,
         "coded": _coded,
-        "sentence": _sentence, "part": lambda name: LABELS.get(name, name),
+        "sentence": _sentence, "severity": comparing.severity, "part": lambda name: LABELS.get(name, name),
         "words": lambda text: str(text).replace("_", " "), "mark": timeline.mark, "listed": _listed,
         "user_url": lambda id_: address("/user", id_), "item_url": lambda id_: address("/item", id_),
         "replay_url": lambda id_: address("/user/events.csv", id_),

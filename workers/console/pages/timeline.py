@@ -35,6 +35,7 @@ def history(page: UserPage) -> Markup:
     low = min((event.count for event in events), default=0)
     steps = [step for step in page.steps if step.count >= low]
     refreshes = [one for one in page.refreshes if one.count >= low]
+    before = max((one for one in page.refreshes if one.count < low), key=lambda one: one.version, default=None)
     counts = [one.count for some in (events, steps, refreshes) for one in some]
     if not counts:
         return Markup("")
@@ -44,7 +45,7 @@ def history(page: UserPage) -> Markup:
         return LEFT + (WIDTH - LEFT - RIGHT) * ((count - low + 0.5) / (high - low + 1))
 
     lanes: list[tuple[str, float, Callable[[float, float], list[Markup]]]] = [
-        ("knowledge", 44.0, lambda top, height: _versions(refreshes, x, top, height)),
+        ("knowledge", 44.0, lambda top, height: _versions(refreshes, before, x, top, height)),
         ("events", 56.0, lambda top, height: _events(page, x, top, height))]
     if steps and page.state:
         drift, trust = page.state.drift, page.state.trust
@@ -74,17 +75,20 @@ def history(page: UserPage) -> Markup:
                    f"{reasons}. The tables below hold the same figures.", "history")
 
 
-def _versions(refreshes: Sequence[Refresh], x: X, top: float, height: float) -> list[Markup]:
-    """Draw which version held from when to when, with the sign of its reason."""
+def _versions(refreshes: Sequence[Refresh], before: Refresh | None, x: X, top: float, height: float) -> list[Markup]:
+    """Draw which version held from when to when, with the sign of its reason; `before` held when the picture begins."""
     parts = []
     made = sorted(refreshes, key=lambda one: (one.count, one.version))
+    spans = [(LEFT, before)] if before else []
+    spans += [(x(one.count), one) for one in made]
     base = top + height - 10
-    for one, after in zip_longest(made, made[1:]):
-        start, stop = x(one.count), WIDTH - RIGHT if after is None else x(after.count)
+    for (start, one), after in zip_longest(spans, spans[1:]):
+        stop = WIDTH - RIGHT if after is None else after[0]
         waits = one.generated_at is None
         parts.append(tag("line", x1=start, x2=stop, y1=base, y2=base, class_="span waits" if waits else "span"))
-        sign = tag("text", mark(one.reason), x=start, y=top + 16, class_=f"mark {one.reason}")
-        parts.append(tag("g", tag("title", f"version {one.version}: {one.reason.replace('_', ' ')}") + sign))
+        if one is not before:
+            sign = tag("text", mark(one.reason), x=start, y=top + 16, class_=f"mark {one.reason}")
+            parts.append(tag("g", tag("title", f"version {one.version}: {one.reason.replace('_', ' ')}") + sign))
         if stop - start > 22:
             parts.append(tag("text", f"v{one.version}", x=start + 8, y=base - 5, class_="tick"))
     return parts
@@ -138,6 +142,7 @@ def _trust(steps: Sequence[StateStep], x: X, top: float, height: float) -> list[
         if points:
             points.append((x(step.count), points[-1][1]))
         points.append((x(step.count), y(step.trust)))
+    points.append((WIDTH - RIGHT, points[-1][1]))
     area = [(points[0][0], top + height), *points, (points[-1][0], top + height)]
     return [tag("path", d=path(area) + "Z", class_="area"), tag("path", d=path(points), class_="line"),
             tag("text", "1", x=LEFT - 5, y=top + 9, class_="tick end"),
