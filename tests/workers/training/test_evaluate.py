@@ -43,6 +43,19 @@ def evaluator(place, folder):
         yield Evaluator(settings, folder, stages)
 
 
+def test_systems_are_measured_on_events_that_are_evidence(place, folder):
+    noisy = place / "noisy"
+    noisy.mkdir()
+    lines = (folder / "events.csv").read_text().splitlines()
+    more = [f"u{user},i{user % 24},{1_500_000_000 + user},{kind}" for user in range(30) for kind in ("view", "return")]
+    rows = [lines[0] + ",event_type", *(f"{line},view" for line in lines[1:]), *more]
+    (noisy / "events.csv").write_text("\n".join(rows))
+    (noisy / "items.jsonl").write_bytes((folder / "items.jsonl").read_bytes())
+    with Stages() as stages:
+        found = Evaluator(replace(Settings(), home=place / "home"), noisy, stages).dataset
+    assert (len(found.events), found.skipped["events_no_evidence"]) == (30 * 12, 60)
+
+
 def test_a_finished_run_is_read_instead_of_repeated(evaluator, monkeypatch):
     wanted = EvaluationRun("dense", "leave_one_out", seed=3)
     first = evaluator.run(wanted)

@@ -138,3 +138,21 @@ def test_a_recalibration_of_another_fit_is_refused(world: tuple[Settings, Artifa
             artifact.calibration()
     finally:
         path.unlink()
+
+
+def test_events_that_are_no_evidence_do_not_move_the_threshold(
+    world: tuple[Settings, Artifact, Path], tmp_path: Path,
+) -> None:
+    """Impressions, and purchases that came back, beside the same behaviour."""
+    settings, artifact, folder = world
+    lines = (folder / "events.csv").read_text().splitlines()
+    rows = [lines[0] + ",event_type", *(line + ",view" for line in lines[1:])]
+    for user in range(0, 300, 2):
+        for turn, kind in ((1, "impression"), (2, "purchase"), (3, "return"), (900, "search")):
+            rows.append(f"u{user},i{user % fitted.N},{1_500_000_000 + turn},{kind}")
+    noisy = tmp_path / "data"
+    noisy.mkdir()
+    (noisy / "events.csv").write_text("\n".join(rows))
+    (noisy / "items.jsonl").write_bytes((folder / "items.jsonl").read_bytes())
+    quiet, loud = (recalibrate(artifact, where, settings, 100.0, seed=1).drift for where in (folder, noisy))
+    assert quiet == loud

@@ -122,6 +122,9 @@ def test_it_survives_a_restart_but_not_a_damaged_file(tmp_path: Path, caplog: py
     KeptPopular(other, path)
     assert other.shares(ROWS, 30)[7] == 1.0
     assert "what was popular is lost" in caplog.text
+    (tmp_path / "full").write_text("a file where a folder should be")
+    KeptPopular(other, tmp_path / "full" / "popular.msgpack").save(now=True)
+    assert "what is popular is not saved" in caplog.text
 
 
 def test_the_end_of_the_data_counts_most(tmp_path: Path) -> None:
