@@ -19,7 +19,7 @@ from schemas.watch.table import ALL, METRICS, PROCESS
 
 DRAFT = GenerateJsonSchema.schema_dialect
 # Topics that other services write or read. All others connect Freshet's roles.
-_PRODUCED_OUTSIDE = {"behaviour-events", "catalogue"}
+_PRODUCED_OUTSIDE = {"behaviour-events", "catalogue", "erasures"}
 _CONSUMED_OUTSIDE = {"recommendations", "knowledge-updates", "dead-letters"}
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from schemas.events import Identifier
 from schemas.experiment import Arm
 from schemas.reading.fields import MAX_ID, identifier
 
@@ -203,6 +204,20 @@ class AlignmentSample(Message):
     knowledge_version: Whole
     model_version: str
     event_time: float
+
+
+ERASED = "freshet-erased"
+"""Header of a tombstone that ends a user's data: how many records of the user its writer removed, as a number."""
+
+
+class Erasure(Message):
+    """an operator or another service → streams: remove what is held of this user.
+
+    What streams and the workers tell each other on the way are tombstones: records with the user's key and no value.
+    """
+
+    user_id: Identifier
+    requested_at: Seconds = Field(default=0.0, description="0 = not said")
 
 
 class ModelUpdate(Message):

@@ -13,6 +13,7 @@ from schemas.events import BehaviourEvent
 from schemas.messages import (
     AlignmentSample,
     DeadLetter,
+    Erasure,
     Judgement,
     KnowledgeRequest,
     KnowledgeUpdate,
@@ -104,6 +105,10 @@ CATALOGUE = Topic(
     "producers", "knowledge, ranking", "Items that are new, changed or not available; a tombstone removes an item.",
     partitions=1, tombstones_ms=100 * 365 * DAY_MS,
 )
+ERASURES = Topic(
+    "erasures", Erasure, "user_id", "delete", 7 * DAY_MS,
+    "`freshet forget`, other services", "streams", "Users whose data is to be removed.",
+)
 DEAD_LETTERS = Topic(
     "dead-letters", DeadLetter, "topic", "delete", 30 * DAY_MS,
     "all roles", "operators", "Unusable records, with the reason and the original bytes.", partitions=1,
@@ -116,7 +121,7 @@ TOPICS: dict[str, Topic] = {
     topic.name: topic
     for topic in (
         BEHAVIOUR_EVENTS, USER_SEEN, RANKING_REQUESTS, JUDGEMENTS, KNOWLEDGE_REQUESTS, KNOWLEDGE_UPDATES,
-        RECOMMENDATIONS, ALIGNMENT_SAMPLES, MODEL_UPDATES, CATALOGUE, DEAD_LETTERS,
+        RECOMMENDATIONS, ALIGNMENT_SAMPLES, MODEL_UPDATES, CATALOGUE, ERASURES, DEAD_LETTERS,
     )
 }
 

@@ -174,6 +174,12 @@ METRICS: tuple[Metric, ...] = (
            {"role": ("streams", "ranking")}, read=_of_role("unknown_items")),
     Metric("freshet_unknown_users_total", "counter", ("streams",), "judgements and updates of users without a state",
            read=_one("unknown_users")),
+    Metric("freshet_erasures_total", "counter", ("streams",),
+           "erasures of users (user = asked for, state = of these, with a state) and records dropped because they were "
+           "sent before one (record)", ("what",), {"what": ("user", "state", "record")},
+           read=_each(user="erased", state="erased_states", record="from_before")),
+    Metric("freshet_erased_knowledge_total", "counter", ("knowledge",), "users whose knowledge was erased",
+           read=_one("erased")),
     Metric("freshet_offset_resets_total", "counter", ("streams",),
            "committed offsets that were no more good, by why", ("reason",),
            {"reason": ("expired", "cut", "recreated", "forgotten")},

@@ -8,18 +8,18 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar, get_args
+from typing import Any, get_args
 
-from schemas.codec import decode
-from schemas.errors import FreshetError, PoisonError, is_records_fault
+from schemas.errors import FreshetError, is_records_fault
 from schemas.liveness import FailureLimit, Progress
-from schemas.messages import Judgement, KnowledgeUpdate, RefreshReason, UserSeen
+from schemas.messages import ERASED, Erasure, Judgement, KnowledgeUpdate, RefreshReason, UserSeen
 from schemas.reading.framing import Schemas, frame_of
 from schemas.reading.reader import EventReader
 from schemas.settings import Settings
 from schemas.topics import (
     ALIGNMENT_SAMPLES,
     BEHAVIOUR_EVENTS,
+    ERASURES,
     JUDGEMENTS,
     KNOWLEDGE_REQUESTS,
     KNOWLEDGE_UPDATES,
@@ -29,10 +29,12 @@ from schemas.topics import (
 from schemas.watch.context import current
 from schemas.watch.instruments import histogram
 from schemas.watch.tracing import BatchTrace, Consumed, Traced, tracing
+from streams.decisions.forgotten import Forgotten
 from streams.decisions.planner import Plan, Planner, States
 from streams.profile.decoding import Unusable, decode_events
-from streams.profile.state import dumps, loads
+from streams.profile.state import UserState, dumps, loads
 from streams.profile.unusable import WINDOW_S, UnusableShare
+from streams.profile.work import Work, parse
 from streams.registry.client import SchemaRegistry
 from streams.service.changelog import PartitionWriter
 from streams.service.outbox import FaustOutbox, Pair, Unsent, partition_of, wire
@@ -40,42 +42,33 @@ from streams.service.table import UserTable
 
 log = logging.getLogger("freshet.streams")
 
-SOURCES = (BEHAVIOUR_EVENTS.name, JUDGEMENTS.name, KNOWLEDGE_UPDATES.name, USER_SEEN.name)
+SOURCES = (BEHAVIOUR_EVENTS.name, JUDGEMENTS.name, KNOWLEDGE_UPDATES.name, USER_SEEN.name, ERASURES.name)
+# Where a user's tombstone ends what was sent of him: a worker that reads it erases what it holds, and passes it on.
+ENDED = (RANKING_REQUESTS.name, KNOWLEDGE_REQUESTS.name, ALIGNMENT_SAMPLES.name)
 
 # Counters of `run/streams.json`, since the start of the process. `events`: applied to a state, `late` ones among them.
 # `duplicates` and `too_late` (older than a full history) changed no history. `unknown_items`: events whose item the
 # model does not know. `unknown_types`: events whose type has no meaning and counts as interest. `apart`: events of
 # `events` that are no evidence of interest (against, neutral). `unknown_users`: judgements and updates of users without
-# a state. `strays`: events of users whose state is in another partition, sent on to it. The rest is what was asked of
-# other roles.
+# a state. `strays`: events of users whose state is in another partition, sent on to it. `erased`: users whose erasure
+# was asked for; `erased_states` of them had a state. `from_before`: records dropped because an erasure came after them.
+# The rest is what was asked of other roles.
 LOUD = 0.5  # share of unusable events that is logged
 COUNTED_BY_PLAN = (
     "events", "duplicates", "late", "too_late", "unknown_items", "unknown_types", "apart", "unknown_users",
     "contradictions")
-COUNTED = (*COUNTED_BY_PLAN, "strays", "ranking_requests", "knowledge_requests", "alignment_samples")
+COUNTED = (
+    *COUNTED_BY_PLAN, "strays", "erased", "erased_states", "from_before", "ranking_requests", "knowledge_requests",
+    "alignment_samples")
 _GROUP = "freshet-streams"
-_FROM_OUTSIDE = frozenset({BEHAVIOUR_EVENTS.name, USER_SEEN.name})  # whose producers may use another partitioner
+# Topics whose producers may use another partitioner.
+_FROM_OUTSIDE = frozenset({BEHAVIOUR_EVENTS.name, USER_SEEN.name, ERASURES.name})
 REASONS: tuple[RefreshReason, ...] = get_args(RefreshReason)
 
 _SECONDS = histogram("freshet_stage_seconds")
 _PREPARE, _STATES, _MESSAGES = (_SECONDS.labels("streams", stage) for stage in ("prepare", "states", "messages"))
 
-M = TypeVar("M", Judgement, KnowledgeUpdate, UserSeen)
 Step = Callable[[States, list[Any], float, float], Plan]
-
-
-@dataclass(slots=True)
-class Work:
-    """Usable records of a batch as aligned lists: their users, what the planner takes, the records."""
-
-    users: list[str]
-    inputs: list[Any]
-    records: list[Any]
-
-    def only(self, users: set[str]) -> Work:
-        """Return the part of these users."""
-        kept = [n for n, user in enumerate(self.users) if user in users]
-        return Work([self.users[n] for n in kept], [self.inputs[n] for n in kept], [self.records[n] for n in kept])
 
 
 @dataclass(slots=True)
@@ -118,6 +111,7 @@ class Stage:
         self.clock = clock
         self.ticks = ticks
         self.counts: Counter[str] = Counter(dict.fromkeys(COUNTED, 0))
+        self.forgotten = Forgotten()
         self._unusable = UnusableShare()
         self._said = -WINDOW_S
         self._limits: defaultdict[int, FailureLimit] = defaultdict(FailureLimit)  # by partition
@@ -166,37 +160,83 @@ class Stage:
         repeated: dict[int, Any] = {}
         bad: list[Unusable] = []
         counts: Counter[str] = Counter()
-        step: Step
+        step: Step | None = None
+        living, _, counts["from_before"] = self.forgotten.sort_out(topic, records)
         if topic == BEHAVIOUR_EVENTS.name:
-            events, good, bad = decode_events(records, now, self.settings.state.future_s, self.reader)
+            events, good, bad = decode_events(living, now, self.settings.state.future_s, self.reader)
             self._check_share(len(records), bad)
             work = Work([event.user_id for event in events], events, good)
             step = self.planner.events
+        elif topic == ERASURES.name:
+            work = parse(Erasure, living, bad, lambda message, record: message)
         elif topic == JUDGEMENTS.name:
-            work = _parse(Judgement, records, bad, lambda message, record: message)
+            work = parse(Judgement, living, bad, lambda message, record: message)
             step = self.planner.judgements
         elif topic == USER_SEEN.name:
-            work = _parse(UserSeen, records, bad, lambda message, record: (message, (record.timestamp or 0) / 1000.0))
+            work = parse(UserSeen, living, bad, lambda message, record: (message, (record.timestamp or 0) / 1000.0))
             step = self.planner.seen
         else:
-            work = _parse(KnowledgeUpdate, records, bad,
+            work = parse(KnowledgeUpdate, living, bad,
                           lambda message, record: (message, (record.timestamp or 0) / 1000.0))
+            work = self._without_ghosts(partition, work, messages, counts)
             step = self.planner.updates
         if topic in _FROM_OUTSIDE and (strays := self._strays(partition, set(work.users))):
             messages, repeated = _by_partition(topic, work.only(strays), self.settings.kafka.partitions)
             counts["strays"] = sum(map(len, messages.values()))
             work = work.only(set(work.users) - strays)
+        if topic in _FROM_OUTSIDE and step is not None and len(self.forgotten):
+            gone = {n for n, user in enumerate(work.users) if self.forgotten.is_old(user, work.records[n])}
+            counts["from_before"] += len(gone)
+            work = work.without(gone) if gone else work
         trace = self._trace(topic, partition, work, len(records))
-        states, plans = self._plan(partition, work, step, now, bad)
-        changed = {user: states[user] for plan in plans for user in plan.changed}
-        for plan in plans:
-            _collect(messages, plan, partition, trace)
-            _count(counts, plan)
-        states_out = self.table.put(partition, changed)
+        if step is None:
+            states_out = self._erase(partition, work, messages, counts)
+        else:
+            states, plans = self._plan(partition, work, step, now, bad)
+            changed = {user: states[user] for plan in plans for user in plan.changed}
+            for plan in plans:
+                _collect(messages, plan, partition, trace)
+                _count(counts, plan)
+            states_out = self.table.put(partition, changed)
         current.clear()  # while it is delivered, other batches are prepared
         _PREPARE.observe(time.monotonic() - started)
         return Delivery(writer, now, len(records), states_out, messages, bad, counts, repeated,
                         (topic, partition, (records[-1].timestamp or 0) / 1000.0) if records else None, trace)
+
+    def _without_ghosts(
+        self, partition: int, work: Work, messages: dict[tuple[str, int], list[Pair]], counts: Counter[str],
+    ) -> Work:
+        """Have knowledge erased again that nobody asked for since its user was erased; return the other updates.
+
+        A knowledge worker that has lost its partitions, and does not know it yet, may write after the erasure.
+        """
+        ghosts = set()
+        for n, user in enumerate(work.users):
+            if user in self.forgotten:
+                state = self.table.load(partition, [user]).get(user) or UserState()
+                asked = max(state.knowledge_version, state.pending.version if state.pending else 0)
+                if work.inputs[n][0].version > asked:
+                    ghosts.add(n)
+                    messages.setdefault((KNOWLEDGE_REQUESTS.name, partition), []).append((_key(user), None, []))
+        counts["from_before"] += len(ghosts)
+        return work.without(ghosts) if ghosts else work
+
+    def _erase(
+        self, partition: int, work: Work, messages: dict[tuple[str, int], list[Pair]], counts: Counter[str],
+    ) -> list[Pair]:
+        """Forget the users and end in `messages` what was sent of them; return the tombstones of their states."""
+        out: list[Pair] = []
+        for user, record in zip(work.users, work.records, strict=True):
+            self.forgotten.add(user, record.timestamp or 0)
+            if self.planner.market is not None:
+                self.planner.market.outstanding.pop(user, None)
+            pairs, held = self.table.erase(partition, [user])
+            out += pairs
+            counts["erased"] += 1
+            counts["erased_states"] += held
+            for topic in ENDED:
+                messages.setdefault((topic, partition), []).append((_key(user), None, [(ERASED, b"%d" % held)]))
+        return out
 
     def _trace(self, topic: str, partition: int, work: Work, records: int) -> BatchTrace:
         """Return the traces that a batch's records belong to. A look at the headers is all that most records cost."""
@@ -290,6 +330,7 @@ class Stage:
     def forget(self) -> None:
         """Forget users in memory and their requests on the way: partitions are changing hands."""
         self.table.clear()
+        self.forgotten.clear()
         if self.planner.market is not None:
             self.planner.market.outstanding.clear()
 
@@ -365,23 +406,6 @@ class Stage:
             states.update(trial)
             plans.append(plan)
         return states, plans
-
-
-def _parse(
-    model: type[M], records: Sequence[Any], bad: list[Unusable], build: Callable[[M, Any], Any],
-) -> Work:
-    """Return the messages in `records` as the planner takes them; unreadable records go to `bad`."""
-    work = Work([], [], [])
-    for record in records:
-        try:
-            message = decode(model, record.value)
-        except PoisonError as error:
-            bad.append(Unusable(record, "unreadable", error.reason))
-            continue
-        work.users.append(message.user_id)
-        work.inputs.append(build(message, record))
-        work.records.append(record)
-    return work
 
 
 def _collect(messages: dict[tuple[str, int], list[Pair]], plan: Plan, partition: int, trace: BatchTrace) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -21,6 +22,7 @@ BLOCK_CACHES = 64 * 2**20
 BUFFERS = 2  # of each partition: one is written while the other goes to disk
 SMALLEST_BUFFER = 4 * 2**20  # below this, files become so many that merging them costs more than the memory is worth
 SMALLEST_CACHE = 2**20
+_GONE = b""  # in place of a state's bytes: the user was erased, and that is not on disk yet
 
 
 def store_options(partitions: int) -> dict[str, int]:
@@ -110,6 +112,22 @@ class UserTable:
             cache.popitem(last=False)
         return pairs
 
+    def erase(self, partition: int, users: Iterable[str]) -> tuple[list[Pair], int]:
+        """Erase states: `load` finds none from now on. `save` must get the tombstones that this returns.
+
+        Returns:
+            A tombstone per user, also of those without a state; and how many had one.
+        """
+        pairs: list[Pair] = []
+        held = 0
+        for user in users:
+            at = (partition, user)
+            held += at in self._cache or bool(self._stored(partition, user))
+            self._cache.pop(at, None)
+            self._unsaved[at] = _GONE
+            pairs.append((_key(user), None, []))
+        return pairs, held
+
     async def save(self, writer: PartitionWriter, pairs: list[Pair]) -> None:
         """Make states durable: the changelog first, then RocksDB.
 
@@ -122,31 +140,48 @@ class UserTable:
         offset = await writer.write(pairs)
         writer.check()  # the next owner may be this process again, with newer states in RocksDB
         store = self._table.data
+        database = store._db_for_partition(partition)
         batch = rocksdict.WriteBatch(raw_mode=True)
+        gone = []
         for key, value, _ in pairs:
-            batch.put(key, value)
+            if value is None:
+                batch.delete(key)
+                gone.append(key or b"")
+            else:
+                batch.put(key, value)
         batch.put(store.offset_key, str(offset).encode())
-        store._db_for_partition(partition).write(batch)
+        database.write(batch)
         for key, value, _ in pairs:
             at = (partition, _user(key))
-            if self._unsaved.get(at) is value:  # not changed again meanwhile
+            if self._unsaved.get(at) is (_GONE if value is None else value):  # not changed again meanwhile
                 del self._unsaved[at]
+        if gone:  # else the bytes stay in RocksDB's files, for as long as nothing near them changes
+            await asyncio.to_thread(_rewrite, database, gone)
 
     def clear(self) -> None:
         """Forget what is in memory: partitions are changing hands."""
         self._cache.clear()
         self._unsaved.clear()
 
-    def _read(self, partition: int, user: str) -> UserState | None:
+    def _stored(self, partition: int, user: str) -> bytes | None:
         data = self._unsaved.get((partition, user))
-        if data is None:
-            data = self._table.data._db_for_partition(partition).get(_key(user))
-        if data is None:
+        return self._table.data._db_for_partition(partition).get(_key(user)) if data is None else data
+
+    def _read(self, partition: int, user: str) -> UserState | None:
+        data = self._stored(partition, user)
+        if not data:  # none, or erased and not saved yet
             return None
         state, life = loads(data), self._source_life(partition)
         if state.source_life and life and state.source_life != life:
             state.offset = -1  # counts in a log that is gone: an event with a smaller offset need not be an old one
         return state
+
+
+def _rewrite(database: Any, keys: Iterable[bytes]) -> None:
+    """Have RocksDB rewrite the files that hold these keys, which are deleted."""
+    database.flush()
+    for key in keys:
+        database.compact_range(key, key)
 
 
 def _user(key: bytes | None) -> str:

@@ -31,6 +31,8 @@ def problems(report: dict[str, Any], events: int) -> list[str]:
     check(set(report["stories"]) == {"drift", "contradiction", "cold_start"}, "kinds of stories")
     story = report["stories"]["cold_start"]
     check(bool(story["rows"] and story["turn"]["user"]) if story else not report["mu"]["n"], "no story of a new user")
+    drifted = report["stories"]["drift"]
+    check(drifted is None or len(drifted["pulses"]) > 0, "the changelog says nothing of who drifted")
     check((report["cost"]["total"]["generations"] or 0) > 0, f"cost: {report['cost']}")
     quality = report["quality"]
     check(0 < quality["n"] <= events, f"quality.n: {quality['n']}")

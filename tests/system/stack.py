@@ -108,7 +108,8 @@ class Stack:
 
     def states(self) -> dict[str, UserState]:
         """Return the user states from the changelog."""
-        return {m.key().decode(): loads(m.value()) for m in read_all(self.kafka, [CHANGELOG]) if m.value()}
+        newest = {m.key().decode(): m.value() for m in read_all(self.kafka, [CHANGELOG])}
+        return {user: loads(value) for user, value in newest.items() if value}  # None = erased
 
     def until(self, condition: Callable[[], bool], seconds: float = 60) -> None:
         wait_for(condition, seconds, self.log_tails, alive=self.process)

@@ -50,6 +50,7 @@ app.command()(stream.tail)
 app.command()(stream.topics)
 app.command()(dead_letters.dead_letters)
 app.command(context_settings={"ignore_unknown_options": True})(user.user)  # ids may begin with "-"
+app.command(context_settings={"ignore_unknown_options": True})(user.forget)  # as user
 app.command()(experiment.experiment)
 app.command()(doctor.doctor)
 app.add_typer(versions.app, name="models")

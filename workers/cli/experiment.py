@@ -67,6 +67,8 @@ def experiment(
     with Console(stderr=True).status(f"reading {' and '.join(topics)}"):
         cut = any(low > 0 for parts in watermarks(settings.kafka, topics).values() for low, _ in parts)
         for message in read_all(settings.kafka, topics, within_s=600.0):
+            if message.value() is None and message.key():  # a user was erased
+                continue
             try:
                 if settings.kafka.plain(message.topic()) == BEHAVIOUR_EVENTS.name:
                     at = message.timestamp()[1] / 1000

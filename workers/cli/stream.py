@@ -125,8 +125,10 @@ def tail(
 
 
 def _line(value: bytes | None, titles: Titles | None = None) -> str:
+    if value is None:  # a tombstone
+        return "null"
     try:
-        record = orjson.loads(value or b"")
+        record = orjson.loads(value)
         return orjson.dumps(record if titles is None else titles.beside(record)).decode()
     except orjson.JSONDecodeError:
         return repr(value)

@@ -1,10 +1,14 @@
-"""`freshet user`: shows what Freshet knows about a user and explains their last recommendation."""
+"""`freshet user` shows what Freshet knows about a user and explains the last list; `freshet forget` erases the user."""
 
 from __future__ import annotations
 
+import sys
 import time
+from dataclasses import asdict
+from datetime import UTC, datetime
 from typing import Annotated
 
+import orjson
 import typer
 from rich.console import Console
 from rich.markup import escape
@@ -38,10 +42,12 @@ def user(
     names = [topic.name for topic in (RANKING_REQUESTS, KNOWLEDGE_REQUESTS, KNOWLEDGE_UPDATES, RECOMMENDATIONS)]
     newest = {}
     for message in read_all(settings.kafka, names, key=user_id.encode(), last=last):
-        if message.key() == user_id.encode() and message.value():
+        if message.key() == user_id.encode():
             newest[settings.kafka.plain(message.topic())] = message.value()
     found = {}
     for name, value in newest.items():
+        if value is None:  # the user was erased
+            continue
         try:
             found[name] = decode(TOPICS[name].model, value)
         except PoisonError:
@@ -62,6 +68,39 @@ def user(
         if not letters:
             console.print("Nothing is known about this user. Either no event arrived since the broker started, only "
                           "history was sent (--backfill), or the id is wrong.")
+        raise typer.Exit(1)
+
+
+def forget(
+    user_id: Annotated[str, typer.Argument(metavar="ID", help="The user_id as it appears in events.")],
+    wait: Annotated[float, typer.Option(min=0, help="Seconds to wait for the roles.")] = 60.0,
+    json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Erase a user: state, knowledge, requests, recommendations, caches; report what retention still holds until when.
+
+    The erasure is a message on the topic `erasures`, done by the running roles; this command waits for them. Events
+    that come later start a new user. Erasing twice is harmless: the second time nothing is found. docs/erasure.md says
+    what is removed and what is not.
+
+    Exit codes: 0 it is done; 1 a role has not done its part yet, or there is an error.
+
+    Examples:
+
+    `freshet forget 42`
+
+    `freshet forget 42 --json > erased.json`; an id that is an option, too: `freshet forget -- --wait`
+    """
+    from workers.home.stack_info import connected
+    from workers.operating.forgetting import forget as erase
+    from workers.operating.forgetting import lines_of
+
+    report = erase(connected(load()), user_id, wait)
+    if json:
+        sys.stdout.write(orjson.dumps(asdict(report), option=orjson.OPT_INDENT_2).decode() + "\n")
+    else:
+        for line in lines_of(report, lambda at: f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M} UTC"):
+            typer.echo(line)
+    if report.late:
         raise typer.Exit(1)
 
 

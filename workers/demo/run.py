@@ -274,6 +274,8 @@ class Demo:
         return len(messages)
 
     def _handle(self, topic: str, value: bytes | None, inflight: InFlight, received: float) -> None:
+        if value is None:  # a user was erased
+            return
         try:
             message: Any = decode(TOPICS[topic].model, value)
         except PoisonError as error:

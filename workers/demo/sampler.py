@@ -19,10 +19,8 @@ from schemas.topics import (
     RANKING_REQUESTS,
     USER_SEEN,
 )
-from workers.kafka.lag import KNOWLEDGE_GROUP, RANKING_GROUP, GroupLag
+from workers.kafka.lag import KNOWLEDGE_GROUP, RANKING_GROUP, STREAMS_GROUP, GroupLag
 
-# A literal, because importing it from the streams package would load Faust into this process.
-STREAMS_GROUP = "freshet-streams"
 GROUPS = {
     STREAMS_GROUP: (BEHAVIOUR_EVENTS.name, JUDGEMENTS.name, KNOWLEDGE_UPDATES.name, USER_SEEN.name),
     RANKING_GROUP: (RANKING_REQUESTS.name,),

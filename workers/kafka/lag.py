@@ -12,6 +12,7 @@ from schemas.settings import KafkaSettings
 from workers.kafka.configuration import consumer
 from workers.kafka.topics import partitions
 
+STREAMS_GROUP = "freshet-streams"  # a literal: importing it from streams would load Faust
 KNOWLEDGE_GROUP = "freshet-knowledge"
 RANKING_GROUP = "freshet-ranking"
 GUARD_GROUP = "freshet-guard"

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from schemas.codec import dead_letter, decode, encode
 from schemas.errors import FreshetError
-from schemas.messages import DeadLetter
+from schemas.messages import ERASED, DeadLetter
 from schemas.settings import KafkaSettings
 from schemas.topics import DEAD_LETTERS, Topic
 from schemas.watch.tracing import Passed
@@ -25,11 +25,21 @@ _SHORT = 13_332
 
 
 class Output(NamedTuple):
-    """A message to write; the key decides its partition."""
+    """A message to write, None = a tombstone; the key decides its partition."""
 
     topic: Topic
     key: str
-    message: BaseModel
+    message: BaseModel | None
+    headers: tuple[tuple[str, bytes], ...] = ()
+
+
+def tombstone(topic: Topic, user: str, erased: int = 0) -> Output:
+    """Return the record that ends what the topic holds of a user.
+
+    Args:
+        erased: records of the user that its writer has removed elsewhere.
+    """
+    return Output(topic, user, None, ((ERASED, b"%d" % erased),))
 
 
 class Rejected(NamedTuple):
@@ -42,7 +52,7 @@ class Rejected(NamedTuple):
 class _Pending(NamedTuple):
     topic: str  # as the servers call it
     key: bytes | None
-    value: bytes
+    value: bytes | None
     headers: Passed
 
 
@@ -66,12 +76,13 @@ class Outbox:
         Raises:
             FreshetError: the broker did not take them in several tries.
         """
-        pending = [_Pending(self._full(out.topic.name), out.key.encode(), encode(out.message), headers(out))
-                   for out in outputs]
+        pending = [_Pending(
+            self._full(out.topic.name), out.key.encode(), None if out.message is None else encode(out.message),
+            [*headers(out), *out.headers]) for out in outputs]
         refused = self._deliver(pending)
         for topic, key, value, _ in refused:
-            reason = f"cannot be sent: {len(value)} bytes to {topic}: larger than the broker takes"
-            log.warning("%s: dead letter: %s, key %r", self._role, reason, key)
+            reason = f"cannot be sent: {len(value or b'')} bytes to {topic}: larger than the broker takes"
+            log.warning("%s: dead letter: %s", self._role, reason)
             self._note(dead_letter(topic, -1, -1, reason, value=value, key=key, role=self._role, failed_at=time.time()))
         return len(outputs) - len(refused)
 
@@ -92,7 +103,7 @@ class Outbox:
         """
         buried, self._buried = self._buried, []
         refused = self._deliver(buried)
-        if self._deliver([letter._replace(value=_cut(letter.value)) for letter in refused]):
+        if self._deliver([letter._replace(value=_cut(letter.value or b"")) for letter in refused]):
             raise FreshetError(
                 f"{self._role}: the broker does not take a dead letter of some 60 kB; set max.message.bytes of "
                 f"{self._full(DEAD_LETTERS.name)} to 1048588 (Kafka's default) or more")

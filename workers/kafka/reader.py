@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
@@ -90,22 +90,28 @@ def read_all(settings: KafkaSettings, topics: Sequence[str], *, key: bytes | Non
         counts = Counter(topic for topic, _ in marks)
         marks = {(topic, number): (low, high) for (topic, number), (low, high) in marks.items()
                  if high > low and (key is None or number == partition_of(key, counts[topic]))}
-        consumer.assign([TopicPartition(*part, low if last is None else max(low, high - last))
-                         for part, (low, high) in marks.items()])
-        out: list[Message] = []
-        deadline = time.monotonic() + within_s
-        # Two ways to be done: a topic that is written to more often than every 50 ms never reports its end, and the
-        # record before the end may be gone by compaction, or be the marker of a transaction.
-        while marks:
-            for message in consumer.consume(5000, 0.2):
-                part = message.topic(), message.partition()
-                if message.error() is None:
-                    out.append(message)
-                if _at_end(message) or (part in marks and message.offset() >= marks[part][1] - 1):
-                    marks.pop(part, None)
-            if marks and time.monotonic() > deadline:
-                raise FreshetError(f"reading {', '.join(topics)} took longer than {within_s:.0f} s")
-        return out
+        return _read(consumer, {part: (low if last is None else max(low, high - last), high)
+                                for part, (low, high) in marks.items()}, within_s)
+    finally:
+        consumer.close()
+
+
+def read_since(settings: KafkaSettings, starts: Mapping[tuple[str, int], int], *, within_s: float = 30.0
+               ) -> list[Message]:
+    """Return what partitions hold at this moment from an offset on, in order per partition.
+
+    Args:
+        starts: (plain name of the topic, partition) → offset.
+
+    Raises:
+        FreshetError: it took longer than `within_s` seconds.
+    """
+    consumer = _consumer(settings)
+    try:
+        ends = _ends(consumer, settings, sorted({topic for topic, _ in starts}))
+        wanted = {(settings.full(topic), number): start for (topic, number), start in starts.items()}
+        return _read(consumer, {part: (max(start, ends[part][0]), ends[part][1]) for part, start in wanted.items()
+                                if part in ends and ends[part][1] > start}, within_s)
     finally:
         consumer.close()
 
@@ -127,6 +133,27 @@ def _consumer(settings: KafkaSettings) -> Consumer:
     return Consumer(client(settings) | {
         "group.id": settings.full("freshet-reader"), "enable.auto.commit": False, "enable.partition.eof": True,
         "fetch.wait.max.ms": 50, "log_level": 0})
+
+
+def _read(consumer: Consumer, ranges: Mapping[tuple[str, int], tuple[int, int]], within_s: float) -> list[Message]:
+    """Return the records of (first offset, end) per partition; topics have their names on the servers."""
+    marks = dict(ranges)
+    consumer.assign([TopicPartition(*part, first) for part, (first, _) in marks.items()])
+    out: list[Message] = []
+    deadline = time.monotonic() + within_s
+    # Two ways to be done: a topic that is written to more often than every 50 ms never reports its end, and the record
+    # before the end may be gone by compaction, or be the marker of a transaction.
+    while marks:
+        for message in consumer.consume(5000, 0.2):
+            part = message.topic(), message.partition()
+            if message.error() is None:
+                out.append(message)
+            if _at_end(message) or (part in marks and message.offset() >= marks[part][1] - 1):
+                marks.pop(part, None)
+        if marks and time.monotonic() > deadline:
+            names = ", ".join(sorted({topic for topic, _ in ranges}))
+            raise FreshetError(f"reading {names} took longer than {within_s:.0f} s")
+    return out
 
 
 def _at_end(message: Message) -> bool:

@@ -83,6 +83,26 @@ def partitions(settings: KafkaSettings, names: Collection[str]) -> dict[str, int
     return _with_leaders(AdminClient(client(settings)), settings, names)
 
 
+def keeping_times(settings: KafkaSettings, names: Collection[str]) -> dict[str, float | None]:
+    """Return for how many seconds at most topics keep a record, by plain name; None = for ever, or not known.
+
+    A broker deletes whole segments, so a record may stay for the time of a segment longer.
+    """
+    admin = AdminClient(client(settings))
+    asked = admin.describe_configs([ConfigResource("topic", settings.full(name)) for name in names]) if names else {}
+    out: dict[str, float | None] = {}
+    for resource, answer in asked.items():
+        name = settings.plain(resource.name)
+        try:
+            found = {key: entry.value for key, entry in answer.result(10.0).items()}
+            retention, segment = int(found["retention.ms"]), int(found.get("segment.ms") or 0)
+        except (KafkaException, KeyError, TypeError, ValueError):
+            topic = TOPICS.get(name)
+            retention, segment = topic.retention_ms if topic else -1, 0
+        out[name] = (retention + max(0, segment)) / 1000.0 if retention >= 0 else None
+    return out
+
+
 def weaknesses(settings: KafkaSettings, topics: Sequence[Topic], admin: AdminClient | None = None) -> list[str]:
     """Return a sentence for each broker-side setting of existing topics that does harm, with what to do.
 

@@ -45,6 +45,10 @@ class MemoryStore:
     def discard(self, damaged: Collection[DamagedPoint]) -> None:
         """Do nothing: no point is damaged."""
 
+    def erase(self, user_ids: Collection[str]) -> set[str]:
+        """Delete the points of users; return the users who had one."""
+        return {user for user in user_ids if self._points.pop(user, None) is not None}
+
     def neighbours(self, pooled: NDArray[np.float32], n: int, exclude: Collection[str] = ()) -> list[Neighbour]:
         """Return the `n` users nearest to `pooled` (d,) by cosine, nearest first."""
         users = [user for user in self._points if user not in exclude]

@@ -84,6 +84,14 @@ class Guard:
                 out.append(Output(MODEL_UPDATES, update.model_version, update))
         return [out]
 
+    def forget(self, users: Sequence[str]) -> list[Output]:
+        """Forget which margins of users were counted, also on disk. Their sums say nothing of who they were."""
+        for user in users:
+            self.pools.judged.pop(user, None)
+        self._new = True
+        self.keep(force=True)
+        return []
+
     def _act(self, finding: Finding) -> ModelUpdate | None:
         found = f"{finding.margins:,} margins, mean {finding.mean:+.3f} of the bound of {self._bound:.3g} nats"
         if finding.code:
@@ -188,7 +196,7 @@ def main(settings: Settings) -> None:
 
     worker = StreamWorker(
         settings, ROLE, GUARD_GROUP, JUDGEMENTS, guard, batch=_BATCH, between=between,
-        counters=lambda: guard.counters() | updates.counters())
+        counters=lambda: guard.counters() | updates.counters(), forget=guard.forget)
     log.info("guard: watching model %s, level %g", artifact.model_version, settings.refresh.pooled_alpha)
     try:
         worker.run()

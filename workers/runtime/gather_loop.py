@@ -15,7 +15,7 @@ from schemas.codec import decode
 from schemas.errors import FreshetError, PoisonError
 from schemas.settings import Settings
 from schemas.topics import Topic
-from workers.runtime.loop import M, Process, Record, StreamWorker
+from workers.runtime.loop import M, Process, Record, StreamWorker, split_tombstones
 
 # An honest sample is a few kB. A batch of the largest allowed is 256 kB × 4,096 samples = 1 GB.
 LARGEST = 256_000
@@ -57,7 +57,10 @@ class GatheringWorker(StreamWorker[M]):
         self._progress.produced(0)
 
     def _poll(self) -> list[Message]:
-        for source in super()._poll():
+        users, sources = split_tombstones(super()._poll())
+        for user in users:
+            self._held.pop(user, None)
+        for source in sources:
             user, reason = self._read(source)
             if reason is None:
                 self._held[user] = source

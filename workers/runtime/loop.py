@@ -39,6 +39,10 @@ Process = Callable[[Sequence[M]], Iterable[Sequence[Output | Rejected]]]
 """Turns messages into outputs, part by part; each part is on the broker before the next is asked for. A message that
 it cannot use comes back as `Rejected`, as the same object."""
 
+Forget = Callable[[Sequence[str]], Sequence[Output]]
+"""Erases what a role holds of users, of whom a tombstone came, and returns the tombstones to pass on; may be repeated.
+Messages of these users that came before are dropped, those that come after are processed after it."""
+
 _IDLE_POLL_S = 0.2  # how late a stop signal or a hot reload is noticed while nothing comes in
 # After this time the partitions are paused and the consumer is polled while the batch goes on, so that neither a slow
 # model nor an unreachable store costs the group membership. Earlier, pausing would only throw fetched records away.
@@ -70,15 +74,17 @@ class StreamWorker(Generic[M]):
             one by one, and the one that raises alone goes to the dead letters.
         batch: records per call, at most.
         wait_s: how long to wait for a batch to fill once its first record is there.
+        forget: see `Forget`; without it tombstones only end what came before them.
         between: called between batches and about five times a second while idle, in the thread of `process`.
     """
 
     def __init__(
         self, settings: Settings, role: str, group: str, topic: Topic, process: Process[M], *, batch: int,
         wait_s: float = 0.01, between: Callable[[], object] | None = None,
-        counters: Callable[[], dict[str, Any]] = dict,
+        counters: Callable[[], dict[str, Any]] = dict, forget: Forget = lambda users: (),
     ) -> None:
         self._settings = settings
+        self._forget = forget
         self._role = role
         self._group = group
         self._topic = topic
@@ -148,7 +154,10 @@ class StreamWorker(Generic[M]):
         self._doing.enter("processing")
         started = time.monotonic()
         self._progress.in_hand(len(sources))
-        records = self._decode(sources)
+        users, kept = split_tombstones(sources)
+        if users and not self._run([], BatchTrace(), lambda _: [self._forget(users)]):
+            return
+        records = self._decode(kept)
         if records and not self._handle(records):
             return  # stopped while waiting for the store: nothing of this batch is committed
         self._doing.enter("produce")
@@ -225,14 +234,14 @@ class StreamWorker(Generic[M]):
         trace.end()
         return done
 
-    def _run(self, records: Sequence[Record[M]], trace: BatchTrace) -> bool:
+    def _run(self, records: Sequence[Record[M]], trace: BatchTrace, process: Process[M] | None = None) -> bool:
         """Run `process` until the store lets it; return False if stopped while waiting for the store."""
         pause = _BACKOFF_S[0]
         sources = {id(record.message): record.source for record in records}
         while True:
             rejected: list[Rejected] = []
             try:
-                for part in self._parts([record.message for record in records]):
+                for part in self._parts([record.message for record in records], process or self._process):
                     rejected += [one for one in part if isinstance(one, Rejected)]
                     outputs = [one for one in part if isinstance(one, Output)]
                     self._doing.enter("produce")
@@ -262,8 +271,8 @@ class StreamWorker(Generic[M]):
             finally:
                 self._progress.waiting("", None)
 
-    def _parts(self, messages: Sequence[M]) -> Iterator[Sequence[Output | Rejected]]:
-        parts = self._wait_for(self._thread.submit(lambda: iter(self._process(messages))))
+    def _parts(self, messages: Sequence[M], process: Process[M]) -> Iterator[Sequence[Output | Rejected]]:
+        parts = self._wait_for(self._thread.submit(lambda: iter(process(messages))))
         while (part := self._wait_for(self._thread.submit(next, parts, None))) is not None:
             yield part
 
@@ -352,6 +361,24 @@ class StreamWorker(Generic[M]):
 
     def _revoked(self, _: Consumer, parts: list[TopicPartition]) -> None:
         self._owned -= {part.partition for part in parts}
+
+
+def split_tombstones(sources: Sequence[Message]) -> tuple[list[str], list[Message]]:
+    """Return the keys that have a tombstone in a batch, and the records that none of them ends.
+
+    A record without key and value is no tombstone; it stays, and is unreadable.
+    """
+    ends = {(source.key(), source.partition()): source.offset() or 0 for source in sources
+            if source.value() is None and source.key()}
+    if not ends:
+        return [], list(sources)
+    kept = [source for source in sources
+            if (source.offset() or 0) > ends.get((source.key(), source.partition()), -1)]
+    return list(dict.fromkeys(_text(key) for key, _ in ends)), kept
+
+
+def _text(key: str | bytes | None) -> str:
+    return key.decode("utf-8", "surrogatepass") if isinstance(key, bytes) else key or ""
 
 
 def _reason(error: Exception) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from cachetools import LRUCache
@@ -79,10 +79,15 @@ class CachedReader:
                 threading.Thread(target=self._probe, args=(_wait(error),), name="store-probe", daemon=True).start()
             else:
                 for damaged in found.damaged.values():
-                    log.error("the knowledge of user %s is damaged: %s", damaged.user_id, damaged.why)
+                    log.error("a user's knowledge is damaged: %s", damaged.why)
                 self._cache.update(found.points)
                 return Lookup(points | found.points, frozenset(), found.damaged)
         return Lookup(points, frozenset(missing), {})
+
+    def drop(self, users: Iterable[str]) -> None:
+        """Forget users."""
+        for user in users:
+            self._cache.pop(user, None)
 
     def forget(self) -> None:
         """Empty the cache."""

@@ -128,6 +128,9 @@ class KnowledgeStore(Protocol):
         A version that is no whole number cannot be compared: such a point is deleted in any case.
         """
 
+    def erase(self, user_ids: Collection[str]) -> set[str]:
+        """Delete the points of users, damaged ones too; return the users who had one."""
+
     def neighbours(self, pooled: NDArray[np.float32], n: int, exclude: Collection[str] = ()) -> list[Neighbour]:
         """Return the `n` users nearest to `pooled` (d,) by cosine, nearest first."""
 

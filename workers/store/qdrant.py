@@ -113,6 +113,18 @@ class QdrantStore(Collection):
                 qm.HasIdCondition(has_id=[point_id(p.user_id) for p in damaged if p.version == version]),
                 qm.FieldCondition(key="version", match=qm.MatchValue(value=version))])))
 
+    def holds(self, user_ids: Several[str]) -> set[str]:
+        """Return the users who have a point, sound or damaged."""
+        ids = {point_id(user): user for user in user_ids}
+        return {ids[id_] for id_ in self._versions(list(ids))}
+
+    def erase(self, user_ids: Several[str]) -> set[str]:
+        """See `KnowledgeStore.erase`."""
+        held = self.holds(user_ids)
+        if held:
+            self._delete(qm.PointIdsList(points=[point_id(user) for user in held]))
+        return held
+
     def neighbours(self, pooled: NDArray[np.float32], n: int, exclude: Several[str] = ()) -> list[Neighbour]:
         """See `KnowledgeStore.neighbours`."""
         found = self._nearest(pooled.tolist(), n, [point_id(user) for user in exclude])

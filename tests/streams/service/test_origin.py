@@ -27,6 +27,9 @@ ONE, OTHER = "Some-kafka-cluster_id1", "Other-kafka-clusterid2"
     (Origin(ONE, "a"), Origin(EMBEDDED, None), "aside"),
     (Origin(ONE, "a"), Origin(OTHER, "a"), "aside"),
     (Origin(ONE, None), Origin(OTHER, None), "aside"),
+    (Origin(ONE, "a"), Origin(ONE, "b", "shop-"), "aside"),  # another Freshet on the same cluster
+    (Origin(ONE, "", "shop-"), Origin(ONE, "", "news-"), "aside"),
+    (Origin(ONE, "a", "shop-"), Origin(ONE, "a", "shop-"), "trust"),
 ])
 def test_what_happens_to_the_states(kept, found, wanted):
     assert verdict(kept, found) == wanted

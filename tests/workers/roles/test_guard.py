@@ -225,3 +225,15 @@ def test_the_role_rolls_back_harm_planted_in_half_of_the_users(tmp_path: Path) -
     assert "rolled back from model v2 to v1" in (tmp_path / "guard.log").read_text()
     assert json.loads((settings.home / "run" / "guard.json").read_text())["rollbacks"] == 1
     assert (settings.home / "guard" / "evidence.msgpack").is_file()
+
+
+def test_an_erased_user_is_forgotten_on_disk_and_counts_from_the_start(tmp_path: Path) -> None:
+    publish(tmp_path, "v1")
+    watch = guard(tmp_path)
+    watch(judgements("v1", 0.3, range(5)))
+    assert watch.forget(["u3", "nobody"]) == []
+    file = tmp_path / "guard" / "evidence.msgpack"
+    assert b"u3" not in file.read_bytes()
+    assert b"u4" in file.read_bytes()
+    watch(judgements("v1", 0.3, range(3, 5)))
+    assert watch.counters()["versions"]["v1"]["margins"] == 6, "u3 begins again, u4 was judged"

@@ -96,6 +96,13 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[KnowledgeS
 class TestAnyStore:
     """Users differ per test: the server's collection is shared."""
 
+    def test_erases_users_and_takes_an_older_version_then(self, store: KnowledgeStore) -> None:
+        store.upsert([point("erased-1", 7), point("erased-2", 7)])
+        assert store.erase(["erased-1", "erased-nobody"]) == {"erased-1"}
+        assert store.erase(["erased-1"]) == set()
+        assert store.read(["erased-1", "erased-2"]).keys() == {"erased-2"}
+        assert store.upsert([point("erased-1", 1)]) == [True]
+
     def test_reads_back_what_was_written(self, store: KnowledgeStore) -> None:
         written = [point(user) for user in ("read-1", "read/2 ünïcode '; DROP", "read-3")]
         assert store.upsert(written) == [True, True, True]

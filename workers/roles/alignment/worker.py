@@ -28,6 +28,7 @@ from workers.kafka.topics import create_topics, partitions
 from workers.roles.alignment.training_users import MIN_HISTORY, TrainingItems, choose_groups
 from workers.roles.knowledge.generator import LlmGenerator
 from workers.runtime.gather_loop import LARGEST, GatheringWorker, StoppedError
+from workers.runtime.loop import split_tombstones
 from workers.runtime.model_updates import ModelUpdates
 
 log = logging.getLogger(__name__)
@@ -149,10 +150,13 @@ class Aligner(LlmGenerator):
 
 
 def recent_requests(settings: Settings) -> list[RankingRequest]:
-    """Return the newest ranking requests; unreadable and oversized records are skipped."""
+    """Return the newest ranking requests but those of users erased since; unreadable and oversized records are skipped.
+    """
     number = partitions(settings.kafka, [RANKING_REQUESTS.name])[RANKING_REQUESTS.name]
     out = []
-    for record in read_all(settings.kafka, [RANKING_REQUESTS.name], last=max(1, _READ_BACK // number)):
+    _, records = split_tombstones(read_all(
+        settings.kafka, [RANKING_REQUESTS.name], last=max(1, _READ_BACK // number)))
+    for record in records:
         value = record.value()
         if value is not None and len(value) <= LARGEST:
             try:

@@ -18,7 +18,7 @@ from schemas.settings import Settings
 from schemas.topics import KNOWLEDGE_REQUESTS, KNOWLEDGE_UPDATES
 from schemas.watch.instruments import histogram, show
 from workers.kafka.lag import KNOWLEDGE_GROUP
-from workers.kafka.outbox import Output, Rejected
+from workers.kafka.outbox import Output, Rejected, tombstone
 from workers.kafka.topics import create_topics
 from workers.roles.knowledge.generator import LlmGenerator
 from workers.roles.knowledge.items import ItemFiller
@@ -82,7 +82,7 @@ class KnowledgeProcessor:
         self._clock = clock
         self.counters: dict[str, Any] = {
             "requests": 0, "superseded": 0, "already_held": 0, "generated": 0, "forward_passes": 0, "rejected": 0,
-            "overtaken": 0, "damaged": 0, "not_needed": 0, "generate_s": 0.0, "refreshes": {}}
+            "overtaken": 0, "damaged": 0, "erased": 0, "not_needed": 0, "generate_s": 0.0, "refreshes": {}}
 
     def __call__(self, requests: Sequence[KnowledgeRequest]) -> Iterator[list[Output | Rejected]]:
         """Yield the outputs of each pass.
@@ -100,7 +100,7 @@ class KnowledgeProcessor:
             found = self._store.look([request.user_id for request in newest])
         held = found.points
         for damaged in found.damaged.values():
-            log.error("the knowledge of user %s is damaged (%s); generating it again", damaged.user_id, damaged.why)
+            log.error("a user's knowledge is damaged (%s); generating it again", damaged.why)
         done = [r for r in newest if r.user_id in held and held[r.user_id].version >= r.version]
         yield [_announce(held[r.user_id], r, written=held[r.user_id].version == r.version) for r in done]
         skip = {request.user_id for request in done}
@@ -113,6 +113,16 @@ class KnowledgeProcessor:
         kept = {id(request) for request in newest}
         self._count([request for request in requests if id(request) not in kept], "superseded")
         self._count(done, "already_held")
+
+    def forget(self, users: Sequence[str]) -> list[Output]:
+        """Delete users' knowledge from the store, and end what was announced of it.
+
+        Raises:
+            StoreUnavailableError: nothing was announced; call again.
+        """
+        held = self._store.erase(users)
+        self.counters["erased"] += len(held)
+        return [tombstone(KNOWLEDGE_UPDATES, user, user in held) for user in users]
 
     def _count(self, requests: Sequence[KnowledgeRequest], outcome: str) -> None:
         """Note what became of requests, by their reasons. The whole table is replaced: other threads read it."""
@@ -212,7 +222,7 @@ def main(settings: Settings) -> None:
         counters=lambda: processor.counters | generator.counters() | items.counters | {
             "model_version": generator.model_version,
             "cost": round(processor.counters["generate_s"] / 3600 * settings.metrics.cost_per_hour, 6),
-        } | updates.counters())
+        } | updates.counters(), forget=processor.forget)
     try:
         worker.run()
     finally:

@@ -32,7 +32,7 @@ from schemas.topics import JUDGEMENTS, KNOWLEDGE_REQUESTS, RANKING_REQUESTS, REC
 from schemas.watch.instruments import histogram, show
 from workers.catalogue.reader import CatalogueReader
 from workers.kafka.lag import RANKING_GROUP
-from workers.kafka.outbox import Output
+from workers.kafka.outbox import Output, tombstone
 from workers.kafka.topics import create_topics
 from workers.roles.ranking.merging import UserRequests, merge
 from workers.roles.ranking.popular import KeptPopular, PopularNow
@@ -130,6 +130,17 @@ class RankingProcessor:
             if request.judged or request.weights:
                 events = [(event.item_id, 1.0) for event in request.judged if event.item_id not in request.weights]
                 self.popularity.add((*events, *request.weights.items()), min(request.event_time, now))
+
+    def forget(self, users: Sequence[str]) -> list[Output]:
+        """Forget users, and end what was written of them.
+
+        Also the requests for their knowledge: one that this worker sent as a repair may be on its way after the last
+        one of streams.
+        """
+        self._reader.drop(users)
+        for user in users:
+            self._asked.pop(user, None)
+        return [tombstone(topic, user) for user in users for topic in (RECOMMENDATIONS, JUDGEMENTS, KNOWLEDGE_REQUESTS)]
 
     def _knowledge(
         self, users: Sequence[UserRequests],
@@ -368,7 +379,7 @@ def main(settings: Settings) -> None:
 
     worker = StreamWorker(
         settings, ROLE, RANKING_GROUP, RANKING_REQUESTS, processor, batch=settings.ranking.batch,
-        between=follow, counters=lambda: processor.counters() | updates.counters())
+        between=follow, counters=lambda: processor.counters() | updates.counters(), forget=processor.forget)
     try:
         worker.run()
     finally:

@@ -254,6 +254,14 @@ class EdgeStore:
         for point in damaged:
             self._shard.delete([point_id(point.user_id)], point.version)
 
+    def erase(self, user_ids: Collection[str]) -> set[str]:
+        """See `KnowledgeStore.erase`."""
+        ids = {point_id(user): user for user in user_ids}
+        held = {ids[id_] for id_, _, _ in self._shard.retrieve(list(ids), ["version"], False)}
+        if held:
+            self._shard.delete([point_id(user) for user in held], None)
+        return held
+
     def neighbours(self, pooled: NDArray[np.float32], n: int, exclude: Collection[str] = ()) -> list[Neighbour]:
         """See `KnowledgeStore.neighbours`."""
         found = self._shard.nearest(pooled.tolist(), n, [point_id(user) for user in exclude])

@@ -246,6 +246,10 @@ def test_worker_gathers_trains_publishes_and_commits(tmp_path: Path) -> None:
         wait(lambda: progress()["gathered"] == 1 and progress()["dead_letters"] == 1)
         assert progress()["passed_over"] == {"other_version": 1}
         assert progress()["waits_for"] == "samples"
+        sender.produce(ALIGNMENT_SAMPLES.name, None, key="u0")  # the user was erased
+        assert sender.flush(20) == 0
+        wait(lambda: progress()["gathered"] == 0)
+        assert progress()["dead_letters"] == 1
         lag = GroupLag(settings.kafka, GROUP)
         parts = [(ALIGNMENT_SAMPLES.name, part) for part in range(settings.kafka.partitions)]
         assert sum(max(0, done) for done, _ in lag.offsets(parts).values()) == 0  # nothing committed yet

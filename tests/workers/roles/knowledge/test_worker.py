@@ -9,7 +9,7 @@ import pytest
 
 from models.knowledge.generation import Generation
 from schemas.errors import FreshetError, StoreUnavailableError
-from schemas.messages import KnowledgeRequest, KnowledgeUpdate, ModelUpdate
+from schemas.messages import ERASED, KnowledgeRequest, KnowledgeUpdate, ModelUpdate
 from schemas.settings import QdrantSettings, Settings
 from tests.workers.fitted import DIM, publish, settings_in
 from tests.workers.store.test_store import write_raw
@@ -217,3 +217,17 @@ def test_an_adapter_changes_knowledge_and_null_brings_the_base_back(
     assert not np.allclose(generator.generate([["i1", "i2"]]).vectors, base, atol=1e-4)
     generator.apply(ModelUpdate(model_version="m1", published_at=2.0))
     np.testing.assert_array_equal(generator.generate([["i1", "i2"]]).vectors, base)
+
+
+def test_an_erased_users_knowledge_leaves_the_store_and_can_be_made_again(
+    generator: LlmGenerator, store: EdgeStore,
+) -> None:
+    process = KnowledgeProcessor(generator, store, 4)
+    list(process([request("a", 5), request("b", 5)]))
+    out = process.forget(["a", "nobody"])
+    assert [(one.topic.name, one.key, one.message, dict(one.headers)) for one in out] == [
+        ("knowledge-updates", "a", None, {ERASED: b"1"}), ("knowledge-updates", "nobody", None, {ERASED: b"0"})]
+    assert store.read(["a", "b"]).keys() == {"b"}
+    assert process.counters["erased"] == 1
+    (update,) = updates(list(process([request("a", 1)])))
+    assert (update.version, update.written) == (1, True)

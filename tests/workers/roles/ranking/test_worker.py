@@ -490,3 +490,16 @@ def test_withheld_items_stay_so_with_another_fit(tmp_path: Path, store: EdgeStor
 def test_nothing_is_recommended_where_everything_is_withheld(ranker: Ranker, store: EdgeStore) -> None:
     ranker.take([Entry(item, 1, available=False) for item in ITEMS])
     assert listed(ranker, store) == []
+
+
+def test_an_erased_user_leaves_the_cache_and_is_ended_on_every_topic(ranker: Ranker, store: EdgeStore) -> None:
+    store.upsert([point("ann"), point("bob")])
+    process = processor(ranker, store)
+    process([request(), request(user_id="bob")])
+    store.erase(["ann", "bob"])
+    out = process.forget(["ann"])
+    assert [(one.topic.name, one.key, one.message) for one in out] == [
+        (topic, "ann", None) for topic in ("recommendations", "judgements", "knowledge-requests")]
+    recs, _ = split(process([request(), request(user_id="bob")]))
+    assert recs["ann"].fallback == "no_knowledge", "not from the cache"
+    assert recs["bob"].fallback is None
