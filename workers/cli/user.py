@@ -16,7 +16,7 @@ from rich.table import Table
 
 from schemas.codec import decode
 from schemas.errors import PoisonError
-from schemas.messages import KnowledgeRequest, KnowledgeUpdate, RankingRequest, Recommendation
+from schemas.messages import KnowledgeRequest, KnowledgeUpdate, RankingRequest, Recommendation, Source
 from schemas.settings import Settings, load
 from schemas.topics import KNOWLEDGE_REQUESTS, KNOWLEDGE_UPDATES, RANKING_REQUESTS, RECOMMENDATIONS, TOPICS
 from workers.cli.dead_letters import plain
@@ -108,7 +108,7 @@ def _state(console: Console, state: RankingRequest | None, titles: Titles, now: 
     if state is None:
         return
     console.print(
-        f"state: {state.count:,} events, {len(state.history)} kept, {len(state.seen)} older items excluded from "
+        f"state: {state.count:,} events, {len(state.history)} kept, {len(state.seen)} further items excluded from "
         f"recommendations, trust {state.trust:.2f}, updated {ago(now, state.requested_at)}\n"
         f"  newest items, the last one first: {_shown(titles.names(reversed(state.history[-8:])))}")
 
@@ -145,15 +145,22 @@ def _stored(settings: Settings, user_id: str, now: float) -> str:
     return f"version {point.version}, {vectors} vectors of {width}, {ago(now, point.generated_at)}"
 
 
+_STANDS_ON: dict[Source, str] = {
+    "fused": "behaviour and knowledge", "items": "behaviour and item knowledge", "reference": "behaviour only",
+    "popular": "what others take now"}
+
+
 def _recommendation(console: Console, last: Recommendation | None, titles: Titles, now: float) -> None:
     if last is None:
         return
     used = f"knowledge version {last.knowledge_version}, {last.knowledge_behind} events behind, μ {last.lagrange:.3g}" \
-        if last.source == "fused" and last.lagrange is not None else \
-        f"{'behaviour and item knowledge' if last.source == 'items' else 'behaviour only'} ({last.fallback})"
+        if last.source == "fused" and last.lagrange is not None else f"{_STANDS_ON[last.source]} ({last.fallback})"
+    why = "the user is here" if last.reason == "seen" else f"of a new {last.reason}"
     console.print(
-        f"last recommendation: {ago(now, last.ranked_at)}, because of a new {last.reason}, includes "
-        f"{last.count:,} events; {used}\n  {bound(last.epsilon)}")
+        f"last recommendation: {ago(now, last.ranked_at)}, because {why}, includes {last.count:,} events; {used}\n"
+        f"  {bound(last.epsilon)}")
+    if last.rules:
+        console.print(f"  changed by rules of the shop: {_shown(', '.join(last.rules))}")
     console.print(lists(last, titles))
     for item, text in last.written.items():
         console.print(f"  {_shown(titles.name(item))}: {_shown(text)}")

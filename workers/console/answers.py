@@ -31,7 +31,7 @@ class RecommendationsAnswer(BaseModel):
     user_id: str
     items: list[ItemInList] = Field(description="best first")
     reference: list[ItemInList] = Field(description="what behaviour alone would show, best first")
-    source: str = Field(description="fused, items or reference: what the list stands on")
+    source: str = Field(description="fused, items, reference or popular: what the list stands on")
     fallback: str | None = Field(description="why the user's knowledge was not used; null = it was")
     reason: str = Field(description="event or knowledge: what caused the list")
     lagrange: float | None

@@ -72,7 +72,7 @@ class Minute:
 
     Args:
         refreshes: knowledge made, by reason.
-        lists: recommendations by how they were made: fused, items, reference.
+        lists: recommendations by how they were made: fused, items, reference, popular.
         changed: lists made with knowledge that differ from the reference.
         letters: dead letters.
         contradictions: users whose knowledge the judge contradicted.

@@ -1,7 +1,7 @@
 from rich.console import Console
 
 from schemas.messages import Recommendation, ScoredItem
-from workers.cli.user import bound, lists
+from workers.cli.user import _recommendation, bound, lists
 from workers.home.titles import Titles
 
 
@@ -39,3 +39,13 @@ def test_the_trust_radius_is_a_bound_on_likelihood_outside_a_small_set() -> None
     assert bound(0.0) == "trust radius 0: the list of behaviour alone"
     assert bound(0.05).endswith("by more than 0.05 nats")
     assert bound(0.13).endswith("by more than 0.1 nats, outside a set of items with a probability of 0.03")
+
+
+def test_a_list_of_what_is_popular_says_so_and_names_the_rules() -> None:
+    last = recommendation(["50"], ["50"]).model_copy(update={
+        "source": "popular", "fallback": "no_history", "reason": "seen", "rules": ["deny=adult", "most=kind"]})
+    console = Console(width=160, color_system=None)
+    with console.capture() as out:
+        _recommendation(console, last, Titles({}), 10.0)
+    assert "because the user is here, includes 1 events; what others take now (no_history)" in out.get()
+    assert "changed by rules of the shop: deny=adult, most=kind" in out.get()

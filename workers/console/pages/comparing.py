@@ -13,7 +13,8 @@ REFRESHES = {
     "contradiction": "the knowledge predicted worse than behaviour alone", "stale": "too old, or of an older model"}
 LISTS = {
     "fused": "behaviour, what is known of items, and the user’s own knowledge",
-    "items": "behaviour and what is known of items", "reference": "behaviour alone"}
+    "items": "behaviour and what is known of items", "reference": "behaviour alone",
+    "popular": "what others take now, for a user without history"}
 _WARNINGS = ("Dead letters come in", "Knowledge is late")  # sections of the runbook
 _WRITTEN = 70  # characters of what was written of an item; its own page has all
 ROW = 16  # bytes
