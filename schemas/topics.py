@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import BaseModel
 
 from schemas.catalogue.item import CatalogueItem
+from schemas.catalogue.update import ItemUpdate
 from schemas.events import BehaviourEvent
 from schemas.messages import (
     AlignmentSample,
@@ -105,6 +106,10 @@ CATALOGUE = Topic(
     "producers", "knowledge, ranking", "Items that are new, changed or not available; a tombstone removes an item.",
     partitions=1, tombstones_ms=100 * 365 * DAY_MS,
 )
+ITEM_UPDATES = Topic(
+    "item-updates", ItemUpdate, "item_id", "compact", -1,
+    "knowledge", "ranking, streams", "What is known of a new or changed item is in the store.", partitions=1,
+)
 ERASURES = Topic(
     "erasures", Erasure, "user_id", "delete", 7 * DAY_MS,
     "`freshet forget`, other services", "streams", "Users whose data is to be removed.",
@@ -121,7 +126,7 @@ TOPICS: dict[str, Topic] = {
     topic.name: topic
     for topic in (
         BEHAVIOUR_EVENTS, USER_SEEN, RANKING_REQUESTS, JUDGEMENTS, KNOWLEDGE_REQUESTS, KNOWLEDGE_UPDATES,
-        RECOMMENDATIONS, ALIGNMENT_SAMPLES, MODEL_UPDATES, CATALOGUE, ERASURES, DEAD_LETTERS,
+        RECOMMENDATIONS, ALIGNMENT_SAMPLES, MODEL_UPDATES, CATALOGUE, ITEM_UPDATES, ERASURES, DEAD_LETTERS,
     )
 }
 

@@ -49,12 +49,17 @@ class Ease:
         weights: (n, k) float32, or float16 as stored.
         half_life: h, in items of the history.
         parts: weights of item knowledge in the fit.
+        diagonal: (n,) float32, diagonal of the inverse that B was read from, times the mean number of users per item;
+            0 = the item was not in the closed form. None = not known. Items that come later need it and `users`.
+        users: (n,) float32, users of each item, as multiples of their mean.
     """
 
     neighbours: Tensor
     weights: Tensor
     half_life: float = HALF_LIFE
     parts: Parts = BEHAVIOUR
+    diagonal: Tensor | None = None
+    users: Tensor | None = None
 
     @classmethod
     def none(cls, n_items: int) -> Ease:
@@ -165,16 +170,18 @@ class ClosedForm:
         for name, weight in on.items():
             gram = self._part(name, chosen, gram, weight * mean)
         weights = _inverse(gram, RIDGE * mean)
-        weights.div_(-weights.diagonal().clone())  # column j is divided by its diagonal entry
+        own = weights.diagonal().clone()
+        weights.div_(-own)  # column j is divided by its diagonal entry
         weights.fill_diagonal_(0.0)
         k = min(NEIGHBOURS, len(chosen) - 1)
         neighbours, kept = torch.zeros(self.n_items, k, dtype=torch.int64), torch.zeros(self.n_items, k)
-        rows = torch.from_numpy(chosen)
+        rows, diagonal, users = torch.from_numpy(chosen), torch.zeros(self.n_items), torch.zeros(self.n_items)
+        diagonal[rows], users[rows] = own * mean, torch.from_numpy(self._counts_once(chosen)).float() / mean
         for part in torch.arange(len(chosen)).split(1024):  # sorting all rows at once would take another 1 GB
             best = weights[part].abs().topk(k, 1).indices
             neighbours[rows[part]], kept[rows[part]] = rows[best], weights[part].gather(1, best)
         # The artifact stores half precision; rounding here keeps fitted and loaded models equal.
-        return Ease(neighbours, kept.half().float(), parts=parts)
+        return Ease(neighbours, kept.half().float(), parts=parts, diagonal=diagonal, users=users)
 
     def _names(self) -> list[str]:
         known = self._knowledge

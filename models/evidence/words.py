@@ -60,6 +60,18 @@ class Vocabulary:
         return torch.sparse_coo_tensor(place, torch.tensor(values), shape, check_invariants=False).coalesce()
 
 
+def padded_words(vocabulary: Vocabulary, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Return the words of texts as columns (n, L) int64, −1 = none, and their weights (n, L), rows of unit length."""
+    weights = vocabulary.weigh(texts)
+    (row, column), value = weights.indices(), weights.values()
+    many = torch.bincount(row, minlength=len(texts))
+    place = torch.arange(len(row)) - (many.cumsum(0) - many).repeat_interleave(many)
+    width = int(many.max()) if len(texts) else 0
+    columns, values = torch.full((len(texts), width), -1), torch.zeros(len(texts), width)
+    columns[row, place], values[row, place] = column, value
+    return columns, values
+
+
 def add_similarity(gram: Tensor, weights: Tensor, share: float) -> None:
     """Add `share` times the cosine similarity of each pair of texts to gram (n, n), in place.
 

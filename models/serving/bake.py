@@ -8,6 +8,7 @@ parts. Only the fusion stays specific to the system; the source of user vectors 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import orjson
@@ -15,6 +16,8 @@ import torch
 from torch import nn
 
 from models.evidence.ease import Ease
+from models.evidence.item_knowledge import ItemKnowledge
+from models.evidence.later import Described
 from models.evidence.reference import Reference
 from models.knowledge.composition import Composed
 from models.scorers.backbone import Backbone
@@ -41,11 +44,21 @@ class Ranking(Protocol):
     def dim(self) -> int:
         """Width of the knowledge vectors."""
 
+    @property
+    def encodes(self) -> bool:
+        """Whether an item that comes after the fit needs the encoding of its text."""
+
     everyone: bool
     """Whether users without vectors have fused scores, too."""
 
     def rank(self, batch: RankBatch) -> RankResult:
         """Score a batch of requests."""
+
+    def grow(self, size: int, known: Callable[[], ItemKnowledge]) -> None:
+        """Make the catalogue `size` items, if the model can recommend items that come after the fit."""
+
+    def put(self, rows: Sequence[int], new: Described, similar: Sequence[Mapping[int, float]]) -> None:
+        """Take what is known of such items."""
 
 
 def load_ranking(artifact: Artifact) -> Ranking:

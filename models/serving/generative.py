@@ -6,7 +6,7 @@ may get fewer than requested, but never an item twice or one outside the catalog
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from models.evidence.item_knowledge import ItemKnowledge
+from models.evidence.later import Described
 from models.generative.scorer import BEAMS, Generative
 from models.generative.semantic_ids import SemanticIds
 from models.scorers.backbone import pad
@@ -66,6 +68,17 @@ class GenerativeRanking:
             row, place = torch.nonzero(items >= 0, as_tuple=True)
             logp[row, items[row, place]] = found[row, place]
         return RankResult(logp, logp.clone(), margins)
+
+    @property
+    def encodes(self) -> bool:
+        """Whether an item that comes after the fit needs the encoding of its text: it is never recommended."""
+        return False
+
+    def grow(self, size: int, known: Callable[[], ItemKnowledge]) -> None:
+        """Do nothing: an item that comes after the fit has no semantic ID."""
+
+    def put(self, rows: Sequence[int], new: Described, similar: Sequence[Mapping[int, float]]) -> None:
+        """Do nothing, as `grow`."""
 
     def _excluded(self, batch: RankBatch) -> tuple[Tensor, Tensor]:
         """Return the pairs (row of the batch, item row) of the items that may not be recommended."""

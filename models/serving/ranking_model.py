@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from models.evidence.ease import Ease
+from models.evidence.item_knowledge import BEHAVIOUR as BEHAVIOUR_ALONE
+from models.evidence.item_knowledge import ItemKnowledge, Parts
+from models.evidence.later import Described
 from models.evidence.reference import Reference
 from models.language.llm import LanguageModel
 from models.scorers.backbone import Backbone, pad
 from models.scorers.fusion import Evidence, FusedScorer
+from models.serving.later import LaterRows, Sides
 from models.serving.requests import Gather, RankBatch, RankResult, known_items, stored_evidence
 from models.systems.lwgr.knowledge import KnowledgeModel
 from models.systems.registry import FUSIONS
@@ -50,11 +55,38 @@ class RankingModel:
         self.everyone = bool(config.get(EVERYONE, False))
         with torch.no_grad():
             self._side, self._reference_side = fused.item_side(), self.reference.item_side()  # constant once trained
+        self._later: LaterRows | None = None
 
     @property
     def n_items(self) -> int:
         """Size of the catalogue."""
-        return self.reference.n_items
+        return len(self._reference_side[1])
+
+    def grow(self, size: int, known: Callable[[], ItemKnowledge]) -> None:
+        """Make the catalogue `size` items. Of those at its end nothing is known until `put`.
+
+        Args:
+            known: returns what is known of the fit's items; called at most once.
+        """
+        if size > self.n_items:
+            if self._later is None:
+                self._later = LaterRows(
+                    self.behaviour, self.fused, self._side, self._reference_side, self.affinity, known())
+            self._take(self._later.grow(size))
+
+    def put(self, rows: Sequence[int], new: Described, similar: Sequence[Mapping[int, float]]) -> None:
+        """Take what is known of items that came after the fit; see `models.serving.later`."""
+        if self._later is not None and rows:
+            self._take(self._later.put(rows, new, similar))
+
+    @property
+    def encodes(self) -> bool:
+        """Whether an item that comes after the fit needs the encoding of its text."""
+        return self._later is not None and self._later.encodes
+
+    def _take(self, found: Sides) -> None:
+        self._reference_side, self._side, self.affinity = found.reference, found.fused, found.affinity
+        self.behaviour = replace(self.behaviour, affinity=found.behaviour)
 
     @property
     def max_len(self) -> int:
@@ -279,13 +311,19 @@ def _read(tokens: Tensor, slots: Tensor) -> Tensor:
 
 
 def _closed_form(affinity: Ease) -> dict[str, Tensor]:
-    return {"neighbours": affinity.neighbours.int(), "weights": affinity.weights.half(),
-            "half_life": torch.tensor(affinity.half_life)}
+    found = {"neighbours": affinity.neighbours.int(), "weights": affinity.weights.half(),
+             "half_life": torch.tensor(affinity.half_life), "parts": torch.tensor(astuple(affinity.parts))}
+    if affinity.diagonal is not None and affinity.users is not None:
+        found |= {"diagonal": affinity.diagonal, "users": affinity.users}
+    return found
 
 
 def _loaded(kept: dict[str, Tensor]) -> Ease:
-    # As stored: 768 bytes an item; as indices and single precision they would be 1,536.
-    return Ease(kept["neighbours"], kept["weights"], float(kept["half_life"]))
+    # As stored: 768 bytes an item; as indices and single precision they would be 1,536. Earlier releases kept neither
+    # parts nor what items that come later need.
+    return Ease(kept["neighbours"], kept["weights"], float(kept["half_life"]),
+                Parts(*kept["parts"].tolist()) if "parts" in kept else BEHAVIOUR_ALONE, kept.get("diagonal"),
+                kept.get("users"))
 
 
 def _state(module: nn.Module) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ from fastavro import parse_schema, schemaless_writer
 from pydantic import BaseModel
 
 from schemas.catalogue.item import CatalogueItem
+from schemas.catalogue.update import Alike, ItemUpdate
 from schemas.codec import dead_letter, decode, encode
 from schemas.errors import FreshetError
 from schemas.messages import (
@@ -256,6 +257,9 @@ OTHERS = {
     CatalogueItem: CatalogueItem(
         item_id="i1", title="a", attributes=["b"], text="c", available=False, labels=["d"], price=1.5),
     UserSeen: UserSeen(user_id="u", allow=["a"], deny=[], keep=True),
+    ItemUpdate: ItemUpdate(
+        item_id="i1", version=7, about="0f", encoder="e", similar=[Alike(item_id="i2", score=0.5)], caused_at=1.0,
+        written_at=1.0),
     ModelUpdate: ModelUpdate(model_version="m1+a", adapter="adapters/a", withdrawn=["m0"], published_at=1.0),
     Recommendation: Recommendation(
         user_id="u", items=[ScoredItem(item_id="i1", score=-1.0)], reference=["i1"], source="fused", reason="event",

@@ -21,6 +21,7 @@ from pydantic import BaseModel
 from schemas.artifacts import write_card
 from schemas.calibration import Recalibration
 from schemas.catalogue.item import CatalogueItem
+from schemas.catalogue.update import Alike, ItemUpdate
 from schemas.codec import dead_letter, encode
 from schemas.deployments import RECORD, Attempt, Deployments
 from schemas.events import BehaviourEvent
@@ -108,6 +109,9 @@ def messages(sent: dict[str, BaseModel]) -> dict[str, BaseModel]:
         "catalogue": CatalogueItem(
             item_id="i1", title="a thing", attributes=["kind"], text="more of it", available=False, labels=["new"],
             price=9.5),
+        "item-updates": ItemUpdate(
+            item_id="i1", version=7, about="0123456789abcdef", encoder="e", similar=[Alike(item_id="i2", score=0.5)],
+            caused_at=2e9, written_at=2e9),
         "model-updates": ModelUpdate(
             model_version="m1+a", adapter="adapters/a", withdrawn=["m1+b"], published_at=2e9)}
 

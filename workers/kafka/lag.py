@@ -16,6 +16,7 @@ STREAMS_GROUP = "freshet-streams"  # a literal: importing it from streams would 
 KNOWLEDGE_GROUP = "freshet-knowledge"
 RANKING_GROUP = "freshet-ranking"
 GUARD_GROUP = "freshet-guard"
+CATALOGUE_GROUP = "freshet-catalogue"
 
 
 def _no_coordinator_yet(error: BaseException) -> bool:

@@ -10,9 +10,10 @@ import msgspec
 import numpy as np
 import orjson
 from numpy.typing import NDArray
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
+from models.evidence.item_knowledge import ItemKnowledge
 from schemas.artifacts import Artifact
 from schemas.errors import ArtifactError
 from workers.store.items import ItemPoint
@@ -69,6 +70,28 @@ def popular_before(artifact: Artifact) -> dict[str, float]:
         return msgspec.json.decode(artifact.path(POPULAR).read_bytes(), type=dict[str, float])
     except msgspec.MsgspecError as error:
         raise ArtifactError(f"model {artifact.model_version}: {POPULAR} is damaged: {error}") from error
+
+
+def known_items(artifact: Artifact) -> ItemKnowledge:
+    """Return what a version knows of its items.
+
+    Raises:
+        ArtifactError: the files are inconsistent.
+    """
+    texts = item_texts(artifact)
+    try:
+        vectors = load_file(artifact.path(VECTORS))["items"] if VECTORS in artifact.card.files else None
+        return ItemKnowledge(texts, written_texts(artifact) or None, vectors)
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise ArtifactError(f"model {artifact.model_version}: {VECTORS} is damaged: {error}") from error
+
+
+def encoder_of(artifact: Artifact) -> str:
+    """Return the name of the sentence encoder that a version's encodings are of; "" = it has none."""
+    if VECTORS not in artifact.card.files:
+        return ""
+    with safe_open(artifact.path(VECTORS), "np") as file:
+        return str((file.metadata() or {}).get("encoder", ""))
 
 
 class ItemPoints(Sequence[ItemPoint]):

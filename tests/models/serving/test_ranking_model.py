@@ -8,6 +8,8 @@ import torch
 from models.compute.pca import condense
 from models.data.sequences import Sequences
 from models.evidence.ease import Ease
+from models.evidence.item_knowledge import ItemKnowledge, Parts
+from models.evidence.later import Described
 from models.evidence.reference import Reference
 from models.scorers.backbone import Backbone
 from models.scorers.fusion import FusedScorer
@@ -280,3 +282,61 @@ def test_evidence_is_weighted_by_its_age_at_each_event():
         assert both.margins[0][place] == pytest.approx(alone.margins[0][0], abs=1e-5)
     younger = model.rank(RankBatch([whole], [[]], [knowledge(1, behind=0)]))
     assert not torch.allclose(younger.fused_logp, both.fused_logp)
+
+
+def known_items():
+    rng = np.random.default_rng(3)
+    encoded = np.abs(rng.normal(size=(N, 6))).astype(np.float32)
+    return ItemKnowledge([""] * N, None, encoded / np.linalg.norm(encoded, axis=1, keepdims=True))
+
+
+def growing():
+    rng = np.random.default_rng(0)
+    past = Sequences(rng.integers(0, N, 400), np.arange(400), np.arange(0, 401, 10))
+    model = build(affinity=Ease.fit(past, N, known_items(), Parts(encoder=1.0)))
+    model.fused.evidence_gain.fill_(20.0)
+    model.everyone = True
+    return model
+
+
+def test_an_item_that_comes_later_is_ranked_by_its_text_and_changes_no_other_score():
+    model = growing()
+    asked = RankBatch(histories=[[3], [7, 9]], seen=[[], []], knowledge=[None, None])
+    before = model.rank(asked)
+    model.grow(N + 2, known_items)
+    grown = model.rank(asked)
+    assert model.encodes
+    assert model.n_items == N + 2
+    for old, new in ((before.ref_logp, grown.ref_logp), (before.fused_logp, grown.fused_logp)):
+        shift = (old - new[:, :N])[torch.isfinite(old)]
+        assert torch.isfinite(new[:, N:]).all()
+        assert torch.allclose(shift.view(-1)[:1].expand_as(shift[: N - 1]), shift[: N - 1], atol=1e-4)
+    hidden = model.reference(torch.tensor([[4]]))[0, 1]
+    fresh, known = model.reference.fresh_vector @ hidden, model.reference.items[8] @ hidden
+    assert float(grown.ref_logp[0, N] - grown.ref_logp[0, 8]) == pytest.approx(
+        float(fresh + model.reference.fresh_bias - known - model.reference.bias[8]), abs=1e-4)
+    # The same text as item 3's, which the first user had.
+    model.put([N], Described([""], known_items().encoded[[3]]), [{3: 1.0}])
+    put = model.rank(asked)
+    assert float(put.fused_logp[0, N] - put.fused_logp[0, N + 1]) > 0.5 + float(
+        put.fused_logp[1, N] - put.fused_logp[1, N + 1])
+    assert torch.equal(put.ref_logp, grown.ref_logp)  # behaviour has nothing to say of it
+    spoken = model.rank(RankBatch(histories=[[N]], seen=[[]], knowledge=[None]))
+    assert spoken.fused_logp[0, N] == -torch.inf
+    assert float(spoken.fused_logp[0, 3]) > float(spoken.fused_logp[0, torch.isfinite(spoken.fused_logp[0])].median())
+
+
+def test_a_saved_version_takes_later_items_as_the_one_that_was_saved(tmp_path):
+    model = growing()
+    registry = Registry(tmp_path)
+    with registry.publish("v1") as folder:
+        model.save(folder, [str(row) for row in range(N)], [""] * N)
+        (folder / "calibration.json").write_text("{}")
+        write_card(folder, Card(model_version="v1", created_at=0, data_hash="", settings={}, split_time=0, files={}))
+    loaded = RankingModel.load(registry.open("v1"))
+    loaded.everyone = True
+    asked = RankBatch(histories=[[3, N]], seen=[[]], knowledge=[None])
+    for one in (model, loaded):
+        one.grow(N + 1, known_items)
+        one.put([N], Described([""], known_items().encoded[[5]]), [{5: 1.0}])
+    assert torch.allclose(model.rank(asked).fused_logp, loaded.rank(asked).fused_logp, atol=0.05)

@@ -2,5 +2,5 @@
 
 `models/serving` has the models.
 
-May import: runtime, store.banks, store, kafka.
+May import: runtime, catalogue, store.banks, store, kafka.
 """

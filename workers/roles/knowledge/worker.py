@@ -22,6 +22,7 @@ from workers.kafka.outbox import Output, Rejected, tombstone
 from workers.kafka.topics import create_topics
 from workers.roles.knowledge.generator import LlmGenerator
 from workers.roles.knowledge.items import ItemFiller
+from workers.roles.knowledge.later import LaterItemsThread
 from workers.runtime.loop import StreamWorker
 from workers.runtime.model_updates import ModelUpdates
 from workers.store.point import DamagedPoint, KnowledgePoint, KnowledgeStore
@@ -208,10 +209,12 @@ def main(settings: Settings) -> None:
     processor = KnowledgeProcessor(generator, store, settings.llm.batch)
     create_topics(settings.kafka)
     items = ItemFiller(settings, artifact)
+    later = LaterItemsThread(settings, artifact)
 
     def apply(update: ModelUpdate) -> None:
         generator.apply(update)
         items.take(generator.model_version)
+        later.take(generator.model_version)
 
     updates = ModelUpdates(settings, ROLE, artifact.model_version, apply)
     updates.catch_up()
@@ -219,13 +222,14 @@ def main(settings: Settings) -> None:
     worker = StreamWorker(
         settings, ROLE, KNOWLEDGE_GROUP, KNOWLEDGE_REQUESTS, processor, batch=_PASSES * settings.llm.batch,
         between=updates.poll,
-        counters=lambda: processor.counters | generator.counters() | items.counters | {
+        counters=lambda: processor.counters | generator.counters() | items.counters | later.counters | {
             "model_version": generator.model_version,
             "cost": round(processor.counters["generate_s"] / 3600 * settings.metrics.cost_per_hour, 6),
         } | updates.counters(), forget=processor.forget)
     try:
         worker.run()
     finally:
+        later.close()
         items.close()
         updates.close()
         store.close()

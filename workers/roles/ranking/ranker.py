@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
+from models.evidence.item_knowledge import ItemKnowledge
+from models.evidence.later import Described
 from models.serving.bake import Ranking, load_ranking
 from schemas.artifacts import Artifact, Registry
 from schemas.deployments import adapter_folder, base_of
@@ -14,7 +16,7 @@ from schemas.messages import ModelUpdate
 from schemas.settings import Settings
 from workers.catalogue.view import Catalogue, Entry
 from workers.home.titles import TITLES
-from workers.store.item_files import item_texts, popular_before, written_texts
+from workers.store.item_files import item_texts, known_items, popular_before, written_texts
 
 
 class Ranker:
@@ -24,6 +26,7 @@ class Ranker:
         model: computes scores.
         catalogue: the items in row order, the model's own first.
         withheld: (items,) bool, items that may be in no list; None = there are none.
+        unread: rows of items that came after the fit, with their texts, of which the model knows nothing yet.
         epsilon: the calibrated trust radius at full trust, nats.
         has_knowledge: whether the model uses knowledge of users.
         written: what a language model wrote of the items, in row order; [] = nothing.
@@ -34,8 +37,12 @@ class Ranker:
         self, model: Ranking, items: list[str], model_version: str, epsilon: float, registry: Registry | None = None,
         *, has_knowledge: bool = True, written: list[str] | None = None, texts: Sequence[str] = (),
         titles: Sequence[str] = (), popular: Mapping[str, float] | None = None,
+        known: Callable[[], ItemKnowledge] | None = None,
     ) -> None:
         self._registry = registry
+        # 10 MB with 12,000 items, of no use before an item comes.
+        self._items_known: ItemKnowledge | None = None
+        self._known = known or (lambda: ItemKnowledge(texts or [""] * len(items)))
         self.popular = dict(popular or {})
         self._withdrawn: frozenset[str] = frozenset()
         self._put(model, Catalogue(items, texts, titles), model_version, epsilon, has_knowledge, written or [])
@@ -52,7 +59,8 @@ class Ranker:
         calibration = artifact.calibration()
         return cls(load_ranking(artifact), artifact.items(), artifact.model_version, calibration.epsilon, registry,
                    has_knowledge=calibration.knowledge, written=written_texts(artifact), texts=item_texts(artifact),
-                   titles=item_texts(artifact, TITLES), popular=popular_before(artifact))
+                   titles=item_texts(artifact, TITLES), popular=popular_before(artifact),
+                   known=lambda: known_items(artifact))
 
     @property
     def dim(self) -> int:
@@ -72,8 +80,43 @@ class Ranker:
     def take(self, entries: Sequence[Entry]) -> None:
         """Take what came on the topic `catalogue`: lists made from now on follow it."""
         if entries:
-            self.catalogue.apply(entries)
+            rows = self.catalogue.apply(entries)
+            self._grow(rows)
             self._withhold()
+
+    def read(self, rows: Sequence[int], new: Described, similar: Sequence[Mapping[str, float]]) -> None:
+        """Take what is known of items that came after the fit: lists made from now on can hold them for a reason.
+
+        Args:
+            rows: m of `unread`.
+            new: their texts and encodings.
+            similar: (m,) similar items of the fit, by id.
+        """
+        rows_of = self.catalogue.rows
+        self.model.put(rows, new, [
+            {rows_of[item]: score for item, score in one.items() if item in rows_of} for one in similar])
+        for row in rows:
+            self.unread.pop(row, None)
+
+    @property
+    def encoded_dim(self) -> int:
+        """Width of the sentence encodings; 0 = the version has none."""
+        encoded = self._known_once().encoded
+        return 0 if encoded is None else encoded.shape[1]
+
+    def _known_once(self) -> ItemKnowledge:
+        if self._items_known is None:
+            self._items_known = self._known()
+        return self._items_known
+
+    def _grow(self, rows: Sequence[int]) -> None:
+        """Make room for what came, of whose `rows` the texts are still to be read."""
+        if len(self.catalogue) > self.model.n_items:
+            self.model.grow(len(self.catalogue), self._known_once)
+        for row in rows:
+            self.unread.pop(row, None)
+            if row >= self.catalogue.fitted and row < self.model.n_items and (text := self.catalogue.entries[row].text):
+                self.unread[row] = text
 
     def _withhold(self) -> None:
         mask = ~self.catalogue.available[: self.model.n_items]
@@ -110,6 +153,7 @@ class Ranker:
                                 f"use are {self.dim} wide; restart with another store to change the width")
         calibration = artifact.calibration()
         catalogue = self.catalogue.rebased(items, item_texts(artifact), item_texts(artifact, TITLES))
+        self._known = lambda: known_items(artifact)
         self._put(model, catalogue, artifact.model_version, calibration.epsilon, calibration.knowledge,
                   written_texts(artifact))
 
@@ -128,5 +172,8 @@ class Ranker:
         self.epsilon = epsilon
         self.has_knowledge = has_knowledge
         self.written = written
+        self.unread: dict[int, str] = {}
+        self._items_known = None
+        self._grow(range(catalogue.fitted, len(catalogue)))
         self._withhold()
         self._compatible = {model_version}

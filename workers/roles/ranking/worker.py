@@ -30,10 +30,10 @@ from schemas.messages import (
 from schemas.settings import ExperimentSettings, RankingSettings, Settings
 from schemas.topics import JUDGEMENTS, KNOWLEDGE_REQUESTS, RANKING_REQUESTS, RECOMMENDATIONS
 from schemas.watch.instruments import histogram, show
-from workers.catalogue.reader import CatalogueReader
 from workers.kafka.lag import RANKING_GROUP
 from workers.kafka.outbox import Output, tombstone
 from workers.kafka.topics import create_topics
+from workers.roles.ranking.later import CatalogueFollower
 from workers.roles.ranking.merging import UserRequests, merge
 from workers.roles.ranking.popular import KeptPopular, PopularNow
 from workers.roles.ranking.ranker import Ranker
@@ -368,18 +368,19 @@ def main(settings: Settings) -> None:
     updates = ModelUpdates(settings, ROLE, ranker.model_version, ranker.apply)
     updates.catch_up()
     kept = KeptPopular(processor.popularity, settings.home / "ranking" / "popular.msgpack")
-    catalogue = CatalogueReader(settings.kafka)
-    ranker.take(catalogue.catch_up())
+    catalogue = CatalogueFollower(ranker, settings)
+    catalogue.catch_up()
     show(gpu_memory)
 
     def follow() -> None:
         updates.poll()
-        ranker.take(catalogue.poll())
+        catalogue.poll()
         kept.save()
 
     worker = StreamWorker(
         settings, ROLE, RANKING_GROUP, RANKING_REQUESTS, processor, batch=settings.ranking.batch,
-        between=follow, counters=lambda: processor.counters() | updates.counters(), forget=processor.forget)
+        between=follow, forget=processor.forget,
+        counters=lambda: processor.counters() | updates.counters() | catalogue.counters())
     try:
         worker.run()
     finally:
