@@ -21,6 +21,7 @@ from schemas.codec import dead_letter, decode, encode
 from schemas.errors import FreshetError
 from schemas.messages import (
     AlignmentSample,
+    Erasure,
     JudgedEvent,
     Judgement,
     KnowledgeRequest,
@@ -256,6 +257,7 @@ OTHERS = {
         event_time=1.0),
     CatalogueItem: CatalogueItem(
         item_id="i1", title="a", attributes=["b"], text="c", available=False, labels=["d"], price=1.5),
+    Erasure: Erasure(user_id="u", requested_at=1.0),
     UserSeen: UserSeen(user_id="u", allow=["a"], deny=[], keep=True),
     ItemUpdate: ItemUpdate(
         item_id="i1", version=7, about="0f", encoder="e", similar=[Alike(item_id="i2", score=0.5)], caused_at=1.0,

@@ -24,7 +24,7 @@ from schemas.artifacts import Artifact, Registry
 from schemas.catalogue.update import SIMILAR, Alike, ItemUpdate, about
 from schemas.deployments import base_of
 from schemas.errors import FreshetError, StoreUnavailableError
-from schemas.settings import Settings
+from schemas.settings import KafkaSettings, Settings
 from schemas.topics import CATALOGUE, ITEM_UPDATES
 from workers.catalogue.reader import Versions, entries_of
 from workers.catalogue.view import Entry
@@ -43,7 +43,7 @@ Encode = Callable[[Sequence[str]], NDArray[np.float32]]
 
 
 @dataclass(frozen=True, slots=True)
-class Fitted:
+class FittedItems:
     """What reading an item needs of a model version.
 
     Args:
@@ -57,7 +57,7 @@ class Fitted:
     encoder: str = ""
 
     @classmethod
-    def of(cls, artifact: Artifact) -> Fitted:
+    def of(cls, artifact: Artifact) -> FittedItems:
         """Return it of an artifact."""
         known = known_items(artifact)
         encoder = "" if known.encoded is None else encoder_of(artifact)
@@ -78,7 +78,7 @@ class LaterReader:
         clock: wall clock, seconds.
     """
 
-    def __init__(self, fitted: Fitted, encode: Encode, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, fitted: FittedItems, encode: Encode, clock: Callable[[], float] = time.time) -> None:
         self.fitted = fitted
         self._encode, self._clock = encode, clock
         self._texts = dict(zip(fitted.items, fitted.known.texts, strict=True))
@@ -158,7 +158,7 @@ class LaterItemsThread:
         encoder: Encode | None = None,
     ) -> None:
         self._settings = settings
-        self._open = open_store or (lambda dim: QdrantItems(settings.qdrant.url, dim, settings.qdrant))
+        self._open = open_store or (lambda dim: QdrantItems.at(settings, dim))
         self._encoder = encoder
         self._encoders: dict[str, Encode] = {}
         self._version, self._artifact = artifact.model_version, artifact
@@ -198,7 +198,7 @@ class LaterItemsThread:
         Args:
             again: announce what was announced before.
         """
-        fitted = Fitted.of(self._artifact)
+        fitted = FittedItems.of(self._artifact)
         reader = LaterReader(fitted, self._encode)
         reader.counters = self.counters
         store = self._open(fitted.dim) if fitted.dim else None
@@ -206,7 +206,7 @@ class LaterItemsThread:
         begin = _Beginning(again)
         source = Consumer(
             consumer(self._settings.kafka, CATALOGUE_GROUP), logger=logging.getLogger(f"{__name__}.kafka"))
-        source.subscribe([CATALOGUE.name], on_assign=begin.assigned)
+        source.subscribe([self._settings.kafka.full(CATALOGUE.name)], on_assign=begin.assigned)
         ready = store is None
         try:
             while not self._closing.is_set() and not self._changed.is_set():
@@ -217,7 +217,7 @@ class LaterItemsThread:
                     self._patiently(store.ensure)
                     ready = True
                 self._batch(records, begin, reader, store, outbox)
-                _commit(source, records)
+                _commit(source, self._settings.kafka, records)
         finally:
             outbox.close()
             source.close()
@@ -240,8 +240,9 @@ class LaterItemsThread:
         updates = self._patiently(lambda: reader.read(reader.new(entries), store))
         if self.counters["later_items_encoded"] == encoded:  # all was in the store: what was announced stays so
             updates = [update for update in updates if update.item_id in fresh]
-        if updates:
-            outbox.send([Output(ITEM_UPDATES, update.item_id, update) for update in updates])
+        gone = {entry.item_id: entry.removed for entry in entries if entry.item_id in fresh}
+        outbox.send([*(Output(ITEM_UPDATES, update.item_id, update) for update in updates),
+                     *(Output(ITEM_UPDATES, item, None) for item, removed in gone.items() if removed)])
 
     def _patiently(self, call: Callable[[], Any]) -> Any:
         """Return what a call of the store returns; wait for a store that is away."""
@@ -296,15 +297,15 @@ class _Beginning:
         return self._again or self.is_new(record)
 
 
-def _commit(source: Consumer, records: Sequence[Message]) -> None:
+def _commit(source: Consumer, settings: KafkaSettings, records: Sequence[Message]) -> None:
     newest: dict[int, int] = {}
     for record in records:
         newest[record.partition() or 0] = (record.offset() or 0) + 1
     try:
         # A record that is read again is not committed again: the group's mark never goes back.
         held = {part.partition: part.offset for part in source.committed(
-            [TopicPartition(CATALOGUE.name, number) for number in newest], timeout=10.0)}
-        ahead = [TopicPartition(CATALOGUE.name, number, offset) for number, offset in newest.items()
+            [TopicPartition(settings.full(CATALOGUE.name), number) for number in newest], timeout=10.0)}
+        ahead = [TopicPartition(settings.full(CATALOGUE.name), number, offset) for number, offset in newest.items()
                  if offset > held.get(number, -1)]
         if ahead:
             source.commit(offsets=ahead, asynchronous=False)

@@ -127,7 +127,7 @@ class CatalogueFollower:
         self._entries = CatalogueReader(settings.kafka)
         self._updates = TopicReader(settings.kafka, [ITEM_UPDATES.name], from_beginning=True)
         self._points = PointFetcher(
-            open_store or (lambda dim: QdrantItems(settings.qdrant.url, dim, settings.qdrant)))
+            open_store or (lambda dim: QdrantItems.at(settings, dim)))
         self._arrivals = Arrivals()
         self._taken = 0
 
@@ -145,6 +145,8 @@ class CatalogueFollower:
         """Take what has come, of new items a few."""
         self._ranker.take(self._entries.poll())
         for record in self._updates.poll(0.0):
+            if record.value() is None:  # the item was removed
+                continue
             try:
                 self._arrivals.said(decode(ItemUpdate, record.value()))
             except PoisonError as error:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from models.evidence.item_knowledge import ItemKnowledge
 from schemas.catalogue.update import about
 from workers.catalogue.view import Entry
-from workers.roles.knowledge.later import Fitted, LaterReader
+from workers.roles.knowledge.later import FittedItems, LaterReader
 from workers.store.embedded.engine import EdgeItems
 
 AXES = {"soap": 0, "scent": 1, "brush": 2, "new": 3}
@@ -30,8 +30,8 @@ def encode(texts: Sequence[str]) -> NDArray[np.float32]:
     return out / np.maximum(np.linalg.norm(out, axis=1, keepdims=True), 1e-9)
 
 
-def fitted(encoder: str = "tiny") -> Fitted:
-    return Fitted("m1", list("abcde"), ItemKnowledge(TEXTS, None, encode(TEXTS)), encoder)
+def fitted(encoder: str = "tiny") -> FittedItems:
+    return FittedItems("m1", list("abcde"), ItemKnowledge(TEXTS, None, encode(TEXTS)), encoder)
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def store(tmp_path: Path) -> EdgeItems:
     return made
 
 
-def reader(of: Fitted | None = None) -> tuple[LaterReader, list[str]]:
+def reader(of: FittedItems | None = None) -> tuple[LaterReader, list[str]]:
     """Return a reader, and the texts that it encoded."""
     asked: list[str] = []
     return LaterReader(of or fitted(), lambda texts: (asked.extend(texts), encode(texts))[1], lambda: 50.0), asked
