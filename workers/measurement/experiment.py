@@ -71,10 +71,14 @@ class RunningExperiment:
     def add_recommendation(self, message: Recommendation) -> None:
         """Record a recommendation. It becomes the user's offer unless it includes fewer events than the current offer.
 
+        A list of what is popular is none: a user enters with the first list of their own.
+
         Raises:
             FreshetError: it was made with another control share than `settings` has.
         """
         user = message.user_id
+        if message.source == "popular":  # the same in both arms, and of a user without events: it has no event time
+            return
         self._advance(message.event_time)
         if message.experiment != self.settings.name:
             self._offers.pop(user, None)

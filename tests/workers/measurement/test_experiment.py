@@ -48,6 +48,17 @@ def test_a_users_reward_is_the_mean_over_their_window() -> None:
     assert len(watched.closed) == 1
 
 
+def test_a_user_enters_with_the_first_list_of_their_own() -> None:
+    """A visitor's list has the event time 0: their window closed before their first event."""
+    watched, user = trial(), HELD[0]
+    watched.add_recommendation(offer(user, "abc", count=0).model_copy(update={"source": "popular"}))
+    watched.add_event(user, "a", "e0", 1e9)
+    watched.add_recommendation(offer(user, "xyz", at=1e9))
+    watched.add_event(user, "z", "e1", 1e9 + 1)
+    watched.add_event("other", "z", "e2", 1e9 + 1000)
+    assert [(one.events, one.reward, one.entered_at) for one in watched.closed] == [(1, 1.0, 1e9)]
+
+
 def test_a_return_is_no_success_of_a_list() -> None:
     watched, user = trial(), HELD[0]
     fold(watched, [(0.0, offer(user, "abc")), *[
