@@ -75,7 +75,8 @@ class Workload:
     def send_bad(self, number: int) -> None:
         """Send records that are no events."""
         for n in range(number):
-            self._producer.produce(EVENTS, BAD[n % len(BAD)], key=b"bad", on_delivery=self._bad_acked)
+            value = BAD[n % len(BAD)]  # with a key and no value it would be a tombstone
+            self._producer.produce(EVENTS, value, key=None if value is None else b"bad", on_delivery=self._bad_acked)
         self._producer.poll(0)
 
     def flush(self, seconds: float = 130) -> None:
