@@ -51,6 +51,10 @@ class Lists:
         if held is None or (new["count"], new["ranked_at"]) >= (held["count"], held["ranked_at"]):
             self._newest[new["user_id"]] = new
 
+    def drop(self, user: str) -> None:
+        """Forget a user: a record without a value says that the user was erased. Counts begin at 1 again then."""
+        self._newest.pop(user, None)
+
     def _read(self) -> None:
         consumer = Consumer({"bootstrap.servers": self._bootstrap, "group.id": "unused", "enable.auto.commit": False,
                              "isolation.level": "read_committed"})
@@ -60,6 +64,8 @@ class Lists:
             for message in consumer.consume(500, 0.2):
                 if message.error() is None and message.value():
                     self.take(message.value())
+                elif message.error() is None and message.key():
+                    self.drop(message.key().decode())
         consumer.close()
 
 

@@ -34,7 +34,8 @@ def read_until(consumer: KafkaConsumer, user: str, seconds: float) -> dict[str, 
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         records = [record for part in consumer.poll(timeout_ms=1000).values() for record in part]
-        mine = [json.loads(record.value) for record in records if record.key == user.encode()]
+        mine = [json.loads(record.value) for record in records
+                if record.key == user.encode() and record.value]  # without a value: the user was erased
         if found and not mine:
             return found
         # `count` orders a user's lists. A service keeps the one that includes the most events.

@@ -163,3 +163,7 @@ def test_the_service_keeps_the_list_with_the_most_events(monkeypatch: pytest.Mon
             {"item_id": item}]}).encode())
     assert lists.of("u")["items"] == [{"item_id": "c"}]
     assert lists.of("v") is None
+    lists.drop("u")
+    assert lists.of("u") is None
+    lists.take(json.dumps({"user_id": "u", "count": 1, "ranked_at": 9.0, "items": []}).encode())
+    assert lists.of("u")["count"] == 1, "of a new user"
