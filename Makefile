@@ -52,6 +52,9 @@ pressure: setup ## ten times the maximum rate for 5 minutes: memory bounded, not
 fuzz: setup ## a million hostile inputs for every decoder of bytes from outside (ARGS='--inputs 1000000 --seed 1')
 	$(BIN)/python -m tests.fuzz.run $(ARGS)
 
+rehearse: setup ## docker-compose.yml without an engine: fit, up, events, doctor, down (as root; ARGS='--help')
+	$(BIN)/python -m tests.containers.run $(ARGS)
+
 lint: setup ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -124,6 +127,6 @@ bench-writing: setup ## speed and likelihood of texts the LLM writes, in 8 bits 
 clean: ## remove the environment, caches and fitted models
 	rm -rf .venv .freshet runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help setup demo test test-quick faults fuzz kill-loop soak pressure lint audit docs bench-frontier bench-ingest \
+.PHONY: help setup demo test test-quick faults fuzz kill-loop soak pressure rehearse lint audit docs bench-frontier bench-ingest \
 	bench-experiment bench-judge bench-drift bench-price bench-ctr bench-refresh bench-quality bench-reference \
 	bench-bounds bench-alignment bench-concepts bench-scale bench-writing bench-sessions bench-rank clean
