@@ -60,9 +60,8 @@ def test_the_kustomization_has_every_file_but_the_job() -> None:
 
 
 def test_every_role_runs_once_and_the_settings_load() -> None:
-    roles = set(ROLES) - {"console"}
-    assert {name for name in WORKLOADS if name != "fit"} == roles
-    for name in roles:
+    assert {name for name in WORKLOADS if name != "fit"} == set(ROLES)
+    for name in ROLES:
         assert spec(name)["containers"][0]["command"] == ["freshet", "up", "--roles", name]
     settings = load(SETTINGS)
     assert str(settings.home) == HOME
@@ -86,7 +85,10 @@ def test_a_pod_has_no_privilege_and_no_secret_in_its_environment(name: str) -> N
     assert pod["enableServiceLinks"] is False
     assert container["securityContext"] == {
         "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
-    assert {one["name"] for one in container["env"]} == {"OMP_NUM_THREADS"}
+    given = {one["name"]: one["value"] for one in container["env"]}
+    more = {"FRESHET_CONSOLE_HOST", "FRESHET_CONSOLE_API_KEYS_FILE"} if name == "console" else set()
+    assert set(given) == {"OMP_NUM_THREADS"} | more
+    assert all(Path(value).parent == Path("/run/secrets/freshet") for key, value in given.items() if "KEY" in key)
     assert "memory" in container["resources"]["limits"]
     (secret,) = [one for one in pod["volumes"] if "secret" in one]
     assert secret["secret"]["defaultMode"] == 0o440
@@ -101,13 +103,14 @@ def test_a_pod_writes_where_the_image_does(name: str) -> None:
     mounts = {one["mountPath"]: one for one in container["volumeMounts"]}
     assert {one["name"] for one in mounts.values()} == there
     writable = {path for path, one in mounts.items() if not one.get("readOnly")}
-    assert writable == {HOME, f"{HOME}/run", "/tmp"} | ({f"{HOME}/streams"} if name == "streams" else set())  # noqa: S108
+    own = {f"{HOME}/{name}"} if name in ("streams", "console") else set()
+    assert writable == {HOME, f"{HOME}/run", "/tmp"} | own  # noqa: S108
 
 
 @pytest.mark.parametrize("name", sorted(set(WORKLOADS) - {"fit"}))
 def test_probes_ask_the_supervisor(name: str) -> None:
     (container,) = spec(name)["containers"]
-    (port,) = container["ports"]
+    port, *_ = container["ports"]
     assert port["containerPort"] == load(SETTINGS).metrics.port
     for probe, path in (("startupProbe", "/readyz"), ("readinessProbe", "/readyz"), ("livenessProbe", "/livez")):
         assert container[probe]["httpGet"] == {"path": path, "port": port["name"]}
@@ -125,9 +128,12 @@ def test_several_pods_of_a_role_are_not_evicted_at_once() -> None:
 def test_prometheus_finds_every_process() -> None:
     ports = {one["name"]: one["port"] for one in of("Service")["freshet"]["spec"]["ports"]}
     base = load(SETTINGS).metrics.port
-    assert ports == {name: base + more for name, more in PORTS.items() if name not in ("store", "console")}
-    (rule,) = of("NetworkPolicy")["freshet"]["spec"]["ingress"]
-    assert [(one["port"], one["endPort"]) for one in rule["ports"]] == [(base, max(ports.values()))]
+    assert ports == {name: base + more for name, more in PORTS.items() if name != "store"}
+    watching, asking = of("NetworkPolicy")["freshet"]["spec"]["ingress"]
+    assert [(one["port"], one["endPort"]) for one in watching["ports"]] == [(base, max(ports.values()))]
+    assert "from" in watching
+    (console,) = of("Service")["console"]["spec"]["ports"]
+    assert [one["port"] for one in asking["ports"]] == [console["port"]] == [load(SETTINGS).console.port]
 
 
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="no kubectl here")

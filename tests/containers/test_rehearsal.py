@@ -30,7 +30,7 @@ def test_the_image_is_read_as_its_last_stage_says() -> None:
     assert image.environment["PATH"] == "/opt/freshet/bin:$PATH"
     assert image.environment["FRESHET_LOG_TO"] == "stderr"
     assert (["schemas"], "schemas") in image.copied
-    assert image.folders == ["/var/lib/freshet", "/var/lib/freshet/run", "/var/lib/freshet/streams"]
+    assert image.folders == [f"/var/lib/freshet{one}" for one in ("", "/run", "/streams", "/console")]
 
 
 def test_folders_of_another_user_are_an_error() -> None:
