@@ -96,7 +96,9 @@ class Container:
 
     def wait(self, within_s: float) -> int:
         """Return the exit code of a command that ends by itself."""
-        return self.process.wait(within_s)
+        code = self.process.wait(within_s)
+        run("ip", "netns", "delete", self.service.name)
+        return code
 
     def stop(self) -> tuple[int, float]:
         """End it as `docker compose stop` does; return its exit code and the seconds that it took."""
