@@ -98,6 +98,23 @@ class Spread:
 
 
 @dataclass(frozen=True, slots=True)
+class LiveQuality:
+    """Lists against what users then took: each event is predicted from the last list before it.
+
+    Args:
+        n: events: the newest that came while this process read.
+        served, reference: NDCG@10 of what was shown, and of behaviour alone.
+        low, high: 95% interval of the difference over users.
+    """
+
+    n: int
+    served: float
+    reference: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
 class Problem:
     """Something that is wrong, and what to do: one line each; `section` names the runbook's in docs/operations.md."""
 
@@ -118,6 +135,7 @@ class Overview:
         minutes: oldest first, at most 60, the last one unfinished.
         knowledge_freshness: seconds from the broker's time of the causing event until knowledge was made.
         list_freshness: the same until a list was ranked.
+        quality: None = no event followed a list yet.
         margins: mean log p with − without knowledge, nats, of the newest judged events; None = none.
         llm_cost, llm_calls, llm_tokens: of the knowledge roles on this home since their start; None = not known.
         problems: the worst first; empty = nothing is wrong.
@@ -142,6 +160,7 @@ class Overview:
     model_version: str
     problems: tuple[Problem, ...]
     recent: tuple[Taker, ...] = ()
+    quality: LiveQuality | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,7 @@ from workers.views.summary import (
     Experiments,
     LetterGroup,
     Letters,
+    LiveQuality,
     Minute,
     ModelRow,
     Models,
@@ -152,7 +153,7 @@ def filled(*, hostile: bool = False, now: float = NOW) -> FilledViews:
         (Problem(text(0, "knowledge has finished nothing for 34 s, 212 records wait."),
                  "Look into run/knowledge.log; it ends and is started again after 60 s.", "Lag grows"),
          Problem("3 of 1,204,512 events could not be used.", "The page of dead letters says why.", "Dead letters come in")),
-        page.takers)
+        page.takers, LiveQuality(2000, 0.1021, 0.0987, 0.0009, 0.0059))
     models = Models("20261120-101500-ab12cd+harvest-3", (
         ModelRow("20261101-090000-00aa11", "", "freshet", now - 2.3e6, {"reference_ndcg_at_10": 0.0941}, (), "", ""),
         ModelRow("20261120-101500-ab12cd", "", "freshet", now - 7e5, {

@@ -193,6 +193,7 @@ def test_a_runbook_section_that_is_a_warning_is_one_of_the_runbook():
 def test_the_overview_leads_with_what_is_wrong():
     text = " ".join(Page(client(filled()).get("/").text).text.split())
     assert text.index("Knowledge has finished nothing for 34 s") < text.index("Events per second")
+    assert "Knowledge helps: the 95% interval from +0.0009 to +0.0059 lies above 0." in text
     assert "Nothing is wrong" in client(FixedViews()).get("/").text
     assert "hx-get=\"/live\"" in client(FixedViews()).get("/live").text
 

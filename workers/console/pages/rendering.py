@@ -18,7 +18,7 @@ from schemas.calibration import LABELS
 from workers.console.pages import comparing, drawing, timeline
 from workers.terminal.durations import ago, duration
 from workers.views.facts import JudgedMargin, Letter
-from workers.views.summary import Minute, PartWorth
+from workers.views.summary import LiveQuality, Minute, PartWorth
 
 HERE = Path(__file__).parent
 HTMX = "htmx-4.0.1.min.js"
@@ -62,6 +62,7 @@ def _templates() -> Environment:
         "refreshes": lambda minutes: comparing.summed(minutes, "refreshes", comparing.REFRESHES),
         "stands": lambda minutes: comparing.summed(minutes, "lists", comparing.LISTS), "lists": _lists,
         "spark": drawing.spark, "bar": drawing.bar, "part_picture": _part_picture,
+        "gain_picture": _gain_picture,
         "uplift_picture": lambda path: drawing.uplift(path, "Uplift with its interval by number of users"),
         "history": timeline.history,
     }
@@ -132,6 +133,12 @@ def _by_count(margins: Iterable[JudgedMargin]) -> dict[int, float]:
 
 def _lists(minutes: Iterable[Minute]) -> list[int]:
     return [sum(minute.lists.values()) for minute in minutes]
+
+
+def _gain_picture(found: LiveQuality) -> Markup:
+    reach = max(abs(found.low), abs(found.high))
+    return drawing.whisker(found.low, found.served - found.reference, found.high, reach,
+                           f"{found.low:+.4f} to {found.high:+.4f}")
 
 
 def _part_picture(part: PartWorth, parts: Sequence[PartWorth]) -> Markup:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ from schemas.topics import (
     KNOWLEDGE_UPDATES,
     RECOMMENDATIONS,
 )
+from workers.measurement.prequential import ndcg
 from workers.views.reading import tables
 from workers.views.reading.recent import Recent
 from workers.views.reading.records import (
@@ -112,8 +113,30 @@ class ViewsFold:
             last = states[-1][0]
             rows.append((tables.STATE, key, tables.pack_state(last.at, last.value or b"")))
             rows.append((tables.STEPS, key, tables.with_steps(steps.get(key), [step_of(head) for _, head in states])))
+        self._predict(new, known)
         self.users += len(new.keys() - known.keys()) - len((erased & known.keys()) - new.keys())
         self._tables.write(rows)
+
+    def _predict(self, new: Mapping[bytes, Sequence[tuple[LiveRecord, Head]]], known: Mapping[bytes, bytes]) -> None:
+        """Compare events that are new in a state with the last list before them.
+
+        A list may come before or after the state of the event that caused it, so what counts is how many events it
+        includes. Of a user whose state is read for the first time nothing is compared: their events are old.
+        """
+        fresh: dict[bytes, list[tuple[int, str]]] = {}
+        for key in new.keys() & known.keys():
+            before = HEAD.decode(tables.unpack_state(known[key])[1]).count
+            head = new[key][-1][1]
+            if events := [(count, item) for count, item in zip(head.counts, head.items, strict=False)
+                          if count > before]:
+                fresh[key] = sorted(events)
+        shown = self._tables.read_all(tables.SHOWN, fresh)
+        for key, events in fresh.items():
+            lists = tables.lists_in(shown.get(key))
+            for count, item in events:
+                last = next((one for one in reversed(lists) if one.since_count < count), None)
+                if last is not None:
+                    self._recent.predicted(_text(key), ndcg(last.shows, item), ndcg(last.reference, item))
 
     def _lists(self, records: Sequence[LiveRecord]) -> None:
         new: dict[bytes, list[KeptList]] = {}

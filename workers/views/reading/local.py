@@ -144,7 +144,7 @@ class LocalViews:
             at=now, caught_up=self.caught_up, read=self._read(), behind=self._behind(), users=self._fold.users,
             events_per_s=self._status.events_per_s, lists_per_s=self._status.lists_per_s, roles=roles, minutes=minutes,
             knowledge_freshness=freshness, list_freshness=self._recent.list_freshness,
-            margins=self._recent.mean_margin, llm_cost=_number(llm.get("cost")),
+            quality=self._recent.quality, margins=self._recent.mean_margin, llm_cost=_number(llm.get("cost")),
             llm_calls=_integer(llm.get("llm_calls")), llm_tokens=_integer(llm.get("llm_tokens")),
             model_version=self._catalogue.model_version,
             problems=tuple(problems(roles, health, minutes, freshness, self._status.broker_problem,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, OrderedDict, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from workers.views.facts import Taker
 from workers.views.reading.records import KeptList, KeptUpdate
-from workers.views.summary import Minute, Spread
+from workers.views.summary import LiveQuality, Minute, Spread
 
 _MINUTE = 60.0
 MINUTES = 60
@@ -36,6 +37,7 @@ class Recent:
         self._knowledge: deque[float] = deque(maxlen=VALUES)
         self._lists: deque[float] = deque(maxlen=VALUES)
         self._margins: deque[float] = deque(maxlen=VALUES)
+        self._predicted: deque[tuple[str, float, float]] = deque(maxlen=VALUES)
         self._takers: OrderedDict[str, dict[str, float]] = OrderedDict()
         self._users: OrderedDict[str, float] = OrderedDict()
 
@@ -61,6 +63,10 @@ class Recent:
     def judged(self, values: Iterable[float]) -> None:
         """Note margins, nats."""
         self._margins.extend(values)
+
+    def predicted(self, user: str, served: float, reference: float) -> None:
+        """Note NDCG@10 of an event by what was shown before it, and by behaviour alone."""
+        self._predicted.append((user, served, reference))
 
     def contradicted(self, at: float) -> None:
         """Count a refresh that a contradiction asked for."""
@@ -137,6 +143,11 @@ class Recent:
         values = list(self._margins)
         return sum(values) / len(values) if values else None
 
+    @property
+    def quality(self) -> LiveQuality | None:
+        """Quality of the newest events that followed a list."""
+        return quality(list(self._predicted))
+
     def _minute(self, at: float) -> _Counts | None:
         """Return the counts of the minute that `at` lies in; None = it is older than what is kept."""
         number = int(at // _MINUTE)
@@ -148,6 +159,23 @@ class Recent:
             for old in [one for one in self._minutes if one <= max(self._minutes) - MINUTES]:
                 del self._minutes[old]
         return counts
+
+
+def quality(rows: Sequence[tuple[str, float, float]]) -> LiveQuality | None:
+    """Return the quality of events: (user, NDCG@10 of what was shown, of behaviour alone); None without events.
+
+    The interval is the normal one with users as clusters: events of one user depend on each other. A bootstrap, as the
+    report has, would take 0.2 s each time.
+    """
+    if not rows:
+        return None
+    n = len(rows)
+    served, reference = sum(row[1] for row in rows) / n, sum(row[2] for row in rows) / n
+    off: dict[str, float] = {}
+    for user, one, other in rows:
+        off[user] = off.get(user, 0.0) + (one - other) - (served - reference)
+    half = 1.96 * math.sqrt(sum(value * value for value in off.values())) / n
+    return LiveQuality(n, served, reference, served - reference - half, served - reference + half)
 
 
 def spread(values: list[float]) -> Spread:

@@ -41,6 +41,7 @@ class KeptList(msgspec.Struct):
     experiment: str = ""
     arm: str = ""
     read_at: float = 0.0
+    since_count: int = -1  # events included when a list that shows the same was first made; -1 = not stored yet
 
     @property
     def shows(self) -> list[str]:

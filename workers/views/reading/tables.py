@@ -156,8 +156,9 @@ def with_lists(row: bytes | None, new: Iterable[KeptList]) -> bytes:
     """
     kept = _lists.decode(row) if row else []
     for one in new:
+        one.since_count = one.count
         if kept and kept[-1].shows == one.shows and kept[-1].knowledge_version == one.knowledge_version:
-            kept.pop()
+            one.since_count = min(one.count, kept.pop().since_count)
         kept.append(one)
     return _encode(kept[-LISTS:])
 

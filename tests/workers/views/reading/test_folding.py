@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -52,6 +53,26 @@ def test_the_newest_lists_are_kept(fold, held):
     for number in range(tables.LISTS + 2):
         fold.fold([record(recommendation(items=(f"i{number}",)))])
     assert lists(held) == [["i2"], ["i3"], ["i4"]]
+
+
+def test_events_are_compared_with_the_last_list_before_them(fold, recent):
+    fold.fold([changed("u1", state("i9")), record(recommendation(items=("i1", "i2"), count=1))])
+    assert recent.quality is None, "the first state that is read holds old events"
+    # Behaviour alone would have shown i2, i3. The list that event 2 itself causes came before its state.
+    fold.fold([record(recommendation(items=("i5",), count=2))])
+    fold.fold([changed("u1", state("i9", "i2"))])
+    found = recent.quality
+    assert (found.n, found.served, found.reference) == (1, pytest.approx(1 / math.log2(3)), 1.0)
+    # Two events in one state; the second list shows what the first showed, so it stands for both.
+    fold.fold([record(recommendation(items=("i5",), count=3)), changed("u1", state("i9", "i2", "i5", "i3"))])
+    found = recent.quality
+    assert found.n == 3
+    assert found.served == pytest.approx((1 / math.log2(3) + 1.0 + 0.0) / 3)
+    assert found.reference == pytest.approx((1.0 + 0.0 + 1 / math.log2(3)) / 3)
+    # A state that is sent again, and a user without a list, add nothing.
+    fold.fold([changed("u1", state("i9", "i2", "i5", "i3")), changed("u2", state("i1"))])
+    fold.fold([changed("u2", state("i1", "i2"))])
+    assert recent.quality.n == 3
 
 
 def test_batches_of_any_size_give_the_same(tmp_path):

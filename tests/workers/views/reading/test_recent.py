@@ -7,7 +7,7 @@ import pytest
 from schemas.codec import encode
 from tests.workers.views.reading.sent import T0, recommendation, update
 from workers.views.reading import recent as module
-from workers.views.reading.recent import MINUTES, Recent, spread
+from workers.views.reading.recent import MINUTES, Recent, quality, spread
 from workers.views.reading.records import LIST, MADE
 
 NOW = T0 - T0 % 60 + 90.0  # half way through a minute
@@ -90,3 +90,15 @@ def test_items_are_bounded(monkeypatch):
         recent.took("u", [item], [float(len(recent._takers))])
     assert len(recent._takers) == 2
     assert recent.takers("c")
+
+
+def test_the_interval_of_quality_counts_users_not_events():
+    assert quality([]) is None
+    one = quality([("u1", 1.0, 0.5)] * 100)
+    assert (one.served, one.reference, one.low, one.high) == (1.0, 0.5, 0.5, 0.5)
+    # Two users who disagree: however many events they have, nothing is known of a third.
+    for n in (1, 500):
+        found = quality([("u1", 1.0, 0.0)] * n + [("u2", 0.0, 1.0)] * n)
+        assert (found.low, found.high) == pytest.approx((-1.386, 1.386), abs=1e-3)
+    spread_out = quality([(f"u{n}", float(n % 2), float((n + 1) % 2)) for n in range(1000)])
+    assert spread_out.high < 0.07
