@@ -38,15 +38,15 @@ from schemas.topics import (
 from workers.data import movielens
 from workers.data.produce import EventProducer, Pacer
 from workers.demo import report, telling
+from workers.demo.backfill import fold_past
 from workers.demo.cost import cost
 from workers.demo.inflight import InFlight
 from workers.demo.metrics import Metrics
 from workers.demo.order import Order
-from workers.demo.sampler import STREAMS_GROUP, Sampler
+from workers.demo.sampler import Sampler
 from workers.demo.screen import Screen, View
 from workers.demo.stories import Pulse
 from workers.home.lock import run_folder
-from workers.kafka.lag import GroupLag
 from workers.kafka.reader import TopicReader, watermarks
 from workers.kafka.topics import partitions
 from workers.measurement.experiment import RunningExperiment
@@ -193,29 +193,12 @@ class Demo:
 
     def _backfill(self, stack: Stack, dataset: data.Dataset, past: data.Events) -> None:
         """Fold the training part into user states, and return when streams has committed all of it."""
-        kafka = stack.settings.kafka
-        producer = EventProducer(kafka, backfill=True, stall_s=self._stall_s)
-        ends: dict[tuple[str, int], int] = {}
+        def _left(events: int, moved: bool) -> None:
+            if moved:
+                self._moved = time.monotonic()
+            self._tick(stack, len(past) - events, f"{events:,} past events are not folded yet" if events else "")
 
-        def _placed(_: Any, message: Any) -> None:
-            where = (kafka.plain(message.topic()), message.partition())
-            ends[where] = max(ends.get(where, 0), message.offset() + 1)
-
-        for row in range(len(past)):
-            producer.send(_event(dataset, past, row), _placed)
-        producer.flush()
-        group = GroupLag(kafka, STREAMS_GROUP)
-        try:
-            starts = dict.fromkeys(ends, 0)
-            while left := sum(ends[where] - done for where, done in starts.items()):
-                for where, (committed, _) in group.offsets(ends).items():
-                    if committed > starts[where]:
-                        starts[where] = min(committed, ends[where])
-                        self._moved = time.monotonic()
-                self._tick(stack, len(past) - left, f"{left:,} past events are not folded yet")
-                time.sleep(0.1)
-        finally:
-            group.close()
+        fold_past(stack.settings.kafka, (_event(dataset, past, row) for row in range(len(past))), _left, self._stall_s)
 
     def _stream(self, stack: Stack, reader: TopicReader, dataset: data.Dataset, past: data.Events,
                 future: data.Events) -> None:

@@ -1,0 +1,1 @@
+"""From an event to the recommendation that includes it, and from drift to fresh knowledge in use."""
