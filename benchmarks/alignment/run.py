@@ -31,7 +31,8 @@ from models.data.loading import load_dataset
 from models.data.sequences import Sequences
 from models.measuring.intervals import paired_interval
 from models.scorers.snapshots import regular
-from models.serving.ranking_model import TEXTS, RankingModel, load_knowledge
+from models.serving.knowledge_model import load_knowledge
+from models.serving.ranking_model import TEXTS, RankingModel
 from schemas.artifacts import Artifact, Registry
 from schemas.errors import FreshetError
 from schemas.settings import Settings, load

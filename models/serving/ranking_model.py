@@ -17,13 +17,10 @@ from models.evidence.item_knowledge import BEHAVIOUR as BEHAVIOUR_ALONE
 from models.evidence.item_knowledge import ItemKnowledge, Parts
 from models.evidence.later import Described
 from models.evidence.reference import Reference
-from models.language.llm import LanguageModel
 from models.scorers.backbone import Backbone, pad
 from models.scorers.fusion import Evidence, FusedScorer
 from models.serving.later import LaterRows, Sides
 from models.serving.requests import Gather, RankBatch, RankResult, known_items, stored_evidence
-from models.systems.lwgr.knowledge import KnowledgeModel
-from models.systems.registry import FUSIONS
 from schemas.artifacts import Artifact
 from schemas.errors import ArtifactError
 from schemas.settings import FitSettings
@@ -258,34 +255,11 @@ def _fusion(name: str, fused: FusedScorer) -> Any:
     """Return an untrained fusion by name (`models.systems.registry.FUSIONS`); "" = no fusion, keep the attention."""
     if name in ("", ATTENTION):
         return fused.attention
+    # Not above: the parts of the other systems load transformers and peft, half of a ranking worker's start and 120 MB.
+    from models.systems.registry import FUSIONS
+
     block: Any = fused.blocks[0]
     return FUSIONS[name](FitSettings(dim=fused.dim, heads=block.heads))
-
-
-def knowledge_config(artifact: Artifact, llm: LanguageModel) -> dict[str, Any]:
-    """Return the knowledge section of an artifact's configuration, after checking its language model.
-
-    Raises:
-        ArtifactError: the knowledge was trained with a language model of another name or width.
-    """
-    config = dict(orjson.loads(artifact.path(CONFIG).read_bytes()).get("knowledge", {}))
-    if config.get("hidden") != llm.hidden_size or config.get("llm") != llm.model_id:
-        raise ArtifactError(
-            f"model {artifact.model_version} was fitted with the language model {config.get('llm')!r}, the settings "
-            f"name {llm.model_id!r}; set FRESHET_LLM_NAME to the former or run `freshet fit` again")
-    return config
-
-
-def load_knowledge(artifact: Artifact, llm: LanguageModel) -> KnowledgeModel:
-    """Return the soft instruction model of an artifact.
-
-    Raises:
-        ArtifactError: the model was trained with a language model of another name or width.
-    """
-    config = knowledge_config(artifact, llm)
-    model = KnowledgeModel(config["dim"], config["hidden"], config["instructions"], config["codes"])
-    model.load_state_dict(load_file(artifact.path(KNOWLEDGE)))
-    return model.eval()
 
 
 def _given(scores: Tensor, excluded: tuple[Tensor, Tensor], withheld: Tensor | None) -> Tensor:

@@ -22,8 +22,9 @@ from models.language.generation import answer
 from models.language.item_cache import ItemCache
 from models.language.llm import LanguageModel
 from models.language.writer import Writer
+from models.serving.knowledge_model import knowledge_config, load_knowledge
 from models.serving.live_source import LiveSource
-from models.serving.ranking_model import KNOWLEDGE, knowledge_config, load_knowledge
+from models.serving.ranking_model import KNOWLEDGE
 from models.systems.coco.prompts import PromptSource
 from models.systems.grasp.descriptions import Descriptions
 from models.systems.grasp.holistic import HolisticSource

@@ -21,7 +21,8 @@ from models.scorers.backbone import Backbone
 from models.scorers.ranks import hidden_before, target_ranks
 from models.scorers.snapshots import after, batch_of, draw, regular
 from models.scorers.training import extend, train_fused, train_reference
-from models.serving.ranking_model import RankingModel, load_knowledge
+from models.serving.knowledge_model import load_knowledge
+from models.serving.ranking_model import RankingModel
 from models.serving.requests import RankBatch, UserKnowledge
 from models.systems.freshet.fit_fold import STAGES
 from models.systems.lwgr.knowledge import KnowledgeModel
