@@ -97,6 +97,9 @@ bench-ctr: setup ## KAR's task: AUC and LogLoss of DIN and DCNv2 with and withou
 bench-refresh: setup ## what a refresh costs in each system, of the versions in the registry (`freshet fit --system`)
 	$(BIN)/python -m benchmarks.refresh.run $(ARGS)
 
+bench-e2e: setup ## event to recommendation, drift to fresh knowledge: open loop (ARGS='--broker kafka'; --quick)
+	$(BIN)/python -m benchmarks.latency.run $(ARGS)
+
 bench-rank: setup ## ranking by the size of the catalogue: single requests and batches, beside torch and faiss (ARGS=--quick)
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c deploy/constraints.txt -e '.[bench]'
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.rank.run $(ARGS)
@@ -129,4 +132,4 @@ clean: ## remove the environment, caches and fitted models
 
 .PHONY: help setup demo test test-quick faults fuzz kill-loop soak pressure rehearse lint audit docs bench-frontier bench-ingest \
 	bench-experiment bench-judge bench-drift bench-price bench-ctr bench-refresh bench-quality bench-reference \
-	bench-bounds bench-alignment bench-concepts bench-scale bench-writing bench-sessions bench-rank clean
+	bench-bounds bench-alignment bench-concepts bench-scale bench-writing bench-sessions bench-rank bench-e2e clean

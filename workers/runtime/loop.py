@@ -73,14 +73,15 @@ class StreamWorker(Generic[M]):
             worker hold the batch and try again until the store is back; any other exception makes it try the records
             one by one, and the one that raises alone goes to the dead letters.
         batch: records per call, at most.
-        wait_s: how long to wait for a batch to fill once its first record is there.
+        wait_s: how long to wait for a batch to fill once its first record is there. 0: what came during the batch
+            before is the next one, so batches grow with the load, and at rest nobody waits.
         forget: see `Forget`; without it tombstones only end what came before them.
         between: called between batches and about five times a second while idle, in the thread of `process`.
     """
 
     def __init__(
         self, settings: Settings, role: str, group: str, topic: Topic, process: Process[M], *, batch: int,
-        wait_s: float = 0.01, between: Callable[[], object] | None = None,
+        wait_s: float = 0.0, between: Callable[[], object] | None = None,
         counters: Callable[[], dict[str, Any]] = dict, forget: Forget = lambda users: (),
     ) -> None:
         self._settings = settings
