@@ -9,7 +9,8 @@ from typing import Any
 from schemas.events import BehaviourEvent
 from schemas.settings import KafkaSettings
 from workers.data.produce import EventProducer
-from workers.kafka.lag import STREAMS_GROUP, GroupLag
+from workers.demo.sampler import STREAMS_GROUP
+from workers.kafka.lag import GroupLag
 
 
 def fold_past(
