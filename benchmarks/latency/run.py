@@ -35,7 +35,7 @@ from schemas.errors import FreshetError
 from schemas.events import BehaviourEvent
 from schemas.settings import Settings, load, to_environ
 from workers.data import movielens
-from workers.demo.backfill import fold_past
+from workers.data.backfill import fold_past
 from workers.supervision.stack import Stack, role_environ
 from workers.training.revision import revision
 

@@ -36,9 +36,9 @@ from schemas.topics import (
     TOPICS,
 )
 from workers.data import movielens
+from workers.data.backfill import fold_past
 from workers.data.produce import EventProducer, Pacer
 from workers.demo import report, telling
-from workers.demo.backfill import fold_past
 from workers.demo.cost import cost
 from workers.demo.inflight import InFlight
 from workers.demo.metrics import Metrics

@@ -9,8 +9,7 @@ from typing import Any
 from schemas.events import BehaviourEvent
 from schemas.settings import KafkaSettings
 from workers.data.produce import EventProducer
-from workers.demo.sampler import STREAMS_GROUP
-from workers.kafka.lag import GroupLag
+from workers.kafka.lag import STREAMS_GROUP, GroupLag
 
 
 def fold_past(
