@@ -72,7 +72,7 @@ class Users:
                               event_id=f"load-{self._number}")
 
 
-class Load:
+class OpenLoop:
     """Sends events to a running stack and reads the answers.
 
     Args:

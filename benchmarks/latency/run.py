@@ -26,7 +26,7 @@ import orjson
 import psutil
 
 from benchmarks.ingest import brokers
-from benchmarks.latency.load import Load, Measured, Users
+from benchmarks.latency.load import Measured, OpenLoop, Users
 from benchmarks.pages import fill
 from models.data import dataset as data
 from models.data.loading import load_dataset
@@ -82,7 +82,7 @@ def measured(settings: Settings, folder: Path, args: argparse.Namespace) -> dict
             for user, item, at in zip(past.user.tolist(), past.item.tolist(), past.time.tolist(), strict=True)),
             lambda _left, _moved: stack.check())
         print(f"  {len(past):,} past events folded in {time.monotonic() - began:.0f} s", flush=True)
-        work = Load(stack.settings.kafka, users_of(dataset, past, future, args.seed), stack.check)
+        work = OpenLoop(stack.settings.kafka, users_of(dataset, past, future, args.seed), stack.check)
         opened.callback(work.close)
         work.open_loop(20.0, args.warm)  # caches, first forward passes
         best = work.closed_loop(args.window, args.seconds)
