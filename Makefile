@@ -12,7 +12,7 @@ TESTERS ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN); [ $$cores -lt 4 ] && exp
 # A line "##@ NAME" begins a group, "target: … ## text" is a target in it; order and names are those of this file.
 help: ## show this text
 	@awk '/^##@ / { printf "%s%s\n", gap, substr($$0, 5); gap = "\n" } \
-		/^[a-z-]+:.*## / { text = $$0; sub(/^[^#]*## /, "", text); sub(/:.*/, ""); printf "  %-17s %s\n", $$0, text }' \
+		/^[a-z0-9-]+:.*## / { text = $$0; sub(/^[^#]*## /, "", text); sub(/:.*/, ""); printf "  %-17s %s\n", $$0, text }' \
 		$(MAKEFILE_LIST)
 
 # torch goes first and alone: where a CPU build of this version is on offer pip takes it only when asked by exact
