@@ -98,7 +98,7 @@ bench-refresh: setup ## what a refresh costs in each system, of the versions in 
 	$(BIN)/python -m benchmarks.refresh.run $(ARGS)
 
 bench-e2e: setup ## event to recommendation, drift to fresh knowledge: open loop (ARGS='--broker kafka'; --quick)
-	$(BIN)/python -m benchmarks.latency.run $(ARGS)
+	$(BIN)/python -m benchmarks.e2e.run $(ARGS)
 
 bench-rank: setup ## ranking by the size of the catalogue: single requests and batches, beside torch and faiss (ARGS=--quick)
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c deploy/constraints.txt -e '.[bench]'

@@ -1,6 +1,6 @@
 """How long events wait for their recommendation, open loop, at shares of the highest rate that the stack holds.
 
-    python -m benchmarks.latency.run [--data DIR] [--broker kafka] [--home DIR] [--quick]
+    python -m benchmarks.e2e.run [--data DIR] [--broker kafka] [--home DIR] [--quick]
 
 Fits a model (or uses the one of --home), starts the whole stack, folds the training part, finds the highest rate with a
 window of unanswered events, then sends at 10%, 50% and 80% of it and at --rates. Prints p50, p95 and p99 from the time
@@ -25,8 +25,8 @@ import numpy as np
 import orjson
 import psutil
 
+from benchmarks.e2e.load import Measured, OpenLoop, Users
 from benchmarks.ingest import brokers
-from benchmarks.latency.load import Measured, OpenLoop, Users
 from benchmarks.pages import fill
 from models.data import dataset as data
 from models.data.loading import load_dataset
@@ -51,7 +51,7 @@ def fitted(settings: Settings, folder: Path) -> None:
     done = subprocess.run([sys.executable, "-m", "workers.cli", "fit", "--data", str(folder)],
                           env=role_environ(settings, "fit", to_environ(settings)), check=False)
     if done.returncode:
-        raise SystemExit(f"benchmarks.latency.run: fitting failed with exit code {done.returncode}")
+        raise SystemExit(f"benchmarks.e2e.run: fitting failed with exit code {done.returncode}")
 
 
 def users_of(dataset: data.Dataset, past: data.Events, future: data.Events, seed: int) -> Users:
@@ -130,7 +130,7 @@ def table(results: list[dict[str, Any]]) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(prog="benchmarks.latency.run", description=__doc__,
+    parser = argparse.ArgumentParser(prog="benchmarks.e2e.run", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="data set (MovieLens-100K)")
     parser.add_argument("--home", type=Path, help="use the model of this home (a new home: fit first)")
@@ -154,14 +154,14 @@ def main(argv: list[str] | None = None) -> None:
             folder = args.data or movielens.fetch(settings.home, print)
             results = [measured(settings, folder, args)]
         except FreshetError as error:
-            raise SystemExit(f"benchmarks.latency.run: {error}") from None
+            raise SystemExit(f"benchmarks.e2e.run: {error}") from None
     print("\n" + table(results))
     if not args.quick:
-        name = f"latency-{results[0]['data']}-{args.broker}"
+        name = f"e2e-{results[0]['data']}-{args.broker}"
         facts = {"revision": revision(), "cpus": psutil.cpu_count(), "processor": platform.processor(), **results[0]}
         (ROOT / f"benchmarks/results/{name}.json").write_bytes(orjson.dumps(facts, option=orjson.OPT_INDENT_2))
-        saved = sorted((ROOT / "benchmarks/results").glob("latency-*.json"))
-        fill(ROOT / "docs/benchmarks.md", "latency", table([orjson.loads(path.read_bytes()) for path in saved]))
+        saved = sorted((ROOT / "benchmarks/results").glob("e2e-*.json"))
+        fill(ROOT / "docs/benchmarks.md", "e2e", table([orjson.loads(path.read_bytes()) for path in saved]))
 
 
 if __name__ == "__main__":

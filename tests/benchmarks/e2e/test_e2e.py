@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.latency.load import Measured, Users
-from benchmarks.latency.run import main, table
+from benchmarks.e2e.load import Measured, Users
+from benchmarks.e2e.run import main, table
 from tests.models import tiny
 from tests.system.world import write_data
 
