@@ -1,6 +1,6 @@
 """Keeps what a story of a user needs: the list before new knowledge, the list after it, and what it was made of.
 
-Pure and small: two lists per refresh, and ids that are the same are one object. MovieLens' 19,346 events: 1 MB.
+Pure and small: two lists per refresh, and ids that are the same are one object: 4 MB for 3,000 refreshes.
 """
 
 from __future__ import annotations

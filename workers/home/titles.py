@@ -13,8 +13,8 @@ from schemas.errors import ArtifactError
 from schemas.reading.fields import NAMES, plain_name
 
 TITLES = "titles.json"
-# A version of an earlier release has texts alone: a title, then attributes. Cut to about a title's length; 95% of
-# MovieLens' titles are shorter.
+# A version of an earlier release has texts alone: a title, then attributes. Cut to about a title's length: 99%
+# of MovieLens' titles are shorter.
 _FROM_TEXT = 50
 _DEEP = 16  # Freshet's messages and trackers' envelopes are less deep; others' may be as deep as the recursion limit
 _IDS = ("history", "seen", "reference")  # fields of messages that are lists of item ids
