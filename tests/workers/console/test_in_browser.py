@@ -119,6 +119,23 @@ def test_the_overview_updates_itself_and_keeps_the_focus(plain: Server):
     drive(steps)
 
 
+def test_an_update_that_fails_changes_nothing_and_the_next_one_counts(plain: Server):
+    async def steps(tab: Tab) -> None:
+        await tab.open(plain.url + "/")
+        glance = plain.views.at_a_glance
+        assert glance is not None
+        plain.views.at_a_glance = replace(glance, minutes=None)  # type: ignore[arg-type] # the template fails on it
+        async with asyncio.timeout(30):
+            while not any("500" in complaint for complaint in tab.complaints):
+                await asyncio.sleep(0.1)
+        await asyncio.sleep(0.5)  # what came with it would be there by now
+        assert await tab.look("document.querySelector('#live').innerText.includes('18,231 users')")
+        plain.views.at_a_glance = replace(glance, users=18_233)
+        await tab.until("document.querySelector('#live').innerText.includes('18,233 users')")
+
+    drive(steps)
+
+
 def test_the_keyboard_reaches_the_content_and_finds_a_user(plain: Server):
     async def steps(tab: Tab) -> None:
         await tab.open(plain.url + "/models")

@@ -50,7 +50,8 @@ def _templates() -> Environment:
                        trim_blocks=True, lstrip_blocks=True)
     made.filters |= {
         "count": _count, "rate": _rate, "short": _short, "number": _short, "decimals": _decimals, "duration": duration,
-        "ago": lambda then, now: ago(now, then), "moment": timeline.moment, "iso": _iso, "exp": _exp,
+        "ago": lambda then, now: ago(now, then), "moment": timeline.moment, "iso": _iso,
+        "clock": lambda at: _iso(at)[11:19], "exp": _exp,
         "coded": _coded,
         "sentence": _sentence, "severity": comparing.severity, "part": lambda name: LABELS.get(name, name),
         "words": lambda text: str(text).replace("_", " "), "mark": timeline.mark, "listed": _listed,
