@@ -122,6 +122,9 @@ bench-concepts: setup ## the pictures of docs/concepts.md (ARGS='--out DIR')
 bench-scale: setup ## what users need: instances, partitions, bytes (ARGS=--quick: nothing written)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.scale.run $(ARGS)
 
+bench-api: setup ## time of the HTTP interface's answers at 200 requests a second (needs a fitted model; ARGS=--quick: 10 s)
+	$(BIN)/python -m benchmarks.api.run $(ARGS)
+
 bench-writing: setup ## speed and likelihood of texts the LLM writes, in 8 bits and in float32 (ARGS='--texts 256')
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.writing.run $(ARGS)
 
@@ -132,4 +135,4 @@ clean: ## remove the environment, caches and fitted models
 
 .PHONY: help setup demo test test-quick faults fuzz kill-loop soak pressure rehearse lint audit docs bench-frontier bench-ingest \
 	bench-experiment bench-judge bench-drift bench-price bench-ctr bench-refresh bench-quality bench-reference \
-	bench-bounds bench-alignment bench-concepts bench-scale bench-writing bench-sessions bench-rank bench-e2e clean
+	bench-bounds bench-alignment bench-concepts bench-scale bench-writing bench-sessions bench-rank bench-e2e bench-api clean
