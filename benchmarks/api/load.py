@@ -30,7 +30,7 @@ class Ask:
 
 
 @dataclass(slots=True)
-class Answers:
+class LoadAnswers:
     """Seconds from due to answered by kind, and how many there were by status; 0 = none came."""
 
     seconds: dict[str, list[float]] = field(default_factory=dict)
@@ -55,9 +55,9 @@ def schedule(rate: float, seconds: float, users: Sequence[str], items: Sequence[
     return out
 
 
-async def ask_all(url: str, asks: Sequence[Ask], connections: int = 64) -> Answers:
+async def ask_all(url: str, asks: Sequence[Ask], connections: int = 64) -> LoadAnswers:
     """Send the requests when they are due; every second one with the tag of the last answer, as a careful client."""
-    answers, tags = Answers(), dict[str, str]()
+    answers, tags = LoadAnswers(), dict[str, str]()
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=connections),
                                      timeout=aiohttp.ClientTimeout(total=10)) as session:
         start = time.perf_counter()

@@ -28,7 +28,7 @@ from urllib.request import urlopen
 
 import psutil
 
-from benchmarks.api.load import Answers, ask_all, quantile, schedule
+from benchmarks.api.load import LoadAnswers, ask_all, quantile, schedule
 from benchmarks.ingest.systems import ROOT
 from benchmarks.pages import fill
 from schemas.artifacts import Registry
@@ -129,7 +129,7 @@ def wait(condition, seconds: float) -> None:
         time.sleep(0.2)
 
 
-def figures(found: Answers, rate: float, seconds: float, users: int, events: float) -> dict:
+def figures(found: LoadAnswers, rate: float, seconds: float, users: int, events: float) -> dict:
     """Return what is printed and kept; times in milliseconds."""
     every = [one for values in found.seconds.values() for one in values]
 
@@ -154,7 +154,7 @@ def table(result: dict) -> str:
                 f"{result['events_per_s']:g} events a second for {result['seconds']:g} s, {result['users']:,} users, "
                 "the whole embedded stack and "
                 f"the client on {result['cpus']} CPUs; the console takes {result['console_cpu']:.0%} of a core and "
-                f"{result['console_rss_mb']} MB. Answers: {status}.")
+                f"{result['console_rss_mb']} MB. LoadAnswers: {status}.")
     return "\n".join(rows)
 
 

@@ -11,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 from typing import Any
+from urllib.error import HTTPError
 from urllib.request import urlopen
 
 import orjson
@@ -85,10 +86,10 @@ class Watched(Stack):
 def stack(fitted: tuple[Path, dict[str, str]], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     home = tmp_path_factory.mktemp("watched") / "home"
     shutil.copytree(fitted[0], home, ignore=shutil.ignore_patterns("run", "streams", "store"))
-    port = 20_000 + free_port() % 10_000  # seven in a row, below those that the kernel gives away
+    port = 20_000 + free_port() % 10_000  # eight in a row, below those that the kernel gives away
     watched = Watched(home, **fitted[1], FRESHET_METRICS_PORT=str(port), FRESHET_REFRESH_MIN_HISTORY="3",
                       FRESHET_REFRESH_POLICY="freshet", FRESHET_METRICS_COST_PER_HOUR="3.6", FRESHET_LOG_FORMAT="json",
-                      OTEL_BSP_SCHEDULE_DELAY="200")
+                      FRESHET_CONSOLE_PORT=str(port + 8), OTEL_BSP_SCHEDULE_DELAY="200")
     watched.port = port
     with ExitStack() as opened:
         watched.collector = opened.enter_context(Collector())
@@ -159,7 +160,7 @@ def test_every_second_of_a_consumer_belongs_to_one_activity(stack: Watched, role
     assert max(after, key=lambda labels: after[labels] - before[labels]) == (("activity", "idle"), ("role", role))
 
 
-@pytest.mark.parametrize("role", [*ROLES, "store", "supervisor"])
+@pytest.mark.parametrize("role", [*ROLES, "console", "store", "supervisor"])
 def test_probes_answer(stack: Watched, role: str) -> None:
     for path in ("/livez", "/readyz", "/healthz"):
         assert orjson.loads(stack.get(role, path))
@@ -168,8 +169,46 @@ def test_probes_answer(stack: Watched, role: str) -> None:
 
 def test_the_supervisor_shows_the_roles(stack: Watched) -> None:
     found = stack.scrape("supervisor")
-    assert {dict(labels)["role"] for labels in found["freshet_role_up"]} == {*ROLES, "store"}
+    assert {dict(labels)["role"] for labels in found["freshet_role_up"]} == {*ROLES, "console", "store"}
     assert found["freshet_health"][(("state", "ok"),)] == 1
+
+
+def test_the_console_says_what_the_topics_and_the_store_say(stack: Watched) -> None:
+    def get(path: str) -> tuple[int, bytes]:
+        try:
+            with urlopen(f"http://127.0.0.1:{stack.port + PORTS['console'] + 1}{path}", timeout=10) as answer:
+                return answer.status, answer.read()
+        except HTTPError as error:
+            return error.code, error.read()
+
+    assert f"console: http://127.0.0.1:{stack.port + 8}" in stack.log.read_text()
+    stack.until(lambda: get("/v1/health")[0] == 200)
+    for user in ("u0", "u5"):
+        last = [one for one in stack.records("recommendations") if one["user_id"] == user][-1]
+        stack.until(lambda user=user, last=last: orjson.loads(
+            get(f"/v1/users/{user}/recommendations")[1]).get("ranked_at") == last["ranked_at"])
+        body = orjson.loads(get(f"/v1/users/{user}/recommendations")[1])
+        assert [one["item_id"] for one in body["items"]] == [one["item_id"] for one in last["items"]]
+        assert [one["item_id"] for one in body["reference"]] == last["reference"]
+        assert all(one["title"].startswith("The ") for one in body["items"])
+        state = orjson.loads(get(f"/v1/users/{user}/state")[1])
+        assert (state["count"], len(state["history"])) == (8, 8)
+        assert state["drift"]["threshold"] is not None
+    update = stack.records("knowledge-updates")[-1]
+    found = orjson.loads(get(f"/v1/users/{update['user_id']}/knowledge")[1])
+    assert found["version"] == update["version"]
+    assert found["versions"][0]["freshness_s"] >= 0
+    item = orjson.loads(get(f"/v1/items/{state['history'][0]['item_id']}")[1])
+    assert user in {one["user_id"] for one in item["takers"]}
+    assert item["by_text"] or "encod" in item["problem"] or not item["problem"]
+    for page in ("/", "/live", f"/user?id={update['user_id']}", f"/item?id={item['item_id']}", "/search?q=the",
+                 "/dead-letters", "/models", "/experiments", "/settings"):
+        status, text = get(page)
+        assert status == 200, page
+        assert text.startswith(b"<") or page == "/live", page
+    assert b"no event" in get("/dead-letters/0")[1]
+    overview = get("/")[1].decode()
+    assert "dead letters" in overview.lower()
 
 
 def test_one_events_trace_goes_through_streams_and_ranking_to_the_recommendation(stack: Watched) -> None:

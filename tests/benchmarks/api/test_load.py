@@ -56,9 +56,9 @@ def test_figures_are_of_all_answers():
     assert quantile([3.0, 1.0, 2.0], 0.5) == 2.0
     assert quantile(list(range(1000)), 0.99) == 990
 
-    from benchmarks.api.load import Answers
+    from benchmarks.api.load import LoadAnswers
 
-    found = Answers()
+    found = LoadAnswers()
     for n in range(200):
         found.add("state" if n % 2 else "item", 200, n / 1000)
     result = figures(found, 200.0, 1.0, 3, 10.0) | {"console_cpu": 0.1, "console_rss_mb": 90}

@@ -22,7 +22,7 @@ from confluent_kafka.admin import AdminClient, NewTopic
 from schemas.liveness import counters_file, ready_file
 from schemas.settings import KafkaSettings
 from schemas.settings.librdkafka import client
-from schemas.topics import CHANGELOG, DEAD_LETTERS
+from schemas.topics import CHANGELOG, DEAD_LETTERS, KNOWLEDGE_UPDATES, RECOMMENDATIONS
 from streams.service.outbox import partition_of
 from tests.workers.brokers import BROKERS, ROOT, kill_broker, settings_for, start_broker
 from tests.workers.fitted import N, publish, settings_in
@@ -151,9 +151,10 @@ def test_what_is_there_and_what_comes_is_served(console: Running) -> None:
     assert console.get("/v1/items/i29").json()["title"] == "29 things"
     assert console.status("/v1/items/i30") == 404
 
-    console.send(changed("u1", None))  # erased
+    console.send(changed("u1", None), *(LiveRecord(name, 0, 0.0, b"u1", None) for name in (
+        RECOMMENDATIONS.name, KNOWLEDGE_UPDATES.name)))  # erased
     console.wait(lambda: console.status("/v1/users/u1/state") == 404)
-    assert console.status("/v1/users/u1/recommendations") == 404
+    console.wait(lambda: console.status("/v1/users/u1/recommendations") == 404)
     assert (console.home / "console").is_dir()
     assert console.end() == 0
     assert not (console.home / "console").exists()

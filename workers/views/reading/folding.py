@@ -65,6 +65,7 @@ class ViewsFold:
     """Folds batches into tables and figures. One thread; `letters` and `unreadable` may be read from others.
 
     A record that is not what its topic says is counted and left out: its own readers bury it, this one only shows.
+    A record without a value erases what its topic said of the user before; an erasure sends one to each of the topics.
     """
 
     def __init__(self, held: Tables, recent: Recent) -> None:
@@ -85,7 +86,7 @@ class ViewsFold:
             DEAD_LETTERS.name: self._buried}
 
     def fold(self, records: Iterable[LiveRecord]) -> None:
-        """ViewsFold a batch; within a topic and a key, in the order given."""
+        """Fold a batch; within a topic and a key, in the order given."""
         groups: dict[str, list[LiveRecord]] = {}
         for record in records:
             groups.setdefault(record.topic, []).append(record)
@@ -104,17 +105,17 @@ class ViewsFold:
 
         erased = self._each(records, new, add)
         known = self._tables.read_all(tables.STATE, {*new, *erased})
-        steps = self._tables.read_all(tables.STEPS, new.keys() - erased)
+        steps = self._tables.read_all(tables.STEPS, new.keys() - erased.keys())
         rows: list[tuple[bytes, bytes, bytes | None]] = []
-        for key in erased:  # the user was erased: nothing of them stays, whatever other topics still hold
-            rows += [(kind, key, None) for kind in tables.OF_USER]
+        for key in erased:
+            rows += [(tables.STATE, key, None), (tables.STEPS, key, None)]
             self._recent.forget(_text(key))
         for key, states in new.items():
             last = states[-1][0]
             rows.append((tables.STATE, key, tables.pack_state(last.at, last.value or b"")))
             rows.append((tables.STEPS, key, tables.with_steps(steps.get(key), [step_of(head) for _, head in states])))
         self._predict(new, known)
-        self.users += len(new.keys() - known.keys()) - len((erased & known.keys()) - new.keys())
+        self.users += len(new.keys() - known.keys()) - len((erased.keys() & known.keys()) - new.keys())
         self._tables.write(rows)
 
     def _predict(self, new: Mapping[bytes, Sequence[tuple[LiveRecord, Head]]], known: Mapping[bytes, bytes]) -> None:
@@ -159,8 +160,8 @@ class ViewsFold:
             if asked.reason == "contradiction":
                 self._recent.contradicted(record.at)
 
-        self._each(records, new, add)
-        self._merge(tables.MADE, new, set(), tables.with_refreshes)
+        erased = self._each(records, new, add)
+        self._merge(tables.MADE, new, erased, tables.with_refreshes, tables.refreshes_after)
 
     def _made(self, records: Sequence[LiveRecord]) -> None:
         new: dict[bytes, list[tuple[int, KeptRefresh]]] = {}
@@ -171,7 +172,7 @@ class ViewsFold:
             self._recent.refreshed(record.at, made)
 
         erased = self._each(records, new, add)
-        self._merge(tables.MADE, new, erased, tables.with_refreshes)
+        self._merge(tables.MADE, new, erased, tables.with_refreshes, tables.refreshes_after)
 
     def _judged(self, records: Sequence[LiveRecord]) -> None:
         new: dict[bytes, list[tuple[float, KeptMargin]]] = {}
@@ -185,15 +186,15 @@ class ViewsFold:
         self._merge(tables.JUDGED, new, erased, tables.with_margins)
 
     def _each(self, records: Sequence[LiveRecord], new: dict[bytes, list[Any]],
-              add: Callable[[bytes, LiveRecord], None]) -> set[bytes]:
-        """Add every record; return the keys that were erased, of which `new` has only what came after."""
-        erased: set[bytes] = set()
+              add: Callable[[bytes, LiveRecord], None]) -> dict[bytes, float]:
+        """Add every record; return when keys were erased, of which `new` has only what came after."""
+        erased: dict[bytes, float] = {}
         for record in records:
             key = record.key
             if key is None:
                 self.unreadable[record.topic] += 1
             elif record.value is None:
-                erased.add(key)
+                erased[key] = record.at
                 new.pop(key, None)
             else:
                 try:
@@ -202,11 +203,22 @@ class ViewsFold:
                     self.unreadable[record.topic] += 1
         return erased
 
-    def _merge(self, kind: bytes, new: dict[bytes, Any], erased: set[bytes],
-               merged: Callable[[bytes | None, Any], bytes]) -> None:
-        held = self._tables.read_all(kind, new.keys() - erased)
-        gone: list[tuple[bytes, bytes, bytes | None]] = [(kind, key, None) for key in erased - new.keys()]
-        self._tables.write([*gone, *((kind, key, merged(held.get(key), some)) for key, some in new.items())])
+    def _merge(
+        self, kind: bytes, new: dict[bytes, Any], erased: Mapping[bytes, float],
+        merged: Callable[[bytes | None, Any], bytes],
+        after: Callable[[bytes | None, float], bytes | None] = lambda row, at: None,
+    ) -> None:
+        """Write the rows of a kind.
+
+        Args:
+            after: returns what an erasure leaves of a row. Rows of two topics need one: at a start these are read in
+                any order, so what belongs to a user who came back may be there before the erasure is read.
+        """
+        held: dict[bytes, bytes | None] = dict(self._tables.read_all(kind, {*new, *erased}))
+        for key, at in erased.items():
+            held[key] = after(held.get(key), at)
+        rows = [(kind, key, merged(held.get(key), new[key]) if key in new else held[key]) for key in {**erased, **new}]
+        self._tables.write(rows)
 
     def _items(self, records: Sequence[LiveRecord]) -> None:
         rows: list[tuple[bytes, bytes, bytes | None]] = []

@@ -93,9 +93,11 @@ class ViewsThreads:
 
     def _follow(self) -> None:
         self.beat = time.monotonic()
+        self._progress.doing.enter("idle")
         messages = self._topics.poll(0.1, _SERVING if self._topics.caught_up else _CATCHING_UP)
         started = time.monotonic()
         if messages:
+            self._progress.doing.enter("processing")
             self._progress.in_hand(len(messages))
             changes = self._fold.catalogue_changes
             self._fold.fold([self._record(message) for message in messages])

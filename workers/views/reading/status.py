@@ -24,13 +24,12 @@ from schemas.topics import (
     RANKING_REQUESTS,
 )
 from workers.home.stack_info import find
-from workers.kafka.lag import GUARD_GROUP, KNOWLEDGE_GROUP, RANKING_GROUP, GroupLag
+from workers.kafka.lag import GUARD_GROUP, KNOWLEDGE_GROUP, RANKING_GROUP, STREAMS_GROUP, GroupLag
 from workers.kafka.topics import partitions
 from workers.supervision.health import Health, read
 from workers.views.summary import Minute, Problem, RoleState, Spread
 
 log = logging.getLogger(__name__)
-STREAMS_GROUP = "freshet-streams"  # as in streams.service.app, whose import brings Faust
 GROUPS: dict[str, tuple[str, tuple[str, ...]]] = {
     "streams": (STREAMS_GROUP, (BEHAVIOUR_EVENTS.name, JUDGEMENTS.name, KNOWLEDGE_UPDATES.name)),
     "knowledge": (KNOWLEDGE_GROUP, (KNOWLEDGE_REQUESTS.name,)),

@@ -172,6 +172,17 @@ def with_refreshes(row: bytes | None, new: Iterable[tuple[int, KeptRefresh]]) ->
     return _encode({version: kept[version] for version in sorted(kept)[-REFRESHES:]})
 
 
+def refreshes_after(row: bytes | None, at: float) -> bytes | None:
+    """Return what a row of refreshes has from after `at`, wall-clock seconds; None = nothing."""
+    kept = {}
+    for version, one in (_refreshes.decode(row) if row else {}).items():
+        asked = one.asked if one.asked is not None and one.asked.requested_at > at else None
+        made = one.made if one.made is not None and one.made.generated_at > at else None
+        if asked or made:
+            kept[version] = KeptRefresh(asked, made)
+    return _encode(kept) if kept else None
+
+
 def with_margins(row: bytes | None, new: Iterable[tuple[float, KeptMargin]]) -> bytes:
     """Return the row of a user's margins with new ones (judged at, margin); a margin that is sent again counts once."""
     kept = {(one.event_id, one.count): (at, one) for at, one in (_margins.decode(row) if row else [])}

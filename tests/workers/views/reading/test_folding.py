@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from schemas.topics import CATALOGUE, KNOWLEDGE_UPDATES, RECOMMENDATIONS
+from schemas.topics import CATALOGUE, JUDGEMENTS, KNOWLEDGE_REQUESTS, KNOWLEDGE_UPDATES, RECOMMENDATIONS
 from tests.workers.views.reading.sent import (
     T0,
     changed,
@@ -26,6 +26,8 @@ from workers.views.reading import folding, tables
 from workers.views.reading.folding import READ, LiveRecord, ViewsFold
 from workers.views.reading.recent import Recent
 from workers.views.reading.tables import KeptEntry, Tables
+
+OF_USERS = (RECOMMENDATIONS.name, KNOWLEDGE_REQUESTS.name, KNOWLEDGE_UPDATES.name, JUDGEMENTS.name)
 
 
 @pytest.fixture
@@ -132,7 +134,7 @@ def test_an_erased_user_is_gone(fold, held, recent):
     fold.fold([record(recommendation()), record(request()), record(update()), record(judgement("u1", 1)),
                changed("u1", state("i1")), changed("u2", state("i1"))])
     assert [one.user_id for one in recent.takers("i1")] == ["u1", "u2"]
-    fold.fold([changed("u1", None)])
+    fold.fold([changed("u1", None), *(LiveRecord(topic, 9, T0 + 10, b"u1", None) for topic in OF_USERS)])
     assert [held.read(kind, b"u1") for kind in tables.OF_USER] == [None] * len(tables.OF_USER)
     assert [one.user_id for one in recent.takers("i1")] == ["u2"]
     assert fold.users == 1
@@ -144,11 +146,30 @@ def test_an_erased_user_is_gone(fold, held, recent):
 @pytest.mark.parametrize(("topic", "kind", "message"), [
     (RECOMMENDATIONS.name, tables.SHOWN, recommendation()), (KNOWLEDGE_UPDATES.name, tables.MADE, update())])
 def test_a_tombstone_removes_what_came_before_it(fold, held, topic, kind, message):
-    fold.fold([record(message), LiveRecord(topic, 1, T0, b"u1", None)])
+    fold.fold([record(message), LiveRecord(topic, 1, T0 + 10, b"u1", None)])
     assert held.read(kind, b"u1") is None
     fold.fold([record(message)])
-    fold.fold([LiveRecord(topic, 1, T0, b"u1", None), record(message)])
+    fold.fold([LiveRecord(topic, 1, T0 + 10, b"u1", None), record(message)])
     assert held.read(kind, b"u1")
+
+
+@pytest.mark.parametrize("first", [KNOWLEDGE_REQUESTS.name, KNOWLEDGE_UPDATES.name])
+def test_a_user_who_came_back_keeps_what_is_new_whichever_topic_is_read_first(fold, held, first):
+    """At a start, the topics are read in any order."""
+    old, new = T0, T0 + 100
+    topics = {
+        KNOWLEDGE_REQUESTS.name: [
+            record(request(version=1, requested_at=old)), LiveRecord(KNOWLEDGE_REQUESTS.name, 9, T0 + 50, b"u1", None),
+            record(request(version=1, requested_at=new))],
+        KNOWLEDGE_UPDATES.name: [
+            record(update(version=2, generated_at=old)), LiveRecord(KNOWLEDGE_UPDATES.name, 9, T0 + 50, b"u1", None),
+            record(update(version=1, generated_at=new))]}
+    for name in sorted(topics, key=lambda name: name != first):
+        for one in topics[name]:
+            fold.fold([one])
+    found = tables.refreshes_in(held.read(tables.MADE, b"u1"))
+    assert list(found) == [1]
+    assert (found[1].asked.requested_at, found[1].made.generated_at) == (new, new)
 
 
 @pytest.mark.parametrize("value", [b"", b"{", b"null", b"[]", b"{}", b'"\xff"', b"\xc1", b"9" * 5000, b"[" * 100_000])
