@@ -43,3 +43,16 @@ def merge(requests: Sequence[RankingRequest]) -> list[UserRequests]:
     for request in requests:
         users.setdefault(request.user_id, []).append(request)
     return [UserRequests(group) for group in users.values()]
+
+
+def in_parts(users: Sequence[UserRequests], most: int) -> list[list[UserRequests]]:
+    """Return the users in parts with at most `most` rows to rank each; a user's rows stay together."""
+    parts: list[list[UserRequests]] = []
+    rows = 0
+    for user in users:
+        if not parts or rows + len(user.rows) > most:
+            parts.append([])
+            rows = 0
+        parts[-1].append(user)
+        rows += len(user.rows)
+    return parts

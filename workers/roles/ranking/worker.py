@@ -34,7 +34,7 @@ from workers.kafka.lag import RANKING_GROUP
 from workers.kafka.outbox import Output, tombstone
 from workers.kafka.topics import create_topics
 from workers.roles.ranking.later import CatalogueFollower
-from workers.roles.ranking.merging import UserRequests, merge
+from workers.roles.ranking.merging import UserRequests, in_parts, merge
 from workers.roles.ranking.popular import KeptPopular, PopularNow
 from workers.roles.ranking.ranker import Ranker
 from workers.roles.ranking.rules import NO_FILTERS, Arranged, Filters, ListRules
@@ -52,6 +52,8 @@ _WITHOUT_VECTORS = frozenset({"no_knowledge", "store_unavailable", "damaged_know
 # Requests for damaged or missing knowledge: at most so many users within so many seconds, each once however often
 # ranked.
 _ASKED = (1_000, 60.0)
+# Scores of a forward pass: each of its five or six arrays takes 64 MB. 256 requests for lists of 100,000 items need more.
+SCORES = 16_000_000
 # Items that are not popular, or no more, come after those that are, in the order of the reference.
 _UNPOPULAR = 1e-6
 _SECONDS = histogram("freshet_stage_seconds")
@@ -98,10 +100,15 @@ class RankingProcessor:
             "withheld_items": 0 if self._ranker.withheld is None else int(self._ranker.withheld.sum())}
 
     def __call__(self, requests: Sequence[RankingRequest]) -> list[list[Output]]:
-        """Return the outputs in a single part."""
-        started = time.perf_counter()
+        """Return the outputs, in parts of so many users that their scores fit into memory."""
         self._count_events(requests)
         users = merge(requests)
+        self._counts["requests"] += len(requests)
+        self._counts["superseded"] += len(requests) - len(users)
+        return [self._part(part) for part in in_parts(users, SCORES // self._ranker.model.n_items)]
+
+    def _part(self, users: Sequence[UserRequests]) -> list[Output]:
+        started = time.perf_counter()
         with _LOOK_UP.time():
             points, fallbacks, repairs = self._knowledge(users)
         rows = [(user, request) for user in users for request in user.rows]
@@ -118,10 +125,8 @@ class RankingProcessor:
             judgements = self._judge(users, rows, rank, points)
         with _RECOMMEND.time():
             recommendations = self._recommend(users, rows, rank, points, fallbacks)
-        self._counts["requests"] += len(requests)
-        self._counts["superseded"] += len(requests) - len(users)
         self._rank_s += time.perf_counter() - started
-        return [[*recommendations, *judgements, *repairs]]
+        return [*recommendations, *judgements, *repairs]
 
     def _count_events(self, requests: Sequence[RankingRequest]) -> None:
         """Count the new events of requests for what is popular."""

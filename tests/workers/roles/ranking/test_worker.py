@@ -503,3 +503,20 @@ def test_an_erased_user_leaves_the_cache_and_is_ended_on_every_topic(ranker: Ran
     recs, _ = split(process([request(), request(user_id="bob")]))
     assert recs["ann"].fallback == "no_knowledge", "not from the cache"
     assert recs["bob"].fallback is None
+
+
+def test_a_batch_too_large_for_memory_is_ranked_in_parts(
+    ranker: Ranker, store: EdgeStore, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = [request(f"u{n}", history=[f"i{n}", f"i{n + 1}"], knowledge_version=0) for n in range(7)]
+    whole = processor(ranker, store)(asked)
+    assert len(whole) == 1
+    monkeypatch.setattr("workers.roles.ranking.worker.SCORES", 3 * len(ITEMS))
+    parts = processor(ranker, store)(asked)
+    assert [len(part) for part in parts] == [3, 3, 1]
+    for user, one in split(whole)[0].items():
+        other = split(parts)[0][user]
+        assert [item.item_id for item in one.items] == [item.item_id for item in other.items]
+        assert [item.score for item in one.items] == pytest.approx([item.score for item in other.items], abs=1e-5)
+    monkeypatch.setattr("workers.roles.ranking.worker.SCORES", 1)
+    assert [len(part) for part in processor(ranker, store)(asked)] == [1] * 7
