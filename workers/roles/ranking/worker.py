@@ -52,7 +52,7 @@ _WITHOUT_VECTORS = frozenset({"no_knowledge", "store_unavailable", "damaged_know
 # Requests for damaged or missing knowledge: at most so many users within so many seconds, each once however often
 # ranked.
 _ASKED = (1_000, 60.0)
-# Scores of a forward pass: each of its five or six arrays takes 64 MB. 256 requests for lists of 100,000 items need more.
+# Scores of a forward pass: each of its five or six arrays takes 64 MB. 256 lists of 100,000 items would need more.
 SCORES = 16_000_000
 # Items that are not popular, or no more, come after those that are, in the order of the reference.
 _UNPOPULAR = 1e-6
