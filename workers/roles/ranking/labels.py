@@ -33,11 +33,11 @@ class Labels:
         self._masks: dict[tuple[str, int], Tensor] = {}
         self._state: tuple[Catalogue | None, object] = (None, None)
 
-    def follow(self, catalogue: Catalogue) -> None:
-        """Take what changed in a catalogue, or another one. Costs nothing where nothing did."""
+    def follow(self, catalogue: Catalogue) -> bool:
+        """Take what changed in a catalogue, or another one; return whether anything did. Costs nothing if not."""
         state = (catalogue, catalogue.available)  # replaced with every change
         if self._state[0] is state[0] and self._state[1] is state[1]:
-            return
+            return False
         self._state = state
         if len(catalogue.entries) < len(self._entries):
             self._entries, self._labels, self._rows, self._masks = [], [], {}, {}
@@ -54,6 +54,15 @@ class Labels:
             for label in self._labels[row]:
                 self._rows.setdefault(label, set()).add(row)
             self._masks.clear()
+        return True
+
+    def has(self, label: str) -> bool:
+        """Return whether an item has the label."""
+        return bool(self._rows.get(label))
+
+    def has_value_of(self, attribute: str) -> bool:
+        """Return whether an item has a label that begins with the attribute and a colon."""
+        return any(rows and label.partition(":")[0] == attribute for label, rows in self._rows.items())
 
     def of(self, row: int) -> tuple[str, ...]:
         """Return the labels of a row."""

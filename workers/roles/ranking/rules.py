@@ -7,11 +7,12 @@ items in the order of what is served, and change no probability.
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-from math import log
+from math import log as ln
 
 import torch
 from torch import Tensor
@@ -21,6 +22,8 @@ from schemas.messages import RankingRequest
 from schemas.settings import RankingSettings
 from workers.catalogue.view import Catalogue
 from workers.roles.ranking.labels import Labels
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,15 +108,33 @@ class ListRules:
         self._boost, self._most = settings.boost, settings.most
         self._pinned = settings.pinned
         self._pins: tuple[int, ...] = ()
+        self._warned: set[str] = set()
 
     def follow(self, catalogue: Catalogue, requests: Sequence[RankingRequest]) -> bool:
         """Take the catalogue as it is now, if there is any rule for these requests; return whether there is."""
         if not (self._allow or self._deny or self._boost or self._most or self._pinned
                 or any(request.allow or request.deny for request in requests)):
             return False
-        self.labels.follow(catalogue)
+        if self.labels.follow(catalogue):
+            self._warn(catalogue)
         self._pins = tuple(catalogue.rows[item] for item in self._pinned if item in catalogue.rows)
         return True
+
+    def _warn(self, catalogue: Catalogue) -> None:
+        """Say which rules of the settings name what is not there, each once: most likely a slip of the pen."""
+        labels = self.labels
+        missing = [
+            *(f"FRESHET_RANKING_ALLOW: no item has the label {name!r}" for name in self._allow if not labels.has(name)),
+            *(f"FRESHET_RANKING_DENY: no item has the label {name!r}" for name in self._deny if not labels.has(name)),
+            *(f"FRESHET_RANKING_BOOST: {name!r} is neither a label nor an item" for name in self._boost
+              if not labels.has(name) and name not in catalogue.rows),
+            *(f"FRESHET_RANKING_MOST: no item has a label that begins with {name + ':'!r}" for name in self._most
+              if name != "*" and not labels.has_value_of(name)),
+            *(f"FRESHET_RANKING_PIN: there is no item {name!r}" for name in self._pinned if name not in catalogue.rows)]
+        for text in missing:
+            if text not in self._warned:
+                self._warned.add(text)
+                log.warning("%s so far", text)
 
     def asked(self, request: RankingRequest) -> Wanted:
         """Return what a request's list must keep to."""
@@ -137,7 +158,7 @@ class ListRules:
             mask = self._named(name, n)
             if mask.any():
                 boost = torch.zeros(n) if boost is None else boost
-                boost += mask * log(factor)
+                boost += mask * ln(factor)
         return NO_FILTERS if allowed is None and boost is None else Filters(allowed, boost)
 
     def _named(self, name: str, n: int) -> Tensor:

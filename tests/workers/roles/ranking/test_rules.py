@@ -166,6 +166,23 @@ def test_labels_follow_the_catalogue_and_come_from_attributes_where_there_are_no
     assert found.mask(["red"], 1).tolist() == [True]
 
 
+def test_rules_that_name_what_is_not_there_are_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    rules = ListRules(RankingSettings(
+        allow="brand:a,brand:q", deny="adlut", boost={"sale": 2.0, "i1": 2.0, "slae": 2.0}, pin="i2,i99",
+        most={"brand": 2, "kind": 1}))
+    catalogue = Catalogue(ITEMS)
+    catalogue.apply(ENTRIES)
+    for version in (2, 3):
+        rules.follow(catalogue, [request()])
+        catalogue.apply([Entry("i3", version, labels=("brand:c",))])
+    assert [record.message for record in caplog.records] == [
+        "FRESHET_RANKING_ALLOW: no item has the label 'brand:q' so far",
+        "FRESHET_RANKING_DENY: no item has the label 'adlut' so far",
+        "FRESHET_RANKING_BOOST: 'slae' is neither a label nor an item so far",
+        "FRESHET_RANKING_MOST: no item has a label that begins with 'kind:' so far",
+        "FRESHET_RANKING_PIN: there is no item 'i99' so far"]
+
+
 def test_rules_cost_nothing_where_there_are_none() -> None:
     rules = ListRules(RankingSettings())
     assert not rules.follow(Catalogue(ITEMS), [request()])
