@@ -84,6 +84,7 @@ def test_two_freshets_share_nothing(stacks: dict[str, Stack]):
         assert stack.run("health").returncode == 0
         checked = " ".join(stack.run("doctor").stdout.split())
         assert f"{prefix}freshet-ranking 0" in checked, checked
+        assert f"names begin with {prefix}" in checked
         assert "holds knowledge of 6 users" in checked
     one, other = stacks.values()
     assert one.run("dead-letters", "--show", "behaviour-events/0/99").returncode == 1

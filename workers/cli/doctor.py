@@ -230,7 +230,8 @@ def _broker(settings: Settings) -> Check:
                            f"there is no embedded broker for this platform ({error}); set FRESHET_KAFKA_BOOTSTRAP")
     check_reachable(settings.kafka)
     there = partitions(settings.kafka, {*TOPICS, CHANGELOG})
-    where = f"{settings.kafka.bootstrap} answers"
+    prefix = settings.kafka.prefix
+    where = f"{settings.kafka.bootstrap} answers" + (f", names begin with {prefix}" if prefix else "")
     if missing := sorted(set(TOPICS) - set(there)):
         absent = ", ".join(map(settings.kafka.full, missing))
         return Check("broker", "warning", f"{where}; missing: {absent} (`freshet topics --create`)")

@@ -75,7 +75,9 @@ def up(
     typer.echo(f"starting {', '.join(names)} with model {version}")
     try:
         with HealthServer(settings), Stack(settings, names, patient=True, say=typer.echo) as stack:
-            typer.echo(f"broker: {stack.settings.kafka.bootstrap}")
+            prefix = stack.settings.kafka.prefix
+            typer.echo(f"broker: {stack.settings.kafka.bootstrap}"
+                       + (f", names begin with {prefix}" if prefix else ""))
             if stack.settings.qdrant.url:
                 typer.echo(f"store: {stack.settings.qdrant.url}")
             if stack.settings.log.to == "file":
