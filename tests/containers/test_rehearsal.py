@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,15 @@ from tests.containers.compose import Volume, read_environment, read_image, read_
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "deploy" / "Dockerfile").read_text()
+TOOLS = ("unshare", "nsenter", "setpriv", "ip", "mount")
+
+
+def has_namespaces() -> bool:
+    if os.getuid() or any(shutil.which(tool) is None for tool in TOOLS):
+        return False
+    return subprocess.run(["unshare", "--mount", "--net", "--pid", "--fork", "true"], check=False).returncode == 0
+
+
 def test_the_image_is_read_as_its_last_stage_says() -> None:
     image = read_image(DOCKERFILE)
     assert (image.uid, image.gid, image.folder) == (10001, 10001, "/var/lib/freshet")
@@ -58,3 +69,12 @@ def test_docker_compose_accepts_the_file() -> None:
     done = subprocess.run(["docker", "compose", "--profile", "*", "config", "--quiet"], cwd=ROOT, capture_output=True,
                           text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(not has_namespaces(), reason="only root on Linux can make namespaces")
+def test_compose_is_rehearsed_from_fit_to_stop() -> None:
+    done = subprocess.run([sys.executable, "-m", "tests.containers.run"], cwd=ROOT, capture_output=True, text=True,
+                          timeout=850, check=False)
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-6000:]

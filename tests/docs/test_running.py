@@ -1,6 +1,6 @@
 """What the pages say can be run is run, as it stands there: in the order of a reader, on an embedded stack.
 
-Two things differ from a reader's machine: the port, and models that are small enough for a test.
+Two things differ from a reader's machine: ports, and models that are small enough for a test.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Reader:
             "FRESHET_LLM_NAME": str(tiny.save(folder / "llm")), "FRESHET_LLM_DEVICE": "cpu", "FRESHET_FIT_DIM": "16",
             "FRESHET_FIT_EPOCHS": "3", "FRESHET_FIT_KNOWLEDGE_EPOCHS": "1", "FRESHET_FIT_INSTRUCTIONS": "3",
             "FRESHET_FIT_CODES": "8", "FRESHET_FIT_PARTS": "on", "FRESHET_ITEMS_ENCODER": "none",
-            "FRESHET_KAFKA_SESSION_TIMEOUT_S": "3"}
+            "FRESHET_KAFKA_SESSION_TIMEOUT_S": "3", "FRESHET_CONSOLE_PORT": str(free_port())}
 
     def type(self, number: int, language: str, text: str) -> None:
         """Run what stands in a page, until it ends or, if it is endless, works."""
