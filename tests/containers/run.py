@@ -1,6 +1,6 @@
 """Rehearse docker-compose.yml where there is no container engine: fit, up, events in, lists out, doctor, down.
 
-    python -m tests.containers.run [--folder DIR] [--kafka DIR]
+    python -m tests.containers.run [--folder DIR] [--kafka DIR | --embedded]
 
 Needs root on Linux, for namespaces. Every service of the file gets what the file and the Dockerfile say: its user, its
 command, exactly its environment, its volumes with their owners, a read-only root, an address of its own under its name.
@@ -248,6 +248,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n", maxsplit=1)[0])
     parser.add_argument("--folder", type=Path, help="empty folder for volumes and logs; default: one that is removed")
     parser.add_argument("--kafka", type=Path, default=kafka_home(), help="folder with Kafka's `start`; none = embedded")
+    parser.add_argument("--embedded", action="store_true", help="the embedded broker, also where Kafka is at hand")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if not options.inside:
@@ -257,17 +258,17 @@ def main() -> int:
             return 2
         folder = options.folder or Path(tempfile.mkdtemp(prefix="rehearsal-"))
         folder.mkdir(parents=True, exist_ok=True)
-        kafka = ["--kafka", str(options.kafka)] if options.kafka else []
+        broker = ["--embedded"] if options.embedded or not options.kafka else ["--kafka", str(options.kafka)]
         try:
             return subprocess.run(
                 ["unshare", "--mount", "--net", "--pid", "--fork", "--kill-child=SIGKILL", "--mount-proc",
-                 sys.executable, "-m", "tests.containers.run", "--inside", "--folder", str(folder.absolute()), *kafka],
+                 sys.executable, "-m", "tests.containers.run", "--inside", "--folder", str(folder.absolute()), *broker],
                 cwd=ROOT, check=False).returncode
         finally:
             if not options.folder:
                 shutil.rmtree(folder, ignore_errors=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    rehearsal = Rehearsal(options.folder, options.kafka)
+    rehearsal = Rehearsal(options.folder, None if options.embedded else options.kafka)
     try:
         rehearsal.tell()
     except FailedError as error:
