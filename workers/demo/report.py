@@ -19,7 +19,7 @@ from schemas.settings import Settings, rows
 from workers.demo import plots
 from workers.demo.curve import curve
 from workers.demo.metrics import REASONS, Metrics
-from workers.demo.stories import UserStory
+from workers.demo.stories import UserStory, themes
 from workers.home.lock import run_folder
 from workers.terminal.durations import duration
 from workers.training.revision import revision
@@ -95,7 +95,7 @@ def html(
     return environment.get_template("report.html.j2").render(
         f=figures, q=quality, images=images, reasons=REASONS, card=artifact.card, labels=LABELS,
         calibration=calibration.model_dump(), conclusion=conclusion(quality), stories=stories,
-        title=lambda item: titles.get(item) or item, curve=curve, cost=figures["cost"],
+        title=lambda item: titles.get(item) or item, curve=curve, themes=themes, cost=figures["cost"],
         alpha=figures["settings"].get("refresh", {}).get("alpha", 0.05), written=bool(figures["described"]),
         loss=min(calibration.epsilon, DELTA), chance=max(0.0, calibration.epsilon - DELTA))
 

@@ -78,6 +78,12 @@ class UserStory:
     threshold: float = 0.0
 
 
+def themes(words: Sequence[str], most: int) -> str:
+    """Return words for a headline, without people: "war and romance"."""
+    *first, last = [word for word in words if not word.startswith(("with ", "by "))][:most] or [""]
+    return f"{', '.join(first)} and {last}" if first else last
+
+
 def changed(turn: Turn) -> tuple[int, int]:
     """Return how many items entered the list that behaviour alone would not show, and how many entered at all."""
     entered = set(turn.after.items) - set(turn.before.items if turn.before else ())

@@ -11,7 +11,7 @@ from streams.profile.state import UserState
 from workers.demo.cost import cost
 from workers.demo.curve import curve
 from workers.demo.diary import Diary, Requested, Shown, Turn
-from workers.demo.stories import Pulse, chosen, pulses, shift, told, words_of
+from workers.demo.stories import Pulse, chosen, pulses, shift, themes, told, words_of
 
 WORDS = {"a": ["space"], "b": ["space", "war"], "c": ["love"], "d": ["love", "paris"], "e": ["space", "paris"], "f": []}
 
@@ -116,6 +116,12 @@ def test_an_item_that_entered_has_the_words_of_several_newest_items() -> None:
 def test_words_rise_and_fall_by_their_share_and_one_item_is_no_theme() -> None:
     assert shift("cdcd", "abcc", words, {}) == (("space",), ("paris", "love"))  # "love": from all to half of them
     assert shift("ab", "ab", words, {}) == ((), ())
+
+
+def test_a_headline_has_no_people() -> None:
+    assert themes(["with Hanks", "war", "by Allen", "romance", "paris"], 2) == "war and romance"
+    assert themes(["a", "b", "c", "d"], 3) == "a, b and c"
+    assert [themes(["war"], 2), themes(["with Hanks"], 2), themes([], 2)] == ["war", "", ""]
 
 
 def test_of_a_first_history_what_is_more_frequent_than_usual_counts() -> None:
