@@ -32,9 +32,8 @@ def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(actions, "_PAUSE_S", 0.0)
 
 
-def client(home: Path, token: str = TOKEN, bootstrap: str = "") -> TestClient:
-    settings = replace(Settings(), home=home, kafka=KafkaSettings(bootstrap=bootstrap),
-                       console=ConsoleSettings(token=token))
+def client(home: Path, token: str = TOKEN, kafka: KafkaSettings | None = None) -> TestClient:
+    settings = replace(Settings(), home=home, kafka=kafka or KafkaSettings(), console=ConsoleSettings(token=token))
     return TestClient(create_app(filled(), settings), base_url="http://localhost")
 
 
@@ -127,7 +126,7 @@ def test_dead_letters_are_sent_again_one_or_all(tmp_path: Path):
         def sent() -> list[bytes | None]:
             return sorted(message.value() for message in read_all(kafka, [BEHAVIOUR_EVENTS.name]))
 
-        there = client(tmp_path, bootstrap=broker.bootstrap)
+        there = client(tmp_path, kafka=kafka)
         assert there.post("/dead-letters/replay", data={"number": "1", "token": "no"}).status_code == 403
         assert sent() == []
         assert "1 record was sent" in there.post("/dead-letters/replay", data={"number": "1", "token": TOKEN}).text
@@ -139,5 +138,16 @@ def test_dead_letters_are_sent_again_one_or_all(tmp_path: Path):
             assert there.post("/dead-letters/replay", data=nothing | {"token": TOKEN}).status_code == 409
         assert [line["outcome"] for line in audit(tmp_path)] == [
             "refused", "begun", "done", "begun", "done", *["begun", "failed"] * 3]
+
+        tenant = replace(kafka, prefix="shop.")
+        create_topics(tenant)
+        outbox = Outbox(tenant, "test")
+        theirs = letters[0].model_copy(update={"topic": tenant.full(BEHAVIOUR_EVENTS.name)})
+        outbox.send([Output(DEAD_LETTERS, theirs.topic, theirs)])
+        outbox.close()
+        answer = client(tmp_path, kafka=tenant).post("/dead-letters/replay", data={"token": TOKEN})
+        assert "1 record was sent" in answer.text
+        assert [message.value() for message in read_all(tenant, [BEHAVIOUR_EVENTS.name])] == [b"zero"]
+        assert sent() == [b"one", b"two", b"zero"], "the other system's topics are untouched"
     finally:
         kill_broker(broker)
