@@ -34,7 +34,7 @@ from tests.containers.compose import Service, Volume, read_environment, read_ima
 from tests.containers.machine import ROOT, Container, Machine, publish
 from tests.models import tiny
 from tests.system.world import write_data
-from tests.workers.brokers import kafka_home
+from tests.workers.brokers import CLUSTER_ID, kafka_home
 from workers.kafka.configuration import check_reachable
 
 # Of `.env`: models for a rehearsal. Threads: four roles on two cores.
@@ -103,12 +103,15 @@ class Rehearsal:
             command = self._kafka(volume.target) if name == "kafka" else [
                 sys.executable, "-m", "tests.containers.store", volume.target, "6333"]
             # Programs of this machine, not of an image: they find their own libraries.
-            own = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "RUST_LOG": "warn"}
+            own = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "RUST_LOG": "warn",
+                   "KAFKA_CLUSTER_ID": CLUSTER_ID}
             self.containers[name] = Container(
                 self.machine, replace(service, environment=service.environment | own), SERVER_UID, command,
                 volume.target, [(source, volume)])
         bootstrap = self.services["streams"].environment["FRESHET_KAFKA_BOOTSTRAP"]
-        until(lambda: reachable(bootstrap), STEP_S, self.containers["kafka"].tail)
+        kafka = self.containers["kafka"]
+        until(lambda: kafka.first is None or reachable(bootstrap), STEP_S, kafka.tail)
+        require(kafka.first is not None, f"the broker has ended:\n{kafka.tail()}")
         for service in (self.services["kafka"], *self.roles()):
             for outside, inside in service.ports:
                 publish(outside, (self.machine.address(service.name), inside))

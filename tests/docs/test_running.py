@@ -33,8 +33,11 @@ def commands() -> Iterator[tuple[str, str, str]]:
     for page in READING:
         for block in blocks():
             if block.page == page and block.kind == "run":
-                for text in lines(block.text) if block.language == "sh" else [block.text]:
-                    yield str(block), block.language, text.partition("  #")[0]
+                if block.language == "sh":
+                    for text in lines(block.text):
+                        yield str(block), "sh", text.partition("  #")[0]
+                else:
+                    yield str(block), block.language, block.text
 
 
 class Reader:
