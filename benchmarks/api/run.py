@@ -154,7 +154,7 @@ def table(result: dict) -> str:
                 f"{result['events_per_s']:g} events a second for {result['seconds']:g} s, {result['users']:,} users, "
                 "the whole embedded stack and "
                 f"the client on {result['cpus']} CPUs; the console takes {result['console_cpu']:.0%} of a core and "
-                f"{result['console_rss_mb']} MB. LoadAnswers: {status}.")
+                f"{result['console_rss_mb']} MB. Answers: {status}.")
     return "\n".join(rows)
 
 

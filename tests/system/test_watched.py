@@ -183,8 +183,8 @@ def test_the_console_says_what_the_topics_and_the_store_say(stack: Watched) -> N
 
     assert f"console: http://127.0.0.1:{stack.port + 8}" in stack.log.read_text()
     stack.until(lambda: get("/v1/health")[0] == 200)
-    for user in ("u0", "u5"):
-        last = [one for one in stack.records("recommendations") if one["user_id"] == user][-1]
+    newest = {one["user_id"]: one for one in stack.records("recommendations")}
+    for user, last in list(newest.items())[:2]:
         stack.until(lambda user=user, last=last: orjson.loads(
             get(f"/v1/users/{user}/recommendations")[1]).get("ranked_at") == last["ranked_at"])
         body = orjson.loads(get(f"/v1/users/{user}/recommendations")[1])

@@ -50,15 +50,16 @@ class ViewsThreads:
         self._items = ShownItems(settings.home, self._tables)
         self._status = Status(settings)
         self._open.callback(self._status.close)
-        stored = Stored(settings, self._items)
-        self._open.callback(stored.close)
+        self._stored = Stored(settings, self._items)
+        self._open.callback(self._stored.close)
+        self._prepared = False
         self._read = 0
         self._behind = 0
         self.beat = time.monotonic()
         """When the reader last came round, monotonic seconds."""
         self.views = LocalViews(
-            settings, self._tables, self._recent, self._fold, self._items, self._status, stored,
-            caught_up=lambda: self._topics.caught_up, share_read=lambda: self._topics.share_read,
+            settings, self._tables, self._recent, self._fold, self._items, self._status, self._stored,
+            caught_up=lambda: self._prepared and self._topics.caught_up, share_read=lambda: self._topics.share_read,
             behind=lambda: self._behind, read=lambda: self._read)
         self._threads = [threading.Thread(target=self._run, args=(step,), name=name, daemon=True)
                          for name, step in (("views", self._follow), ("views-status", self._look))]
@@ -108,6 +109,10 @@ class ViewsThreads:
         self._progress.write(self._behind)
 
     def _look(self) -> None:
+        if not self._prepared:
+            self._stored.prepare()
+            self._items.follow()
+            self._prepared = True
         self._status.sample(time.monotonic())
         self._recent.events(time.time(), self._status.events)
         self._items.follow()

@@ -1,12 +1,13 @@
 """What the store holds of a user and near an item.
 
-qdrant-client is imported at the first question: it takes seconds and 50 MB, and the HTTP interface for users and most
-pages do not need it.
+qdrant-client is imported at the start, if a store is set: that takes seconds of the interpreter, in which no request
+would be answered.
 """
 
 from __future__ import annotations
 
 import threading
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from schemas.errors import FreshetError
@@ -30,6 +31,12 @@ class Stored:
         self._lock = threading.Lock()
         self._users: tuple[int, QdrantStore] | None = None
         self._items: tuple[int, QdrantItems] | None = None
+
+    def prepare(self) -> None:
+        """Import what asks the store, if there is one."""
+        if self._settings.qdrant.url:
+            import_module("workers.store.qdrant")
+            import_module("workers.store.items")
 
     def user(self, user_id: str) -> tuple[StoredKnowledge | None, str]:
         """Return a user's knowledge, and why it is not known, "" = it is, or there is none."""
@@ -72,22 +79,22 @@ class Stored:
         return "" if self._settings.qdrant.url else "no store is set: FRESHET_QDRANT_URL"
 
     def _of_users(self) -> QdrantStore | None:
-        from workers.store.qdrant import QdrantStore
-
         dim = self._catalogue.dim
         if not self._settings.qdrant.url or not dim:
             return None
+        from workers.store.qdrant import QdrantStore
+
         with self._lock:
             if self._users is None or self._users[0] != dim:
                 self._users = dim, QdrantStore.at(self._settings, dim)
             return self._users[1]
 
     def _of_items(self) -> QdrantItems | None:
-        from workers.store.items import QdrantItems
-
         dim = self._catalogue.encoding
         if not self._settings.qdrant.url or not dim:
             return None
+        from workers.store.items import QdrantItems
+
         with self._lock:
             if self._items is None or self._items[0] != dim:
                 self._items = dim, QdrantItems.at(self._settings, dim)
