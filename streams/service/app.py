@@ -22,7 +22,7 @@ from streams.service.batching import BatchConsumer, BatchTransport
 from streams.service.changelog import Changelog, LostError
 from streams.service.cluster import Cluster
 from streams.service.connection import check_brokers, credentials
-from streams.service.following import FOLLOW_EVERY_S, ModelFollower, load_planner
+from streams.service.following import FOLLOW_EVERY_S, ItemFollower, ModelFollower, load_planner
 from streams.service.origin import settle
 from streams.service.outbox import FaustOutbox
 from streams.service.seeking import FOUND, Seeker
@@ -146,9 +146,15 @@ def build(settings: Settings, planner: Planner, cluster: Cluster | None = None) 
 
     # Without this, knowledge generated after a rollback would count as stale, because it is not of the version that was
     # rolled back, and would be generated again and again.
-    app.timer(interval=FOLLOW_EVERY_S)(ModelFollower(settings, planner).follow)
+    follow_all(app, ModelFollower(settings, planner), ItemFollower(settings, planner))
 
     return app
+
+
+def follow_all(app: StreamsApp, *followers: ModelFollower | ItemFollower) -> None:
+    """Have an app look every second at what its planner follows."""
+    for follower in followers:
+        app.timer(interval=FOLLOW_EVERY_S)(follower.follow)
 
 
 @asynccontextmanager

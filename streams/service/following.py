@@ -1,14 +1,21 @@
-"""Makes the planner follow which model is in use, as all roles do."""
+"""Makes the planner follow which model is in use, as all roles do, and the items that come after its fit."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 
+from confluent_kafka import OFFSET_BEGINNING, Consumer, TopicPartition
+
 from schemas.artifacts import Registry
 from schemas.calibration import Calibration
+from schemas.catalogue.update import ItemUpdate
+from schemas.codec import decode
 from schemas.deployments import Deployments, base_of
+from schemas.errors import PoisonError
 from schemas.settings import Settings
+from schemas.settings.librdkafka import client
+from schemas.topics import ITEM_UPDATES
 from streams.decisions.planner import Planner
 from streams.profile.catalogue import ItemVectors
 
@@ -41,6 +48,45 @@ class ModelFollower:
             self._refused = str(error)
         else:
             self._refused = ""
+
+
+class ItemFollower:
+    """Gives a planner the vectors of items that came after the fit, from `item-updates`, read from its beginning.
+
+    Until an update is here, an event with such an item has no weight in an interest.
+    """
+
+    def __init__(self, settings: Settings, planner: Planner) -> None:
+        kafka = settings.kafka
+        self._planner = planner
+        self._vectors: ItemVectors | None = None
+        self._similar: dict[str, dict[str, float]] = {}
+        self._consumer = Consumer(client(kafka) | {
+            "group.id": kafka.full("freshet-streams-items"), "enable.auto.commit": False, "fetch.wait.max.ms": 500},
+            logger=log)
+        self._consumer.assign([TopicPartition(kafka.full(ITEM_UPDATES.name), 0, OFFSET_BEGINNING)])
+
+    async def follow(self) -> None:
+        """Take what has come. Call it between batches."""
+        came: dict[str, dict[str, float]] = {}
+        for record in self._consumer.consume(1000, 0.0):
+            if record.error() is not None or record.value() is None:  # the client recovers; an item was removed
+                continue
+            try:
+                update = decode(ItemUpdate, record.value())
+            except PoisonError as error:
+                log.error("unusable record on %s: %s", ITEM_UPDATES.name, error.reason)
+                continue
+            came[update.item_id] = {one.item_id: one.score for one in update.similar}
+        self._similar |= came
+        if self._vectors is not self._planner.vectors:  # another model: all of them again
+            came, self._vectors = self._similar, self._planner.vectors
+        if came:
+            self._vectors.add(came)
+
+    def close(self) -> None:
+        """Disconnect."""
+        self._consumer.close()
 
 
 def opened(settings: Settings, version: str) -> tuple[ItemVectors, Calibration, str]:
