@@ -26,6 +26,7 @@ from schemas.codec import dead_letter, encode
 from schemas.deployments import RECORD, Attempt, Deployments
 from schemas.events import BehaviourEvent
 from schemas.messages import (
+    Erasure,
     Judgement,
     KnowledgeRequest,
     KnowledgeUpdate,
@@ -105,6 +106,7 @@ def messages(sent: dict[str, BaseModel]) -> dict[str, BaseModel]:
     return sent | {
         "behaviour-events": BehaviourEvent(user_id="u", item_id="i1", event_time=30.0, event_type="view"),
         "recommendations": recommendation, "dead-letters": letter,
+        "erasures": Erasure(user_id="u", requested_at=2e9),
         "user-seen": UserSeen(user_id="u", allow=["sale"], keep=True),
         "catalogue": CatalogueItem(
             item_id="i1", title="a thing", attributes=["kind"], text="more of it", available=False, labels=["new"],
