@@ -110,15 +110,27 @@ def measure(home: Path, rate: float, seconds: float, number: int, events: float)
             if events:
                 feeding.start()
             console = psutil.Process(running.pids["console"])
-            busy = sum(console.cpu_times()[:2])
+            busy, delay = sum(console.cpu_times()[:2]), waited(console.pid)
             asked = schedule(rate, seconds, users, items)
             found = asyncio.run(ask_all(f"http://127.0.0.1:{port}", asked))
             stop.set()
-            busy = (sum(console.cpu_times()[:2]) - busy) / seconds
+            busy, delay = (sum(console.cpu_times()[:2]) - busy) / seconds, (waited(console.pid) - delay) / seconds
             if events:
                 feeding.join()
             return figures(found, rate, seconds, number, events) | {
-                "console_cpu": round(busy, 3), "console_rss_mb": round(console.memory_info().rss / 1e6)}
+                "console_cpu": round(busy, 3), "console_waits": round(delay, 3),
+                "load": round(os.getloadavg()[0], 1), "console_rss_mb": round(console.memory_info().rss / 1e6)}
+
+
+def waited(pid: int) -> float:
+    """Return how long a process's threads have waited for a processor, seconds; 0 where the system does not say."""
+    total = 0
+    for path in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+        try:
+            total += int(path.read_text().split()[1])
+        except (OSError, IndexError):
+            continue
+    return total / 1e9
 
 
 def wait(condition, seconds: float) -> None:
@@ -153,7 +165,8 @@ def table(result: dict) -> str:
     rows.append(f"\nMilliseconds from when a request was due. {result['rate']:g} requests and "
                 f"{result['events_per_s']:g} events a second for {result['seconds']:g} s, {result['users']:,} users, "
                 "the whole embedded stack and "
-                f"the client on {result['cpus']} CPUs; the console takes {result['console_cpu']:.0%} of a core and "
+                f"the client on {result['cpus']} CPUs; the console takes {result['console_cpu']:.0%} of a core, "
+                f"waits for one {result['console_waits']:.0%} of the time (load {result['load']:g}) and takes "
                 f"{result['console_rss_mb']} MB. Answers: {status}.")
     return "\n".join(rows)
 

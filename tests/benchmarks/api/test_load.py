@@ -61,6 +61,7 @@ def test_figures_are_of_all_answers():
     found = LoadAnswers()
     for n in range(200):
         found.add("state" if n % 2 else "item", 200, n / 1000)
-    result = figures(found, 200.0, 1.0, 3, 10.0) | {"console_cpu": 0.1, "console_rss_mb": 90}
+    result = figures(found, 200.0, 1.0, 3, 10.0) | {
+        "console_cpu": 0.1, "console_rss_mb": 90, "console_waits": 0.02, "load": 1.5}
     assert (result["all"]["p99"], result["kinds"]["item"]["most"], result["status"]) == (198.0, 198.0, {"200": 200})
     assert "| all | 200 |" in table(result)

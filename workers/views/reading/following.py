@@ -110,8 +110,8 @@ class ViewsThreads:
 
     def _look(self) -> None:
         if not self._prepared:
-            self._stored.prepare()
             self._items.follow()
+            self._stored.prepare()
             self._prepared = True
         self._status.sample(time.monotonic())
         self._recent.events(time.time(), self._status.events)

@@ -1,13 +1,11 @@
 """What the store holds of a user and near an item.
 
-qdrant-client is imported at the start, if a store is set: that takes seconds of the interpreter, in which no request
-would be answered.
+qdrant-client takes 50 MB and seconds to import: where no store is set, it stays out.
 """
 
 from __future__ import annotations
 
 import threading
-from importlib import import_module
 from typing import TYPE_CHECKING
 
 from schemas.errors import FreshetError
@@ -33,17 +31,21 @@ class Stored:
         self._items: tuple[int, QdrantItems] | None = None
 
     def prepare(self) -> None:
-        """Import what asks the store, if there is one."""
-        if self._settings.qdrant.url:
-            import_module("workers.store.qdrant")
-            import_module("workers.store.items")
+        """Ask the store something, if there is one.
+
+        The first question imports the client, reads the system's certificates and builds models of answers: seconds of
+        the interpreter, in which no request would be answered.
+        """
+        self.user("")
+        if (first := self._catalogue.named(0, 0.0)) is not None:
+            self.near(first.item_id)
 
     def user(self, user_id: str) -> tuple[StoredKnowledge | None, str]:
         """Return a user's knowledge, and why it is not known, "" = it is, or there is none."""
-        store = self._of_users()
-        if store is None:
-            return None, self._why()
         try:
+            store = self._of_users()
+            if store is None:
+                return None, self._why()
             point = store.read([user_id]).get(user_id)
         except FreshetError as error:
             return None, str(error)
@@ -59,10 +61,10 @@ class Stored:
 
     def near(self, item_id: str) -> tuple[tuple[NamedItem, ...], str]:
         """Return the items whose texts are nearest, and why they are not known, "" = they are, or there are none."""
-        store = self._of_items()
-        if store is None:
-            return (), self._why()
         try:
+            store = self._of_items()
+            if store is None:
+                return (), self._why()
             point = store.read([item_id]).get(item_id)
             found = store.neighbours(point.vector, NEIGHBOURS, [item_id]) if point is not None else []
         except FreshetError as error:
