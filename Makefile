@@ -100,6 +100,9 @@ bench-refresh: setup ## what a refresh costs in each system, of the versions in 
 bench-e2e: setup ## event to recommendation, drift to fresh knowledge: open loop (ARGS='--broker kafka'; --quick)
 	$(BIN)/python -m benchmarks.e2e.run $(ARGS)
 
+bench-catalogue: setup ## items that come after the fit: how soon they are in lists, how well ranked, at what cost (ARGS=--quick)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.catalogue.run $(ARGS)
+
 bench-rank: setup ## ranking by the size of the catalogue: single requests and batches, beside torch and faiss (ARGS=--quick)
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c deploy/constraints.txt -e '.[bench]'
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.rank.run $(ARGS)
@@ -135,4 +138,4 @@ clean: ## remove the environment, caches and fitted models
 
 .PHONY: help setup demo test test-quick faults fuzz kill-loop soak pressure rehearse lint audit docs bench-frontier bench-ingest \
 	bench-experiment bench-judge bench-drift bench-price bench-ctr bench-refresh bench-quality bench-reference \
-	bench-bounds bench-alignment bench-concepts bench-scale bench-writing bench-sessions bench-rank bench-e2e bench-api clean
+	bench-bounds bench-alignment bench-concepts bench-scale bench-writing bench-sessions bench-rank bench-e2e bench-api bench-catalogue clean

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from queue import Empty, SimpleQueue
 
 import numpy as np
@@ -160,10 +160,23 @@ class CatalogueFollower:
             self._points.ask(item, text, dim)
         rows = [row for row, (item, text) in unread.items() if self._arrivals.ready(item, text, dim > 0)][:AT_ONCE]
         if rows:
-            named = [unread[row] for row in rows]
-            encoded = np.stack([self._arrivals.vector(item) for item, _ in named]) if dim else None
+            self._take(rows, unread, encodes=dim > 0)
+
+    def _take(self, rows: Sequence[int], unread: Mapping[int, tuple[str, str]], *, encodes: bool) -> None:
+        """Take items into the model; one that cannot be taken is left as it is, and no list waits for it."""
+        named = [unread[row] for row in rows]
+        encoded = np.stack([self._arrivals.vector(item) for item, _ in named]) if encodes else None
+        try:
             self._ranker.read(rows, Described([text for _, text in named], encoded),
                               [self._arrivals.similar(item) for item, _ in named])
+        except Exception:  # whatever the algebra raises on what an item says
+            if len(rows) > 1:
+                for row in rows:
+                    self._take([row], unread, encodes=encodes)
+                return
+            log.exception("item %s cannot be taken", named[0][0])
+            self._ranker.unread.pop(rows[0], None)
+        else:
             self._taken += len(rows)
 
     def close(self) -> None:

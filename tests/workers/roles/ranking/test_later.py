@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from schemas.artifacts import Artifact, Card, Registry, write_card
 from schemas.catalogue.item import CatalogueItem
 from schemas.catalogue.update import Alike, ItemUpdate, about
 from schemas.codec import encode
+from schemas.errors import StoreUnavailableError
 from schemas.settings import Settings
 from schemas.topics import CATALOGUE, DEAD_LETTERS
 from tests.workers import fitted
@@ -31,10 +32,11 @@ from workers.data.produce import EventProducer
 from workers.kafka.reader import read_all
 from workers.kafka.topics import create_topics
 from workers.roles.knowledge.later import LaterItemsThread
-from workers.roles.ranking.later import Arrivals, CatalogueFollower
+from workers.roles.ranking.later import Arrivals, CatalogueFollower, PointFetcher
 from workers.roles.ranking.ranker import Ranker
+from workers.store.embedded.engine import EdgeItems
 from workers.store.item_files import save_items
-from workers.store.items import QdrantItems
+from workers.store.items import ItemPoint, QdrantItems
 
 N = fitted.N
 TEXTS = [f"{list(AXES)[row % 3]} {row}" for row in range(N)]
@@ -95,6 +97,40 @@ def test_what_is_unread_follows_the_catalogue_and_the_model(tmp_path: Path) -> N
     ranker.take([Entry.gone("x", 5)])
     assert ranker.withheld is not None
     assert ranker.withheld.nonzero().flatten().tolist() == [N]
+
+
+class AwayStore(EdgeItems):
+    """The engine's store, which is away as often as it is told."""
+
+    away = 2
+
+    def read(self, item_ids: Collection[str]) -> dict[str, ItemPoint]:
+        if self.away:
+            self.away -= 1
+            raise StoreUnavailableError("the store is away")
+        return super().read(item_ids)
+
+
+def test_encodings_are_read_when_the_store_is_back_and_those_of_an_old_text_are_waited_for(tmp_path: Path) -> None:
+    store = AwayStore(tmp_path / "store", 4)
+    store.ensure()
+    store.upsert([ItemPoint("x", 1, "m1", encoded(["soap"])[0], "soap"),
+                  ItemPoint("y", 1, "m1", encoded(["soap"])[0], "old")])
+    points = PointFetcher(lambda _: store)
+    points.ask("x", "soap", 4)
+    points.ask("y", "scent", 4)
+    found: list[str] = []
+    deadline = time.monotonic() + 60
+    while found != ["x"]:
+        found += [item for item, _, _ in points.found()]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    store.upsert([ItemPoint("y", 2, "m1", encoded(["scent"])[0], "scent")])
+    while found != ["x", "y"]:
+        found += [item for item, _, _ in points.found()]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    points.close()
 
 
 @pytest.fixture

@@ -1,0 +1,1 @@
+"""Benchmark of a catalogue that lives."""
