@@ -25,8 +25,8 @@ def test_items_without_training_events_come_last_and_are_found_once_they_are_put
 
 
 @pytest.mark.slow
-def test_the_quick_run_prints_every_figure(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_quick_run_prints_every_figure(capfd: pytest.CaptureFixture[str]) -> None:
     run.main(["--quick"])
-    text = capsys.readouterr().out
+    text = capfd.readouterr().out
     assert "can be in a list for its text" in text
     assert "another fit, with them" in text
