@@ -105,6 +105,7 @@ def measure(home: Path, rate: float, seconds: float, number: int, events: float)
             produce(kafka, users, items, EACH)
             for user in users[-20:]:  # all of them are ranked
                 wait(lambda user=user: answers(port, f"/v1/users/{user.replace(' ', '%20')}/recommendations"), 300)
+            wait(lambda: idle(place), 600)  # knowledge of all of them is made: what is measured is the steady state
             stop = threading.Event()
             feeding = threading.Thread(target=traffic, args=(kafka, users, items, events, stop))
             if events:
@@ -131,6 +132,17 @@ def waited(pid: int) -> float:
         except (OSError, IndexError):
             continue
     return total / 1e9
+
+
+def idle(home: Path) -> bool:
+    """Return whether no role has work, now and 3 s later."""
+    for _ in range(2):
+        for role in ("streams", "knowledge", "ranking"):
+            found = json.loads((home / "run" / f"{role}.json").read_text())
+            if found["busy"] or found["lag"]:
+                return False
+        time.sleep(1.5)
+    return True
 
 
 def wait(condition, seconds: float) -> None:
