@@ -81,8 +81,7 @@ def decode_record(
     Raises:
         PoisonError: there is no event in the bytes; the error contains the reason.
     """
-    if (value and reader.plain and value.isascii() and b"\\" not in value
-            and not (headers and any(name.startswith(CE_PREFIX) for name, _ in headers))):
+    if value and reader.plain and value.isascii() and b"\\" not in value and not (headers and _is_cloud_event(headers)):
         try:
             plain = _decode_plain(value)
         except (msgspec.MsgspecError, ValueError):
@@ -96,6 +95,10 @@ def decode_record(
     # Events of one record share its offset. Those after the first would count as redelivered, so none of them has one.
     at = offset if len(read) == 1 else -1
     return [Event(*event, at, caused_at, backfill) for event in read], reason
+
+
+def _is_cloud_event(headers: Sequence[tuple[str, bytes]]) -> bool:
+    return any(name.startswith(CE_PREFIX) for name, _ in headers)
 
 
 def decode_events(
@@ -118,12 +121,14 @@ def decode_events(
     usable: list[Any] = []
     unusable: list[Unusable] = []
     latest = now + future_s
+    before, backfill, carried = (), False, ()
     for record in records:
-        headers = record.headers
-        backfill = bool(headers) and BACKFILL_HEADER in dict(headers)
+        if (headers := record.headers) != before:  # most records of a batch have the same, or none
+            before, backfill = headers, BACKFILL_HEADER in dict(headers)
+            carried = headers if not backfill or len(headers) > 1 else ()  # that one says nothing to the reader
         try:
             found, reason = decode_record(
-                record.value, record.offset, (record.timestamp or 0) / 1000.0, backfill, reader, headers)
+                record.value, record.offset, (record.timestamp or 0) / 1000.0, backfill, reader, carried)
         except PoisonError as error:
             unusable.append(Unusable(record, "unreadable", error.reason))
             continue

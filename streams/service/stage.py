@@ -242,15 +242,12 @@ class Stage:
         """Return the traces that a batch's records belong to. A look at the headers is all that most records cost."""
         traces, full = tracing(), self.settings.kafka.full
         begin = traces.begins and topic == BEHAVIOUR_EVENTS.name
-        found = []
-        plain: Any = ()  # headers without a context; most records have none, or the same as the one before: 50 ns
-        for user, record in zip(work.users, work.records, strict=True):
-            headers = record.headers
-            if begin or (headers and headers != plain):
-                if begin or "traceparent" in dict(headers):
-                    found.append(Traced(user, partition, record.offset, headers))
-                else:
-                    plain = headers
+        most = work.records[0].headers if work.records else ()  # of most records: none, or the same: 50 ns to see it
+        if begin or (most and "traceparent" in dict(most)):
+            most = None
+        others = [n for n, record in enumerate(work.records) if record.headers != most]
+        found = [Traced(work.users[n], partition, work.records[n].offset, work.records[n].headers) for n in others
+                 if begin or "traceparent" in dict(work.records[n].headers)]
         return traces.batch(Consumed(
             "streams", full(_GROUP), full(topic), records), found, begin) if found else BatchTrace()
 
