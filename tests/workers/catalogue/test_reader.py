@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -76,3 +77,20 @@ def test_what_was_produced_is_read_by_all_and_again_after_a_restart(
         assert again.entries[row].title == catalogue.entries[catalogue.rows[name]].title
     reader.close()
     other.close()
+
+    # the next fit reads it: what the topic says replaces the file's items, new ones come to their end
+    data = tmp_path / "items of the fit.jsonl"
+    data.write_text('{"item_id": 7, "title": "Old"}\n{"item_id": "a", "title": "First", "attributes": ["soap"]}\n'
+                    '{"item_id": "x", "title": "Stays, for histories"}\n')
+    done = CliRunner().invoke(app, ["catalogue", str(data)])
+    assert done.exit_code == 0, done.output
+    assert "3 items, 1 of them" in done.stdout
+    assert "1 records of the topic cannot be used" in done.stdout
+    found = [json.loads(line) for line in data.read_text().splitlines()]
+    assert [(row["item_id"], row["title"]) for row in found] == [
+        ("7", "Old"), ("a", "Back"), ("x", "Stays, for histories")]
+    data.write_text("no item\n")
+    refused = CliRunner().invoke(app, ["catalogue", str(data)])
+    assert refused.exit_code == 1
+    assert "line 1: no item" in str(refused.exception)
+    assert data.read_text() == "no item\n"
