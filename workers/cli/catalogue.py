@@ -11,8 +11,8 @@ from schemas.settings import load
 
 
 def catalogue(
-    file: Annotated[Path, typer.Argument(help="File of JSON lines, such as items.jsonl beside events.csv. Its items stay, as "
-                                              "far as the topic says nothing else of them.")],
+    file: Annotated[Path, typer.Argument(help="File of JSON lines, such as items.jsonl beside events.csv. Its items "
+                                              "stay, as far as the topic says nothing else of them.")],
 ) -> None:
     """Write the items of the topic `catalogue` into a file, for the next `freshet fit`.
 
