@@ -15,7 +15,6 @@ import typer
 from schemas.errors import FreshetError
 from workers.cli import (
     calibrate,
-    catalogue,
     data,
     dead_letters,
     doctor,
@@ -47,7 +46,7 @@ app.command()(service.up)
 app.command(hidden=True)(service.role)
 app.command()(service.health)
 app.command()(stream.produce)
-app.command()(catalogue.catalogue)
+app.command()(stream.catalogue)
 app.command()(stream.tail)
 app.command()(stream.topics)
 app.command()(dead_letters.dead_letters)

@@ -1,4 +1,4 @@
-"""`freshet produce`, `freshet tail` and `freshet topics`: send events and read topics."""
+"""`freshet produce`, `catalogue`, `tail` and `topics`: send events and items, and read topics."""
 
 from __future__ import annotations
 
@@ -87,6 +87,27 @@ def _report(delivered: int, account: Account, what: str, topic: str) -> None:
         typer.echo(line, err=True)
     if account.left_out:
         raise FreshetError(f"{account.left_out:,} of {account.read:,} rows are not valid {what} and were not sent")
+
+
+def catalogue(
+    file: Annotated[Path, typer.Argument(help="File of JSON lines, such as items.jsonl beside events.csv. Its items "
+                                              "stay, as far as the topic says nothing else of them.")],
+) -> None:
+    """Write the items of the topic `catalogue` into a file, for the next `freshet fit`.
+
+    Examples:
+
+    `freshet catalogue my-shop/items.jsonl`
+
+    `freshet fit --data my-shop`
+    """
+    from workers.catalogue.export import export
+    from workers.home.stack_info import connected
+
+    items, came, bad = export(connected(load()).kafka, file)
+    typer.echo(f"{file}: {items:,} items, {came:,} of them as the topic has them")
+    if bad:
+        typer.echo(f"{bad:,} records of the topic cannot be used; `freshet dead-letters` lists them")
 
 
 def tail(
