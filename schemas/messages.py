@@ -145,6 +145,11 @@ class KnowledgeUpdate(Message):
     caused_at: Seconds
     generated_at: Seconds
     written: bool = Field(default=True, description="false = the store already had a newer version")
+    spent_s: Seconds | None = Field(
+        default=None, description="its share of the seconds that the batch took in the language model; null = it was "
+                                  "in the store already")
+    spent_tokens: float | None = Field(
+        default=None, ge=0, allow_inf_nan=False, description="its share of the batch's tokens")
 
 
 class ScoredItem(BaseModel):

@@ -68,7 +68,7 @@ class Refresh:
         written: False = the store had a newer version already.
         gained, lost: items that entered and left the list when it first used this version; None = no such list is
             held.
-        seconds, tokens: what the language model spent on it; None = the topics do not say.
+        seconds, tokens: what the language model spent on it; None = not made, or announced again.
     """
 
     version: int

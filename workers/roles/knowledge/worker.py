@@ -52,7 +52,6 @@ class Generator(Protocol):
             users: the users' ids; () = not known.
         """
 
-
 def history_hash(history: Sequence[str]) -> str:
     """Return a short hash of a history; equal histories have equal hashes."""
     return hashlib.blake2b("\x1f".join(history).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
@@ -72,12 +71,19 @@ class KnowledgeProcessor:
     """Turns requests into updates, `batch` users per forward pass. Each pass's updates are sent before the next pass.
 
     Repeating a request is harmless: knowledge that is in the store already is only announced again.
+
+    Args:
+        batch: users per forward pass.
+        clock: wall clock, seconds.
+        tokens: returns how many tokens the language model has read so far.
     """
 
     def __init__(
         self, generator: Generator, store: KnowledgeStore, batch: int, clock: Callable[[], float] = time.time,
+        tokens: Callable[[], int] = lambda: 0,
     ) -> None:
         self.generator = generator
+        self._tokens = tokens
         self._store = store
         self._batch = batch
         self._clock = clock
@@ -136,10 +142,11 @@ class KnowledgeProcessor:
     def _pass(
         self, requests: Sequence[KnowledgeRequest], damaged: Mapping[str, DamagedPoint],
     ) -> list[Output | Rejected]:
-        started = time.perf_counter()
+        started, before = time.perf_counter(), self._tokens()
         made = self.generator.generate(
             [request.history for request in requests], [request.user_id for request in requests])
         took = time.perf_counter() - started
+        spent = (took / len(requests), (self._tokens() - before) / len(requests))
         self.counters["generate_s"] += took
         _GENERATE.observe(took)
         _USERS.observe(len(requests))
@@ -167,7 +174,8 @@ class KnowledgeProcessor:
         # A newer version was written in between. Readers see that one, so announce that one.
         newer = self._store.read(overtaken) if overtaken else {}
         for (request, _), point, here in zip(sound, points, written, strict=True):
-            out.append(_announce(point if here else newer.get(point.user_id, point), request, written=here))
+            shown = point if here else newer.get(point.user_id, point)
+            out.append(_announce(shown, request, written=here, spent=spent))
             if here:
                 _FRESHNESS.labels(request.reason).observe(max(0.0, readable - request.caused_at))
         self._count([request for (request, _), here in zip(sound, written, strict=True) if here], "written")
@@ -190,11 +198,14 @@ class KnowledgeProcessor:
             items=tuple(made.items[row][there].tolist()), weights=tuple(made.weights[row][there].tolist()))
 
 
-def _announce(point: KnowledgePoint, request: KnowledgeRequest, *, written: bool) -> Output:
+def _announce(
+    point: KnowledgePoint, request: KnowledgeRequest, *, written: bool,
+    spent: tuple[float | None, float | None] = (None, None),
+) -> Output:
     return Output(KNOWLEDGE_UPDATES, point.user_id, KnowledgeUpdate(
         user_id=point.user_id, version=point.version, model_version=point.model_version, reason=request.reason,
         count=point.count, event_time=point.event_time, history_hash=point.history_hash, caused_at=request.caused_at,
-        generated_at=point.generated_at, written=written))
+        generated_at=point.generated_at, written=written, spent_s=spent[0], spent_tokens=spent[1]))
 
 
 def main(settings: Settings) -> None:
@@ -206,7 +217,8 @@ def main(settings: Settings) -> None:
     artifact = Registry(settings.home).open()
     generator = LlmGenerator.load(settings, artifact)
     store = QdrantStore.of(settings, generator.dim)
-    processor = KnowledgeProcessor(generator, store, settings.llm.batch)
+    processor = KnowledgeProcessor(
+        generator, store, settings.llm.batch, tokens=lambda: generator.counters()["llm_tokens"])
     create_topics(settings.kafka)
     items = ItemFiller(settings, artifact)
     later = LaterItemsThread(settings, artifact)

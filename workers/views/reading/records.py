@@ -77,6 +77,8 @@ class KeptUpdate(msgspec.Struct):
     caused_at: float
     generated_at: float
     written: bool = True
+    spent_s: float | None = None
+    spent_tokens: float | None = None
 
 
 class KeptMargin(msgspec.Struct, frozen=True):

@@ -81,7 +81,8 @@ def refreshes(kept: Mapping[int, KeptRefresh], lists: Sequence[KeptList], title:
             freshness_s=max(0.0, made.generated_at - made.caused_at) if made else None,
             written=made.written if made else None,
             gained=None if gained is None else tuple(NamedItem(item, title(item)) for item in gained),
-            lost=None if lost is None else tuple(NamedItem(item, title(item)) for item in lost)))
+            lost=None if lost is None else tuple(NamedItem(item, title(item)) for item in lost),
+            seconds=made.spent_s if made else None, tokens=made.spent_tokens if made else None))
     return tuple(out)
 
 

@@ -93,7 +93,9 @@ def test_requests_with_high_priority_come_first(generator: LlmGenerator, store: 
 def test_a_redelivered_request_is_announced_again_but_not_generated(generator: LlmGenerator, store: EdgeStore) -> None:
     (first,) = updates(list(KnowledgeProcessor(generator, store, 4)([request("a", 2)])))
     again = KnowledgeProcessor(generator, store, 4)
-    assert updates(list(again([request("a", 2)]))) == [first]
+    assert first.spent_s is not None
+    assert first.spent_s > 0
+    assert updates(list(again([request("a", 2)]))) == [first.model_copy(update={"spent_s": None, "spent_tokens": None})]
     assert again.counters["generated"] == 0
 
 
@@ -101,6 +103,15 @@ def test_a_newer_version_in_the_store_is_announced_instead(generator: LlmGenerat
     list(KnowledgeProcessor(generator, store, 4)([request("a", 6)]))
     (update,) = updates(list(KnowledgeProcessor(generator, store, 4)([request("a", 2)])))
     assert (update.version, update.count, update.written) == (6, 9, False)
+
+
+def test_an_update_says_what_its_user_cost(generator: LlmGenerator, store: EdgeStore) -> None:
+    work = KnowledgeProcessor(generator, store, 4, tokens=lambda: generator.counters()["llm_tokens"])
+    before = generator.counters()["llm_tokens"]
+    found = updates(list(work([request("a", 1), request("b", 1)])))
+    assert len(found) == 2
+    assert sum(one.spent_tokens or 0 for one in found) == generator.counters()["llm_tokens"] - before > 0
+    assert sum(one.spent_s or 0 for one in found) == pytest.approx(work.counters["generate_s"])
 
 
 class Broken:

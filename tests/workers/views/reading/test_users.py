@@ -39,13 +39,15 @@ def test_lists_are_newest_first_with_titles_and_texts():
 
 
 def test_a_refresh_says_why_when_and_what_it_changed():
-    parts = {1: KeptRefresh(ASKED.decode(encode(request(version=1))), MADE.decode(encode(update(version=1)))),
+    parts = {1: KeptRefresh(ASKED.decode(encode(request(version=1))), MADE.decode(encode(
+                update(version=1).model_copy(update={"spent_s": 0.25, "spent_tokens": 5.0})))),
              2: KeptRefresh(ASKED.decode(encode(request(version=2, reason="drift")))), 3: KeptRefresh()}
     lists = kept(recommendation(items=("i1", "i2")), recommendation(items=("i2", "i3"), version=1))
     asked, made = refreshes(parts, lists, title)
     assert (asked.version, asked.reason, asked.generated_at, asked.freshness_s, asked.gained) == (
         2, "drift", None, None, None)
     assert (made.requested_at, made.generated_at, made.freshness_s, made.written) == (T0 + 1, T0 + 4, 4.0, True)
+    assert (made.seconds, made.tokens, asked.seconds) == (0.25, 5.0, None)
     assert [one.item_id for one in made.gained or ()] == ["i3"]
     assert [one.title for one in made.lost or ()] == ["One"]
 
