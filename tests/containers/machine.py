@@ -157,7 +157,11 @@ class Machine:
                     shutil.copy(ROOT / source, place)
         run(sys.executable, "-m", "venv", "--without-pip", PLACE)
         packages = Path(sysconfig.get_path("purelib", "venv", {"base": str(PLACE), "platbase": str(PLACE)}))
-        (packages / "libraries.pth").write_text(sysconfig.get_path("purelib") + "\n")
+        # Not by their own path: a checkout below /tmp is hidden by a container's own /tmp.
+        libraries = PLACE / "libraries"
+        libraries.mkdir()
+        run("mount", "--bind", sysconfig.get_path("purelib"), libraries)
+        (packages / "libraries.pth").write_text(f"{libraries}\n")
         run(sys.executable, "-m", "pip", "--python", PLACE / "bin" / "python", "install", "--quiet", "--no-deps",
             "--no-index", "--no-build-isolation", context)
 
