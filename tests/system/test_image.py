@@ -64,10 +64,10 @@ def place(tmp_path: Path) -> Path:
         if parent.stat().st_uid == os.getuid() and parent.is_relative_to("/tmp") and parent != Path("/tmp"):  # noqa: S108
             parent.chmod(0o755)
     (tmp_path / "bare").mkdir()
-    made = re.search(rf"install -d -o {UID} -g {UID} -m 0755 ([^&\n]+)", DOCKERFILE)
+    made = re.search(rf"install -d -o {UID} -g {UID} -m 0755 ((?:\\\n|[^&\n])+)", DOCKERFILE)
     assert made is not None
     home = Path("/var/lib/freshet")
-    for folder in ["/tmp", *made[1].split()]:  # noqa: S108
+    for folder in ["/tmp", *made[1].replace("\\\n", " ").split()]:  # noqa: S108
         inside = tmp_path / ("tmp" if folder == "/tmp" else Path("home") / Path(folder).relative_to(home))  # noqa: S108
         inside.mkdir(exist_ok=True)
         os.chown(inside, UID, UID)

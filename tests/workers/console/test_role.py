@@ -16,7 +16,7 @@ from urllib.parse import quote
 import httpx
 import orjson
 import pytest
-from confluent_kafka import Producer
+from confluent_kafka import KafkaError, KafkaException, Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from schemas.liveness import counters_file, ready_file
@@ -34,6 +34,18 @@ from workers.views.reading.folding import LiveRecord
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 HOSTILE = "<script>alert('ü')</script>/../\n"
+
+
+def _produced(sender: Producer, one: LiveRecord, number: int) -> bool:
+    """Return whether a record was handed over; False while the client has not heard of a new topic's partitions."""
+    try:
+        sender.produce(one.topic, one.value, key=one.key, partition=number)
+    except KafkaException as error:
+        if error.args[0].code() != KafkaError._UNKNOWN_PARTITION:
+            raise
+        sender.poll(0.1)
+        return False
+    return True
 
 
 class Running:
@@ -69,7 +81,7 @@ class Running:
             if one.topic == CHANGELOG:
                 self._need_changelog()
             number = 0 if one.topic == DEAD_LETTERS.name else partition_of(one.key or b"", 3)
-            sender.produce(one.topic, one.value, key=one.key, partition=number)
+            self.wait(lambda: _produced(sender, one, number))  # noqa: B023 - called at once
         assert sender.flush(20) == 0
 
     def _need_changelog(self) -> None:
